@@ -1,0 +1,142 @@
+"""Load a model and find its layers of routed experts, by structure alone.
+
+An experts module is one that transformers routes through its experts interface (`transformers.integrations.moe`): it carries the
+marks which that decorator leaves, holds parameters with the expert axis first and is called with hidden states [T, H], expert
+ids [T, k] and gate weights [T, k]. Its parent is the MoE block; the router is the sibling with a weight of E rows.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from experts.errors import ExciseError
+
+# Keys under which configurations and modules store E.
+COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# Tensors with an expert axis that are known to be safe to slice on axis 0 on the router's side of a block.
+ROUTER_TENSORS = ("weight", "bias", "e_score_correction_bias")
+
+
+@dataclass(frozen=True)
+class MoELayer:
+    """One MoE block. `router_tensors` lists (module, tensor name) of everything outside the experts with E entries on axis 0."""
+
+    index: int
+    name: str
+    block: nn.Module
+    experts: nn.Module
+    router: nn.Module
+    router_tensors: tuple[tuple[nn.Module, str], ...]
+
+    @property
+    def counters(self) -> list[tuple[nn.Module, str]]:
+        """Integer attributes of the block and its router-side modules that hold E."""
+        modules = {id(module): module for module in (self.block, *(module for module, _ in self.router_tensors))}
+        return [(module, key) for module in modules.values() for key in COUNT_KEYS if isinstance(vars(module).get(key), int)]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The L MoE layers of a model. experts = E, top_k = k, groups = router groups (1 = none), top_groups = groups a token may use."""
+
+    model: PreTrainedModel
+    layers: tuple[MoELayer, ...]
+    experts: int
+    top_k: int
+    groups: int
+    top_groups: int
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return tuple(layer.index for layer in self.layers)
+
+
+def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (in evaluation mode, on the GPU if there is one) and tokenizer from a local checkpoint folder."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"trust_remote_code": trust_remote_code}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).to(device).eval()
+    return model, AutoTokenizer.from_pretrained(folder, **options)
+
+
+def dissect(model: PreTrainedModel) -> Anatomy:
+    """Finds the MoE layers. Raises ExciseError for a dense model or one whose experts bypass the interface."""
+    modules = dict(model.named_modules())
+    layers = tuple(_layer(name, modules) for name, module in modules.items() if _is_experts(module))
+    config = model.config.get_text_config()
+    if not layers:
+        raise ExciseError(_why_none(config))
+    counts = {layer.index: _expert_count(layer.experts) for layer in layers}
+    if len(set(counts.values())) > 1:
+        raise ExciseError(f"the MoE layers have different numbers of experts ({counts}): prune the original model, not a pruned one")
+    groups, top_groups = router_groups(config.to_dict())
+    return Anatomy(model, layers, counts[layers[0].index], _top_k(config, layers[0]), groups, top_groups)
+
+
+def router_groups(config: dict[str, Any]) -> tuple[int, int]:
+    """(groups, groups a token may use) of a group-limited router; (1, 1) where routing is not limited to groups."""
+    groups = config.get("n_group") or 1
+    if groups == 1 or config.get("topk_method") == "greedy":
+        return 1, 1
+    return groups, config.get("topk_group") or groups
+
+
+def _is_experts(module: nn.Module) -> bool:
+    return hasattr(module, "_is_expert_parallel") and hasattr(type(module).forward, "__wrapped__")
+
+
+def _expert_count(experts: nn.Module) -> int:
+    return int(next(experts.parameters()).shape[0])
+
+
+def _top_k(config: Any, layer: MoELayer) -> int:
+    for owner in (layer.router, layer.block, config):
+        for key in ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_k"):
+            if isinstance(value := getattr(owner, key, None), int):
+                return value
+    raise ExciseError(f"{layer.name}: cannot tell how many experts are active per token (no top_k in router or config)")
+
+
+def _layer(name: str, modules: dict[str, nn.Module]) -> MoELayer:
+    experts, parent = modules[name], name.rpartition(".")[0]
+    block, count = modules[parent], _expert_count(modules[name])
+    for key, parameter in experts.named_parameters():
+        if parameter.shape[:1] != (count,):
+            raise ExciseError(f"{name}.{key} has shape {tuple(parameter.shape)}: no expert axis of {count} in front, so it cannot be cut")
+    tensors = _router_tensors(parent, block, experts, count)
+    routers = [module for module, key in tensors if key == "weight" and getattr(module, key).ndim == 2]
+    if len(routers) != 1:
+        raise ExciseError(f"{parent}: found {len(routers)} routers with {count} rows, expected one; this routing is not supported")
+    numbers = re.findall(r"\.(\d+)(?=\.|$)", parent)
+    if len(numbers) != 1:
+        raise ExciseError(f"{parent}: cannot tell the decoder layer from the module's name")
+    return MoELayer(int(numbers[0]), parent, block, experts, routers[0], tensors)
+
+
+def _router_tensors(parent: str, block: nn.Module, experts: nn.Module, count: int) -> tuple[tuple[nn.Module, str], ...]:
+    inside = {id(module) for module in experts.modules()}
+    found: list[tuple[nn.Module, str]] = []
+    for path, module in block.named_modules():
+        if id(module) in inside or "shared" in path:
+            continue
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if count in tensor.shape[:1]:
+                if key not in ROUTER_TENSORS:
+                    raise ExciseError(f"{parent}.{path}.{key} has {count} rows and is not a known router tensor: refusing to prune around it")
+                found.append((module, key))
+    return tuple(found)
+
+
+def _why_none(config: Any) -> str:
+    keys = [key for key in COUNT_KEYS if getattr(config, key, None)]
+    if keys:
+        return (
+            f"{config.model_type}: a mixture of experts ({keys[0]} = {getattr(config, keys[0])}) outside transformers' experts "
+            "interface; Excise can neither watch nor edit its routing"
+        )
+    return f"{config.model_type}: a dense model, without routed experts; there is nothing to prune"

@@ -1,0 +1,5 @@
+"""The one exception that reaches a user: its message is one clear line that names the problem and the way out."""
+
+
+class ExciseError(Exception):
+    """An error a user can act on. The command line prints the message and exits 1."""

@@ -1,0 +1,101 @@
+"""Plan: which experts every MoE layer keeps. Plain data, JSON on disk, no torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experts.errors import ExciseError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The experts that survive.
+
+    experts: E, the experts of each MoE layer before pruning.
+    kept: decoder layer index -> sorted ids of the kept experts, for each of the L MoE layers.
+    model: fingerprint of the checkpoint the plan was made for; empty = any model of that shape.
+    criterion, budget: provenance, printed in reports and the model card.
+    """
+
+    experts: int
+    kept: Mapping[int, tuple[int, ...]]
+    model: str = ""
+    criterion: str = ""
+    budget: str = ""
+
+    def __post_init__(self) -> None:
+        for layer, ids in self.kept.items():
+            if not ids:
+                raise ExciseError(f"plan: layer {layer} keeps no expert; every MoE layer must keep at least top_k")
+            if list(ids) != sorted(set(ids)):
+                raise ExciseError(f"plan: the expert ids of layer {layer} must be sorted and without repeats, got {list(ids)}")
+            if ids[0] < 0 or ids[-1] >= self.experts:
+                wrong = ids[0] if ids[0] < 0 else ids[-1]
+                raise ExciseError(f"plan: layer {layer} keeps expert {wrong}, but the model has experts 0..{self.experts - 1}")
+
+    @property
+    def counts(self) -> dict[int, int]:
+        return {layer: len(ids) for layer, ids in self.kept.items()}
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def uniform(self) -> bool:
+        return len(set(self.counts.values())) == 1
+
+    @property
+    def fraction(self) -> float:
+        """Share of all experts that is removed, in [0, 1)."""
+        return 1 - self.total / (self.experts * len(self.kept))
+
+    @property
+    def digest(self) -> str:
+        """Identity of the choice alone: equal for two plans that keep the same experts."""
+        return hashlib.sha256(json.dumps([self.experts, sorted(self.kept.items())]).encode()).hexdigest()[:16]
+
+    def check_model(self, layers: tuple[int, ...], experts: int, fingerprint: str = "") -> None:
+        """Refuses a plan that was made for another model."""
+        if experts != self.experts:
+            raise ExciseError(f"plan for another model: it counts {self.experts} experts per layer, the model has {experts}")
+        if set(layers) != set(self.kept):
+            raise ExciseError(f"plan for another model: it prunes layers {sorted(self.kept)}, the model's MoE layers are {list(layers)}")
+        if fingerprint and self.model and fingerprint != self.model:
+            raise ExciseError(
+                f"plan for another model: it was made for fingerprint {self.model}, this one has {fingerprint}; "
+                "make the plan again, or empty its \"model\" entry if you are sure"
+            )
+
+    def for_model(self, fingerprint: str) -> "Plan":
+        return replace(self, model=fingerprint)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "criterion": self.criterion,
+            "budget": self.budget,
+            "experts": self.experts,
+            "kept": {str(layer): list(ids) for layer, ids in sorted(self.kept.items())},
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, origin: str = "plan") -> "Plan":
+        try:
+            kept = {int(layer): tuple(int(i) for i in ids) for layer, ids in data["kept"].items()}
+            provenance = {key: str(data.get(key, "")) for key in ("model", "criterion", "budget")}
+            return cls(experts=int(data["experts"]), kept=kept, **provenance)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ExciseError(f'{origin}: not a plan; expected {{"experts": E, "kept": {{"layer": [ids]}}}} ({error!r})') from error
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except FileNotFoundError as error:
+            raise ExciseError(f"{path}: no such plan file") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ExciseError(f"{path}: not JSON ({error})") from error

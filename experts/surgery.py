@@ -1,0 +1,52 @@
+"""Cut a model in memory: what a restriction does for a while, for good."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from experts.anatomy import COUNT_KEYS, Anatomy, MoELayer, dissect
+from experts.plan import Plan
+
+
+@torch.no_grad()
+def cut(anatomy: Anatomy, plan: Plan) -> Anatomy | None:
+    """Removes the experts that `plan` does not keep, in place; ids are renumbered 0..n-1 in order.
+
+    Returns the new anatomy, or None where layers now differ in size (no stock configuration describes such a model).
+    """
+    plan.check_model(anatomy.indices, anatomy.experts)
+    for layer in anatomy.layers:
+        cut_layer(layer, plan.kept[layer.index])
+    if not plan.uniform:
+        return None
+    set_count(anatomy.model.config.get_text_config(), len(next(iter(plan.kept.values()))))
+    return dissect(anatomy.model)
+
+
+@torch.no_grad()
+def cut_layer(layer: MoELayer, kept: tuple[int, ...]) -> None:
+    """Slices the experts, the router and the counters of one MoE block."""
+    for name, parameter in list(layer.experts.named_parameters()):
+        owner, _, key = name.rpartition(".")
+        _replace(layer.experts.get_submodule(owner), key, _rows(parameter, kept))
+    for module, key in layer.router_tensors:
+        _replace(module, key, _rows(getattr(module, key), kept))
+    for module, key in (*layer.counters, *((layer.experts, key) for key in COUNT_KEYS if hasattr(layer.experts, key))):
+        setattr(module, key, len(kept))
+
+
+def set_count(config: PreTrainedConfig, count: int) -> None:
+    for key in COUNT_KEYS:
+        if getattr(config, key, None) is not None:
+            setattr(config, key, count)
+
+
+def _rows(tensor: Tensor, kept: tuple[int, ...]) -> Tensor:
+    return tensor.detach()[torch.tensor(kept, device=tensor.device)].contiguous()
+
+
+def _replace(module: nn.Module, key: str, value: Tensor) -> None:
+    if key in module._parameters:
+        module._parameters[key] = nn.Parameter(value, requires_grad=value.is_floating_point())
+    else:
+        module._buffers[key] = value

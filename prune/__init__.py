@@ -1,0 +1,1 @@
+"""The product: recipes, stages, the streaming export and the command line."""

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups
 from experts.errors import ExciseError
 
-# Keys under which configurations and modules store E.
-COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Tensors with an expert axis that are known to be safe to slice on axis 0 on the router's side of a block.
 ROUTER_TENSORS = ("weight", "bias", "e_score_correction_bias")
 
@@ -78,14 +77,6 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     return Anatomy(model, layers, counts[layers[0].index], _top_k(config, layers[0]), groups, top_groups)
 
 
-def router_groups(config: dict[str, Any]) -> tuple[int, int]:
-    """(groups, groups a token may use) of a group-limited router; (1, 1) where routing is not limited to groups."""
-    groups = config.get("n_group") or 1
-    if groups == 1 or config.get("topk_method") == "greedy":
-        return 1, 1
-    return groups, config.get("topk_group") or groups
-
-
 def _is_experts(module: nn.Module) -> bool:
     return hasattr(module, "_is_expert_parallel") and hasattr(type(module).forward, "__wrapped__")
 
@@ -96,7 +87,7 @@ def _expert_count(experts: nn.Module) -> int:
 
 def _top_k(config: Any, layer: MoELayer) -> int:
     for owner in (layer.router, layer.block, config):
-        for key in ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_k"):
+        for key in ("top_k", *TOP_K_KEYS):
             if isinstance(value := getattr(owner, key, None), int):
                 return value
     raise ExciseError(f"{layer.name}: cannot tell how many experts are active per token (no top_k in router or config)")

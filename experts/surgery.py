@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from experts.anatomy import COUNT_KEYS, Anatomy, MoELayer, dissect
+from experts.anatomy import Anatomy, MoELayer, dissect
+from experts.configuration import COUNT_KEYS
 from experts.plan import Plan
 
 

@@ -1,0 +1,147 @@
+"""One forward pass over text that fills Statistics for every observational criterion at once.
+
+Each expert runs once per routed token, as in a plain forward: the experts' own call is made with one (token, expert) pair per
+row, so the outputs are visible before weighting. Only norms and sums leave the call.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from criteria.statistics import Statistics
+from criteria.text import Windows
+from experts.anatomy import Anatomy, MoELayer
+from experts.errors import ExciseError
+from experts.seam import Forward, combine, intercepted, unweighted
+
+
+class Sums:
+    """Running sums of one MoE layer, float64, on the model's device. Shapes as in Statistics without the leading L."""
+
+    def __init__(self, experts: int, domains: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self.moments, self.peak, self.turning = zeros(experts, 9), zeros(experts), zeros(experts)
+        self.together, self.by_domain = zeros(experts, experts), zeros(experts, domains)
+
+    def add(self, index: Tensor, weight: Tensor, norm: Tensor, peak: Tensor, angle: Tensor, valid: Tensor, domain: Tensor) -> None:
+        """index, weight, norm, peak: [T, k]; angle: 1 − cos(h, h + y) [T]; valid: not padding [T]; domain: [T]."""
+        keep = valid.nonzero().squeeze(1)
+        if len(keep) < len(valid):
+            index, weight, norm, peak, angle, domain = (part[keep] for part in (index, weight, norm, peak, angle, domain))
+        tokens, k = index.shape
+        experts, flat = len(self.peak), index.reshape(-1)
+        g, f = weight.double(), norm.double()
+        powers = torch.stack([torch.ones_like(f), f, f * f, g, g * f, g * f * f, g * g, g * g * f, g * g * f * f], dim=-1)
+        self.moments.index_add_(0, flat, powers.view(-1, 9))
+        self.turning.index_add_(0, flat, (g * f * angle.double().clamp(min=0).unsqueeze(1)).view(-1))
+        self.peak.scatter_reduce_(0, flat, peak.reshape(-1).double(), "amax")
+        active = torch.zeros(tokens, experts, device=index.device).scatter_(1, index, 1.0)
+        self.together += (active.T @ active).double()
+        column = domain.unsqueeze(1).expand(-1, k).reshape(-1)
+        self.by_domain.view(-1).index_add_(0, flat * self.by_domain.shape[1] + column, torch.ones_like(column, dtype=torch.float64))
+
+
+@torch.no_grad()
+def observe(anatomy: Anatomy, windows: Windows, batch: int = 8) -> Statistics:
+    """Statistics of `windows` under the model. batch: windows per forward; it changes memory and speed, never the result."""
+    device = next(anatomy.model.parameters()).device
+    sums = [Sums(anatomy.experts, len(windows.domains), device) for _ in anatomy.layers]
+    now: dict[str, Tensor] = {}
+    with residuals(anatomy) as residual:
+
+        def watch(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+            outputs = unweighted(run, hidden, index)
+            norm = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float32)
+            peak = torch.linalg.vector_norm(outputs, ord=torch.inf, dim=-1)
+            routed = combine(outputs, weight, hidden.dtype)
+            before = residual(layer).reshape(routed.shape).float()
+            angle = 1 - nn.functional.cosine_similarity(before, before + routed.float(), dim=-1)
+            sums[layer].add(index, weight, norm, peak, angle, now["valid"], now["domain"])
+            return routed
+
+        with intercepted(anatomy, watch):
+            for part in tqdm(range(0, len(windows), batch), desc="calibrate", unit="batch", delay=2):
+                tokens = torch.from_numpy(windows.tokens[part : part + batch]).to(device)
+                mask = torch.from_numpy(windows.mask[part : part + batch]).to(device)
+                domain = torch.from_numpy(windows.domain[part : part + batch]).to(device)
+                now = {"valid": mask.reshape(-1), "domain": domain.unsqueeze(1).expand_as(tokens).reshape(-1)}
+                padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
+                # The head's logits are not needed, and are the largest tensor of a forward.
+                anatomy.model.base_model(input_ids=tokens, use_cache=False, **padding)
+    return _collect(anatomy, sums, windows)
+
+
+def _collect(anatomy: Anatomy, sums: list[Sums], windows: Windows) -> Statistics:
+    def stacked(key: str) -> Any:
+        return np.stack([getattr(part, key).cpu().numpy() for part in sums])
+
+    per_window = windows.mask.sum(axis=1)
+    tokens = np.bincount(windows.domain, weights=per_window, minlength=len(windows.domains)).astype(np.float64)
+    moments = stacked("moments")
+    return Statistics(
+        tokens=tokens,
+        moments=moments.reshape(*moments.shape[:2], 3, 3),
+        **{key: stacked(key) for key in ("peak", "turning", "together", "by_domain")},
+        **weigh(anatomy),
+    )
+
+
+@torch.no_grad()
+def weigh(anatomy: Anatomy) -> dict[str, Any]:
+    """Norms of router rows and of expert matrices (biases left out), for the criteria that need no text."""
+    found: dict[str, list[Any]] = {"router_norm": [], "weight_l1": [], "weight_l2": [], "weight_count": []}
+    for layer in anatomy.layers:
+        matrices = [parameter for parameter in layer.experts.parameters() if parameter.ndim == 3]
+        if any(not parameter.is_floating_point() for parameter in matrices):
+            raise ExciseError(f"{layer.name}: the experts are quantised in memory; calibrate with dtype: bfloat16 or float32")
+        found["router_norm"].append(torch.linalg.vector_norm(_router_weight(layer), dim=1, dtype=torch.float64).cpu().numpy())
+        found["weight_l1"].append(_per_expert(matrices, lambda w: torch.linalg.vector_norm(w, ord=1, dtype=torch.float64)))
+        found["weight_l2"].append(_per_expert(matrices, lambda w: torch.linalg.vector_norm(w, dtype=torch.float64) ** 2))
+        found["weight_count"].append(_per_expert(matrices, lambda w: torch.tensor(float(w.numel()))))
+    return {key: np.stack(rows) for key, rows in found.items()}
+
+
+def _router_weight(layer: MoELayer) -> Tensor:
+    weight = layer.router.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _per_expert(matrices: list[Tensor], measure: Callable[[Tensor], Tensor]) -> Any:
+    return np.array([sum(float(measure(matrix[e])) for matrix in matrices) for e in range(len(matrices[0]))])
+
+
+@contextmanager
+def residuals(anatomy: Anatomy) -> Iterator[Callable[[int], Tensor]]:
+    """Gives the residual stream before each MoE block, during a forward: the input of the norm whose output enters the block.
+
+    Found by identity of tensors, not by name: among the modules of a decoder layer, the one whose output is the block's input.
+    """
+    produced: dict[int, Tensor] = {}
+    arrived: dict[int, weakref.ref[Tensor]] = {}
+    with ExitStack() as stack:
+        for position, layer in enumerate(anatomy.layers):
+            parent = anatomy.model.get_submodule(layer.name.rpartition(".")[0])
+
+            def note(_: nn.Module, args: Any, output: Any, position: int = position) -> None:
+                if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
+                    produced[position], arrived[position] = args[0], weakref.ref(output)
+
+            def check(module: nn.Module, args: Any, kwargs: Any, position: int = position, name: str = layer.name) -> None:
+                entering = args[0] if args else kwargs["hidden_states"]
+                if position not in arrived or arrived[position]() is not entering:
+                    raise ExciseError(f"{name}: cannot see the residual stream before this block (no norm feeds it), which easy_ep needs")
+
+            for name, module in parent.named_children():
+                if module is not layer.block and "norm" in name:
+                    stack.callback(module.register_forward_hook(note).remove)
+            stack.callback(layer.block.register_forward_pre_hook(check, with_kwargs=True).remove)
+        yield lambda position: produced.pop(position)

@@ -1,0 +1,71 @@
+"""Statistics: what one forward pass over text leaves behind, as mergeable sums and counts. Numpy only, no torch."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from experts.errors import ExciseError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over the tokens of a text, per MoE layer (L) and expert (E), all float64. X_e = tokens routed to e.
+
+    tokens: number of tokens, padding excluded, per domain [D].
+    moments: Σ_{X_e} g^a ‖f‖₂^b for a, b in {0, 1, 2} [L, E, 3, 3]; moments[..., 0, 0] is the count n_e. g is the gate weight
+        that is really applied, f the expert's output before it.
+    peak: max over X_e and channels of |f| [L, E]; merged with maximum. 0 where n_e = 0.
+    turning: Σ_t g ‖f‖ · max(1 − cos(h, h + y), 0) [L, E], h the residual stream before the block, y the routed output (EASY-EP).
+    together: number of tokens that activate both i and j [L, E, E].
+    by_domain: n_e in each domain [L, E, D].
+    router_norm: ‖router row‖₂ [L, E]; weight_l1, weight_l2: Σ|w| and Σw² over the expert's matrices [L, E]; weight_count: their
+        number of elements. Properties of the weights, equal in every part that is merged.
+    """
+
+    tokens: Array
+    moments: Array
+    peak: Array
+    turning: Array
+    together: Array
+    by_domain: Array
+    router_norm: Array
+    weight_l1: Array
+    weight_l2: Array
+    weight_count: Array
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        """The statistics of both texts together: sums add, maxima take the larger, weights must agree."""
+        if self.together.shape != other.together.shape or self.tokens.shape != other.tokens.shape:
+            raise ExciseError(f"cannot merge statistics of shapes {self.by_domain.shape} and {other.by_domain.shape} [L, E, D]")
+        if not np.allclose(self.weight_l2, other.weight_l2):
+            raise ExciseError("cannot merge statistics of two models: their expert weights differ")
+        sums = {key: getattr(self, key) + getattr(other, key) for key in ("tokens", "moments", "turning", "together", "by_domain")}
+        return replace(self, peak=np.maximum(self.peak, other.peak), **sums)
+
+    @property
+    def count(self) -> Array:
+        """n_e: tokens routed to each expert [L, E]."""
+        return self.moments[..., 0, 0]
+
+    @property
+    def unreached(self) -> NDArray[np.bool_]:
+        """Experts that no token reached [L, E]: their means do not exist."""
+        return self.count == 0
+
+    def save(self, path: Path, provenance: dict[str, str]) -> None:
+        save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, path, metadata=provenance)
+
+    @classmethod
+    def read(cls, path: Path) -> tuple["Statistics", dict[str, str]]:
+        """The statistics and their provenance. Raises ExciseError for a damaged or foreign file."""
+        try:
+            with safe_open(path, "numpy") as file:
+                return cls(**{field.name: file.get_tensor(field.name) for field in fields(cls)}), file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise ExciseError(f"{path}: not a statistics file ({error}); delete it and run again") from error

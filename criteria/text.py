@@ -1,0 +1,210 @@
+"""Text to token windows: sources, documents, seeded choice, content hash, overlap.
+
+A source yields documents; a document at least one window long is cut into consecutive full windows, shorter ones of the same
+source are joined (with the end token between them) until a window is full. Every window knows its document: the unit that
+intervals are clustered by.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from criteria import stdlib
+from experts.errors import ExciseError
+
+SHINGLE = 16  # tokens; windows that share half of their runs of this length overlap
+
+
+class Source(BaseModel):
+    """Where text comes from: exactly one of `text`, `jsonl`, `dataset`, `stdlib`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: tuple[Path, ...] = Field(default=(), description="plain UTF-8 files")
+    separator: str = Field(default="", description="regular expression that starts a new document in a text file; empty: a file is one")
+    jsonl: tuple[Path, ...] = Field(default=(), description="JSON-lines files, a document a line")
+    field: tuple[str, ...] = Field(default=("text",), description="fields of a jsonl line or data set row, joined with a newline")
+    dataset: str = Field(default="", description="a data set for datasets.load_dataset, streamed")
+    config: str = Field(default="", description="its configuration name")
+    split: str = Field(default="", description="split of the data set, or train, calibration, test of the standard library")
+    documents: int = Field(default=2000, gt=0, description="documents taken from a data set")
+    stdlib: Literal["code", "prose", ""] = Field(default="", description="text of this Python's standard library")
+    domain: str = Field(default="", description="label for criteria that compare domains; default: the kind of source")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Source":
+        if sum(map(bool, (self.text, self.jsonl, self.dataset, self.stdlib))) != 1:
+            raise ValueError("give exactly one of text, jsonl, dataset, stdlib")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.domain or self.stdlib or self.dataset or ("jsonl" if self.jsonl else "text")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows. N windows of W tokens.
+
+    tokens: [N, W] int64; mask: [N, W] bool, False on padding; document: [N] index into `documents`; domain: [N] index into `domains`.
+    """
+
+    tokens: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    document: NDArray[np.int64]
+    domain: NDArray[np.int64]
+    documents: tuple[str, ...]
+    domains: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def hash(self) -> str:
+        """Identity of the content: tokens, padding and domains."""
+        parts = (self.tokens, self.mask, self.domain)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:16]
+
+    def select(self, rows: NDArray[np.int64]) -> "Windows":
+        return Windows(self.tokens[rows], self.mask[rows], self.document[rows], self.domain[rows], self.documents, self.domains)
+
+
+def read_windows(sources: Iterable[Source], tokenizer: PreTrainedTokenizerBase, length: int, sequences: int, seed: int) -> Windows:
+    """`sequences` windows of `length` tokens, an equal share from every source, chosen with `seed`."""
+    sources = list(sources)
+    shares = [sequences // len(sources) + (i < sequences % len(sources)) for i in range(len(sources))]
+    domains = tuple(dict.fromkeys(source.label for source in sources))
+    rows, documents, document, domain = [], [], [], []
+    for number, (source, share) in enumerate(zip(sources, shares, strict=True)):
+        found = list(_cut(source, tokenizer, length))
+        _check_supply(source, len(found), share, length)
+        chosen = np.sort(np.random.default_rng([seed, number]).choice(len(found), share, replace=False))
+        for i in chosen:
+            name, tokens = found[i]
+            if not documents or documents[-1] != name:
+                documents.append(name)
+            rows.append(tokens)
+            document.append(len(documents) - 1)
+            domain.append(domains.index(source.label))
+    tokens = np.stack(rows)
+    return Windows(tokens, np.ones_like(tokens, bool), np.array(document), np.array(domain), tuple(documents), domains)
+
+
+def overlap(calibration: Windows, validation: Windows) -> list[int]:
+    """Validation windows of which more than half of the 16-token runs also stand in the calibration windows."""
+    known = np.unique(_shingles(calibration.tokens))
+    shared = np.isin(_shingles(validation.tokens), known).mean(axis=1)
+    return [int(i) for i in np.flatnonzero(shared > 0.5)]
+
+
+def check_disjoint(calibration: Windows, validation: Windows) -> None:
+    """Raises ExciseError when validation text was seen in calibration: a criterion must not be tested on what it was fitted to."""
+    if repeated := overlap(calibration, validation):
+        name = validation.documents[validation.document[repeated[0]]]
+        raise ExciseError(
+            f"calibration and validation text overlap: {len(repeated)} of {len(validation)} validation windows "
+            f"(the first in {name}) are calibration text too; use other files or another split for validate.data"
+        )
+
+
+def _shingles(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A 64-bit hash of every run of SHINGLE tokens [N, W − SHINGLE + 1]; whole windows where they are shorter."""
+    size = min(SHINGLE, tokens.shape[1])
+    view = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.uint64), size, axis=1)
+    factors = np.random.default_rng(0).integers(1, 2**63, size, dtype=np.uint64) | np.uint64(1)
+    mixed = (view + np.uint64(1)) * factors
+    return np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(29)), axis=-1)
+
+
+def _cut(source: Source, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    pending: list[int] = []
+    members: list[str] = []
+    for name, text in _documents(source):
+        # verbose=False: a document longer than the model's context is no mistake here, it is cut.
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) >= length:
+            for start in range(0, len(ids) - length + 1, length):
+                yield name, np.array(ids[start : start + length])
+        else:
+            pending += [*ids, *end]
+            members.append(name)
+            if len(pending) >= length:
+                yield (members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}"), np.array(pending[:length])
+                pending, members = [], []
+
+
+def _documents(source: Source) -> Iterator[tuple[str, str]]:
+    if source.stdlib:
+        if source.split not in ("train", "calibration", "test"):
+            raise ExciseError(f"data: stdlib needs split: train, calibration or test, got {source.split!r}")
+        yield from stdlib.documents(source.stdlib, source.split)  # type: ignore[arg-type]
+    elif source.text:
+        for path in source.text:
+            yield from _split(str(path), _read(path), source.separator)
+    elif source.jsonl:
+        for path in source.jsonl:
+            for number, line in enumerate(_read(path).splitlines(), 1):
+                if line.strip():
+                    yield f"{path}:{number}", _fields(f"{path}:{number}", _parse(f"{path}:{number}", line), source.field)
+    else:
+        yield from _dataset(source)
+
+
+def _split(name: str, text: str, separator: str) -> Iterator[tuple[str, str]]:
+    if not separator:
+        yield name, text
+        return
+    starts = sorted({0, *(found.start() for found in re.finditer(separator, text, re.MULTILINE)), len(text)})
+    for number, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        if text[start:end].strip():
+            yield f"{name}#{number}", text[start:end]
+
+
+def _dataset(source: Source) -> Iterator[tuple[str, str]]:
+    from datasets import load_dataset
+
+    rows = load_dataset(source.dataset, source.config or None, split=source.split or "train", streaming=True)
+    for number, row in enumerate(rows.take(source.documents)):
+        yield f"{source.dataset}#{number}", _fields(f"{source.dataset}#{number}", row, source.field)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ExciseError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
+    except OSError as error:
+        raise ExciseError(f"{path}: {error.strerror}") from error
+
+
+def _parse(where: str, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ExciseError(f"{where}: not a JSON line ({error})") from error
+
+
+def _fields(where: str, row: Any, names: tuple[str, ...]) -> str:
+    if not isinstance(row, Mapping) or (missing := [name for name in names if not isinstance(row.get(name), str)]):
+        have = sorted(row) if isinstance(row, Mapping) else type(row).__name__
+        raise ExciseError(f"{where}: no text in field {missing[0] if isinstance(row, Mapping) else names[0]!r}; it has {have}")
+    return "\n".join(row[name] for name in names)
+
+
+def _check_supply(source: Source, found: int, wanted: int, length: int) -> None:
+    if found == 0:
+        raise ExciseError(f"data ({source.label}): the text is shorter than one window of {length} tokens; lower length or add text")
+    if found < wanted:
+        raise ExciseError(
+            f"data ({source.label}): {wanted} windows of {length} tokens asked, the text has {found}; lower sequences or length, or add text"
+        )

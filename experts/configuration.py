@@ -1,0 +1,22 @@
+"""What a model's config.json says about its experts. Plain dictionaries, no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Keys under which configurations (and modules) store E and k.
+COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part that describes the language model: the whole, or the nested `text_config` of a multimodal wrapper."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def router_groups(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(groups, groups a token may use) of a group-limited router; (1, 1) where routing is not limited to groups."""
+    groups = int(config.get("n_group") or 1)
+    if groups == 1 or config.get("topk_method") == "greedy":
+        return 1, 1
+    return groups, int(config.get("topk_group") or groups)

@@ -1,0 +1,215 @@
+"""Export: stream the kept bytes of a checkpoint into a new one. Atomic, verified, no torch, memory independent of model size.
+
+The new checkpoint is written to a sibling folder `OUT.partial`, read back and compared, and only then renamed. config.json is
+the last file to be written: a folder without it is no checkpoint to any loader.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+from tqdm import tqdm
+
+from experts.errors import ExciseError
+from experts.plan import Plan
+from prune.layout import Layout
+from prune.modeling_template import modeling_source
+from prune.shards import INDEX, SINGLE, read_header
+from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
+
+CHUNK = 8 * 2**20  # bytes held per thread
+THREADS = 2
+NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. removed: bytes of tensors that went; size: bytes of the tensors that stayed."""
+
+    folder: Path
+    size: int
+    removed: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Copy:
+    source: Path
+    start: int
+    length: int
+    target: Path
+    offset: int
+
+
+def export(layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = False, fingerprint: str = "") -> Exported:
+    """Writes the checkpoint that keeps what `plan` keeps. `card` becomes README.md. Raises ExciseError and leaves nothing behind."""
+    plan.check_model(layout.layers, layout.experts, fingerprint)
+    if out.exists() and not force:
+        raise ExciseError(f"{out}: exists already; choose another output or pass --force to replace it")
+    shards = slice_layout(layout, plan)
+    size = sum(piece.size for pieces in shards.values() for piece in pieces)
+    partial = out.with_name(out.name + ".partial")
+    _check_space(out, size)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_shards(layout, shards, partial)
+        _verify_shapes(shards, partial)
+        notes = _write_rest(layout, plan, shards, partial, card)
+        _sync(partial)
+        _rename(partial, out)
+    except OSError as error:
+        raise ExciseError(f"{error.filename or out}: {error.strerror or error}; nothing was written to {out}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Exported(out, size, removed_bytes(layout, plan), notes)
+
+
+def _check_space(out: Path, size: int) -> None:
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < size + 2**20:
+        raise ExciseError(f"{parent}: {size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; free some or choose another output")
+
+
+def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path) -> None:
+    jobs: list[_Copy] = []
+    before = {}
+    for name, pieces in shards.items():
+        before[name] = _state(pieces[0].source.file)
+        head = header(pieces, layout.checkpoint.metadata[name])
+        target = partial / name
+        with target.open("wb") as file:
+            file.write(head)
+            file.truncate(len(head) + sum(piece.size for piece in pieces))
+        jobs.extend(_jobs(pieces, target, len(head)))
+    total = sum(job.length for job in jobs)
+    with tqdm(total=2 * total, desc="export", unit="B", unit_scale=True, delay=2) as bar:
+        checksums = _in_threads(_copy, jobs, bar.update)
+        for name in shards:
+            if _state(layout.checkpoint.folder / name) != before[name]:
+                raise ExciseError(f"{layout.checkpoint.folder / name}: changed while it was being copied; start again")
+            _sync_file(partial / name)
+        for job, copied, written in zip(jobs, checksums, _in_threads(_read_back, jobs, bar.update), strict=True):
+            if copied != written:
+                raise ExciseError(f"{job.target}: bytes from {job.offset} on differ from {job.source} after writing; is the disk failing?")
+
+
+def _jobs(pieces: list[Piece], target: Path, offset: int) -> Iterator[_Copy]:
+    """One copy per run of neighbouring bytes, cut into chunks: kept experts that stand side by side are copied as one."""
+    runs: list[list[int]] = []
+    for piece in pieces:
+        for start, end in piece.ranges:
+            if runs and runs[-1][1] == start:
+                runs[-1][1] = end
+            else:
+                runs.append([start, end])
+    for first, last in runs:
+        for start in range(first, last, CHUNK):
+            length = min(CHUNK, last - start)
+            yield _Copy(pieces[0].source.file, start, length, target, offset)
+            offset += length
+
+
+def _in_threads(work: Callable[[_Copy], int], jobs: list[_Copy], done: Callable[[float | None], object]) -> list[int]:
+    results = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for job, checksum in zip(jobs, pool.map(work, jobs), strict=True):
+                results.append(checksum)
+                done(job.length)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return results
+
+
+def _copy(job: _Copy) -> int:
+    with job.source.open("rb", buffering=0) as source, job.target.open("r+b", buffering=0) as target:
+        data = os.pread(source.fileno(), job.length, job.start)
+        if len(data) != job.length:
+            raise ExciseError(f"{job.source}: ended while it was being read; is the file complete?")
+        written = 0
+        while written < len(data):
+            written += os.pwrite(target.fileno(), memoryview(data)[written:], job.offset + written)
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def _read_back(job: _Copy) -> int:
+    with job.target.open("rb", buffering=0) as target:
+        return xxhash.xxh3_64_intdigest(os.pread(target.fileno(), job.length, job.offset))
+
+
+def _verify_shapes(shards: dict[str, list[Piece]], partial: Path) -> None:
+    for name, pieces in shards.items():
+        stored, _ = read_header(partial / name)
+        wanted = {piece.name: (piece.dtype, piece.shape) for piece in pieces}
+        if {key: (tensor.dtype, tensor.shape) for key, tensor in stored.items()} != wanted:
+            raise ExciseError(f"{partial / name}: the written header does not hold the planned tensors")
+
+
+def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], partial: Path, card: str) -> tuple[str, ...]:
+    notes = []
+    source = layout.checkpoint
+    for file in sorted(source.folder.iterdir()):
+        if file.is_file() and not file.name.endswith(NOT_COPIED) and file.name not in ("config.json", "README.md", ".gitattributes"):
+            shutil.copyfile(file, partial / file.name)
+    if source.sharded:
+        weights = {piece.name: name for name, pieces in shards.items() for piece in pieces}
+        total = sum(piece.size for pieces in shards.values() for piece in pieces)
+        _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))})
+    elif set(shards) != {SINGLE}:
+        raise ExciseError(f"{source.folder}: nothing is left of {SINGLE}")
+    if not plan.uniform:
+        architecture = (source.config.get("architectures") or [None])[0]
+        if not isinstance(architecture, str) or not architecture.isidentifier():
+            raise ExciseError(f"{source.folder}/config.json: no architecture named, which unequal counts per layer need; use scope layer")
+        (partial / "modeling_excise.py").write_text(modeling_source(architecture, layout.count_key), encoding="utf-8")
+        notes.append("unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)")
+    if layout.predicting:
+        notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    _write_json(partial / "excise_plan.json", plan.to_json())
+    _write_json(partial / "config.json", patched_config(layout, plan))
+    return tuple(notes)
+
+
+def _write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        _sync_file(file)
+    _sync_file(folder)
+
+
+def _rename(partial: Path, out: Path) -> None:
+    """Puts the finished folder in place; with --force the old one steps aside first and goes last."""
+    old = out.with_name(out.name + ".replaced")
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    partial.rename(out)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(old)
+    _sync_file(out.parent)

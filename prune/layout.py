@@ -1,0 +1,149 @@
+"""What the tensors of a checkpoint are: read from their names, shapes and the configuration. No torch, no table of architectures.
+
+Experts stand either one by one (`…experts.7.down_proj.weight`) or fused with the expert axis first (`…experts.down_proj`).
+Router tensors stand beside them in the same block, with E rows.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups, text_config
+from experts.errors import ExciseError
+from prune.shards import Checkpoint, Stored
+
+# The same names that experts.anatomy slices in memory, seen from the block.
+ROUTER_NAMES = re.compile(r"^(gate|router)\.(weight|bias|e_score_correction_bias)$")
+ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
+FUSED = re.compile(r"^(?P<block>.+)\.experts\.(?P<rest>[^.\d].*)$")
+LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One MoE layer of a checkpoint. single: expert id -> its tensors; fused and router tensors have E rows on axis 0."""
+
+    layer: int
+    prefix: str
+    single: Mapping[int, tuple[Stored, ...]]
+    fused: tuple[Stored, ...]
+    router: tuple[Stored, ...]
+
+    def expert_bytes(self, experts: int) -> int:
+        """Bytes that go when one expert goes, its router row included (all experts of a layer are alike)."""
+        single = sum(tensor.size for tensor in self.single.get(0, ()))
+        return single + sum(tensor.size // experts for tensor in (*self.fused, *self.router))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The L MoE blocks by decoder layer. predicting: tensors of multi-token-prediction layers, behind the last decoder layer."""
+
+    checkpoint: Checkpoint
+    blocks: Mapping[int, Block]
+    experts: int
+    top_k: int
+    groups: int
+    top_groups: int
+    count_key: str
+    predicting: tuple[Stored, ...]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self.blocks))
+
+    @cached_property
+    def bytes_per_expert(self) -> dict[int, int]:
+        return {layer: block.expert_bytes(self.experts) for layer, block in self.blocks.items()}
+
+    @property
+    def expert_parameters(self) -> int:
+        """Stored elements inside routed experts (quantised formats count packed elements and scales)."""
+        tensors = [tensor for block in self.blocks.values() for group in block.single.values() for tensor in group]
+        return sum(tensor.elements for tensor in tensors) + sum(t.elements for block in self.blocks.values() for t in block.fused)
+
+    @property
+    def family(self) -> str:
+        return str(self.checkpoint.config.get("model_type", "unknown"))
+
+
+def lay_out(checkpoint: Checkpoint) -> Layout:
+    """Sorts the tensors into blocks. Raises ExciseError for a dense model and for anything it could only cut wrongly."""
+    config = text_config(checkpoint.config)
+    depth = config.get("num_hidden_layers")
+    names = [tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth)]
+    expert_names = [name for name in checkpoint.tensors if ".experts." in name and not _behind(name, depth)]
+    count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
+    if not expert_names or count_key is None:
+        raise ExciseError(_why_none(checkpoint, count_key, bool(expert_names)))
+    experts, top_k = int(config[count_key]), next((int(config[key]) for key in TOP_K_KEYS if config.get(key)), None)
+    if top_k is None:
+        raise ExciseError(f"{checkpoint.folder}/config.json: none of {', '.join(TOP_K_KEYS)}: how many experts are active per token?")
+    prefixes = sorted({name.partition(".experts.")[0] for name in expert_names})
+    blocks = [_block(checkpoint, prefix, experts) for prefix in prefixes]
+    groups, top_groups = router_groups(config)
+    by_layer = {block.layer: block for block in blocks}
+    if len(by_layer) < len(blocks):
+        raise ExciseError(f"{checkpoint.folder}: two MoE blocks in one decoder layer ({prefixes}); this layout is not supported")
+    return Layout(checkpoint, by_layer, experts, top_k, groups, top_groups, count_key, tuple(names))
+
+
+def _behind(name: str, depth: Any) -> bool:
+    """Whether a tensor belongs to a layer past the decoder: a head for multi-token prediction."""
+    found = LAYER.search(name)
+    return isinstance(depth, int) and found is not None and int(found.group(1)) >= depth
+
+
+def _block(checkpoint: Checkpoint, prefix: str, experts: int) -> Block:
+    number = LAYER.search(prefix + ".")
+    if number is None:
+        raise ExciseError(f"{checkpoint.folder}: cannot tell the decoder layer of {prefix}.experts")
+    single: dict[int, list[Stored]] = {}
+    fused, router = [], []
+    for name, tensor in checkpoint.tensors.items():
+        if not name.startswith(prefix + "."):
+            continue
+        if one := ONE_EXPERT.match(name):
+            single.setdefault(int(one["id"]), []).append(tensor)
+        elif FUSED.match(name):
+            _need_rows(tensor, experts)
+            fused.append(tensor)
+        elif ROUTER_NAMES.match(name[len(prefix) + 1 :]):
+            _need_rows(tensor, experts)
+            router.append(tensor)
+        elif tensor.shape[:1] == (experts,) and "shared" not in name:
+            raise ExciseError(f"{tensor.file}: {name} has {experts} rows and is not a known router tensor: refusing to prune around it")
+    _check_experts(checkpoint, prefix, single, experts)
+    if not router:
+        raise ExciseError(f"{checkpoint.folder}: {prefix} has experts but no gate or router tensor of {experts} rows")
+    return Block(int(number.group(1)), prefix, {i: tuple(group) for i, group in single.items()}, tuple(fused), tuple(router))
+
+
+def _need_rows(tensor: Stored, experts: int) -> None:
+    if tensor.shape[:1] != (experts,) or tensor.size % experts:
+        raise ExciseError(f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, expected {experts} experts on the first axis")
+
+
+def _check_experts(checkpoint: Checkpoint, prefix: str, single: dict[int, list[Stored]], experts: int) -> None:
+    if not single:
+        return
+    if sorted(single) != list(range(experts)):
+        raise ExciseError(f"{checkpoint.folder}: {prefix} holds experts {_brief(sorted(single))}, config.json promises {experts}")
+    signatures = {i: sorted((t.name.rpartition(f".experts.{i}.")[2], t.dtype, t.shape) for t in group) for i, group in single.items()}
+    if odd := [i for i in signatures if signatures[i] != signatures[0]]:
+        raise ExciseError(f"{checkpoint.folder}: expert {odd[0]} of {prefix} has other tensors or shapes than expert 0; a shard is missing?")
+
+
+def _brief(ids: list[int]) -> str:
+    return f"{ids[0]}..{ids[-1]} ({len(ids)} of them)"
+
+
+def _why_none(checkpoint: Checkpoint, count_key: str | None, has_experts: bool) -> str:
+    kind = f"{checkpoint.folder}: model type {checkpoint.config.get('model_type', 'unknown')!r}"
+    if has_experts:
+        return f"{kind} has expert tensors, but config.json has none of {', '.join(COUNT_KEYS)}; cannot tell how many experts there are"
+    if count_key:
+        return f"{kind} counts experts in config.json, but no tensor is named …experts.…; this layout is not supported"
+    return f"{kind} is dense, without routed experts; there is nothing to prune"

@@ -1,0 +1,99 @@
+"""Which bytes of a checkpoint survive a plan: kept experts, kept router rows, everything else. No torch."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from experts.configuration import text_config
+from experts.errors import ExciseError
+from experts.plan import Plan
+from prune.layout import ONE_EXPERT, Block, Layout
+from prune.shards import Stored
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the new checkpoint: the source's byte ranges, one after the other."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: Stored
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(end - start for start, end in self.ranges)
+
+
+def slice_layout(layout: Layout, plan: Plan) -> dict[str, list[Piece]]:
+    """Shard file name -> pieces, in the order of the source's bytes. Multi-token-prediction layers are left out."""
+    plan.check_model(layout.layers, layout.experts)
+    dropped = {tensor.name for tensor in layout.predicting}
+    owners = {name: block for block in layout.blocks.values() for name in _names(block)}
+    shards: dict[str, list[Piece]] = {}
+    for tensor in sorted(layout.checkpoint.tensors.values(), key=lambda tensor: (tensor.file.name, tensor.start)):
+        if tensor.name in dropped:
+            continue
+        block = owners.get(tensor.name)
+        piece = _whole(tensor) if block is None else _cut(tensor, block, plan.kept[block.layer], layout.experts)
+        if piece is not None:
+            shards.setdefault(tensor.file.name, []).append(piece)
+    return shards
+
+
+def removed_bytes(layout: Layout, plan: Plan) -> int:
+    """Exactly the bytes of the removed experts and router rows, and of dropped prediction layers."""
+    gone = sum(layout.bytes_per_expert[layer] * (layout.experts - len(ids)) for layer, ids in plan.kept.items())
+    return gone + sum(tensor.size for tensor in layout.predicting)
+
+
+def header(pieces: list[Piece], metadata: Mapping[str, str]) -> bytes:
+    """The safetensors header of a new shard, padded with spaces to 8 bytes as the reference writer does."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for piece in pieces:
+        entries[piece.name] = {"dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": [position, position + piece.size]}
+        position += piece.size
+    raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
+    """The original configuration with only the expert count changed; unequal counts point to modeling_excise.py instead."""
+    config = json.loads(json.dumps(layout.checkpoint.config))
+    text = text_config(config)
+    if not isinstance(text, dict):
+        raise ExciseError("config.json: text_config is not an object")
+    if plan.uniform:
+        text[layout.count_key] = len(next(iter(plan.kept.values())))
+    else:
+        config["excise_experts"] = {str(layer): count for layer, count in sorted(plan.counts.items())}
+        config["auto_map"] = {**config.get("auto_map", {}), "AutoModelForCausalLM": "modeling_excise.ExciseForCausalLM"}
+    if layout.predicting and text.get("num_nextn_predict_layers"):
+        text["num_nextn_predict_layers"] = 0
+    return config
+
+
+def _names(block: Block) -> Iterator[str]:
+    for group in block.single.values():
+        yield from (tensor.name for tensor in group)
+    yield from (tensor.name for tensor in (*block.fused, *block.router))
+
+
+def _whole(tensor: Stored) -> Piece:
+    return Piece(tensor.name, tensor.dtype, tensor.shape, tensor, ((tensor.start, tensor.end),))
+
+
+def _cut(tensor: Stored, block: Block, kept: tuple[int, ...], experts: int) -> Piece | None:
+    one = ONE_EXPERT.match(tensor.name)
+    if one:
+        if int(one["id"]) not in kept:
+            return None
+        name = f"{one['block']}.experts.{kept.index(int(one['id']))}.{one['rest']}"
+        return Piece(name, tensor.dtype, tensor.shape, tensor, ((tensor.start, tensor.end),))
+    row = tensor.size // experts
+    ranges = [(tensor.start + i * row, tensor.start + (i + 1) * row) for i in kept]
+    return Piece(tensor.name, tensor.dtype, (len(kept), *tensor.shape[1:]), tensor, tuple(ranges))

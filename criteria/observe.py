@@ -4,6 +4,7 @@ Each expert runs once per routed token, as in a plain forward: the experts' own 
 row, so the outputs are visible before weighting. Only norms and sums leave the call.
 """
 
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,9 @@ from criteria.text import Windows
 from experts.anatomy import Anatomy, MoELayer
 from experts.errors import ExciseError
 from experts.seam import Forward, combine, intercepted, unweighted
+
+KEEP_EVERY = 60.0  # seconds between two savings of an unfinished pass
+Keep = Callable[[Statistics], None]
 
 
 class Sums:
@@ -50,48 +54,71 @@ class Sums:
 
 
 @torch.no_grad()
-def observe(anatomy: Anatomy, windows: Windows, batch: int = 8) -> Statistics:
-    """Statistics of `windows` under the model. batch: windows per forward; it changes memory and speed, never the result."""
+def observe(anatomy: Anatomy, windows: Windows, batch: int = 8, done: Statistics | None = None, keep: Keep | None = None) -> Statistics:
+    """Statistics of `windows` under the model. batch: windows per forward; it changes memory and speed, never the result.
+
+    done: statistics of the first windows, from an interrupted pass; keep: called with the statistics so far about every minute.
+    """
+    weights = weigh(anatomy)
+    start = 0 if done is None else int(done.tokens.sum()) // windows.tokens.shape[1]
+    sums = [Sums(anatomy.experts, len(windows.domains), next(anatomy.model.parameters()).device) for _ in anatomy.layers]
+    seen, kept_at = start, time.monotonic()
+    with watched(anatomy, sums) as forward, tqdm(total=len(windows), initial=start, desc="calibrate", unit="window", delay=2) as bar:
+        for first in range(start, len(windows), batch):
+            part = windows.select(np.arange(first, min(first + batch, len(windows))))
+            forward(part)
+            seen += len(part)
+            bar.update(len(part))
+            if keep and time.monotonic() - kept_at > KEEP_EVERY:
+                keep(_collect(sums, windows.select(np.arange(start, seen)), weights, done))
+                kept_at = time.monotonic()
+    return _collect(sums, windows.select(np.arange(start, seen)), weights, done)
+
+
+@contextmanager
+def watched(anatomy: Anatomy, sums: list[Sums]) -> Iterator[Callable[[Windows], None]]:
+    """Gives a function that runs a batch of windows through the model and adds what the experts did to `sums`."""
     device = next(anatomy.model.parameters()).device
-    sums = [Sums(anatomy.experts, len(windows.domains), device) for _ in anatomy.layers]
     now: dict[str, Tensor] = {}
     with residuals(anatomy) as residual:
 
         def watch(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
             outputs = unweighted(run, hidden, index)
-            norm = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float32)
+            norm = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.promote_types(outputs.dtype, torch.float32))
             peak = torch.linalg.vector_norm(outputs, ord=torch.inf, dim=-1)
             routed = combine(outputs, weight, hidden.dtype)
-            before = residual(layer).reshape(routed.shape).float()
-            angle = 1 - nn.functional.cosine_similarity(before, before + routed.float(), dim=-1)
-            sums[layer].add(index, weight, norm, peak, angle, now["valid"], now["domain"])
+            sums[layer].add(index, weight, norm, peak, turn(residual(layer), routed), now["valid"], now["domain"])
             return routed
 
+        def forward(part: Windows) -> None:
+            tokens, mask, domain = (torch.from_numpy(array).to(device) for array in (part.tokens, part.mask, part.domain))
+            now.update(valid=mask.reshape(-1), domain=domain.unsqueeze(1).expand_as(tokens).reshape(-1))
+            padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
+            # Without the head: its logits are not needed, and are the largest tensor of a forward.
+            anatomy.model.base_model(input_ids=tokens, use_cache=False, **padding)
+
         with intercepted(anatomy, watch):
-            for part in tqdm(range(0, len(windows), batch), desc="calibrate", unit="batch", delay=2):
-                tokens = torch.from_numpy(windows.tokens[part : part + batch]).to(device)
-                mask = torch.from_numpy(windows.mask[part : part + batch]).to(device)
-                domain = torch.from_numpy(windows.domain[part : part + batch]).to(device)
-                now = {"valid": mask.reshape(-1), "domain": domain.unsqueeze(1).expand_as(tokens).reshape(-1)}
-                padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
-                # The head's logits are not needed, and are the largest tensor of a forward.
-                anatomy.model.base_model(input_ids=tokens, use_cache=False, **padding)
-    return _collect(anatomy, sums, windows)
+            yield forward
 
 
-def _collect(anatomy: Anatomy, sums: list[Sums], windows: Windows) -> Statistics:
+def turn(before: Tensor | None, routed: Tensor) -> Tensor:
+    """1 − cos(h, h + y) per token [T]: how far the routed output y turns the residual stream h; nan where h cannot be seen."""
+    if before is None:
+        return torch.full(routed.shape[:1], torch.nan, device=routed.device)
+    wide = torch.promote_types(routed.dtype, torch.float32)
+    before = before.reshape(routed.shape).to(wide)
+    return 1 - nn.functional.cosine_similarity(before, before + routed.to(wide), dim=-1)
+
+
+def _collect(sums: list[Sums], seen: Windows, weights: dict[str, Any], done: Statistics | None) -> Statistics:
     def stacked(key: str) -> Any:
         return np.stack([getattr(part, key).cpu().numpy() for part in sums])
 
-    per_window = windows.mask.sum(axis=1)
-    tokens = np.bincount(windows.domain, weights=per_window, minlength=len(windows.domains)).astype(np.float64)
+    tokens = np.bincount(seen.domain, weights=seen.mask.sum(axis=1), minlength=len(seen.domains)).astype(np.float64)
     moments = stacked("moments")
-    return Statistics(
-        tokens=tokens,
-        moments=moments.reshape(*moments.shape[:2], 3, 3),
-        **{key: stacked(key) for key in ("peak", "turning", "together", "by_domain")},
-        **weigh(anatomy),
-    )
+    rest = {key: stacked(key) for key in ("peak", "turning", "together", "by_domain")}
+    new = Statistics(tokens=tokens, moments=moments.reshape(*moments.shape[:2], 3, 3), **rest, **weights)
+    return new if done is None else done + new
 
 
 @torch.no_grad()
@@ -120,28 +147,28 @@ def _per_expert(matrices: list[Tensor], measure: Callable[[Tensor], Tensor]) -> 
 
 
 @contextmanager
-def residuals(anatomy: Anatomy) -> Iterator[Callable[[int], Tensor]]:
+def residuals(anatomy: Anatomy) -> Iterator[Callable[[int], Tensor | None]]:
     """Gives the residual stream before each MoE block, during a forward: the input of the norm whose output enters the block.
 
-    Found by identity of tensors, not by name: among the modules of a decoder layer, the one whose output is the block's input.
+    Found by identity of tensors, not by name: the norm of the decoder layer whose output is the block's input. None where no norm
+    feeds the block (the block then adds to a stream that cannot be seen from outside).
     """
-    produced: dict[int, Tensor] = {}
-    arrived: dict[int, weakref.ref[Tensor]] = {}
+    normed: dict[int, tuple[Tensor, weakref.ref[Tensor]]] = {}
+    before: dict[int, Tensor | None] = {}
     with ExitStack() as stack:
         for position, layer in enumerate(anatomy.layers):
-            parent = anatomy.model.get_submodule(layer.name.rpartition(".")[0])
 
             def note(_: nn.Module, args: Any, output: Any, position: int = position) -> None:
                 if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
-                    produced[position], arrived[position] = args[0], weakref.ref(output)
+                    normed[position] = args[0], weakref.ref(output)
 
-            def check(module: nn.Module, args: Any, kwargs: Any, position: int = position, name: str = layer.name) -> None:
-                entering = args[0] if args else kwargs["hidden_states"]
-                if position not in arrived or arrived[position]() is not entering:
-                    raise ExciseError(f"{name}: cannot see the residual stream before this block (no norm feeds it), which easy_ep needs")
+            def enter(_: nn.Module, args: Any, kwargs: Any, position: int = position) -> None:
+                stream, output = normed.pop(position, (None, lambda: None))
+                before[position] = stream if output() is (args[0] if args else kwargs.get("hidden_states")) else None
 
+            parent = anatomy.model.get_submodule(layer.name.rpartition(".")[0])
             for name, module in parent.named_children():
                 if module is not layer.block and "norm" in name:
                     stack.callback(module.register_forward_hook(note).remove)
-            stack.callback(layer.block.register_forward_pre_hook(check, with_kwargs=True).remove)
-        yield lambda position: produced.pop(position)
+            stack.callback(layer.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        yield lambda position: before.pop(position)

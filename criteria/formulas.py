@@ -1,0 +1,134 @@
+"""Observational scores, METHODS section by section: pure functions Statistics -> [L, E] float64, higher = more important = keep.
+
+X_e = tokens routed to e, n_e = |X_e|, g = gate weight that is really applied, f = expert output before it, T = tokens. Where a
+score has no data (no token reached the expert) it is nan, never 0.
+"""
+
+import numpy as np
+
+from criteria.statistics import Array, Statistics
+from experts.errors import ExciseError
+
+
+def family(statistics: Statistics, alpha: int, beta: int, mean: bool) -> Array:
+    """(1/n_e^b) Σ_{X_e} g^α ‖f‖₂^β with b = 1 (mean) or 0 (sum), α, β in {0, 1, 2}. Source: arXiv 2606.15716."""
+    sums = statistics.moments[..., alpha, beta]
+    return _divide(sums, statistics.count) if mean else np.where(statistics.unreached, np.nan, sums)
+
+
+def utilization(statistics: Statistics) -> Array:
+    """n_e / T. Frequency: SEER-MoE (arXiv 2404.05089), REAP's baseline (arXiv 2510.13999)."""
+    return statistics.count / statistics.tokens.sum()
+
+
+def routing_mass(statistics: Statistics) -> Array:
+    """Σ_{X_e} g / T. Soft count, "gating"."""
+    return statistics.moments[..., 1, 0] / statistics.tokens.sum()
+
+
+def routing_weight(statistics: Statistics) -> Array:
+    """mean_{X_e} g. Mean routing weight when active (arXiv 2606.10703)."""
+    return family(statistics, 1, 0, mean=True)
+
+
+def activation_norm(statistics: Statistics) -> Array:
+    """mean_{X_e} ‖f‖₂. MAN; "activation norm" of arXiv 2606.10703."""
+    return family(statistics, 0, 1, mean=True)
+
+
+def activation_norm_sum(statistics: Statistics) -> Array:
+    """Σ_{X_e} ‖f‖₂. EAN in the sense of REAP (arXiv 2510.13999, App. D)."""
+    return family(statistics, 0, 1, mean=False)
+
+
+def activation_square(statistics: Statistics) -> Array:
+    """mean_{X_e} ‖f‖₂². MSAN (arXiv 2606.15716)."""
+    return family(statistics, 0, 2, mean=True)
+
+
+def activation_std(statistics: Statistics) -> Array:
+    """std_{X_e} ‖f‖₂, population (ddof 0). arXiv 2606.10703."""
+    mean, square = activation_norm(statistics), activation_square(statistics)
+    return np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def reap(statistics: Statistics) -> Array:
+    """mean_{X_e} g ‖f‖₂. REAP (arXiv 2510.13999)."""
+    return family(statistics, 1, 1, mean=True)
+
+
+def reap_sum(statistics: Statistics) -> Array:
+    """Σ_{X_e} g ‖f‖₂. Weighted EAN; called "REAP" in arXiv 2607.01444."""
+    return family(statistics, 1, 1, mean=False)
+
+
+def easy_ep(statistics: Statistics) -> Array:
+    """Σ_{X_e} g ‖f‖₂ · max(1 − cos(h, h + y), 0), h = residual stream before the block, y = routed output. EASY-EP (arXiv 2504.06792)."""
+    if np.isnan(statistics.turning).any():
+        raise ExciseError("easy_ep: no norm feeds the MoE blocks of this model, so the residual stream before them cannot be seen")
+    return np.where(statistics.unreached, np.nan, statistics.turning)
+
+
+def max_activation(statistics: Statistics) -> Array:
+    """max over X_e and channels of |f|. Super experts (arXiv 2507.23279)."""
+    return np.where(statistics.unreached, np.nan, statistics.peak)
+
+
+def router_norm(statistics: Statistics) -> Array:
+    """‖router row‖₂. RWN of MC-Suite (arXiv 2504.05586). No data."""
+    return statistics.router_norm
+
+
+def weight_norm(statistics: Statistics) -> Array:
+    """Frobenius norm of all matrices of the expert. No data."""
+    return np.sqrt(statistics.weight_l2)
+
+
+def aimer(statistics: Statistics) -> Array:
+    """−(‖w‖₁/N) / √(‖w‖₂²/N), w = the N weights of the expert; AIMER prunes the largest ratio. arXiv 2603.18492. No data."""
+    n = statistics.weight_count
+    return -(statistics.weight_l1 / n) / np.sqrt(statistics.weight_l2 / n)
+
+
+def hub(statistics: Statistics) -> Array:
+    """Eigenvector centrality in the graph C_ij = P(j active given i active), i ≠ j: x_j ∝ Σ_i x_i C_ij.
+
+    The relational importance of INFORM (arXiv 2602.04291), carried over to MoE layers. Largest entry 1 in every layer.
+    """
+    scores = np.full(statistics.count.shape, np.nan)
+    for layer, (together, count) in enumerate(zip(statistics.together, statistics.count, strict=True)):
+        reached = count > 0
+        graph = together[np.ix_(reached, reached)] / count[reached, None]
+        np.fill_diagonal(graph, 0)
+        values, vectors = np.linalg.eig(graph.T)
+        leading = np.abs(vectors[:, np.argmax(values.real)].real)
+        scores[layer, reached] = leading / max(leading.max(), np.finfo(float).tiny)
+    return scores
+
+
+def specialization(statistics: Statistics) -> Array:
+    """1 − H(p(d given e)) / log D, p(d given e) ∝ activation rate of e in domain d. Domain experts (arXiv 2601.10159), a reconstruction."""
+    domains = len(statistics.tokens)
+    if domains < 2:
+        raise ExciseError("specialization compares domains: calibration.data needs sources with at least two `domain` labels, found one")
+    rate = statistics.by_domain / statistics.tokens
+    share = _divide(rate, rate.sum(axis=-1, keepdims=True))
+    entropy = -np.sum(np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), 0), axis=-1)
+    return np.where(statistics.unreached, np.nan, 1 - entropy / np.log(domains))
+
+
+def super_experts(statistics: Statistics) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Experts to protect [L, E]: a > P99.5 of all a, and a > a_max / 10, and the layer is among the first 75 %; a = max activation.
+
+    Source: arXiv 2507.23279.
+    """
+    a = statistics.peak
+    early = np.arange(len(a))[:, None] < 0.75 * len(a)
+    found: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (a > np.percentile(a, 99.5)) & (a > a.max() / 10) & early
+    return found
+
+
+def _divide(numerator: Array, denominator: Array) -> Array:
+    """Quotient; nan where there is nothing to divide by."""
+    safe = np.where(denominator > 0, denominator, 1)
+    return np.where(denominator > 0, numerator / safe, np.nan)

@@ -1,0 +1,113 @@
+"""CRITERIA: every criterion is a row. Baselines are rows like any other, so no report can leave them out.
+
+A criterion is a function Statistics -> scores [L, E], higher = keep. `random` and `random:<seed>`, `reversed:<name>`,
+`family:<α>,<β>,mean|sum` and `file.py:function` are resolved by name.
+"""
+
+import difflib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from criteria import formulas
+from criteria.statistics import Array, Statistics
+from experts.errors import ExciseError
+
+Score = Callable[[Statistics], Array]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """name: what recipes call it; formula: printed in every report; needs: evidence; cost: in plain forwards of the calibration text."""
+
+    name: str
+    score: Score
+    formula: str
+    needs: str
+    cost: float
+    source: str
+
+
+def random_scores(statistics: Statistics, seed: int = 0) -> Array:
+    """Uniform scores in [0, 1), the baseline every criterion must beat."""
+    return np.random.default_rng([20061117, seed]).random(statistics.count.shape)
+
+
+def reversed_scores(statistics: Statistics, score: Score) -> Array:
+    """The negative of another criterion: what it would keep is pruned. Experts without data stay without."""
+    return -score(statistics)
+
+
+TEXT, WEIGHTS = "text", "weights"
+OBSERVED = 1.1  # plain forwards; measured by benchmarks/calibration.py, one pass for all rows together
+
+CRITERIA: dict[str, Criterion] = {
+    row.name: row
+    for row in (
+        Criterion("utilization", formulas.utilization, "n_e / T", TEXT, OBSERVED, "2404.05089, 2510.13999"),
+        Criterion("routing_mass", formulas.routing_mass, "Σ g / T", TEXT, OBSERVED, "soft count"),
+        Criterion("routing_weight", formulas.routing_weight, "mean g", TEXT, OBSERVED, "2606.10703"),
+        Criterion("activation_norm", formulas.activation_norm, "mean ‖f‖", TEXT, OBSERVED, "2606.10703"),
+        Criterion("activation_norm_sum", formulas.activation_norm_sum, "Σ ‖f‖", TEXT, OBSERVED, "2510.13999 App. D"),
+        Criterion("activation_square", formulas.activation_square, "mean ‖f‖²", TEXT, OBSERVED, "2606.15716"),
+        Criterion("activation_std", formulas.activation_std, "std ‖f‖", TEXT, OBSERVED, "2606.10703"),
+        Criterion("reap", formulas.reap, "mean g·‖f‖", TEXT, OBSERVED, "2510.13999"),
+        Criterion("reap_sum", formulas.reap_sum, "Σ g·‖f‖", TEXT, OBSERVED, "2607.01444"),
+        Criterion("easy_ep", formulas.easy_ep, "Σ g·‖f‖·max(1 − cos(h, h + y), 0)", TEXT, OBSERVED, "2504.06792"),
+        Criterion("max_activation", formulas.max_activation, "max |f|", TEXT, OBSERVED, "2507.23279"),
+        Criterion("hub", formulas.hub, "eigenvector centrality of P(j active | i active)", TEXT, OBSERVED, "2602.04291"),
+        Criterion("specialization", formulas.specialization, "1 − H(p(d|e)) / log D", "text of ≥ 2 domains", OBSERVED, "2601.10159"),
+        Criterion("router_norm", formulas.router_norm, "‖router row‖", WEIGHTS, 0.0, "2504.05586"),
+        Criterion("weight_norm", formulas.weight_norm, "‖w‖ (Frobenius)", WEIGHTS, 0.0, "classic"),
+        Criterion("aimer", formulas.aimer, "−(‖w‖₁/N) / √(‖w‖₂²/N)", WEIGHTS, 0.0, "2603.18492"),
+        Criterion("random", random_scores, "uniform, seeded", "nothing", 0.0, "baseline"),
+    )
+}
+
+
+def resolve(name: str) -> Criterion:
+    """The criterion of that name. Raises ExciseError with the nearest known name."""
+    if name in CRITERIA:
+        return CRITERIA[name]
+    kind, colon, rest = name.partition(":")
+    if kind == "reversed" and colon:
+        base = resolve(rest)
+        score = partial(reversed_scores, score=base.score)
+        return Criterion(name, score, f"−({base.formula})", base.needs, base.cost, base.source)
+    if kind == "random" and rest.isdigit():
+        return Criterion(name, partial(random_scores, seed=int(rest)), f"uniform, seed {rest}", "nothing", 0.0, "baseline")
+    if kind == "family":
+        return _family(name, rest)
+    if kind.endswith(".py"):
+        return _from_file(name, Path(kind), rest)
+    near = difflib.get_close_matches(name, [*CRITERIA, "reversed:reap"], n=1)
+    hint = f"did you mean {near[0]}?" if near else "`excise criteria` lists them"
+    raise ExciseError(f"unknown criterion {name!r}; {hint}")
+
+
+def _family(name: str, rest: str) -> Criterion:
+    match rest.split(","):
+        case [alpha, beta, ("mean" | "sum") as kind] if alpha in "012" and beta in "012" and alpha and beta:
+            score = partial(formulas.family, alpha=int(alpha), beta=int(beta), mean=kind == "mean")
+            return Criterion(name, score, f"{kind} g^{alpha}·‖f‖^{beta}", TEXT, OBSERVED, "2606.15716")
+    raise ExciseError(f"criterion {name!r}: expected family:<α>,<β>,mean or sum with α and β in 0, 1, 2, for example family:1,2,mean")
+
+
+def _from_file(name: str, path: Path, function: str) -> Criterion:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ExciseError(f"criterion {name!r}: no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, AttributeError) as error:
+        raise ExciseError(f"criterion {name!r}: {path} cannot be imported ({error})") from error
+    score = getattr(module, function, None)
+    if not callable(score):
+        raise ExciseError(f"criterion {name!r}: {path} has no function {function!r}")
+    text = (score.__doc__ or function).strip().splitlines()[0]
+    return Criterion(name, score, text, "user function", OBSERVED, str(path))

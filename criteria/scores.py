@@ -1,0 +1,70 @@
+"""Scores: one number per expert, higher = keep. Reusable on disk: other fractions and selections need no second calibration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from criteria.registry import Criterion
+from criteria.statistics import Array, Statistics
+from experts.errors import ExciseError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """values: [L, E] float64, nan where an expert has no data (it is pruned first); protected: [L, E] bool, never pruned.
+
+    layers: decoder index of each of the L rows; model: checkpoint fingerprint; data: hash of the calibration windows.
+    """
+
+    values: Array
+    protected: NDArray[np.bool_]
+    layers: tuple[int, ...]
+    criterion: str
+    formula: str
+    model: str = ""
+    data: str = ""
+
+    @property
+    def without_data(self) -> int:
+        return int(np.isnan(self.values).sum())
+
+
+def score(
+    criterion: Criterion, statistics: Statistics, layers: tuple[int, ...], protected: NDArray[np.bool_], model: str, data: str
+) -> Scores:
+    """Applies a criterion and checks what it returned: the right shape, and numbers."""
+    values = np.asarray(criterion.score(statistics), dtype=np.float64)
+    if values.shape != statistics.count.shape:
+        raise ExciseError(f"criterion {criterion.name}: returned shape {values.shape}, expected [L, E] = {statistics.count.shape}")
+    if np.isnan(values).all():
+        raise ExciseError(f"criterion {criterion.name}: returned no number at all (all nan)")
+    return Scores(values, protected, layers, criterion.name, criterion.formula, model, data)
+
+
+def save(path: Path, table: list[Scores]) -> None:
+    """All scores of a run in one safetensors file: one [L, E] tensor per criterion, provenance in the metadata."""
+    tensors = {scores.criterion: scores.values for scores in table}
+    provenance = {f"formula of {scores.criterion}": scores.formula for scores in table}
+    common = {"model": table[0].model, "data": table[0].data, "layers": ",".join(map(str, table[0].layers))}
+    save_file({**tensors, "protected": table[0].protected.astype(np.uint8)}, path, metadata={**common, **provenance})
+
+
+def load(path: Path, criterion: str, layers: tuple[int, ...], experts: int, model: str) -> Scores:
+    """One criterion's scores. Refused for another model, layer count or expert count."""
+    try:
+        with safe_open(path, "numpy") as file:
+            provenance = file.metadata() or {}
+            if criterion not in file.keys():  # noqa: SIM118 - not a dict
+                raise ExciseError(f"{path}: no scores of {criterion!r}; it has {sorted(set(file.keys()) - {'protected'})}")
+            values, protected = file.get_tensor(criterion), file.get_tensor("protected").astype(bool)
+    except (SafetensorError, OSError) as error:
+        raise ExciseError(f"{path}: not a score file ({error})") from error
+    if model and provenance.get("model") and provenance["model"] != model:
+        raise ExciseError(f"{path}: scores of another model (fingerprint {provenance['model']}, this one has {model})")
+    if values.shape != (len(layers), experts) or provenance.get("layers") != ",".join(map(str, layers)):
+        raise ExciseError(f"{path}: scores of shape {values.shape} for layers {provenance.get('layers')}; the model has L, E = {len(layers)}, {experts}")
+    return Scores(values, protected, layers, criterion, provenance.get(f"formula of {criterion}", ""), model, provenance.get("data", ""))

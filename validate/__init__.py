@@ -1,0 +1,1 @@
+"""Does the ranking hold when experts are really removed?"""

@@ -14,6 +14,7 @@ from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups, text_co
 from experts.errors import ExciseError
 from prune.shards import Checkpoint, Stored
 
+SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 # The same names that experts.anatomy slices in memory, seen from the block.
 ROUTER_NAMES = re.compile(r"^(gate|router)\.(weight|bias|e_score_correction_bias)$")
 ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
@@ -63,6 +64,15 @@ class Layout:
         """Stored elements inside routed experts (quantised formats count packed elements and scales)."""
         tensors = [tensor for block in self.blocks.values() for group in block.single.values() for tensor in group]
         return sum(tensor.elements for tensor in tensors) + sum(t.elements for block in self.blocks.values() for t in block.fused)
+
+    @property
+    def shared(self) -> int:
+        """Experts that every token passes, besides the routed ones."""
+        config = text_config(self.checkpoint.config)
+        counted = next((int(config[key]) for key in SHARED_KEYS if config.get(key)), None)
+        if counted is not None:
+            return counted
+        return int(any(re.search(r"\.shared_expert\.", name) for name in self.checkpoint.tensors))
 
     @property
     def family(self) -> str:

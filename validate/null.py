@@ -1,12 +1,12 @@
 """Random plans of exactly the same size per layer, and the test of a criterion's plan against them (METHODS 5)."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from criteria.select import Shape
 from experts.errors import ExciseError
@@ -14,6 +14,17 @@ from experts.plan import Plan
 from validate.rows import Evaluator
 from validate.statistics import Interval, clustered_interval, permutation_p, smallest_detectable, standardized_effect
 from validate.verdict import ALPHA, Verdict, judge
+
+
+@dataclass(frozen=True)
+class Test:
+    """What is compared: a criterion's plan, the plan of its reverse under the same budget, and random plans of the plan's sizes."""
+
+    plan: Plan
+    reversed_plan: Plan
+    randoms: list[Plan]
+    formula: str
+    scope: str
 
 
 @dataclass(frozen=True)
@@ -93,14 +104,12 @@ def _possible(quotas: dict[int, NDArray[np.int64]], protected: NDArray[np.bool_]
     return 1
 
 
-def against_random(
-    evaluator: Evaluator, plan: Plan, reversed_plan: Plan, randoms: Iterable[Plan], formula: str, scope: str, seed: int
-) -> Evidence:
+def against_random(evaluator: Evaluator, test: Test, seed: int) -> Evidence:
     """Measures the plan, its reverse and the random plans on the same windows, and judges."""
-    full = evaluator.losses(None)
-    own, reverse = evaluator.losses(plan), evaluator.losses(reversed_plan)
-    chance = np.stack([evaluator.losses(random) for random in randoms])  # [R, N]
-    weights = evaluator.weights
+    plan, weights = test.plan, evaluator.weights
+    full, own, reverse = (evaluator.losses(measured) for measured in (None, plan, test.reversed_plan))
+    bar = tqdm(test.randoms, desc=f"test {plan.criterion}, scope {test.scope}", unit="plan", delay=2)
+    chance = np.stack([evaluator.losses(random) for random in bar])  # [R, N]
 
     def mean(losses: NDArray[np.float64]) -> float:
         return float(np.average(losses, weights=weights))
@@ -111,9 +120,9 @@ def against_random(
     p, p_worse = permutation_p(delta, null), permutation_p(-delta, -null)
     return Evidence(
         criterion=plan.criterion,
-        formula=formula,
+        formula=test.formula,
         plan=plan,
-        scope=scope,
+        scope=test.scope,
         delta=delta,
         reversed_delta=mean(reverse - full),
         random=tuple(float(value) for value in null),

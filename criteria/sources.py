@@ -1,0 +1,45 @@
+"""Where text comes from, as a recipe writes it. No torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Source(BaseModel):
+    """Where text comes from: exactly one of `text`, `jsonl`, `dataset`, `stdlib`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: tuple[Path, ...] = Field(default=(), description="plain UTF-8 files")
+    separator: str = Field(default="", description="regular expression that starts a new document in a text file; empty: a file is one")
+    jsonl: tuple[Path, ...] = Field(default=(), description="JSON-lines files, a document a line")
+    field: tuple[str, ...] = Field(default=("text",), description="fields of a jsonl line or data set row, joined with a newline")
+    dataset: str = Field(default="", description="a data set for datasets.load_dataset, streamed")
+    config: str = Field(default="", description="its configuration name")
+    split: str = Field(default="", description="split of the data set, or train, calibration, test of the standard library")
+    documents: int = Field(default=2000, gt=0, description="documents taken from a data set")
+    stdlib: Literal["code", "prose", ""] = Field(default="", description="text of this Python's standard library")
+    domain: str = Field(default="", description="label for criteria that compare domains; default: the kind of source")
+
+    @field_validator("text", "jsonl", "field", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Source":
+        if sum(map(bool, (self.text, self.jsonl, self.dataset, self.stdlib))) != 1:
+            raise ValueError("give exactly one of text, jsonl, dataset, stdlib")
+        if self.stdlib and self.split not in ("train", "calibration", "test"):
+            raise ValueError(f"stdlib needs split: train, calibration or test, got {self.split!r}")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.domain or self.stdlib or self.dataset or ("jsonl" if self.jsonl else "text")
+
+    def anchored(self, folder: Path) -> "Source":
+        """The same source with relative paths taken from `folder`."""
+        paths = {key: tuple(folder / path for path in getattr(self, key)) for key in ("text", "jsonl")}
+        return self.model_copy(update=paths)

@@ -1,0 +1,81 @@
+"""The model card of a pruned checkpoint: where it comes from, what was removed, and whether the choice beat chance."""
+
+from typing import Any
+
+import yaml
+
+from experts.errors import ExciseError
+from experts.plan import Plan
+from prune.layout import Layout
+from prune.recipe import Recipe
+from prune.report import evidence, table
+from prune.shards import Checkpoint
+
+
+def model_card(recipe: Recipe, layout: Layout, plan: Plan, result: dict[str, Any]) -> str:
+    """README.md with hub metadata, the plan in words and the evidence."""
+    text = result["text"]["calibration"]
+    return f"""{_front_matter(recipe.model, layout.checkpoint)}
+# {recipe.model.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed
+
+{_what(layout, plan)} Ranked by `{plan.criterion}` = {result["plans"][0]["formula"]} on {text["windows"]} windows of {text["length"]} tokens
+(hash {text["hash"]}). Budget: {plan.budget}. Source fingerprint: {result["model"]["fingerprint"]}.
+
+{table(result)}
+
+ΔCE in nats per token over the unpruned model's {result["loss"]:.4f}, on held-out text.
+
+{evidence(result)}
+
+{result["rule"]}
+
+The ids of the kept experts, in the numbering of the source, stand in `excise_plan.json`.
+{_how_to_load(plan)}"""
+
+
+def plan_card(source: str, layout: Layout, plan: Plan) -> str:
+    """The card of a plan that was exported by hand, without a test."""
+    return f"""{_front_matter(source, layout.checkpoint)}
+# {source.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed
+
+{_what(layout, plan)} Plan: {plan.criterion or "made by hand"}; {plan.budget or "no budget recorded"}. This export was not tested against random selection.
+
+The ids of the kept experts, in the numbering of the source, stand in `excise_plan.json`.
+{_how_to_load(plan)}"""
+
+
+def _what(layout: Layout, plan: Plan) -> str:
+    each = next(iter(plan.counts.values())) if plan.uniform else f"{min(plan.counts.values())} to {max(plan.counts.values())}"
+    return (
+        f"Keeps {plan.total} of {plan.experts * len(plan.kept)} routed experts ({each} of {plan.experts} in each of {len(plan.kept)} MoE "
+        f"layers, top-{layout.top_k}). No weight was changed; kept tensors are byte-identical to the source."
+    )
+
+
+def _how_to_load(plan: Plan) -> str:
+    if plan.uniform:
+        return "\nLoads like the source model.\n"
+    return (
+        "\nLayers keep unequal numbers of experts: load with `AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)`, which uses the "
+        "`modeling_excise.py` beside the weights. Serving engines want equal counts (scope `layer`).\n"
+    )
+
+
+def _front_matter(source: str, checkpoint: Checkpoint) -> str:
+    before = _source_metadata(checkpoint)
+    fields = {"base_model": source, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["moe", "pruned", "excise"]}
+    kept = {key: before[key] for key in ("license", "license_name", "license_link", "language") if key in before}
+    return "---\n" + yaml.safe_dump({**fields, **kept}, sort_keys=False) + "---"
+
+
+def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Front matter of the source's model card, for its licence; empty where there is none that can be read."""
+    path = checkpoint.folder / "README.md"
+    try:
+        parts = path.read_text(encoding="utf-8").split("---\n", 2)
+        found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else {}
+    except FileNotFoundError:
+        return {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ExciseError(f"{path}: the source's model card cannot be read ({error}); mend or remove it") from error
+    return found if isinstance(found, dict) else {}

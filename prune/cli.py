@@ -1,0 +1,213 @@
+"""`excise`: parses, calls one function, prints. Results go to stdout, everything else to stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from experts.errors import ExciseError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
+    "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
+))  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a recipe value, for example prune.fraction=0.25.")]
+
+
+@app.command()
+def prune(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/<recipe>-<criterion>-<budget>-<scope>.")] = None,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Calibrate, rank, test against random plans, prune, write, reload. A second run resumes after the last finished stage."""
+
+    def work() -> int:
+        from prune.locate import recipe_file
+        from prune.recipe import read_recipe
+
+        file = recipe_file(recipe)
+        settings = read_recipe(file, overrides)
+        with _waiting("loading libraries", quiet):
+            from prune.run import Run, default_output
+        outcome = Run(settings, output or default_output(file.stem, settings), force).execute()
+        _show_run(outcome.result, as_json)
+        return 3 if outcome.stopped else 0
+
+    _guarded(work, quiet, debug)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")],
+    plan: Annotated[Path, typer.Argument(help="plan.json of a run, or one written by hand.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write the checkpoint that keeps what a plan keeps: streamed, verified, atomic, without torch."""
+
+    def work() -> int:
+        from experts.plan import Plan
+        from prune.card import plan_card
+        from prune.checkpoint import export as write
+        from prune.layout import lay_out
+        from prune.locate import model_folder
+        from prune.report import human
+        from prune.shards import fingerprint, open_checkpoint
+
+        chosen = Plan.read(plan)
+        layout = lay_out(open_checkpoint(model_folder(model)))
+        written = write(layout, chosen, out, plan_card(model, layout, chosen), force, fingerprint(layout.checkpoint))
+        if as_json:
+            _print_json({"checkpoint": str(out), "size": written.size, "removed": written.removed, "notes": written.notes})
+        else:
+            print(f"{out}: {human(written.size)} of tensors, {human(written.removed)} removed")
+            _notes(written.notes, quiet)
+        return 0
+
+    _guarded(work, quiet, debug)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")], as_json: Json = False, debug: Debug = False
+) -> None:
+    """Family, layers, experts, sizes, and what pruning would save: from headers and configuration alone."""
+
+    def work() -> int:
+        from prune.inspect import describe
+        from prune.layout import lay_out
+        from prune.locate import model_folder
+        from prune.shards import open_checkpoint
+
+        found = describe(lay_out(open_checkpoint(model_folder(model))))
+        _print_json(found) if as_json else _show_model(found)
+        return 0
+
+    _guarded(work, True, debug)
+
+
+@app.command()
+def criteria(as_json: Json = False, debug: Debug = False) -> None:
+    """List the criteria: formula, evidence, cost in plain forwards of the calibration text, source."""
+
+    def work() -> int:
+        from criteria.registry import CRITERIA
+
+        listed = [
+            {"name": row.name, "formula": row.formula, "needs": row.needs, "cost": row.cost, "source": row.source} for row in CRITERIA.values()
+        ]
+        if as_json:
+            _print_json(listed)
+            return 0
+        _table(("criterion", "score (higher = keep)", "needs", "cost", "source"), [tuple(str(value) for value in row.values()) for row in listed])
+        print("Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.")
+        print("g: applied gate weight, f: expert output before it, n_e: tokens routed to e. cost: plain forwards, one pass for all rows.")
+        return 0
+
+    _guarded(work, True, debug)
+
+
+def _guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
+    """Runs a command; one clear line and exit 1 for an error or Ctrl-C."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if quiet:
+        os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    try:
+        code = work()
+    except ExciseError as error:
+        if debug:
+            raise
+        print(f"excise: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("excise: interrupted; the same command resumes after the last finished stage", file=sys.stderr)
+        code = 1
+    raise typer.Exit(code)
+
+
+def _waiting(what: str, quiet: bool) -> Any:
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return nullcontext() if quiet or not console.is_terminal else console.status(what)
+
+
+def _show_run(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(result)
+        return
+    from prune.report import HEAD, rows
+
+    _table(HEAD, rows(result))
+    print("ΔCE: rise of the held-out loss, nats per token, smaller is better. p: chance does as well.")
+    print(f"checkpoint: {result['checkpoint'] or 'none, the recipe stops on this verdict'}")
+    print(f"report:     {result['run']}/report.md")
+
+
+def _show_model(found: dict[str, Any]) -> None:
+    from prune.report import human
+
+    groups = "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
+    inside, elsewhere = found["parameters"]["experts"], found["parameters"]["elsewhere"]
+    lines = [
+        ("family", found["family"]),
+        ("MoE layers", f"{found['moe_layers']} (decoder layers {found['layers'][0]}..{found['layers'][-1]})"),
+        ("experts per layer", f"{found['experts']}, top-{found['top_k']}"),
+        ("router groups", groups),
+        ("shared experts", str(found["shared_experts"])),
+        ("parameters", f"{inside:,} in experts, {elsewhere:,} elsewhere ({inside / (inside + elsewhere):.1%} in experts)"),
+        ("size on disk", f"{human(found['size'])} ({', '.join(found['dtypes'])})"),
+    ]
+    if found["multi_token_prediction_tensors"]:
+        lines.append(("multi-token head", f"{found['multi_token_prediction_tensors']} tensors, dropped by an export"))
+    for saving in found["savings"]:
+        outcome = saving.get("impossible") or f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"
+        lines.append((f"pruned by {saving['fraction']:.0%}", outcome))
+    width = max(len(name) for name, _ in lines)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # A pipe has no width: lines are then as long as the table needs.
+    (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def _notes(notes: tuple[str, ...], quiet: bool) -> None:
+    for note in () if quiet else notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    app()

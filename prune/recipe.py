@@ -1,0 +1,171 @@
+"""Recipe: YAML -> frozen models, a unit under each field. An unknown key is an error that names the nearest known one."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from criteria.sources import Source
+from experts.errors import ExciseError
+
+BUDGETS = ("fraction", "keep", "target_size")
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Text(Part):
+    """Windows of text."""
+
+    data: tuple[Source, ...] = Field(min_length=1, description="one source or a list; each gives an equal share of the windows")
+    sequences: int = Field(default=128, gt=0, description="windows")
+    length: int = Field(default=512, gt=16, description="tokens per window")
+    seed: int = Field(default=0, ge=0, description="seed of the choice of windows")
+    batch: int = Field(default=8, gt=0, description="windows per forward; changes memory and speed only")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, Mapping) else value
+
+
+class Prune(Part):
+    """How much goes, and where. Exactly one of fraction, keep, target_size."""
+
+    fraction: float | None = Field(default=None, description="share of experts to remove, in (0, 1)")
+    keep: int | None = Field(default=None, gt=0, description="experts kept per layer (on average, in scope global)")
+    target_size: str | None = Field(default=None, description="largest size of all weights together, for example 8GB")
+    scope: Literal["layer", "global"] = Field(default="layer", description="same count in every layer, or lowest scores of the whole model")
+    floor: int | None = Field(default=None, gt=0, description="scope global: fewest experts a layer keeps; default: the fewest that can route")
+    protect_super_experts: bool = Field(default=True, description="never remove experts with outlier activations (arXiv 2507.23279)")
+
+    @field_validator("target_size", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Prune":
+        if sum(getattr(self, key) is not None for key in BUDGETS) != 1:
+            raise ValueError("give exactly one of fraction, keep, target_size")
+        if self.target_size is not None:
+            parse_size(self.target_size)
+        return self
+
+
+class Validate(Text):
+    """The test against chance, on text that calibration has not seen."""
+
+    random_plans: int = Field(default=20, ge=20, description="random plans of the same size")
+    random_seed: int = Field(default=0, ge=0, description="seed of the random plans and of the bootstrap")
+    stop_on: Literal["worse than random", "not distinguishable"] | None = Field(
+        default=None, description="exit 3 without a checkpoint when the first criterion's verdict is this or worse"
+    )
+
+
+class Recipe(Part):
+    """One run: calibrate, rank, test, prune, write."""
+
+    model: str = Field(description="hub id, folder, or `demo` for the embedded model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="precision of the model in memory")
+    trust_remote_code: bool = Field(default=False, description="run model code that comes with the checkpoint")
+    calibration: Text
+    criteria: tuple[str, ...] = Field(default=("reap",), min_length=1, description="the first one prunes, the others are tested beside it")
+    prune: Prune
+    validation: Validate = Field(alias="validate", description="the test against random plans")
+
+    @field_validator("criteria", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '8GB', '500 MiB', '1.5e9'."""
+    number = text.strip().rstrip("BbKkMmGgTtIi ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        return int(float(number) * UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise ValueError(f"target_size {text!r} is not a size; write for example 8GB or 500MiB") from None
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe with `key.path=value` overrides applied. Paths of text files are relative to the recipe's folder."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExciseError(f"{path}: no such recipe") from error
+    except UnicodeDecodeError as error:
+        raise ExciseError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except yaml.YAMLError as error:
+        raise ExciseError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ExciseError(f"{path}: a recipe is a mapping of keys, found {type(data).__name__}")
+    for override in overrides:
+        _override(data, override)
+    return parse_recipe(data, str(path), path.parent)
+
+
+def parse_recipe(data: dict[str, Any], origin: str, folder: Path) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ExciseError(f"{origin}: {_explain(error)}") from error
+    return _anchored(recipe, folder)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ExciseError(f"--set {override}: expected key.path=value, for example prune.fraction=0.25")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ExciseError(f"--set {override}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+    *parents, last = path.split(".")
+    table = data
+    for key in parents:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ExciseError(f"--set {override}: {key} is not a table of keys")
+    if parents == ["prune"] and last in BUDGETS:  # the budgets exclude each other: the new one replaces the old
+        for other in BUDGETS:
+            table.pop(other, None)
+    table[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as one line: the key, what is wrong, the nearest known key."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys([str(part) for part in first["loc"][:-1]])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        return f"unknown key {where!r}; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    return f"{where or 'recipe'}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    tables: dict[str, type[BaseModel]] = {"calibration": Text, "prune": Prune, "validate": Validate, "data": Source}
+    table = next((tables[key] for key in reversed(path) if key in tables), Recipe)
+    return [field.alias or name for name, field in table.model_fields.items()]
+
+
+def _anchored(recipe: Recipe, folder: Path) -> Recipe:
+    def text(part: Text) -> dict[str, Any]:
+        return {"data": tuple(source.anchored(folder) for source in part.data)}
+
+    return recipe.model_copy(
+        update={
+            "calibration": recipe.calibration.model_copy(update=text(recipe.calibration)),
+            "validation": recipe.validation.model_copy(update=text(recipe.validation)),
+        }
+    )

@@ -1,0 +1,256 @@
+"""`excise prune`: calibrate → rank → test against chance → write → reload. Every stage is resumed when its inputs are unchanged."""
+
+import gc
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from criteria.formulas import super_experts
+from criteria.observe import observe
+from criteria.registry import resolve
+from criteria.scores import Scores, save, score
+from criteria.select import Budget, Scope, select
+from criteria.statistics import Statistics
+from criteria.text import Windows, check_disjoint, read_windows
+from experts.ablation import restricted
+from experts.anatomy import Anatomy, dissect, load
+from experts.errors import ExciseError
+from experts.plan import Plan
+from prune.budget import budget_of, shape_of
+from prune.card import model_card
+from prune.checkpoint import export
+from prune.layout import Layout, lay_out
+from prune.locate import model_folder
+from prune.recipe import BUDGETS, Recipe, Text
+from prune.report import markdown
+from prune.shards import fingerprint, open_checkpoint
+from prune.slices import removed_bytes
+from prune.stages import RunFolder, cache_folder, environment, key_of, write_json, write_text
+from validate.null import Test, against_random, random_plans
+from validate.rig import check_reloaded, check_rig, last_logits, require
+from validate.rows import Evaluator
+from validate.verdict import RULE, Verdict
+
+CHECKPOINT, RECIPE = "checkpoint", "recipe.yaml"
+SEVERITY: dict[Verdict, int] = {"beats random": 0, "not distinguishable": 1, "worse than random": 2}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives back: the content of validation.json, and where things are. stopped: the recipe asked to stop on this verdict."""
+
+    result: dict[str, Any]
+    stopped: bool
+
+
+class Run:
+    """One recipe in one folder. The model is loaded only when a stage really needs it."""
+
+    def __init__(self, recipe: Recipe, folder: Path, force: bool = False) -> None:
+        """Refuses, before anything expensive: unknown criteria, unfit models, impossible budgets, occupied outputs."""
+        self.recipe, self.force = recipe, force
+        self.criteria = [resolve(name) for name in recipe.criteria]
+        self.source = model_folder(recipe.model)
+        self.layout: Layout = lay_out(open_checkpoint(self.source))
+        self.shape = shape_of(self.layout)
+        self.budgets: dict[Scope, Budget] = {scope: budget_of(recipe.prune, self.layout, scope) for scope in self.scopes}
+        self.fingerprint = fingerprint(self.layout.checkpoint)
+        self.folder = RunFolder(folder, force)
+
+    @property
+    def scopes(self) -> list[Scope]:
+        """The recipe's scope; for `global` also `layer`, so that the table can show both."""
+        return ["global", "layer"] if self.recipe.prune.scope == "global" else ["layer"]
+
+    # What is loaded, each once and only if needed.
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        model, _ = load(self.source, self.recipe.dtype, self.recipe.trust_remote_code)
+        anatomy = dissect(model)
+        found = (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
+        if found != (self.shape.layers, self.shape.experts, self.shape.top_k, self.shape.groups):
+            raise ExciseError(f"{self.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
+        return anatomy
+
+    @cached_property
+    def _windows(self) -> tuple[Windows, Windows]:
+        tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=self.recipe.trust_remote_code)
+
+        def windows(part: Text) -> Windows:
+            return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
+
+        calibration, validation = windows(self.recipe.calibration), windows(self.recipe.validation)
+        check_disjoint(calibration, validation)
+        return calibration, validation
+
+    @property
+    def calibration(self) -> Windows:
+        return self._windows[0]
+
+    @property
+    def validation(self) -> Windows:
+        return self._windows[1]
+
+    # Stages.
+
+    def calibrate(self) -> Statistics:
+        """Statistics of the calibration text: from this folder's cache, an interrupted pass, or a new pass."""
+        key = key_of("statistics", self.fingerprint, self.recipe.dtype, self.calibration.hash)
+        kept, partial = cache_folder() / f"{key}.safetensors", self.folder.path / "calibration.partial.safetensors"
+        provenance = {"key": key, "model": self.fingerprint, "data": self.calibration.hash}
+        if kept.is_file():
+            return Statistics.read(kept)[0]
+        done = None
+        if partial.is_file():
+            with suppress(ExciseError):  # an unreadable partial pass is simply begun again
+                statistics, found = Statistics.read(partial)
+                done = statistics if found.get("key") == key else None
+
+        def keep(so_far: Statistics) -> None:
+            fresh = partial.with_name(partial.name + ".new")
+            so_far.save(fresh, provenance)
+            fresh.replace(partial)
+
+        statistics = observe(self.anatomy, self.calibration, self.recipe.calibration.batch, done, keep)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fresh = kept.with_name(f"{kept.name}.{self.folder.path.name}.new")
+        statistics.save(fresh, provenance)
+        fresh.replace(kept)
+        partial.unlink(missing_ok=True)
+        return statistics
+
+    def rank(self, statistics: Statistics) -> list[Scores]:
+        """Scores of every criterion of the recipe, saved in scores.safetensors."""
+        protect = self.recipe.prune.protect_super_experts
+        protected = super_experts(statistics) if protect else np.zeros(statistics.count.shape, dtype=bool)
+        table = [
+            score(criterion, statistics, self.shape.layers, protected, self.fingerprint, self.calibration.hash) for criterion in self.criteria
+        ]
+        fresh = self.folder.path / "scores.safetensors.new"
+        save(fresh, table)
+        fresh.replace(self.folder.path / "scores.safetensors")
+        return table
+
+    def validate(self, statistics: Statistics, table: list[Scores]) -> dict[str, Any]:
+        """Every criterion's plan, its reverse and the random plans on held-out text; the rig is checked first."""
+        settings = self.recipe.validation
+        key = key_of("rows", self.fingerprint, self.recipe.dtype, self.validation.hash, settings.batch)
+        plan = select(table[0], self.budgets[self.recipe.prune.scope], self.shape)
+        stage = key_of("validate", key, plan.digest, self.recipe.model_dump(mode="json"), self.calibration.hash)
+        if self.folder.valid("validate", stage, "validation.json"):
+            result: dict[str, Any] = json.loads((self.folder.path / "validation.json").read_text(encoding="utf-8"))
+            return result
+        checks = check_rig(self.anatomy, self.validation, plan)
+        evaluator = Evaluator(self.anatomy, self.validation, self.folder.path / "losses.csv", key, settings.batch)
+        evidence = [against_random(evaluator, test, settings.random_seed).to_json() for test in self._tests(statistics, table)]
+        result = {
+            "plans": evidence,
+            "rule": RULE,
+            "checks": [asdict(check) for check in checks],
+            "loss": float(np.average(evaluator.losses(None), weights=evaluator.weights)),
+            "text": {"calibration": describe(self.calibration), "validation": describe(self.validation)},
+            "model": {"name": self.recipe.model, "fingerprint": self.fingerprint},
+            "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
+            "without_data": int(statistics.unreached.sum()),
+            "protected": int(table[0].protected.sum()),
+        }
+        write_json(self.folder.path / "validation.json", result)
+        self.folder.finish("validate", stage)
+        return result
+
+    def _tests(self, statistics: Statistics, table: list[Scores]) -> Iterator[Test]:
+        """The first criterion is tested in all scopes, the others in the recipe's."""
+        settings = self.recipe.validation
+        for number, (criterion, scores) in enumerate(zip(self.criteria, table, strict=True)):
+            opposite = resolve(f"reversed:{criterion.name}")
+            reverse = score(opposite, statistics, scores.layers, scores.protected, scores.model, scores.data)
+            for scope in self.scopes if number == 0 else self.scopes[:1]:
+                plan, reversed_plan = (select(s, self.budgets[scope], self.shape) for s in (scores, reverse))
+                randoms = random_plans(plan, self.shape, scores.protected, settings.random_plans, settings.random_seed)
+                yield Test(plan, reversed_plan, randoms, criterion.formula, scope)
+
+    def write(self, plan: Plan, result: dict[str, Any]) -> Path:
+        """Exports the checkpoint, then loads it and compares its logits with the restricted model's, bit by bit."""
+        out = self.folder.path / CHECKPOINT
+        stage = key_of("export", self.fingerprint, plan.digest)
+        card = model_card(self.recipe, self.layout, plan, result)
+        if self.folder.valid("export", stage, f"{CHECKPOINT}/config.json"):
+            write_text(out / "README.md", card)
+            return out
+        with restricted(self.anatomy, plan):
+            expected = last_logits(self.anatomy, self.validation).cpu()
+        del self.__dict__["anatomy"]  # the pruned model takes the place of the whole one: never both in memory
+        gc.collect()
+        export(self.layout, plan, out, card, self.force, self.fingerprint)
+        try:
+            require([check_reloaded(expected, self._reloaded_logits(out, plan))])
+        except BaseException:
+            shutil.rmtree(out)  # unproven, so not left behind
+            raise
+        self.folder.finish("export", stage)
+        return out
+
+    def _reloaded_logits(self, out: Path, plan: Plan) -> torch.Tensor:
+        model, _ = load(out, self.recipe.dtype, trust_remote_code=not plan.uniform or self.recipe.trust_remote_code)
+        tokens = torch.from_numpy(self.validation.tokens[:1]).to(next(model.parameters()).device)
+        with torch.no_grad():
+            logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+        return logits.cpu()
+
+    def execute(self) -> Outcome:
+        """All stages, in order."""
+        self.folder.create()
+        self._keep_recipe()
+        statistics = self.calibrate()
+        table = self.rank(statistics)
+        plan = select(table[0], self.budgets[self.recipe.prune.scope], self.shape)
+        write_json(self.folder.path / "plan.json", plan.to_json())
+        result = {**self.validate(statistics, table), "run": str(self.folder.path), "checkpoint": None}
+        stopped = self._stops(result["plans"][0]["verdict"])
+        if not stopped:
+            result["checkpoint"] = str(self.write(plan, result))
+        write_text(self.folder.path / "report.md", markdown(self.recipe, result))
+        return Outcome(result, stopped)
+
+    def _stops(self, verdict: Verdict) -> bool:
+        stop_on = self.recipe.validation.stop_on
+        return stop_on is not None and SEVERITY[verdict] >= SEVERITY[stop_on]
+
+    def _keep_recipe(self) -> None:
+        """Writes the resolved recipe; refuses a folder that holds the checkpoint of another one."""
+        path = self.folder.path / RECIPE
+        resolved = self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.force:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            for name in ("model", "calibration", "prune"):
+                if before.get(name) != resolved.get(name):
+                    raise ExciseError(
+                        f"{self.folder.path}: holds a checkpoint made with {name}: {before.get(name)}, now {resolved.get(name)}; "
+                        "choose another --output, or --force to replace it"
+                    )
+        write_text(path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        write_json(self.folder.path / "environment.json", environment())
+
+
+def describe(windows: Windows) -> dict[str, Any]:
+    rows, length = windows.tokens.shape
+    return {"windows": rows, "length": length, "documents": len(np.unique(windows.document)), "domains": list(windows.domains), "hash": windows.hash}
+
+
+def default_output(recipe_name: str, recipe: Recipe) -> Path:
+    """runs/<recipe>-<criterion>-<budget>-<scope>: one folder per way of pruning, so that none replaces another."""
+    budget = next(getattr(recipe.prune, key) for key in BUDGETS if getattr(recipe.prune, key) is not None)
+    name = f"{recipe_name}-{recipe.criteria[0]}-{budget}-{recipe.prune.scope}"
+    return Path("runs") / re.sub(r"[^\w.-]+", "_", name)

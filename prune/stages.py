@@ -1,0 +1,68 @@
+"""Stages of a run folder: each result carries the key of its inputs, so a second run redoes only what changed."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experts.errors import ExciseError
+
+RECORD = "stages.json"
+FORMAT = 1  # raise when a stage computes something else from the same inputs
+
+
+def key_of(*inputs: Any) -> str:
+    """A short hash of everything a stage depends on."""
+    return hashlib.sha256(json.dumps([FORMAT, *inputs], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic: a reader sees the old file or the new one, never a part."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+class RunFolder:
+    """A folder that belongs to one run. record: stage -> key of the inputs it was made from."""
+
+    def __init__(self, path: Path, force: bool = False) -> None:
+        self.path = path
+        if path.exists() and not (path / RECORD).is_file() and any(path.iterdir()) and not force:
+            raise ExciseError(f"{path}: exists and is not a run of Excise; choose another --output, or --force to write into it")
+        self.record: dict[str, str] = {}
+        if (path / RECORD).is_file():
+            self.record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+
+    def create(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / RECORD, self.record)
+
+    def valid(self, stage: str, key: str, *files: str) -> bool:
+        return self.record.get(stage) == key and all((self.path / file).exists() for file in files)
+
+    def finish(self, stage: str, key: str) -> None:
+        self.record[stage] = key
+        write_json(self.path / RECORD, self.record)
+
+
+def cache_folder() -> Path:
+    """Where calibrations are kept for all runs: $EXCISE_CACHE, else the user's cache folder."""
+    if chosen := os.environ.get("EXCISE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "excise"
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine a result was made with."""
+    packages = ("excise", "torch", "transformers", "safetensors", "numpy", "scipy")
+    machine = {"python": sys.version.split()[0], "platform": platform.platform(), "processor": platform.machine()}
+    return {**machine, **{name: version(name) for name in packages}}

@@ -18,12 +18,14 @@ def family(statistics: Statistics, alpha: int, beta: int, mean: bool) -> Array:
 
 def utilization(statistics: Statistics) -> Array:
     """n_e / T. Frequency: SEER-MoE (arXiv 2404.05089), REAP's baseline (arXiv 2510.13999)."""
-    return statistics.count / statistics.tokens.sum()
+    share: Array = statistics.count / statistics.tokens.sum()
+    return share
 
 
 def routing_mass(statistics: Statistics) -> Array:
     """Σ_{X_e} g / T. Soft count, "gating"."""
-    return statistics.moments[..., 1, 0] / statistics.tokens.sum()
+    share: Array = statistics.moments[..., 1, 0] / statistics.tokens.sum()
+    return share
 
 
 def routing_weight(statistics: Statistics) -> Array:

@@ -6,7 +6,7 @@ row, so the outputs are visible before weighting. Only norms and sums leave the 
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -142,7 +142,7 @@ def _router_weight(layer: MoELayer) -> Tensor:
     return weight
 
 
-def _per_expert(matrices: list[Tensor], measure: Callable[[Tensor], Tensor]) -> Any:
+def _per_expert(matrices: Sequence[Tensor], measure: Callable[[Tensor], Tensor]) -> Any:
     return np.array([sum(float(measure(matrix[e])) for matrix in matrices) for e in range(len(matrices[0]))])
 
 

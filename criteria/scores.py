@@ -66,5 +66,6 @@ def load(path: Path, criterion: str, layers: tuple[int, ...], experts: int, mode
     if model and provenance.get("model") and provenance["model"] != model:
         raise ExciseError(f"{path}: scores of another model (fingerprint {provenance['model']}, this one has {model})")
     if values.shape != (len(layers), experts) or provenance.get("layers") != ",".join(map(str, layers)):
-        raise ExciseError(f"{path}: scores of shape {values.shape} for layers {provenance.get('layers')}; the model has L, E = {len(layers)}, {experts}")
+        found = f"{path}: scores of shape {values.shape} for layers {provenance.get('layers')}"
+        raise ExciseError(f"{found}; the model has L, E = {len(layers)}, {experts}")
     return Scores(values, protected, layers, criterion, provenance.get(f"formula of {criterion}", ""), model, provenance.get("data", ""))

@@ -1,101 +1,12 @@
-"""Scores and a budget make a plan. Impossible budgets are refused from sizes alone, before any calibration."""
-
-from dataclasses import dataclass
-from typing import Literal
+"""Scores and a budget make a plan."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from criteria.budget import Budget, Shape
 from criteria.scores import Scores
 from experts.errors import ExciseError
 from experts.plan import Plan
-
-Scope = Literal["layer", "global"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a budget is checked against: layers = L, experts = E, top_k = k, groups (1 = none), groups a token may use."""
-
-    layers: tuple[int, ...]
-    experts: int
-    top_k: int
-    groups: int = 1
-    top_groups: int = 1
-
-    @property
-    def smallest(self) -> int:
-        """Fewest experts a layer can keep and still route: k, and with groups enough in every group a token may use.
-
-        Group-limited routers add up the two best experts of a group, so a group never falls below two.
-        """
-        if self.groups == 1:
-            return self.top_k
-        return self.groups * max(2, -(-self.top_k // self.top_groups))
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much to keep. total: experts kept in the whole model; scope `layer` spreads them evenly; floor: fewest kept in a layer."""
-
-    total: int
-    scope: Scope
-    floor: int
-    text: str
-
-
-def from_fraction(shape: Shape, fraction: float, scope: Scope, floor: int | None = None) -> Budget:
-    """fraction: share of the experts to remove, in (0, 1); rounded to whole experts per layer (scope layer) or in all (global)."""
-    if not 0 < fraction < 1:
-        raise ExciseError(f"prune.fraction is {fraction}; it is the share of experts to remove and lies between 0 and 1, for example 0.5")
-    text = f"fraction={fraction:g} scope={scope}"
-    if scope == "layer":
-        return from_keep(shape, shape.experts - _half_up(fraction * shape.experts), scope, floor, text)
-    every = shape.experts * len(shape.layers)
-    return _checked(shape, Budget(every - _half_up(fraction * every), scope, shape.smallest if floor is None else floor, text))
-
-
-def from_keep(shape: Shape, keep: int, scope: Scope, floor: int | None = None, text: str = "") -> Budget:
-    """keep: experts kept per layer; on average per layer in scope global."""
-    text = text or f"keep={keep} scope={scope}"
-    return _checked(shape, Budget(keep * len(shape.layers), scope, shape.smallest if floor is None else floor, text))
-
-
-def _half_up(number: float) -> int:
-    return int(np.floor(number + 0.5 + 1e-9))
-
-
-def _checked(shape: Shape, budget: Budget) -> Budget:
-    layers, every = len(shape.layers), shape.experts * len(shape.layers)
-    keep = budget.total / layers
-    if budget.total >= every:
-        raise ExciseError(f"{budget.text} removes no expert: all {shape.experts} per layer would be kept; prune more")
-    if keep < shape.top_k:
-        raise ExciseError(
-            f"{budget.text} keeps {keep:g} of {shape.experts} experts per layer, but every token uses top_k = {shape.top_k}; "
-            f"keep at least {shape.smallest} (fraction ≤ {1 - shape.smallest / shape.experts:.3g})"
-        )
-    if keep < shape.smallest:
-        raise ExciseError(
-            f"{budget.text} keeps {keep:g} experts per layer in {shape.groups} router groups, of which a token uses {shape.top_groups}: "
-            f"too few for top_k = {shape.top_k}; keep at least {shape.smallest}"
-        )
-    if shape.groups > 1 and budget.total % shape.groups:
-        raise ExciseError(f"{budget.text} cannot be spread evenly over {shape.groups} router groups; {_next_even(shape, budget)}")
-    if shape.groups > 1 and budget.scope == "layer" and (budget.total // layers) % shape.groups:
-        raise ExciseError(
-            f"{budget.text} keeps {budget.total // layers} experts per layer, uneven over {shape.groups} router groups "
-            f"(a router would choose wrongly); {_next_even(shape, budget)}"
-        )
-    if not shape.smallest <= budget.floor <= keep:
-        raise ExciseError(f"prune.floor is {budget.floor}; it must lie between {shape.smallest} and the mean number kept, {keep:g}")
-    return budget
-
-
-def _next_even(shape: Shape, budget: Budget) -> str:
-    below = budget.total // len(shape.layers) // shape.groups * shape.groups
-    fits = [keep for keep in (below, below + shape.groups) if shape.smallest <= keep < shape.experts]
-    return "use " + " or ".join(f"keep: {keep} (fraction {1 - keep / shape.experts:.4g})" for keep in fits)
 
 
 def select(scores: Scores, budget: Budget, shape: Shape) -> Plan:

@@ -51,12 +51,14 @@ class Statistics:
     @property
     def count(self) -> Array:
         """n_e: tokens routed to each expert [L, E]."""
-        return self.moments[..., 0, 0]
+        count: Array = self.moments[..., 0, 0]
+        return count
 
     @property
     def unreached(self) -> NDArray[np.bool_]:
         """Experts that no token reached [L, E]: their means do not exist."""
-        return self.count == 0
+        none: NDArray[np.bool_] = self.count == 0
+        return none
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:
         save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, path, metadata=provenance)

@@ -6,6 +6,7 @@ intervals are clustered by.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,7 +95,8 @@ def _shingles(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
     view = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.uint64), size, axis=1)
     factors = np.random.default_rng(0).integers(1, 2**63, size, dtype=np.uint64) | np.uint64(1)
     mixed = (view + np.uint64(1)) * factors
-    return np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(29)), axis=-1)
+    hashes: NDArray[np.uint64] = np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(29)), axis=-1)
+    return hashes
 
 
 def _cut(source: Source, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
@@ -135,7 +137,7 @@ def _split(name: str, text: str, separator: str) -> Iterator[tuple[str, str]]:
         yield name, text
         return
     starts = sorted({0, *(found.start() for found in re.finditer(separator, text, re.MULTILINE)), len(text)})
-    for number, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for number, (start, end) in enumerate(itertools.pairwise(starts)):
         if text[start:end].strip():
             yield f"{name}#{number}", text[start:end]
 
@@ -176,5 +178,6 @@ def _check_supply(source: Source, found: int, wanted: int, length: int) -> None:
         raise ExciseError(f"data ({source.label}): the text is shorter than one window of {length} tokens; lower length or add text")
     if found < wanted:
         raise ExciseError(
-            f"data ({source.label}): {wanted} windows of {length} tokens asked, the text has {found}; lower sequences or length, or add text"
+            f"data ({source.label}): {wanted} windows of {length} tokens asked, the text has {found}; "
+            "lower sequences or length, or add text"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.anatomy import Anatomy, MoELayer
+from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.seam import Forward, intercepted
 
@@ -20,6 +21,8 @@ def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
     returns are mapped back to the untouched experts. No weight is copied except the router's.
     """
     plan.check_model(anatomy.indices, anatomy.experts)
+    if any(len(getattr(layer.router, "weight")) != anatomy.experts for layer in anatomy.layers):  # noqa: B009 - typed as Module or Tensor
+        raise ExciseError("this model is already restricted; leave the outer restriction first")
     device = next(anatomy.model.parameters()).device
     ids = [torch.tensor(plan.kept[layer.index], device=device) for layer in anatomy.layers]
 

@@ -59,7 +59,8 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False) -> 
     """Model (in evaluation mode, on the GPU if there is one) and tokenizer from a local checkpoint folder."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"trust_remote_code": trust_remote_code}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).to(device).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    model.to(torch.device(device)).eval()  # type: ignore[arg-type]
     return model, AutoTokenizer.from_pretrained(folder, **options)
 
 
@@ -118,7 +119,8 @@ def _router_tensors(parent: str, block: nn.Module, experts: nn.Module, count: in
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if count in tensor.shape[:1]:
                 if key not in ROUTER_TENSORS:
-                    raise ExciseError(f"{parent}.{path}.{key} has {count} rows and is not a known router tensor: refusing to prune around it")
+                    name = f"{parent}.{path}.{key}"
+                    raise ExciseError(f"{name} has {count} rows and is not a known router tensor: refusing to prune around it")
                 found.append((module, key))
     return tuple(found)
 

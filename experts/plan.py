@@ -67,7 +67,7 @@ class Plan:
         if fingerprint and self.model and fingerprint != self.model:
             raise ExciseError(
                 f"plan for another model: it was made for fingerprint {self.model}, this one has {fingerprint}; "
-                "make the plan again, or empty its \"model\" entry if you are sure"
+                'make the plan again, or empty its "model" entry if you are sure'
             )
 
     def for_model(self, fingerprint: str) -> "Plan":

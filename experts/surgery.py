@@ -37,6 +37,7 @@ def cut_layer(layer: MoELayer, kept: tuple[int, ...]) -> None:
 
 
 def set_count(config: PreTrainedConfig, count: int) -> None:
+    """Writes the new E under whichever key the configuration has."""
     for key in COUNT_KEYS:
         if getattr(config, key, None) is not None:
             setattr(config, key, count)

@@ -1,25 +1,22 @@
 """A recipe's budget in numbers of experts, from headers alone. No torch."""
 
-from criteria.select import Budget, Scope, Shape, from_fraction, from_keep
+from criteria.budget import Budget, Scope, Shape, from_fraction, from_keep
 from experts.errors import ExciseError
 from prune.layout import Layout
 from prune.recipe import Prune, parse_size
 
 
-def shape_of(layout: Layout) -> Shape:
-    return Shape(layout.layers, layout.experts, layout.top_k, layout.groups, layout.top_groups)
-
-
 def budget_of(prune: Prune, layout: Layout, scope: Scope | None = None) -> Budget:
     """Raises ExciseError with the numbers that conflict, before anything expensive. scope: overrides the recipe's."""
-    shape, scope = shape_of(layout), scope or prune.scope
+    shape, scope = layout.shape, scope or prune.scope
     floor = prune.floor if scope == "global" else None
     if prune.fraction is not None:
         return from_fraction(shape, prune.fraction, scope, floor)
     if prune.keep is not None:
         return from_keep(shape, prune.keep, scope, floor)
     assert prune.target_size is not None
-    return from_keep(shape, _keep_within(layout, parse_size(prune.target_size), shape), scope, floor, f"target_size={prune.target_size} scope={scope}")
+    keep = _keep_within(layout, parse_size(prune.target_size), shape)
+    return from_keep(shape, keep, scope, floor, f"target_size={prune.target_size} scope={scope}")
 
 
 def _keep_within(layout: Layout, target: int, shape: Shape) -> int:

@@ -38,7 +38,8 @@ def plan_card(source: str, layout: Layout, plan: Plan) -> str:
     return f"""{_front_matter(source, layout.checkpoint)}
 # {source.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed
 
-{_what(layout, plan)} Plan: {plan.criterion or "made by hand"}; {plan.budget or "no budget recorded"}. This export was not tested against random selection.
+{_what(layout, plan)} Plan: {plan.criterion or "made by hand"}; {plan.budget or "no budget recorded"}.
+This export was not tested against random selection.
 
 The ids of the kept experts, in the numbering of the source, stand in `excise_plan.json`.
 {_how_to_load(plan)}"""
@@ -56,15 +57,15 @@ def _how_to_load(plan: Plan) -> str:
     if plan.uniform:
         return "\nLoads like the source model.\n"
     return (
-        "\nLayers keep unequal numbers of experts: load with `AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)`, which uses the "
-        "`modeling_excise.py` beside the weights. Serving engines want equal counts (scope `layer`).\n"
+        "\nLayers keep unequal numbers of experts: load with `AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)`, "
+        "which uses the `modeling_excise.py` beside the weights. Serving engines want equal counts (scope `layer`).\n"
     )
 
 
 def _front_matter(source: str, checkpoint: Checkpoint) -> str:
     before = _source_metadata(checkpoint)
-    fields = {"base_model": source, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["moe", "pruned", "excise"]}
-    kept = {key: before[key] for key in ("license", "license_name", "license_link", "language") if key in before}
+    fields: dict[str, Any] = {"base_model": source, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["moe", "pruned", "excise"]}
+    kept: dict[str, Any] = {key: before[key] for key in ("license", "license_name", "license_link", "language") if key in before}
     return "---\n" + yaml.safe_dump({**fields, **kept}, sort_keys=False) + "---"
 
 
@@ -73,7 +74,7 @@ def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.folder / "README.md"
     try:
         parts = path.read_text(encoding="utf-8").split("---\n", 2)
-        found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else {}
+        found = yaml.safe_load(parts[1] if len(parts) == 3 and not parts[0] else "{}")
     except FileNotFoundError:
         return {}
     except (UnicodeDecodeError, yaml.YAMLError) as error:

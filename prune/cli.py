@@ -25,7 +25,9 @@ Set = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help=
 @app.command()
 def prune(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/<recipe>-<criterion>-<budget>-<scope>.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; default runs/<recipe>-<criterion>-<budget>-<scope>.")
+    ] = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
     as_json: Json = False,
@@ -84,9 +86,7 @@ def export(
 
 
 @app.command()
-def inspect(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")], as_json: Json = False, debug: Debug = False
-) -> None:
+def inspect(model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")], as_json: Json = False, debug: Debug = False) -> None:
     """Family, layers, experts, sizes, and what pruning would save: from headers and configuration alone."""
 
     def work() -> int:
@@ -109,13 +109,13 @@ def criteria(as_json: Json = False, debug: Debug = False) -> None:
     def work() -> int:
         from criteria.registry import CRITERIA
 
-        listed = [
-            {"name": row.name, "formula": row.formula, "needs": row.needs, "cost": row.cost, "source": row.source} for row in CRITERIA.values()
-        ]
+        columns = ("name", "formula", "needs", "cost", "source")
+        listed = [{column: getattr(row, column) for column in columns} for row in CRITERIA.values()]
         if as_json:
             _print_json(listed)
             return 0
-        _table(("criterion", "score (higher = keep)", "needs", "cost", "source"), [tuple(str(value) for value in row.values()) for row in listed])
+        head = ("criterion", "score (higher = keep)", "needs", "cost", "source")
+        _table(head, [tuple(str(value) for value in row.values()) for row in listed])
         print("Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.")
         print("g: applied gate weight, f: expert output before it, n_e: tokens routed to e. cost: plain forwards, one pass for all rows.")
         return 0

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from criteria.budget import from_fraction
+from experts.errors import ExciseError
 from prune.layout import Layout
 
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -9,13 +11,9 @@ FRACTIONS = (0.25, 0.5, 0.75)
 
 def describe(layout: Layout) -> dict[str, Any]:
     """Family, sizes and savings. Parameters are stored elements; sizes are bytes of tensors."""
-    from criteria.select import from_fraction
-    from experts.errors import ExciseError
-    from prune.budget import shape_of
-
-    checkpoint, shape = layout.checkpoint, shape_of(layout)
+    checkpoint, shape = layout.checkpoint, layout.shape
     every = sum(tensor.elements for tensor in checkpoint.tensors.values())
-    savings = []
+    savings: list[dict[str, Any]] = []
     for fraction in FRACTIONS:
         try:
             keep = from_fraction(shape, fraction, "layer").total // len(shape.layers)

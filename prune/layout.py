@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from criteria.budget import Shape
 from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups, text_config
 from experts.errors import ExciseError
 from prune.shards import Checkpoint, Stored
@@ -50,6 +51,11 @@ class Layout:
     top_groups: int
     count_key: str
     predicting: tuple[Stored, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """The numbers a budget is checked against."""
+        return Shape(self.layers, self.experts, self.top_k, self.groups, self.top_groups)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -143,7 +149,8 @@ def _check_experts(checkpoint: Checkpoint, prefix: str, single: dict[int, list[S
         raise ExciseError(f"{checkpoint.folder}: {prefix} holds experts {_brief(sorted(single))}, config.json promises {experts}")
     signatures = {i: sorted((t.name.rpartition(f".experts.{i}.")[2], t.dtype, t.shape) for t in group) for i, group in single.items()}
     if odd := [i for i in signatures if signatures[i] != signatures[0]]:
-        raise ExciseError(f"{checkpoint.folder}: expert {odd[0]} of {prefix} has other tensors or shapes than expert 0; a shard is missing?")
+        where = f"{checkpoint.folder}: expert {odd[0]} of {prefix}"
+        raise ExciseError(f"{where} has other tensors or shapes than expert 0; is a shard missing?")
 
 
 def _brief(ids: list[int]) -> str:

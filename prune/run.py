@@ -16,18 +16,19 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
+from criteria.budget import Budget, Scope
 from criteria.formulas import super_experts
 from criteria.observe import observe
 from criteria.registry import resolve
 from criteria.scores import Scores, save, score
-from criteria.select import Budget, Scope, select
+from criteria.select import select
 from criteria.statistics import Statistics
 from criteria.text import Windows, check_disjoint, read_windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect, load
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.budget import budget_of, shape_of
+from prune.budget import budget_of
 from prune.card import model_card
 from prune.checkpoint import export
 from prune.layout import Layout, lay_out
@@ -63,7 +64,7 @@ class Run:
         self.criteria = [resolve(name) for name in recipe.criteria]
         self.source = model_folder(recipe.model)
         self.layout: Layout = lay_out(open_checkpoint(self.source))
-        self.shape = shape_of(self.layout)
+        self.shape = self.layout.shape
         self.budgets: dict[Scope, Budget] = {scope: budget_of(recipe.prune, self.layout, scope) for scope in self.scopes}
         self.fingerprint = fingerprint(self.layout.checkpoint)
         self.folder = RunFolder(folder, force)
@@ -135,9 +136,8 @@ class Run:
         """Scores of every criterion of the recipe, saved in scores.safetensors."""
         protect = self.recipe.prune.protect_super_experts
         protected = super_experts(statistics) if protect else np.zeros(statistics.count.shape, dtype=bool)
-        table = [
-            score(criterion, statistics, self.shape.layers, protected, self.fingerprint, self.calibration.hash) for criterion in self.criteria
-        ]
+        provenance = (self.shape.layers, protected, self.fingerprint, self.calibration.hash)
+        table = [score(criterion, statistics, *provenance) for criterion in self.criteria]
         fresh = self.folder.path / "scores.safetensors.new"
         save(fresh, table)
         fresh.replace(self.folder.path / "scores.safetensors")
@@ -245,8 +245,10 @@ class Run:
 
 
 def describe(windows: Windows) -> dict[str, Any]:
+    """What a report says of a text."""
     rows, length = windows.tokens.shape
-    return {"windows": rows, "length": length, "documents": len(np.unique(windows.document)), "domains": list(windows.domains), "hash": windows.hash}
+    documents = len(np.unique(windows.document))
+    return {"windows": rows, "length": length, "documents": documents, "domains": list(windows.domains), "hash": windows.hash}
 
 
 def default_output(recipe_name: str, recipe: Recipe) -> Path:

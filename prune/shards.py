@@ -95,6 +95,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an ExciseError that names the file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

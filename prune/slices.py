@@ -1,5 +1,6 @@
 """Which bytes of a checkpoint survive a plan: kept experts, kept router rows, everything else. No torch."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def slice_layout(layout: Layout, plan: Plan) -> dict[str, list[Piece]]:
         if tensor.name in dropped:
             continue
         block = owners.get(tensor.name)
-        piece = _whole(tensor) if block is None else _cut(tensor, block, plan.kept[block.layer], layout.experts)
+        piece = _whole(tensor) if block is None else _cut(tensor, plan.kept[block.layer], layout.experts)
         if piece is not None:
             shards.setdefault(tensor.file.name, []).append(piece)
     return shards
@@ -63,7 +64,7 @@ def header(pieces: list[Piece], metadata: Mapping[str, str]) -> bytes:
 
 def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
     """The original configuration with only the expert count changed; unequal counts point to modeling_excise.py instead."""
-    config = json.loads(json.dumps(layout.checkpoint.config))
+    config: dict[str, Any] = copy.deepcopy(dict(layout.checkpoint.config))
     text = text_config(config)
     if not isinstance(text, dict):
         raise ExciseError("config.json: text_config is not an object")
@@ -87,7 +88,7 @@ def _whole(tensor: Stored) -> Piece:
     return Piece(tensor.name, tensor.dtype, tensor.shape, tensor, ((tensor.start, tensor.end),))
 
 
-def _cut(tensor: Stored, block: Block, kept: tuple[int, ...], experts: int) -> Piece | None:
+def _cut(tensor: Stored, kept: tuple[int, ...], experts: int) -> Piece | None:
     one = ONE_EXPERT.match(tensor.name)
     if one:
         if int(one["id"]) not in kept:

@@ -28,6 +28,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Atomic, indented."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 

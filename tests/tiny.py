@@ -62,6 +62,13 @@ def build(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return model
 
 
+def build64(family: str) -> PreTrainedModel:
+    """In float64, for comparisons to rounding; torch's grouped kernel knows no float64, so experts run one by one."""
+    model = build(family).double()
+    model.set_experts_implementation("eager")
+    return model
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from criteria.select import Shape
+from criteria.budget import Shape
 from experts.errors import ExciseError
 from experts.plan import Plan
 from validate.rows import Evaluator

@@ -23,6 +23,8 @@ from validate.loss import token_losses, window_losses
 
 @dataclass(frozen=True)
 class Check:
+    """One check: what was tried, whether it held, and the numbers."""
+
     name: str
     passed: bool
     evidence: str
@@ -42,22 +44,27 @@ def check_rig(anatomy: Anatomy, windows: Windows, plan: Plan) -> list[Check]:
 
 
 def require(checks: list[Check]) -> None:
+    """Stops at the first failed check."""
     for check in checks:
         if not check.passed:
-            raise ExciseError(f"the instrument failed its check {check.name!r}: {check.evidence}; no result can be trusted, please report it")
+            what = f"the instrument failed its check {check.name!r}: {check.evidence}"
+            raise ExciseError(f"{what}; no result can be trusted, please report it")
 
 
 @torch.no_grad()
 def check_own_loss(anatomy: Anatomy, first: Windows) -> Check:
+    """|own mean − the model's own loss| ≤ 1e-4 (1e-2 in half precision, whose loss the model itself rounds)."""
     tokens = _tokens(anatomy, first)
     # The language-model loss without the router's auxiliary loss, which some configurations switch on.
     theirs = float(anatomy.model(input_ids=tokens, labels=tokens, use_cache=False, output_router_logits=False).loss)
     ours = float(window_losses(anatomy.model, first)[0])
     tolerance = 1e-4 if anatomy.model.dtype in (torch.float32, torch.float64) else 1e-2
-    return Check("1 own loss = model's loss", abs(ours - theirs) <= tolerance, f"own {ours:.6f}, model's {theirs:.6f}, tolerance {tolerance:g}")
+    evidence = f"own {ours:.6f}, model's {theirs:.6f}, tolerance {tolerance:g}"
+    return Check("1 own loss = model's loss", abs(ours - theirs) <= tolerance, evidence)
 
 
 def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
+    """The loss after a restriction is lifted is the loss before it, bit by bit."""
     before = window_losses(anatomy.model, first)[0]
     with restricted(anatomy, plan):
         inside = window_losses(anatomy.model, first)[0]
@@ -67,9 +74,10 @@ def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
 
 @torch.no_grad()
 def check_unique(anatomy: Anatomy, first: Windows) -> Check:
+    """More than half of the losses at different positions are different numbers."""
     tokens = _tokens(anatomy, first)
     losses = token_losses(anatomy.model(input_ids=tokens, use_cache=False).logits, tokens).flatten()
-    share = len(losses.unique()) / len(losses)
+    share = len(torch.unique(losses)) / len(losses)
     return Check("3 losses differ across positions", share > 0.5, f"{share:.0%} of {len(losses)} losses are unique, more than 50 % needed")
 
 
@@ -95,6 +103,7 @@ def last_logits(anatomy: Anatomy, windows: Windows) -> Tensor:
 
 
 def check_reloaded(expected: Tensor, found: Tensor) -> Check:
+    """The written checkpoint, loaded again, gives the restricted model's logits [1, W, V] bit by bit."""
     same = torch.equal(expected, found)
     gap = float((expected.double() - found.double()).abs().max()) if expected.shape == found.shape else float("nan")
     return Check("6 restricted = reloaded", same, "logits bit-equal" if same else f"logits differ by up to {gap:g}")

@@ -51,8 +51,9 @@ class Evaluator:
             return window_losses(self.anatomy.model, self.windows, self.batch)
 
     def _rows(self, digest: str) -> list[tuple[object, ...]]:
+        plan, windows = self._names[digest], self.windows
         return [
-            (self.key, self._names[digest], digest, i, self.windows.documents[self.windows.document[i]], int(self.weights[i]), repr(float(loss)))
+            (self.key, plan, digest, i, windows.documents[windows.document[i]], int(self.weights[i]), repr(float(loss)))
             for i, loss in enumerate(self.known[digest])
         ]
 

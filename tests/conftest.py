@@ -1,0 +1,52 @@
+"""Fixtures: every family saved once as a checkpoint; no network, no user cache."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from criteria.text import Windows
+from experts.plan import Plan
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of all families, in the names of the hub (transformers writes experts one by one)."""
+    root = tmp_path_factory.mktemp("models")
+    return {family: tiny.save(tiny.build(family), root / family) for family in tiny.FAMILIES}
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with real text and reference data; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("EXCISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no reference data at {folder} (set EXCISE_SHARED)")
+    return folder
+
+
+def windows(count: int = 6, length: int = 24, domains: int = 2, seed: int = 0) -> Windows:
+    """Random byte tokens in three documents and alternating domains."""
+    tokens = np.random.default_rng(seed).integers(0, 256, (count, length))
+    rows = np.arange(count)
+    return Windows(tokens, np.ones_like(tokens, bool), rows % 3, rows % domains, ("a", "b", "c"), ("x", "y", "z")[:domains])
+
+
+def uniform_plan(layers: tuple[int, ...], kept: tuple[int, ...] = (0, 2, 3, 5, 6, 7)) -> Plan:
+    return Plan(8, dict.fromkeys(layers, kept))
+
+
+def unequal_plan(layers: tuple[int, ...]) -> Plan:
+    """Other counts in neighbouring layers; even over two router groups (0..3 and 4..7)."""
+    choices = ((0, 2, 3, 5, 6, 7), (1, 2, 4, 6))
+    return Plan(8, {layer: choices[i % 2] for i, layer in enumerate(layers)})

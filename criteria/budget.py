@@ -1,6 +1,7 @@
 """How many experts a plan may keep. Impossible budgets are refused from sizes alone, before any calibration. No numpy, no torch."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,19 @@ class Shape:
     top_k: int
     groups: int = 1
     top_groups: int = 1
+
+    def check_kept(self, kept: Mapping[int, tuple[int, ...]]) -> None:
+        """Refuses a plan (layer -> kept ids) that cannot route: fewer than top_k reachable, or uneven router groups."""
+        for layer, ids in kept.items():
+            if len(ids) < self.top_k:
+                raise ExciseError(f"plan: layer {layer} keeps {len(ids)} experts, but every token uses top_k = {self.top_k}")
+            per_group = self.experts // self.groups
+            sizes = [sum(i // per_group == group for i in ids) for group in range(self.groups)]
+            if len(set(sizes)) > 1:
+                shown = " and ".join(map(str, sizes))
+                raise ExciseError(f"plan: layer {layer} keeps {shown} experts in its {self.groups} router groups; every group must keep as many")
+            if len(ids) < self.smallest:
+                raise ExciseError(f"plan: layer {layer} keeps {len(ids)} experts, but with {self.groups} router groups it needs {self.smallest}")
 
     @property
     def smallest(self) -> int:

@@ -50,6 +50,7 @@ class _Copy:
 def export(layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = False, fingerprint: str = "") -> Exported:
     """Writes the checkpoint that keeps what `plan` keeps. `card` becomes README.md. Raises ExciseError and leaves nothing behind."""
     plan.check_model(layout.layers, layout.experts, fingerprint)
+    layout.shape.check_kept(plan.kept)
     if out.exists() and not force:
         raise ExciseError(f"{out}: exists already; choose another output or pass --force to replace it")
     shards = slice_layout(layout, plan)

@@ -29,9 +29,13 @@ class Shape:
             sizes = [sum(i // per_group == group for i in ids) for group in range(self.groups)]
             if len(set(sizes)) > 1:
                 shown = " and ".join(map(str, sizes))
-                raise ExciseError(f"plan: layer {layer} keeps {shown} experts in its {self.groups} router groups; every group must keep as many")
+                raise ExciseError(
+                    f"plan: layer {layer} keeps {shown} experts in its {self.groups} router groups; every group must keep as many"
+                )
             if len(ids) < self.smallest:
-                raise ExciseError(f"plan: layer {layer} keeps {len(ids)} experts, but with {self.groups} router groups it needs {self.smallest}")
+                raise ExciseError(
+                    f"plan: layer {layer} keeps {len(ids)} experts, but with {self.groups} router groups it needs {self.smallest}"
+                )
 
     @property
     def smallest(self) -> int:

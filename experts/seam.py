@@ -6,7 +6,8 @@ Every experts module behind transformers' interface is called with hidden states
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,17 +50,62 @@ def _patched(experts: nn.Module, position: int, handler: Handler) -> Iterator[No
             del experts.forward
 
 
-def unweighted(run: Forward, hidden: Tensor, index: Tensor) -> Tensor:
-    """f_e(x_t) for every active (token, expert) pair, before the gate weight: [T, k, H].
+@dataclass(frozen=True)
+class Seen:
+    """One experts call with the experts' outputs before weighting. S = T·k (token, expert) pairs, in the order they were computed.
 
-    One call of the experts, no second evaluation: each pair enters as a token of its own with a single expert of weight 1.
+    routed: the block's routed output Σ_e g_e f_e [T, H], as the model itself computes it; outputs: f_e(x_t) [S, H]; pair: which
+    pair each row is [S]: token = pair // k, slot = pair % k.
     """
+
+    routed: Tensor
+    outputs: Tensor
+    pair: Tensor
+
+
+def see_outputs(experts: nn.Module, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Seen:
+    """Runs the experts once and shows what each of them gave: never a second evaluation.
+
+    transformers' grouped and batched implementations offer a place between expert and gate weight (`post_expert_norm`), which is
+    tapped; their result is the plain one, bit for bit. Other implementations are called with one pair per row and weight 1.
+    """
+    config: Any = experts.config
+    implementation = config._experts_implementation
+    every = index.reshape(-1)
+    if implementation not in ("grouped_mm", "batched_mm"):
+        outputs = _one_by_one(run, hidden, index)
+        routed = (outputs * weight.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
+        return Seen(routed, outputs.view(len(every), -1), torch.arange(len(every), device=every.device))
+    # The grouped implementation sorts the pairs by expert with this very call; the batched one leaves them in order.
+    pair = torch.sort(every)[1] if implementation == "grouped_mm" else torch.arange(len(every), device=every.device)
+    with _tapped(experts) as rows:
+        routed = run(hidden, index, weight)
+    return Seen(routed, rows.pop(), pair)
+
+
+@contextmanager
+def _tapped(experts: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the experts' outputs of a call, in the rows of the implementation."""
+    table, rows = vars(experts), list[Tensor]()
+    had_norm = bool(experts.has_post_expert_norm)
+    norm: Any = experts.post_expert_norm if had_norm else None
+
+    def tap(outputs: Tensor) -> Tensor:
+        rows.append(norm(outputs) if had_norm else outputs)
+        return rows[-1]
+
+    # Through __dict__: a norm that is a submodule stays registered, and is only hidden for the time of the call.
+    table["has_post_expert_norm"], table["post_expert_norm"] = True, tap
+    try:
+        yield rows
+    finally:
+        del table["post_expert_norm"]
+        table["has_post_expert_norm"] = had_norm
+
+
+def _one_by_one(run: Forward, hidden: Tensor, index: Tensor) -> Tensor:
+    """f_e(x_t) [T, k, H]: each pair enters the call as a token of its own, with a single expert of weight 1."""
     tokens, k = index.shape
     pairs = hidden.repeat_interleave(k, dim=0)
     ones = torch.ones(tokens * k, 1, dtype=hidden.dtype, device=hidden.device)
     return run(pairs, index.reshape(-1, 1), ones).view(tokens, k, -1)
-
-
-def combine(outputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The block's routed output Σ_e g_e f_e [T, H], summed as transformers' grouped implementation does."""
-    return (outputs * weight.unsqueeze(-1)).sum(dim=1).to(dtype)

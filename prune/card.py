@@ -64,7 +64,12 @@ def _how_to_load(plan: Plan) -> str:
 
 def _front_matter(source: str, checkpoint: Checkpoint) -> str:
     before = _source_metadata(checkpoint)
-    fields: dict[str, Any] = {"base_model": source, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["moe", "pruned", "excise"]}
+    fields: dict[str, Any] = {
+        "base_model": source,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["moe", "pruned", "excise"],
+    }
     kept: dict[str, Any] = {key: before[key] for key in ("license", "license_name", "license_link", "language") if key in before}
     return "---\n" + yaml.safe_dump({**fields, **kept}, sort_keys=False) + "---"
 

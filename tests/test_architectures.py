@@ -16,7 +16,7 @@ from prune.checkpoint import export
 from prune.layout import lay_out
 from prune.shards import open_checkpoint
 from tests import tiny
-from tests.conftest import uniform_plan, unequal_plan
+from tests.conftest import unequal_plan, uniform_plan
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 

@@ -304,9 +304,18 @@ def test_plan_below_top_k_or_uneven_is_refused(saved: dict[str, Path], tmp_path:
     ("change", "message"),
     [
         (lambda t: t.pop("model.layers.1.mlp.experts.3.up_proj.weight"), "expert 3 of model.layers.1.mlp has other tensors"),
-        (lambda t: [t.pop(n) for n in list(t) if ".layers.1.mlp.experts.7." in n], r"holds experts 0\.\.6 \(7 of them\), config\.json promises 8"),
-        (lambda t: t.update({"model.layers.0.mlp.gate.weight": np.ones((7, 32), np.float32)}), r"gate\.weight has shape \[7, 32\], expected 8"),
-        (lambda t: t.update({"model.layers.0.mlp.temperature": np.ones(8, np.float32)}), r"mlp\.temperature has 8 rows and is not a known router"),
+        (
+            lambda t: [t.pop(n) for n in list(t) if ".layers.1.mlp.experts.7." in n],
+            r"holds experts 0\.\.6 \(7 of them\), config\.json promises 8",
+        ),
+        (
+            lambda t: t.update({"model.layers.0.mlp.gate.weight": np.ones((7, 32), np.float32)}),
+            r"gate\.weight has shape \[7, 32\], expected 8",
+        ),
+        (
+            lambda t: t.update({"model.layers.0.mlp.temperature": np.ones(8, np.float32)}),
+            r"mlp\.temperature has 8 rows and is not a known router",
+        ),
         (lambda t: t.pop("model.layers.0.mlp.gate.weight"), r"model\.layers\.0\.mlp has experts but no gate"),
         (lambda t: [t.pop(n) for n in list(t) if ".experts." in n], "counts experts in config.json, but no tensor is named"),
     ],

@@ -20,7 +20,13 @@ def test_imports_point_down(package: str) -> None:
     above = set(ORDER[ORDER.index(package) + 1 :])
     for file in (ROOT / package).glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
             assert not above.intersection(name.split(".")[0] for name in names), f"{file} imports upwards"
 
 

@@ -113,7 +113,7 @@ def checkpoint(folder: Path) -> Path:
     (folder / "config.json").write_text('{"model_type": "olmoe"}')
     shard(folder, "model-00001-of-00002.safetensors")
     save_file({"d": np.ones(3, np.float32)}, folder / "model-00002-of-00002.safetensors")
-    names = {name: "model-00001-of-00002.safetensors" for name in TENSORS} | {"d": "model-00002-of-00002.safetensors"}
+    names = dict.fromkeys(TENSORS, "model-00001-of-00002.safetensors") | {"d": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     return folder
 

@@ -93,7 +93,9 @@ def test_bad_jsonl_names_the_line(tmp_path: Path) -> None:
 
 
 def test_standard_library_splits_by_file() -> None:
-    names = {split: {name for domain in ("code", "prose") for name, _ in documents(domain, split)} for split in ("train", "calibration", "test")}
+    names = {
+        split: {name for domain in ("code", "prose") for name, _ in documents(domain, split)} for split in ("train", "calibration", "test")
+    }
     assert all(split_of(name) == split for split, found in names.items() for name in found)
     assert len(names["train"]) > len(names["calibration"]) + len(names["test"])
     assert min(map(len, names.values())) > 20

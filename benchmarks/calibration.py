@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def ratios(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def peak_mib(options: argparse.Namespace, name: str, count: int) -> float:
+def peak_mib(name: str, count: int) -> float:
     """Peak resident memory of the named work in a process of its own, in MiB over the level before it."""
     arguments = [*sys.argv[1:], "--windows", str(count), "--only", name]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
@@ -103,7 +104,8 @@ def measure_peak(options: argparse.Namespace) -> float:
     import resource
 
     work = tasks(options)[options.only]
-    before = int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+    status = Path("/proc/self/status").read_text()
+    before = int(status.split("VmRSS:")[1].split()[0])
     work()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
@@ -119,7 +121,7 @@ def main() -> None:
         return
     result: dict[str, object] = dict(ratios(options))
     for count in (options.windows, 2 * options.windows):
-        plain, own = peak_mib(options, "plain", count), peak_mib(options, "calibrate", count)
+        plain, own = peak_mib("plain", count), peak_mib("calibrate", count)
         result[f"memory_{count}_windows_mib"] = {"plain": round(plain, 1), "calibrate": round(own, 1), "extra": round(own - plain, 1)}
     print(json.dumps({"benchmark": "calibration", **vars(options), **result}, indent=2))
 

@@ -71,18 +71,12 @@ def measure(seen: Seen, before: Tensor | None, index: Tensor, weight: Tensor, va
     """Norms of the experts' outputs and the turn of the residual stream; index, weight: [T, k]; valid, domain: [T]."""
     norm, peak = norms(seen.outputs)
     pair, token = seen.pair, seen.pair // index.shape[1]
-    parts: tuple[Tensor, ...] = (
-        index.reshape(-1)[pair],
-        weight.reshape(-1)[pair],
-        norm,
-        peak,
-        turn(before, seen.routed)[token],
-        domain[token],
-    )
+    pairs = {"expert": index.reshape(-1)[pair], "gate": weight.reshape(-1)[pair], "norm": norm, "peak": peak}
+    pairs |= {"angle": turn(before, seen.routed)[token], "domain": domain[token]}
     padded = not bool(valid.all())
     if padded:
-        parts = tuple(part[valid[token]] for part in parts)
-    return Call(*parts, index=index, valid=valid, padded=padded)
+        pairs = {name: part[valid[token]] for name, part in pairs.items()}
+    return Call(**pairs, index=index, valid=valid, padded=padded)
 
 
 def norms(outputs: Tensor) -> tuple[Tensor, Tensor]:

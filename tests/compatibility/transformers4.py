@@ -1,0 +1,109 @@
+"""Does transformers 4 read what Excise writes? Outside the default suite, because it needs an environment of its own:
+
+    python -m venv /tmp/v4 && /tmp/v4/bin/pip install torch==2.13.0 transformers==4.57.6
+    python -m tests.compatibility.transformers4 /tmp/v4/bin/python
+
+transformers 4 makes small random checkpoints in its own format (and takes the demo model); Excise, on transformers 5, restricts
+and exports them; transformers 4 loads the exports and compares logits, in float32, with those of the restricted model.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "head_dim": 8}
+GROUPED = {"n_routed_experts": 8, "moe_intermediate_size": 24, "intermediate_size": 40, "n_shared_experts": 1, "first_k_dense_replace": 1}
+FAMILIES = {
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 24},
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 24},
+    "qwen2_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
+    "deepseek_v2": {**GROUPED, **LATENT, "num_experts_per_tok": 2},
+    "deepseek_v3": {**GROUPED, **LATENT, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
+    "glm4_moe": {**GROUPED, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "head_dim": 8},
+}
+KEPT = {"uniform": ((0, 2, 3, 5, 6, 7),), "unequal": ((0, 2, 3, 5, 6, 7), (1, 2, 4, 6))}
+TOKENS = [[5, 17, 200, 33, 8, 250, 91, 4, 77, 130, 2, 61]]
+
+
+def make(folder: Path) -> None:
+    """In transformers 4: random checkpoints."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for family, sizes in FAMILIES.items():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **sizes}))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.3)
+        model.save_pretrained(folder / family)
+
+
+def prune(folder: Path, demo: Path) -> None:
+    """In transformers 5, with Excise: restrict, keep the logits, export."""
+    import torch
+
+    from experts.ablation import restricted
+    from experts.anatomy import dissect
+    from experts.plan import Plan
+    from prune.checkpoint import export
+    from prune.layout import lay_out
+    from prune.shards import open_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    for source in [*(folder / family for family in FAMILIES), demo]:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        anatomy, layout = dissect(model), lay_out(open_checkpoint(source))
+        for kind, choices in KEPT.items():
+            wanted = {layer: choices[i % len(choices)] for i, layer in enumerate(layout.layers)}
+            plan = Plan(layout.experts, wanted)
+            out = folder / f"{'demo' if source == demo else source.name}-{kind}"
+            export(layout, plan, out)
+            with torch.no_grad(), restricted(anatomy, plan):
+                torch.save(model(input_ids=torch.tensor(TOKENS)).logits, out / "expected.pt")
+
+
+def compare(folder: Path) -> None:
+    """In transformers 4: load every export, and print the largest difference of its logits to the restricted model's."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    found = {"transformers": transformers.__version__}
+    for path in sorted(folder.glob("*/expected.pt")):
+        trusted = (path.parent / "modeling_excise.py").exists()
+        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, trust_remote_code=trusted).eval()
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(TOKENS)).logits
+        found[path.parent.name] = float((logits - torch.load(path)).abs().max())
+    print(json.dumps(found, indent=2))
+
+
+def main() -> None:
+    if sys.argv[1] in ("make", "compare"):
+        {"make": make, "compare": compare}[sys.argv[1]](Path(sys.argv[2]))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        script = str(Path(__file__).resolve())
+        subprocess.run([sys.argv[1], script, "make", name], check=True)
+        prune(Path(name), Path(__file__).resolve().parents[2] / "recipes" / "demo" / "model")
+        subprocess.run([sys.argv[1], script, "compare", name], check=True)
+
+
+if __name__ == "__main__":
+    main()

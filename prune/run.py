@@ -38,7 +38,7 @@ from prune.report import markdown
 from prune.shards import fingerprint, open_checkpoint
 from prune.slices import removed_bytes
 from prune.stages import RunFolder, cache_folder, environment, key_of, write_json, write_text
-from validate.null import Test, against_random, random_plans
+from validate.null import Contest, against_random, random_plans
 from validate.rig import check_reloaded, check_rig, last_logits, require
 from validate.rows import Evaluator
 from validate.verdict import RULE, Verdict
@@ -170,7 +170,7 @@ class Run:
         self.folder.finish("validate", stage)
         return result
 
-    def _tests(self, statistics: Statistics, table: list[Scores]) -> Iterator[Test]:
+    def _tests(self, statistics: Statistics, table: list[Scores]) -> Iterator[Contest]:
         """The first criterion is tested in all scopes, the others in the recipe's."""
         settings = self.recipe.validation
         for number, (criterion, scores) in enumerate(zip(self.criteria, table, strict=True)):
@@ -179,7 +179,7 @@ class Run:
             for scope in self.scopes if number == 0 else self.scopes[:1]:
                 plan, reversed_plan = (select(s, self.budgets[scope], self.shape) for s in (scores, reverse))
                 randoms = random_plans(plan, self.shape, scores.protected, settings.random_plans, settings.random_seed)
-                yield Test(plan, reversed_plan, randoms, criterion.formula, scope)
+                yield Contest(plan, reversed_plan, randoms, criterion.formula, scope)
 
     def write(self, plan: Plan, result: dict[str, Any]) -> Path:
         """Exports the checkpoint, then loads it and compares its logits with the restricted model's, bit by bit."""

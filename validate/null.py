@@ -17,7 +17,7 @@ from validate.verdict import ALPHA, Verdict, judge
 
 
 @dataclass(frozen=True)
-class Test:
+class Contest:
     """What is compared: a criterion's plan, the plan of its reverse under the same budget, and random plans of the plan's sizes."""
 
     plan: Plan
@@ -104,7 +104,7 @@ def _possible(quotas: dict[int, NDArray[np.int64]], protected: NDArray[np.bool_]
     return 1
 
 
-def against_random(evaluator: Evaluator, test: Test, seed: int) -> Evidence:
+def against_random(evaluator: Evaluator, test: Contest, seed: int) -> Evidence:
     """Measures the plan, its reverse and the random plans on the same windows, and judges."""
     plan, weights = test.plan, evaluator.weights
     full, own, reverse = (evaluator.losses(measured) for measured in (None, plan, test.reversed_plan))

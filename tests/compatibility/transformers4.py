@@ -57,6 +57,7 @@ def make(folder: Path) -> None:
 def prune(folder: Path, demo: Path) -> None:
     """In transformers 5, with Excise: restrict, keep the logits, export."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     from experts.ablation import restricted
     from experts.anatomy import dissect
@@ -64,7 +65,6 @@ def prune(folder: Path, demo: Path) -> None:
     from prune.checkpoint import export
     from prune.layout import lay_out
     from prune.shards import open_checkpoint
-    from transformers import AutoModelForCausalLM
 
     for source in [*(folder / family for family in FAMILIES), demo]:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()

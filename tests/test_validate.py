@@ -1,0 +1,239 @@
+"""The test against chance: rig, random plans, p, intervals, verdict, raw rows; each against something independent."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from criteria.budget import Shape
+from experts.ablation import restricted
+from experts.anatomy import Anatomy, dissect
+from experts.errors import ExciseError
+from experts.plan import Plan
+from tests import tiny
+from tests.conftest import uniform_plan, windows
+from validate import rig
+from validate.loss import window_losses
+from validate.null import Contest, against_random, random_plans
+from validate.rows import Evaluator
+from validate.statistics import clustered_interval, permutation_p, smallest_detectable, standardized_effect
+from validate.verdict import fewest_random_plans, judge
+
+SHAPE = Shape((0, 1, 2), 8, 3)
+NOTHING = np.zeros((3, 8), dtype=bool)
+
+
+@pytest.fixture(scope="module")
+def anatomy() -> Anatomy:
+    return dissect(tiny.build("olmoe"))
+
+
+# Losses and the rig.
+
+
+def test_loss_is_the_models_own(anatomy: Anatomy) -> None:
+    text = windows()
+    tokens = torch.from_numpy(text.tokens)
+    with torch.no_grad():
+        theirs = [float(anatomy.model(input_ids=row[None], labels=row[None]).loss) for row in tokens]
+    np.testing.assert_allclose(window_losses(anatomy.model, text, batch=4), theirs, atol=1e-5)
+
+
+def test_padding_does_not_count(anatomy: Anatomy) -> None:
+    from dataclasses import replace
+
+    text = windows()
+    padded = replace(text, tokens=np.pad(text.tokens, ((0, 0), (0, 4))), mask=np.pad(text.mask, ((0, 0), (0, 4))))
+    np.testing.assert_allclose(window_losses(anatomy.model, padded), window_losses(anatomy.model, text), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_rig_passes(family: str) -> None:
+    found = dissect(tiny.build(family))
+    checks = rig.check_rig(found, windows(), uniform_plan(found.indices))
+    assert [check.name[0] for check in checks] == ["1", "2", "3", "6"]
+
+
+def test_rig_check_1_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig, "window_losses", lambda model, text: window_losses(model, text) + 0.01)
+    with pytest.raises(ExciseError, match="failed its check \"1 own loss = model's loss\": own .*, model's"):
+        rig.check_rig(anatomy, windows(), uniform_plan(anatomy.indices))
+
+
+def test_rig_check_2_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = itertools.count()
+    monkeypatch.setattr(rig, "window_losses", lambda *_: np.array([float(next(losses))]))
+    assert not rig.check_lifted(anatomy, windows(1), uniform_plan(anatomy.indices)).passed
+
+
+def test_rig_check_3_can_fail() -> None:
+    model = tiny.build("olmoe")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert not rig.check_unique(dissect(model), windows(1)).passed
+
+
+def test_rig_check_6_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = rig.cut_layer
+    monkeypatch.setattr(rig, "cut_layer", lambda layer, kept: cut(layer, kept[::-1]))
+    check = rig.check_restricted_is_cut(anatomy, windows(1), uniform_plan(anatomy.indices))
+    assert not check.passed
+    assert "3 of 3 blocks differ, first model.layers.0.mlp" in check.evidence
+    assert not rig.check_reloaded(torch.zeros(2), torch.tensor([0.0, 1e-7])).passed
+
+
+# Random plans.
+
+
+def test_random_plans_have_exactly_the_same_sizes() -> None:
+    plan = Plan(8, {0: (0, 1, 2), 1: (0, 1, 2, 3, 4), 2: (5, 6, 7)})
+    randoms = random_plans(plan, SHAPE, NOTHING, 50, seed=3)
+    assert all(random.counts == plan.counts for random in randoms)
+    assert len({random.digest for random in randoms}) == 50
+    assert [random.digest for random in randoms] == [random.digest for random in random_plans(plan, SHAPE, NOTHING, 50, seed=3)]
+    assert {random.digest for random in randoms}.isdisjoint(random.digest for random in random_plans(plan, SHAPE, NOTHING, 50, seed=4))
+
+
+def test_random_plans_are_uniform() -> None:
+    """Every expert is kept equally often (χ² test of 2,000 plans, p > 0.001)."""
+    plan = uniform_plan((0, 1, 2), (0, 1, 2, 3))
+    kept = np.zeros((3, 8))
+    for random in random_plans(plan, SHAPE, NOTHING, 2000, seed=0):
+        for row, ids in enumerate(random.kept.values()):
+            kept[row, list(ids)] += 1
+    assert stats.chisquare(kept, axis=1).pvalue.min() > 0.001
+
+
+def test_random_plans_respect_groups_and_protection() -> None:
+    shape = Shape((1, 2), 8, 2, 2, 1)
+    protected = np.zeros((2, 8), dtype=bool)
+    protected[0, 5] = True
+    for random in random_plans(uniform_plan((1, 2), (0, 1, 4, 5)), shape, protected, 30, seed=0):
+        shape.check_kept(random.kept)
+        assert 5 in random.kept[1]
+
+
+def test_random_plans_that_cannot_differ_are_refused() -> None:
+    protected = np.zeros((3, 8), dtype=bool)
+    protected[:, :3] = True
+    with pytest.raises(ExciseError, match="only one plan of this size is possible"):
+        random_plans(uniform_plan((0, 1, 2), (0, 1, 2)), SHAPE, protected, 20, seed=0)
+
+
+# Statistics.
+
+
+def test_permutation_p_by_hand() -> None:
+    null = np.array([3.0, 1.0, 2.0, 4.0])
+    assert permutation_p(0.5, null) == 1 / 5
+    assert permutation_p(2.0, null) == 3 / 5  # a tie counts as "as good"
+    assert permutation_p(9.0, null) == 1.0
+    assert standardized_effect(1.5, null) == pytest.approx((2.5 - 1.5) / np.std(null, ddof=1))
+
+
+def test_degenerate_nulls_claim_nothing() -> None:
+    assert np.isnan(standardized_effect(1.0, np.array([2.0, 2.0])))
+    assert np.isnan(smallest_detectable(np.array([2.0]), 0.05))
+
+
+def test_false_positive_rate_is_at_most_alpha() -> None:
+    """A criterion that is itself random beats 20 random plans with probability 1/21 ≤ .05 (20,000 simulated criteria)."""
+    draws = np.random.default_rng(0).normal(size=(20_000, 21))
+    rate = np.mean([permutation_p(row[0], row[1:]) <= 0.05 for row in draws])
+    assert rate == pytest.approx(1 / 21, abs=0.005)
+
+
+def test_smallest_detectable_has_the_power_it_claims() -> None:
+    """A t test for one more draw finds a shift of that size in 80 % of simulated nulls."""
+    rng, found = np.random.default_rng(0), []
+    shift = np.mean([smallest_detectable(rng.normal(size=20), 0.05) for _ in range(2000)])
+    for _ in range(4000):
+        null, value = rng.normal(size=20), rng.normal() - shift
+        t = (np.mean(null) - value) / (np.std(null, ddof=1) * np.sqrt(1 + 1 / 20))
+        found.append(stats.t.sf(t, 19) <= 0.05)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.04)
+
+
+def test_clustered_interval_covers() -> None:
+    """Rows of a document share an error: the interval over documents covers the truth in about 95 %, one over rows would not."""
+    rng, clusters, covered, naive = np.random.default_rng(0), np.repeat(np.arange(30), 8), [], []
+    weights = np.full(240, 255.0)
+    for seed in range(150):
+        rows = 1 + rng.normal(size=30)[clusters] + 0.3 * rng.normal(size=240)
+        interval = clustered_interval(rows, weights, clusters, seed)
+        covered.append(interval.low <= 1 <= interval.high)
+        half = 1.96 * rows.std(ddof=1) / np.sqrt(240)
+        naive.append(abs(rows.mean() - 1) <= half)
+    assert 0.88 <= np.mean(covered) <= 0.99
+    assert np.mean(naive) < 0.7
+
+
+def test_one_document_gives_no_interval() -> None:
+    found = clustered_interval(np.array([1.0, 2.0]), np.ones(2), np.array([0, 0]))
+    assert np.isnan(found.low)
+    assert "one document only" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("evidence", "verdict"),
+    [
+        ((0.04, 1.0, 0.1, 0.2), "beats random"),
+        ((0.06, 1.0, 0.1, 0.2), "not distinguishable"),
+        ((0.04, 1.0, -0.1, 0.2), "not distinguishable"),
+        ((1.0, 0.04, -0.2, -0.1), "worse than random"),
+        ((1.0, 0.04, -0.2, 0.1), "not distinguishable"),
+        ((0.04, 1.0, float("nan"), float("nan")), "not distinguishable"),
+    ],
+)
+def test_verdict(evidence: tuple[float, float, float, float], verdict: str) -> None:
+    assert judge(*evidence) == verdict
+
+
+def test_fewest_random_plans() -> None:
+    assert 1 / (fewest_random_plans() + 1) <= 0.05 < 1 / fewest_random_plans()
+
+
+# The whole test, and its raw rows.
+
+
+def run_test(anatomy: Anatomy, path: Path, key: str = "k"):
+    plan, reverse = uniform_plan((0, 1, 2)), uniform_plan((0, 1, 2), (0, 1, 2, 3, 4, 5))
+    evaluator = Evaluator(anatomy, windows(), path, key)
+    return evaluator, against_random(evaluator, Contest(plan, reverse, random_plans(plan, SHAPE, NOTHING, 20, 0), "f", "layer"), 0)
+
+
+def test_everything_can_be_recomputed_from_the_raw_rows(anatomy: Anatomy, tmp_path: Path) -> None:
+    """With csv, numpy and scipy alone: ΔCE, random values, p; and the losses are those of an independent restriction."""
+    _, found = run_test(anatomy, tmp_path / "losses.csv")
+    with (tmp_path / "losses.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    table: dict[str, list[float]] = {}
+    for row in rows:
+        table.setdefault(row["digest"], []).append(float(row["loss"]))
+    full = np.mean(table["full"])
+    delta = np.mean(table[found.plan.digest]) - full
+    null = np.array([np.mean(table[r.digest]) - full for r in random_plans(found.plan, SHAPE, NOTHING, 20, 0)])
+    assert found.delta == pytest.approx(delta, abs=1e-12)
+    np.testing.assert_allclose(found.random, null, atol=1e-12)
+    assert found.p == (1 + sum(value <= delta for value in null)) / 21
+    with restricted(anatomy, found.plan):
+        np.testing.assert_array_equal(window_losses(anatomy.model, windows()), table[found.plan.digest])
+
+
+def test_rows_are_used_again_and_only_under_the_same_key(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first = run_test(anatomy, tmp_path / "losses.csv")
+    # Interrupted: the last plan is incomplete, and a line was being written.
+    lines = (tmp_path / "losses.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "losses.csv").write_text("".join(lines[:-3]) + lines[-3][:10])
+    measured = []
+    measure = Evaluator._measure
+    monkeypatch.setattr(Evaluator, "_measure", lambda self, plan: (measured.append(plan), measure(self, plan))[1])
+    _, again = run_test(anatomy, tmp_path / "losses.csv")
+    assert again == first
+    assert len(measured) == 1
+    run_test(anatomy, tmp_path / "losses.csv", key="another model")
+    assert len(measured) == 1 + 23

@@ -8,8 +8,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from prune.modeling_template import modeling_source
 from prune.shards import INDEX, SINGLE, read_header
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
 
-CHUNK = 8 * 2**20  # bytes held per thread
-THREADS = 2
+BUFFER = 2**18  # bytes held per thread
+SPAN = 64 * 2**20  # bytes copied, synced and read back at once
+THREADS = 4  # more than cores: some wait for the disk
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")
 
 
@@ -80,30 +81,30 @@ def _check_space(out: Path, size: int) -> None:
 
 
 def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path) -> None:
-    jobs: list[_Copy] = []
-    before = {}
+    before = {name: _state(pieces[0].source.file) for name, pieces in shards.items()}
+    spans: list[list[_Copy]] = []
     for name, pieces in shards.items():
-        before[name] = _state(pieces[0].source.file)
         head = header(pieces, layout.checkpoint.metadata[name])
-        target = partial / name
-        with target.open("wb") as file:
+        with (partial / name).open("wb") as file:
             file.write(head)
             file.truncate(len(head) + sum(piece.size for piece in pieces))
-        jobs.extend(_jobs(pieces, target, len(head)))
-    total = sum(job.length for job in jobs)
-    with tqdm(total=2 * total, desc="export", unit="B", unit_scale=True, delay=2) as bar:
-        checksums = _in_threads(_copy, jobs, bar.update)
-        for name in shards:
-            if _state(layout.checkpoint.folder / name) != before[name]:
-                raise ExciseError(f"{layout.checkpoint.folder / name}: changed while it was being copied; start again")
-            _sync_file(partial / name)
-        for job, copied, written in zip(jobs, checksums, _in_threads(_read_back, jobs, bar.update), strict=True):
-            if copied != written:
-                raise ExciseError(f"{job.target}: bytes from {job.offset} on differ from {job.source} after writing; is the disk failing?")
+        spans.extend(_spans(_jobs(pieces, partial / name, len(head))))
+    total = sum(job.length for span in spans for job in span)
+    with tqdm(total=total, desc="export", unit="B", unit_scale=True, delay=2) as bar, ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(_write_span, span) for span in spans]
+        try:
+            for future in as_completed(futures):
+                bar.update(future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for name, state in before.items():
+        if _state(layout.checkpoint.folder / name) != state:
+            raise ExciseError(f"{layout.checkpoint.folder / name}: changed while it was being copied; start again")
 
 
 def _jobs(pieces: list[Piece], target: Path, offset: int) -> Iterator[_Copy]:
-    """One copy per run of neighbouring bytes, cut into chunks: kept experts that stand side by side are copied as one."""
+    """One copy per run of neighbouring bytes, cut at SPAN: kept experts that stand side by side are copied as one."""
     runs: list[list[int]] = []
     for piece in pieces:
         for start, end in piece.ranges:
@@ -112,39 +113,61 @@ def _jobs(pieces: list[Piece], target: Path, offset: int) -> Iterator[_Copy]:
             else:
                 runs.append([start, end])
     for first, last in runs:
-        for start in range(first, last, CHUNK):
-            length = min(CHUNK, last - start)
+        for start in range(first, last, SPAN):
+            length = min(SPAN, last - start)
             yield _Copy(pieces[0].source.file, start, length, target, offset)
             offset += length
 
 
-def _in_threads(work: Callable[[_Copy], int], jobs: list[_Copy], done: Callable[[float | None], object]) -> list[int]:
-    results = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            for job, checksum in zip(jobs, pool.map(work, jobs), strict=True):
-                results.append(checksum)
-                done(job.length)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return results
+def _spans(jobs: Iterable[_Copy]) -> list[list[_Copy]]:
+    """Neighbouring jobs of one file, together about SPAN bytes: what one thread copies, syncs and reads back."""
+    spans: list[list[_Copy]] = []
+    room = 0
+    for job in jobs:
+        if job.length > room:
+            spans.append([])
+            room = SPAN
+        spans[-1].append(job)
+        room -= job.length
+    return spans
 
 
-def _copy(job: _Copy) -> int:
-    with job.source.open("rb", buffering=0) as source, job.target.open("r+b", buffering=0) as target:
-        data = os.pread(source.fileno(), job.length, job.start)
-        if len(data) != job.length:
+def _write_span(span: list[_Copy]) -> int:
+    """Copies, syncs to disk, reads back and compares checksums. While one thread waits for the disk another copies."""
+    first, buffer = span[0], memoryview(bytearray(BUFFER))
+    with first.source.open("rb", buffering=0) as source, first.target.open("r+b", buffering=0) as target:
+        copied = [_copy(source.fileno(), target.fileno(), job, buffer) for job in span]
+        os.fsync(target.fileno())
+        for job, checksum in zip(span, copied, strict=True):
+            if _read_back(target.fileno(), job, buffer) != checksum:
+                raise ExciseError(f"{job.target}: bytes from {job.offset} on differ from {job.source} after writing; is the disk failing?")
+    return sum(job.length for job in span)
+
+
+def _copy(source: int, target: int, job: _Copy, buffer: memoryview) -> int:
+    """Through a buffer that fits the processor's cache, so that the checksum costs little and every file system will do."""
+    digest, done = xxhash.xxh3_64(), 0
+    while done < job.length:
+        count = os.preadv(source, [buffer[: job.length - done]], job.start + done)
+        if count == 0:
             raise ExciseError(f"{job.source}: ended while it was being read; is the file complete?")
+        digest.update(buffer[:count])
         written = 0
-        while written < len(data):
-            written += os.pwrite(target.fileno(), memoryview(data)[written:], job.offset + written)
-    return xxhash.xxh3_64_intdigest(data)
+        while written < count:
+            written += os.pwrite(target, buffer[written:count], job.offset + done + written)
+        done += count
+    return digest.intdigest()
 
 
-def _read_back(job: _Copy) -> int:
-    with job.target.open("rb", buffering=0) as target:
-        return xxhash.xxh3_64_intdigest(os.pread(target.fileno(), job.length, job.offset))
+def _read_back(target: int, job: _Copy, buffer: memoryview) -> int:
+    digest, done = xxhash.xxh3_64(), 0
+    while done < job.length:
+        count = os.preadv(target, [buffer[: job.length - done]], job.offset + done)
+        if count == 0:
+            break
+        digest.update(buffer[:count])
+        done += count
+    return digest.intdigest()
 
 
 def _verify_shapes(shards: dict[str, list[Piece]], partial: Path) -> None:

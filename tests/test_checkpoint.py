@@ -183,9 +183,9 @@ def test_a_source_that_changes_is_detected(saved: dict[str, Path], tmp_path: Pat
     tiny.save(tiny.build("olmoe"), source)
     layout, copy = layout_of(source), checkpoint_module._copy
 
-    def touch(job: Any) -> int:
+    def touch(source: int, target: int, job: Any, buffer: memoryview) -> int:
         os.utime(job.source, ns=(1, 1))
-        return copy(job)
+        return copy(source, target, job, buffer)
 
     monkeypatch.setattr(checkpoint_module, "_copy", touch)
     with pytest.raises(ExciseError, match=r"model\.safetensors: changed while it was being copied"):

@@ -1,0 +1,131 @@
+"""Export against `cp` of the kept bytes: seconds as a ratio of interleaved pairs, and peak memory of the exporting process.
+
+    python -m benchmarks.export [--size 2.5 --shards 8 --rounds 5 --folder /tmp]
+
+A synthetic sharded checkpoint with random bytes: 8 MoE layers, 64 experts each, half of them kept. `cp` copies files that hold
+exactly the kept bytes. Both are followed by a sync of what they wrote ("synced"), or not ("cached": the export itself always
+syncs and reads everything back, so it does more work than the `cp` it is compared with).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+LAYERS, EXPERTS, HIDDEN = 8, 64, 1024
+CONFIG = {
+    "model_type": "olmoe",
+    "architectures": ["OlmoeForCausalLM"],
+    "num_hidden_layers": LAYERS,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": 8,
+}
+
+
+def make_source(folder: Path, gigabytes: float, shards: int) -> None:
+    """Writes config.json, shards and index; the expert width is chosen so that all tensors together have about the size asked."""
+    from safetensors.numpy import save_file
+
+    inner = max(64, int(gigabytes * 1e9 / (LAYERS * EXPERTS * 3 * HIDDEN * 2)))
+    rng = np.random.default_rng(0)
+    names = [
+        f"model.layers.{layer}.mlp.experts.{e}.{part}" for layer in range(LAYERS) for e in range(EXPERTS) for part in ("gate", "up", "down")
+    ]
+    routers = [f"model.layers.{layer}.mlp.gate.weight" for layer in range(LAYERS)]
+    every, weights = names + routers, {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        mine = every[shard * len(every) // shards : (shard + 1) * len(every) // shards]
+        shapes = {name: (EXPERTS, HIDDEN) if name in routers else (inner, HIDDEN) for name in mine}
+        save_file({name: rng.integers(0, 2**16, shape, dtype=np.uint16) for name, shape in shapes.items()}, folder / file)
+        weights |= dict.fromkeys(mine, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+
+
+def write_plan(path: Path) -> None:
+    from experts.plan import Plan
+
+    rng = np.random.default_rng(1)
+    kept = {layer: tuple(int(i) for i in np.sort(rng.choice(EXPERTS, EXPERTS // 2, replace=False))) for layer in range(LAYERS)}
+    path.write_text(json.dumps(Plan(EXPERTS, kept).to_json()))
+
+
+EXPORT = """
+import json, resource, sys, time
+from pathlib import Path
+from experts.plan import Plan
+from prune.checkpoint import export
+from prune.layout import lay_out
+from prune.shards import open_checkpoint
+start = time.perf_counter()
+export(lay_out(open_checkpoint(Path(sys.argv[1]))), Plan.read(Path(sys.argv[2])), Path(sys.argv[3]))
+seconds = time.perf_counter() - start
+status = Path("/proc/self/status").read_text()
+peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+print(json.dumps({"seconds": seconds, "peak_mib": peak, "torch": "torch" in sys.modules}))
+"""
+
+
+def run_export(source: Path, plan: Path, out: Path) -> dict[str, float]:
+    shutil.rmtree(out, ignore_errors=True)
+    os.sync()
+    command = [sys.executable, "-c", EXPORT, str(source), str(plan), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def run_cp(kept: Path, out: Path, sync: bool) -> float:
+    shutil.rmtree(out, ignore_errors=True)
+    os.sync()
+    start = time.perf_counter()
+    subprocess.run(["cp", "-r", str(kept), str(out)], check=True)
+    if sync:
+        subprocess.run(["sync", *map(str, out.iterdir())], check=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=float, default=2.5, help="GB of the source")
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        root = Path(name)
+        source, kept, plan = root / "source", root / "kept", root / "plan.json"
+        source.mkdir()
+        make_source(source, options.size, options.shards)
+        write_plan(plan)
+        run_export(source, plan, kept)
+        rounds = []
+        for _ in range(options.rounds):
+            synced, cached = run_cp(kept, root / "cp", True), run_cp(kept, root / "cp", False)
+            rounds.append({"synced": synced, "cached": cached, **run_export(source, plan, root / "out")})
+        size = {folder.name: sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (source, kept)}
+    ratios = {kind: statistics.median(r[kind] / r["seconds"] for r in rounds) for kind in ("synced", "cached")}
+    result = {
+        "benchmark": "export",
+        "source_gb": round(size["source"] / 1e9, 3),
+        "kept_gb": round(size["kept"] / 1e9, 3),
+        "speed_against_cp_synced": round(ratios["synced"], 3),
+        "speed_against_cp_cached": round(ratios["cached"], 3),
+        "seconds": {key: round(statistics.median(r[key] for r in rounds), 3) for key in ("seconds", "synced", "cached")},
+        "peak_mib": round(max(r["peak_mib"] for r in rounds), 1),
+        "torch_imported": any(r["torch"] for r in rounds),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

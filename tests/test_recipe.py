@@ -1,0 +1,128 @@
+"""Recipes: every mistake is one line that names the key and the way out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experts.errors import ExciseError
+from prune.locate import model_folder, recipe_file, recipes_folder
+from prune.recipe import parse_size, read_recipe
+from prune.run import default_output
+
+GOOD: dict[str, Any] = {
+    "model": "demo",
+    "calibration": {"data": {"text": ["a.txt"]}},
+    "prune": {"fraction": 0.5},
+    "validate": {"data": [{"stdlib": "code", "split": "test"}]},
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "r.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **changes}))
+    return path
+
+
+def test_defaults_and_paths(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path))
+    assert recipe.criteria == ("reap",)
+    assert recipe.validation.random_plans == 20
+    assert recipe.calibration.data[0].text == (tmp_path / "a.txt",)
+    assert default_output("r", recipe) == Path("runs/r-reap-0.5-layer")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibratoin": {}}, r"r\.yaml: unknown key 'calibratoin'; did you mean 'calibration'\?"),
+        ({"prune": {"fracton": 0.5}}, r"unknown key 'prune\.fracton'; did you mean 'fraction'\?"),
+        ({"validate": {**GOOD["validate"], "random_plan": 9}}, r"unknown key 'validate\.random_plan'; did you mean 'random_plans'\?"),
+        ({"calibration": {"data": {"txt": ["a"]}}}, r"unknown key 'calibration\.data\.0\.txt'; did you mean 'text'\?"),
+        ({"finetune": {"zzz": 1}}, "unknown key 'finetune'; known here: model, dtype"),
+        ({"prune": {}}, "prune: give exactly one of fraction, keep, target_size"),
+        ({"prune": {"fraction": 0.5, "keep": 4}}, "prune: give exactly one of"),
+        ({"prune": {"fraction": "half"}}, r"prune\.fraction: input should be a valid number.*got 'half'"),
+        ({"prune": {"target_size": "8 parsecs"}}, "target_size '8 parsecs' is not a size; write for example 8GB"),
+        ({"prune": {"fraction": 0.5, "scope": "model"}}, r"prune\.scope: input should be 'layer' or 'global', got 'model'"),
+        (
+            {"validate": {**GOOD["validate"], "random_plans": 5}},
+            r"validate\.random_plans: input should be greater than or equal to 20, got 5",
+        ),
+        ({"calibration": {"data": {}}}, "give exactly one of text, jsonl, dataset, stdlib"),
+        (
+            {"calibration": {"data": {"stdlib": "code", "split": "validation"}}},
+            "stdlib needs split: train, calibration or test, got 'validation'",
+        ),
+        ({"calibration": {"data": []}}, r"calibration\.data: .*at least 1 item"),
+    ],
+)
+def test_mistakes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExciseError, match=message) as caught:
+        read_recipe(write(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_key(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("model: demo\n")
+    with pytest.raises(ExciseError, match="calibration: field required"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", "not valid YAML"),
+        (b"\xff\xfe", r"not UTF-8 text \(byte 0\)"),
+        (b"- a", "a recipe is a mapping of keys, found list"),
+        (None, "no such recipe"),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(ExciseError, match=message):
+        read_recipe(tmp_path / "r.yaml")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert read_recipe(path, ["prune.fraction=0.25"]).prune.fraction == 0.25
+    kept = read_recipe(path, ["prune.keep=12", "criteria=[utilization, random]"])
+    assert (kept.prune.keep, kept.prune.fraction, kept.criteria) == (12, None, ("utilization", "random"))
+    assert read_recipe(path, ["prune.scope=global"]).prune.scope == "global"
+    for bad, message in [
+        ("prune.fraction", "expected key.path=value"),
+        ("prune.fracton=1", "did you mean 'fraction'"),
+        ("model.x=1", "model is not a table"),
+    ]:
+        with pytest.raises(ExciseError, match=message):
+            read_recipe(path, [bad])
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * 10**9), ("500 MiB", 500 * 2**20), ("1.5e9", 1_500_000_000), ("12345", 12345), ("2tb", 2 * 10**12)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    files = sorted(recipes_folder().glob("*.yaml"))
+    assert len(files) >= 6
+    for file in files:
+        assert read_recipe(file).criteria
+        head = file.read_text().splitlines()[:12]
+        for word in ("excise prune", "Hardware:", "Expect:"):
+            assert any(word in line for line in head), f"{file.name} does not say {word!r} in its header"
+
+
+def test_names_that_lead_nowhere() -> None:
+    with pytest.raises(ExciseError, match=r"nope: no such recipe file, and no recipe of that name; there are .*demo"):
+        recipe_file("nope")
+    for name in ("./nope", "/nope/nope", "nope"):
+        with pytest.raises(ExciseError, match="no such model folder"):
+            model_folder(name)
+    with pytest.raises(ExciseError, match="owner/nope: .*(not in the local hub cache|cannot be downloaded)"):
+        model_folder("owner/nope")

@@ -1,0 +1,83 @@
+"""Criteria by name: rows, baselines, parametrised ones, and functions of the user."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from criteria import scores as scores_module
+from criteria.registry import CRITERIA, resolve
+from criteria.scores import load, save, score
+from experts.errors import ExciseError
+from tests.test_statistics import micro_statistics
+
+NOTHING = np.zeros((1, 3), dtype=bool)
+
+
+def test_random_is_seeded() -> None:
+    found = micro_statistics()
+    first = resolve("random").score(found)
+    np.testing.assert_array_equal(first, resolve("random:0").score(found))
+    assert not np.array_equal(first, resolve("random:1").score(found))
+
+
+def test_reversed_of_reversed() -> None:
+    found = micro_statistics()
+    np.testing.assert_array_equal(resolve("reversed:reversed:reap").score(found), resolve("reap").score(found))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raep", r"unknown criterion 'raep'; did you mean reap\?"),
+        ("reversed:utilisation", r"unknown criterion 'utilisation'; did you mean utilization\?"),
+        ("zzzzzz", r"unknown criterion 'zzzzzz'; `excise criteria` lists them"),
+        ("family:3,1,mean", r"expected family:<α>,<β>,mean or sum"),
+        ("missing.py:f", r"no file missing\.py"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ExciseError, match=message):
+        resolve(name)
+
+
+def test_user_function(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        '"""Mine."""\n\n\ndef fewest(statistics):\n    """Rare experts first."""\n    return -statistics.count\n\n\n'
+        "def flat(statistics):\n    return [1.0]\n\n\ndef empty(statistics):\n    return statistics.count * float('nan')\n"
+    )
+    found = micro_statistics()
+    mine = resolve(f"{file}:fewest")
+    assert mine.formula == "Rare experts first."
+    np.testing.assert_array_equal(score(mine, found, (0,), NOTHING, "", "").values, [[-1, -2, -3]])
+    with pytest.raises(ExciseError, match=r"returned shape \(1,\), expected \[L, E\] = \(1, 3\)"):
+        score(resolve(f"{file}:flat"), found, (0,), NOTHING, "", "")
+    with pytest.raises(ExciseError, match="no number at all"):
+        score(resolve(f"{file}:empty"), found, (0,), NOTHING, "", "")
+    with pytest.raises(ExciseError, match="has no function 'nope'"):
+        resolve(f"{file}:nope")
+    file.write_text("def broken(:\n")
+    with pytest.raises(ExciseError, match=r"mine\.py cannot be imported"):
+        resolve(f"{file}:broken")
+
+
+def test_score_files(tmp_path: Path) -> None:
+    found = micro_statistics()
+    table = [score(CRITERIA[name], found, (0,), NOTHING, "abc", "d") for name in ("reap", "utilization")]
+    save(tmp_path / "s.safetensors", table)
+    back = load(tmp_path / "s.safetensors", "reap", (0,), 3, "abc")
+    np.testing.assert_array_equal(back.values, table[0].values)
+    assert (back.formula, back.data) == ("mean g·‖f‖", "d")
+    for arguments, message in [
+        (("raep", (0,), 3, "abc"), r"no scores of 'raep'; it has \['reap', 'utilization'\]"),
+        (("reap", (0,), 3, "xyz"), r"scores of another model \(fingerprint abc, this one has xyz\)"),
+        (("reap", (0, 1), 3, "abc"), r"the model has L, E = 2, 3"),
+        (("reap", (1,), 3, "abc"), "for layers 0"),
+        (("reap", (0,), 4, "abc"), r"the model has L, E = 1, 4"),
+    ]:
+        with pytest.raises(ExciseError, match=message):
+            load(tmp_path / "s.safetensors", *arguments)
+    (tmp_path / "s.safetensors").write_bytes(b"x")
+    with pytest.raises(ExciseError, match="not a score file"):
+        scores_module.load(tmp_path / "s.safetensors", "reap", (0,), 3, "abc")

@@ -1,0 +1,253 @@
+"""The whole run on a small model: files, cache, resume after Ctrl-C at any stage, refusals before the model is loaded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from criteria import observe as observe_module
+from experts.errors import ExciseError
+from prune import run as run_module
+from prune.cli import app
+from prune.recipe import Recipe, read_recipe
+from prune.run import Run
+
+FILES = ("recipe.yaml", "environment.json", "scores.safetensors", "plan.json", "losses.csv", "validation.json", "report.md", "checkpoint")
+
+
+@pytest.fixture
+def recipe_path(saved: dict[str, Path], tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("calibration", "test"):
+        words = ["".join(chr(97 + i) for i in rng.integers(0, 26, 6)) for _ in range(900)]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(" ".join(words[i : i + 90]) for i in range(0, 900, 90)))
+    recipe = {
+        "model": str(saved["olmoe"]),
+        "dtype": "float32",
+        "calibration": {"data": {"text": ["calibration.txt"], "separator": r"(?<=\n)\n"}, "sequences": 8, "length": 64},
+        "criteria": ["reap", "random"],
+        "prune": {"fraction": 0.5},
+        "validate": {"data": {"text": ["test.txt"], "separator": r"(?<=\n)\n"}, "sequences": 8, "length": 64},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often the expensive things happen."""
+    calls = dict.fromkeys(("load", "observe", "check_rig", "export"), 0)
+
+    def wrap(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return work(*args, **kwargs)
+
+        return counting
+
+    for name in calls:
+        monkeypatch.setattr(run_module, name, wrap(name, getattr(run_module, name)))
+    return calls
+
+
+def execute(path: Path, out: Path, *overrides: str, force: bool = False) -> dict[str, Any]:
+    return Run(read_recipe(path, overrides), out, force).execute().result
+
+
+def test_a_run_and_what_it_leaves(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+    out = tmp_path / "run"
+    result = execute(recipe_path, out)
+    assert all((out / name).exists() for name in FILES)
+    assert not list(out.glob("*.new")) + list(out.glob("*partial*"))
+    written = json.loads((out / "validation.json").read_text())
+    first = written["plans"][0]
+    assert {"criterion", "fraction", "kept", "delta", "reversed_delta", "random", "p", "interval", "verdict"} <= first.keys()
+    assert (first["criterion"], first["fraction"], first["kept"]) == ("reap", 0.5, 12)
+    assert len(first["random"]["values"]) == 20
+    assert first["random"]["mean"] == pytest.approx(np.mean(first["random"]["values"]))
+    assert load_file(out / "scores.safetensors")["reap"].shape == (3, 8)
+    card = (out / "checkpoint" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["base_model"] == str(saved["olmoe"])
+    for text in (card, (out / "report.md").read_text()):
+        assert first["verdict"] in text
+        assert "mean g·‖f‖" in text
+    model = AutoModelForCausalLM.from_pretrained(result["checkpoint"], dtype=torch.float32)
+    assert model.config.num_experts == 4
+
+
+def test_same_recipe_same_numbers(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = execute(recipe_path, tmp_path / "one")
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "other-cache"))
+    second = execute(recipe_path, tmp_path / "two")
+    places = ("run", "checkpoint")
+    assert {k: v for k, v in first.items() if k not in places} == {k: v for k, v in second.items() if k not in places}
+
+
+def test_second_run_loads_no_model(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = execute(recipe_path, tmp_path / "run")
+    calls = counted(monkeypatch)
+    assert execute(recipe_path, tmp_path / "run") == first
+    assert calls == {"load": 0, "observe": 0, "check_rig": 0, "export": 0}
+
+
+def test_other_fraction_reuses_the_calibration(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(recipe_path, tmp_path / "run")
+    calls = counted(monkeypatch)
+    result = execute(recipe_path, tmp_path / "quarter", "prune.fraction=0.25")
+    assert result["plans"][0]["fraction"] == 0.25
+    assert calls["observe"] == 0
+    assert calls["export"] == 1
+
+
+def test_more_random_plans_reuse_rows_and_checkpoint(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(recipe_path, tmp_path / "run")
+    calls = counted(monkeypatch)
+    before = len((tmp_path / "run" / "losses.csv").read_text().splitlines())
+    result = execute(recipe_path, tmp_path / "run", "validate.random_plans=25")
+    assert len(result["plans"][0]["random"]["values"]) == 25
+    assert calls["export"] == 0
+    assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == before + 5 * 8
+
+
+def test_global_scope_shows_both_and_reloads(recipe_path: Path, tmp_path: Path) -> None:
+    result = execute(recipe_path, tmp_path / "run", "prune.scope=global", "prune.fraction=0.4", "criteria=[reap_sum]")
+    assert [(plan["criterion"], plan["scope"]) for plan in result["plans"]] == [("reap_sum", "global"), ("reap_sum", "layer")]
+    counts = result["plans"][0]["kept_per_layer"]
+    assert len(set(counts.values())) > 1
+    assert sum(counts.values()) == 24 - 10
+    assert (Path(result["checkpoint"]) / "modeling_excise.py").exists()
+    model = AutoModelForCausalLM.from_pretrained(result["checkpoint"], trust_remote_code=True)
+    assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers] == list(counts.values())
+
+
+def test_target_size(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+    size = (saved["olmoe"] / "model.safetensors").stat().st_size
+    result = execute(recipe_path, tmp_path / "run", f"prune.target_size={int(size * 0.8)}", "criteria=[reap]")
+    kept = result["plans"][0]["kept"] // 3
+    assert result["size"]["before"] - result["size"]["removed"] <= size * 0.8
+    one_more = result["size"]["removed"] // (8 - kept)
+    assert result["size"]["before"] - result["size"]["removed"] + one_more > size * 0.8
+
+
+@pytest.mark.parametrize(
+    "stage", ["load", "read_windows", "observe", "score", "check_rig", "against_random", "export", "check_reloaded", "markdown"]
+)
+def test_ctrl_c_at_any_stage_then_resume(stage: str, recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run_module, stage, interrupt)
+        done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet"])
+        assert done.exit_code == 1
+        assert done.stderr.endswith("excise: interrupted; the same command resumes after the last finished stage\n")
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+    checkpoint = tmp_path / "run" / "checkpoint"
+    assert checkpoint.exists() == (stage == "markdown")
+    execute(recipe_path, tmp_path / "run")
+    assert checkpoint.exists()
+
+
+def test_interrupted_calibration_resumes_in_the_middle(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("criteria.observe.KEEP_EVERY", 0.0)
+    whole = execute(recipe_path, tmp_path / "whole", "calibration.batch=2")
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "fresh"))
+    collect, calls = observe_module._collect, []
+
+    def third_time(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return collect(*args)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("criteria.observe._collect", third_time)
+        with pytest.raises(KeyboardInterrupt):
+            execute(recipe_path, tmp_path / "run", "calibration.batch=2")
+    assert (tmp_path / "run" / "calibration.partial.safetensors").exists()
+    starts = []
+    observe = run_module.observe
+    monkeypatch.setattr(run_module, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1])
+    result = execute(recipe_path, tmp_path / "run", "calibration.batch=2")
+    assert starts == [4 * 64]
+    assert result["plans"][0]["delta"] == whole["plans"][0]["delta"]
+    assert not (tmp_path / "run" / "calibration.partial.safetensors").exists()
+
+
+def test_stop_on(recipe_path: Path, tmp_path: Path) -> None:
+    """The recipe's threshold: exit 3, the evidence is kept, no checkpoint is written."""
+    arguments = ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet", "--json"]
+    stop = ["--set", "criteria=[random]", "--set", "validate.stop_on=not distinguishable"]
+    done = CliRunner().invoke(app, [*arguments, *stop])
+    assert done.exit_code == 3, done.stderr
+    assert json.loads(done.stdout)["checkpoint"] is None
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert (tmp_path / "run" / "report.md").exists()
+
+
+# Refused before anything expensive.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["criteria=[raep]"], "did you mean reap"),
+        (["prune.fraction=1.2"], "between 0 and 1"),
+        (["prune.keep=2"], "top_k = 3; keep at least 3"),
+        (["prune.target_size=1kB"], "with the fewest experts that can route"),
+        (["prune.target_size=1GB"], "nothing to prune"),
+        (["model=./nowhere"], "no such model folder"),
+    ],
+)
+def test_refused_before_the_model_is_loaded(
+    overrides: list[str], message: str, recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch)
+    with pytest.raises(ExciseError, match=message):
+        execute(recipe_path, tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+    assert sum(calls.values()) == 0
+
+
+def test_uneven_groups_are_refused(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+    with pytest.raises(ExciseError, match="keeps 5 experts per layer, which 2 router groups cannot share evenly"):
+        execute(recipe_path, tmp_path / "run", f"model={saved['deepseek_v3']}", "prune.keep=5")
+
+
+def test_overlapping_text_is_refused(recipe_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExciseError, match="calibration and validation text overlap"):
+        execute(recipe_path, tmp_path / "run", "validate.data={text: [calibration.txt]}")
+
+
+def test_a_folder_that_is_no_run_is_not_touched(recipe_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("x")
+    with pytest.raises(ExciseError, match="mine: exists and is not a run of Excise"):
+        execute(recipe_path, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious.txt"]
+
+
+def test_a_checkpoint_of_another_recipe_is_not_replaced(recipe_path: Path, tmp_path: Path) -> None:
+    execute(recipe_path, tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint" / "model.safetensors").read_bytes()
+    with pytest.raises(ExciseError, match=r"holds a checkpoint made with prune: .*0\.5.*, now .*0\.25.*--force"):
+        execute(recipe_path, tmp_path / "run", "prune.fraction=0.25")
+    assert (tmp_path / "run" / "checkpoint" / "model.safetensors").read_bytes() == before
+    execute(recipe_path, tmp_path / "run", "prune.fraction=0.25", force=True)
+    assert (tmp_path / "run" / "checkpoint" / "model.safetensors").read_bytes() != before
+
+
+def test_recipe_is_kept_resolved(recipe_path: Path, tmp_path: Path) -> None:
+    execute(recipe_path, tmp_path / "run", "calibration.seed=3")
+    kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert Recipe.model_validate(kept) == read_recipe(recipe_path, ["calibration.seed=3"])

@@ -23,7 +23,7 @@ from prune.modeling_template import modeling_source
 from prune.shards import INDEX, SINGLE, read_header
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
 
-BUFFER = 2**18  # bytes held per thread
+BUFFER = 2**20  # bytes held per thread
 SPAN = 64 * 2**20  # bytes copied, synced and read back at once
 THREADS = 4  # more than cores: some wait for the disk
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")

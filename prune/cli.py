@@ -38,13 +38,15 @@ def prune(
 
     def work() -> int:
         from prune.locate import recipe_file
+        from prune.prepare import default_output, prepare
         from prune.recipe import read_recipe
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
+        prepared = prepare(settings, output or default_output(file.stem, settings), force)
         with _waiting("loading libraries", quiet):
-            from prune.run import Run, default_output
-        outcome = Run(settings, output or default_output(file.stem, settings), force).execute()
+            from prune.run import Run
+        outcome = Run(prepared).execute()
         _show_run(outcome.result, as_json)
         return 3 if outcome.stopped else 0
 

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +15,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from criteria.budget import Budget, Scope
+from criteria.budget import Budget
 from criteria.formulas import super_experts
 from criteria.observe import observe
 from criteria.registry import resolve
@@ -28,16 +27,13 @@ from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect, load
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.budget import budget_of
 from prune.card import model_card
 from prune.checkpoint import export
-from prune.layout import Layout, lay_out
-from prune.locate import model_folder
-from prune.recipe import BUDGETS, Recipe, Text
+from prune.prepare import Prepared
+from prune.recipe import Text
 from prune.report import markdown
-from prune.shards import fingerprint, open_checkpoint
 from prune.slices import removed_bytes
-from prune.stages import RunFolder, cache_folder, environment, key_of, write_json, write_text
+from prune.stages import cache_folder, environment, key_of, write_json, write_text
 from validate.null import Contest, against_random, random_plans
 from validate.rig import check_reloaded, check_rig, last_logits, require
 from validate.rows import Evaluator
@@ -56,38 +52,31 @@ class Outcome:
 
 
 class Run:
-    """One recipe in one folder. The model is loaded only when a stage really needs it."""
+    """A prepared recipe, stage by stage. The model is loaded only when a stage really needs it."""
 
-    def __init__(self, recipe: Recipe, folder: Path, force: bool = False) -> None:
-        """Refuses, before anything expensive: unknown criteria, unfit models, impossible budgets, occupied outputs."""
-        self.recipe, self.force = recipe, force
-        self.criteria = [resolve(name) for name in recipe.criteria]
-        self.source = model_folder(recipe.model)
-        self.layout: Layout = lay_out(open_checkpoint(self.source))
-        self.shape = self.layout.shape
-        self.budgets: dict[Scope, Budget] = {scope: budget_of(recipe.prune, self.layout, scope) for scope in self.scopes}
-        self.fingerprint = fingerprint(self.layout.checkpoint)
-        self.folder = RunFolder(folder, force)
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
+        self.layout, self.shape, self.fingerprint = prepared.layout, prepared.shape, prepared.fingerprint
 
     @property
-    def scopes(self) -> list[Scope]:
-        """The recipe's scope; for `global` also `layer`, so that the table can show both."""
-        return ["global", "layer"] if self.recipe.prune.scope == "global" else ["layer"]
+    def plan_budget(self) -> Budget:
+        """The budget of the plan that is written."""
+        return self.prepared.budgets[self.recipe.prune.scope]
 
     # What is loaded, each once and only if needed.
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        model, _ = load(self.source, self.recipe.dtype, self.recipe.trust_remote_code)
+        model, _ = load(self.prepared.source, self.recipe.dtype, self.recipe.trust_remote_code)
         anatomy = dissect(model)
         found = (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
         if found != (self.shape.layers, self.shape.experts, self.shape.top_k, self.shape.groups):
-            raise ExciseError(f"{self.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
+            raise ExciseError(f"{self.prepared.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
         return anatomy
 
     @cached_property
     def _windows(self) -> tuple[Windows, Windows]:
-        tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=self.recipe.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(self.prepared.source, trust_remote_code=self.recipe.trust_remote_code)
 
         def windows(part: Text) -> Windows:
             return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
@@ -137,7 +126,7 @@ class Run:
         protect = self.recipe.prune.protect_super_experts
         protected = super_experts(statistics) if protect else np.zeros(statistics.count.shape, dtype=bool)
         provenance = (self.shape.layers, protected, self.fingerprint, self.calibration.hash)
-        table = [score(criterion, statistics, *provenance) for criterion in self.criteria]
+        table = [score(criterion, statistics, *provenance) for criterion in self.prepared.criteria]
         fresh = self.folder.path / "scores.safetensors.new"
         save(fresh, table)
         fresh.replace(self.folder.path / "scores.safetensors")
@@ -147,7 +136,7 @@ class Run:
         """Every criterion's plan, its reverse and the random plans on held-out text; the rig is checked first."""
         settings = self.recipe.validation
         key = key_of("rows", self.fingerprint, self.recipe.dtype, self.validation.hash, settings.batch)
-        plan = select(table[0], self.budgets[self.recipe.prune.scope], self.shape)
+        plan = select(table[0], self.plan_budget, self.shape)
         stage = key_of("validate", key, plan.digest, self.recipe.model_dump(mode="json"), self.calibration.hash)
         if self.folder.valid("validate", stage, "validation.json"):
             result: dict[str, Any] = json.loads((self.folder.path / "validation.json").read_text(encoding="utf-8"))
@@ -173,11 +162,11 @@ class Run:
     def _tests(self, statistics: Statistics, table: list[Scores]) -> Iterator[Contest]:
         """The first criterion is tested in all scopes, the others in the recipe's."""
         settings = self.recipe.validation
-        for number, (criterion, scores) in enumerate(zip(self.criteria, table, strict=True)):
+        for number, (criterion, scores) in enumerate(zip(self.prepared.criteria, table, strict=True)):
             opposite = resolve(f"reversed:{criterion.name}")
             reverse = score(opposite, statistics, scores.layers, scores.protected, scores.model, scores.data)
-            for scope in self.scopes if number == 0 else self.scopes[:1]:
-                plan, reversed_plan = (select(s, self.budgets[scope], self.shape) for s in (scores, reverse))
+            for scope in self.prepared.scopes if number == 0 else self.prepared.scopes[:1]:
+                plan, reversed_plan = (select(s, self.prepared.budgets[scope], self.shape) for s in (scores, reverse))
                 randoms = random_plans(plan, self.shape, scores.protected, settings.random_plans, settings.random_seed)
                 yield Contest(plan, reversed_plan, randoms, criterion.formula, scope)
 
@@ -193,7 +182,7 @@ class Run:
             expected = last_logits(self.anatomy, self.validation).cpu()
         del self.__dict__["anatomy"]  # the pruned model takes the place of the whole one: never both in memory
         gc.collect()
-        export(self.layout, plan, out, card, self.force, self.fingerprint)
+        export(self.layout, plan, out, card, self.prepared.force, self.fingerprint)
         try:
             require([check_reloaded(expected, self._reloaded_logits(out, plan))])
         except BaseException:
@@ -215,7 +204,7 @@ class Run:
         self._keep_recipe()
         statistics = self.calibrate()
         table = self.rank(statistics)
-        plan = select(table[0], self.budgets[self.recipe.prune.scope], self.shape)
+        plan = select(table[0], self.plan_budget, self.shape)
         write_json(self.folder.path / "plan.json", plan.to_json())
         result = {**self.validate(statistics, table), "run": str(self.folder.path), "checkpoint": None}
         stopped = self._stops(result["plans"][0]["verdict"])
@@ -232,7 +221,7 @@ class Run:
         """Writes the resolved recipe; refuses a folder that holds the checkpoint of another one."""
         path = self.folder.path / RECIPE
         resolved = self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.force:
+        if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.prepared.force:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
             for name in ("model", "calibration", "prune"):
                 if before.get(name) != resolved.get(name):
@@ -249,10 +238,3 @@ def describe(windows: Windows) -> dict[str, Any]:
     rows, length = windows.tokens.shape
     documents = len(np.unique(windows.document))
     return {"windows": rows, "length": length, "documents": documents, "domains": list(windows.domains), "hash": windows.hash}
-
-
-def default_output(recipe_name: str, recipe: Recipe) -> Path:
-    """runs/<recipe>-<criterion>-<budget>-<scope>: one folder per way of pruning, so that none replaces another."""
-    budget = next(getattr(recipe.prune, key) for key in BUDGETS if getattr(recipe.prune, key) is not None)
-    name = f"{recipe_name}-{recipe.criteria[0]}-{budget}-{recipe.prune.scope}"
-    return Path("runs") / re.sub(r"[^\w.-]+", "_", name)

@@ -8,8 +8,8 @@ import yaml
 
 from experts.errors import ExciseError
 from prune.locate import model_folder, recipe_file, recipes_folder
+from prune.prepare import default_output
 from prune.recipe import parse_size, read_recipe
-from prune.run import default_output
 
 GOOD: dict[str, Any] = {
     "model": "demo",

@@ -17,6 +17,7 @@ from criteria import observe as observe_module
 from experts.errors import ExciseError
 from prune import run as run_module
 from prune.cli import app
+from prune.prepare import prepare
 from prune.recipe import Recipe, read_recipe
 from prune.run import Run
 
@@ -59,7 +60,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def execute(path: Path, out: Path, *overrides: str, force: bool = False) -> dict[str, Any]:
-    return Run(read_recipe(path, overrides), out, force).execute().result
+    return Run(prepare(read_recipe(path, overrides), out, force)).execute().result
 
 
 def test_a_run_and_what_it_leaves(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:

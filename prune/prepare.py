@@ -1,0 +1,54 @@
+"""Everything about a recipe that can be refused in a second: criteria, model files, budget, output. No torch."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from criteria.budget import Budget, Scope, Shape
+from criteria.registry import Criterion, resolve
+from prune.budget import budget_of
+from prune.layout import Layout, lay_out
+from prune.locate import model_folder
+from prune.recipe import BUDGETS, Recipe
+from prune.shards import fingerprint, open_checkpoint
+from prune.stages import RunFolder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe that holds together. budgets: per scope to be tested; the recipe's own scope comes first."""
+
+    recipe: Recipe
+    criteria: tuple[Criterion, ...]
+    source: Path
+    layout: Layout
+    budgets: dict[Scope, Budget]
+    fingerprint: str
+    folder: RunFolder
+    force: bool
+
+    @property
+    def shape(self) -> Shape:
+        return self.layout.shape
+
+    @property
+    def scopes(self) -> list[Scope]:
+        return list(self.budgets)
+
+
+def prepare(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
+    """Refuses unknown criteria, unfit models, impossible budgets and occupied outputs, with one line each."""
+    criteria = tuple(resolve(name) for name in recipe.criteria)
+    source = model_folder(recipe.model)
+    layout = lay_out(open_checkpoint(source))
+    # Scope global also tests scope layer, so that the table can show both.
+    scopes: list[Scope] = ["global", "layer"] if recipe.prune.scope == "global" else ["layer"]
+    budgets = {scope: budget_of(recipe.prune, layout, scope) for scope in scopes}
+    return Prepared(recipe, criteria, source, layout, budgets, fingerprint(layout.checkpoint), RunFolder(folder, force), force)
+
+
+def default_output(recipe_name: str, recipe: Recipe) -> Path:
+    """runs/<recipe>-<criterion>-<budget>-<scope>: one folder per way of pruning, so that none replaces another."""
+    budget = next(getattr(recipe.prune, key) for key in BUDGETS if getattr(recipe.prune, key) is not None)
+    name = f"{recipe_name}-{recipe.criteria[0]}-{budget}-{recipe.prune.scope}"
+    return Path("runs") / re.sub(r"[^\w.-]+", "_", name)

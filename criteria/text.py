@@ -145,9 +145,12 @@ def _split(name: str, text: str, separator: str) -> Iterator[tuple[str, str]]:
 def _dataset(source: Source) -> Iterator[tuple[str, str]]:
     from datasets import load_dataset
 
-    rows = load_dataset(source.dataset, source.config or None, split=source.split or "train", streaming=True)
-    for number, row in enumerate(rows.take(source.documents)):
-        yield f"{source.dataset}#{number}", _fields(f"{source.dataset}#{number}", row, source.field)
+    try:
+        rows = load_dataset(source.dataset, source.config or None, split=source.split or "train", streaming=True).take(source.documents)
+        for number, row in enumerate(rows):
+            yield f"{source.dataset}#{number}", _fields(f"{source.dataset}#{number}", row, source.field)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ExciseError(f"data set {source.dataset}: cannot be read ({str(error).strip().splitlines()[0]})") from error
 
 
 def _read(path: Path) -> str:

@@ -55,13 +55,43 @@ class Anatomy:
         return tuple(layer.index for layer in self.layers)
 
 
-def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (in evaluation mode, on the GPU if there is one) and tokenizer from a local checkpoint folder."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"trust_remote_code": trust_remote_code}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-    model.to(torch.device(device)).eval()  # type: ignore[arg-type]
-    return model, AutoTokenizer.from_pretrained(folder, **options)
+def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a local checkpoint folder, in evaluation mode, on the GPU if it fits there."""
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+        model.to(torch.device(_device(model))).eval()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ExciseError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+    except torch.OutOfMemoryError as error:
+        raise ExciseError(
+            f"{folder}: not enough memory on the GPU ({_first_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
+        ) from error
+    found: PreTrainedModel = model
+    return found
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local checkpoint folder."""
+    if not any(file for pattern in ("tokenizer*", "vocab*", "*.model", "*.tiktoken") for file in folder.glob(pattern)):
+        # transformers would make an empty tokenizer of the model's class.
+        raise ExciseError(f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, vocab.*); add those of the original model")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ExciseError(f"{folder}: the tokenizer cannot be loaded ({_first_line(error)})") from error
+    return tokenizer
+
+
+def _device(model: Any) -> str:
+    """`cuda` where the weights leave a fifth of the GPU's free memory for the work, else `cpu`."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    free, _ = torch.cuda.mem_get_info()
+    return "cuda" if model.get_memory_footprint() < 0.8 * free else "cpu"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:

@@ -94,10 +94,9 @@ def inspect(model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`
     def work() -> int:
         from prune.inspect import describe
         from prune.layout import lay_out
-        from prune.locate import model_folder
-        from prune.shards import open_checkpoint
+        from prune.remote import open_anywhere
 
-        found = describe(lay_out(open_checkpoint(model_folder(model))))
+        found = describe(lay_out(open_anywhere(model)))
         _print_json(found) if as_json else _show_model(found)
         return 0
 
@@ -137,6 +136,11 @@ def _guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
         if debug:
             raise
         print(f"excise: {error}", file=sys.stderr)
+        code = 1
+    except OSError as error:
+        if debug:
+            raise
+        print(f"excise: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         if debug:

@@ -40,6 +40,11 @@ def human(size: int) -> str:
     return f"{size} B"
 
 
+def signed(value: float | None, digits: int = 4) -> str:
+    """A number with its sign; a missing one as what it is."""
+    return "nan" if value is None else f"{value:+.{digits}f}"
+
+
 def table(result: dict[str, Any]) -> str:
     """The table in Markdown."""
     lines = [HEAD, tuple("---" for _ in HEAD), *rows(result)]
@@ -50,14 +55,14 @@ def evidence(result: dict[str, Any]) -> str:
     """What each verdict rests on, a paragraph per plan."""
     parts = []
     for plan in result["plans"]:
-        low, high = plan["interval"]
+        low, high = map(signed, plan["interval"])
         note = f" ({plan['interval_note']})" if plan["interval_note"] else ""
         parts.append(
             f"- **{plan['criterion']}**, scope {plan['scope']}, score = {plan['formula']}: {plan['verdict']}. Advantage over the mean of "
             f"{len(plan['random']['values'])} random plans {plan['random']['mean'] - plan['delta']:+.4f} nats, 95 % interval "
-            f"[{low:+.4f}, {high:+.4f}] over {plan['clusters']} documents{note}; effect {plan['effect']:+.2f} sd of the random plans; "
+            f"[{low}, {high}] over {plan['clusters']} documents{note}; effect {signed(plan['effect'], 2)} sd of the random plans; "
             f"p = {plan['p']:.4f} (as good by chance), {plan['p_worse']:.4f} (as bad by chance). Smallest difference this test finds with "
-            f"80 % power: {plan['smallest_detectable']:.4f} nats. Kept per layer: {_counts(plan['kept_per_layer'])}."
+            f"80 % power: {signed(plan['smallest_detectable'])} nats. Kept per layer: {_counts(plan['kept_per_layer'])}."
         )
     return "\n".join(parts)
 

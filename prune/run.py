@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import AutoTokenizer
 
 from criteria.budget import Budget
 from criteria.formulas import super_experts
@@ -24,7 +23,7 @@ from criteria.select import select
 from criteria.statistics import Statistics
 from criteria.text import Windows, check_disjoint, read_windows
 from experts.ablation import restricted
-from experts.anatomy import Anatomy, dissect, load
+from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.card import model_card
@@ -67,8 +66,7 @@ class Run:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        model, _ = load(self.prepared.source, self.recipe.dtype, self.recipe.trust_remote_code)
-        anatomy = dissect(model)
+        anatomy = dissect(load(self.prepared.source, self.recipe.dtype, self.recipe.trust_remote_code))
         found = (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
         if found != (self.shape.layers, self.shape.experts, self.shape.top_k, self.shape.groups):
             raise ExciseError(f"{self.prepared.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
@@ -76,7 +74,7 @@ class Run:
 
     @cached_property
     def _windows(self) -> tuple[Windows, Windows]:
-        tokenizer = AutoTokenizer.from_pretrained(self.prepared.source, trust_remote_code=self.recipe.trust_remote_code)
+        tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
 
         def windows(part: Text) -> Windows:
             return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
@@ -182,7 +180,8 @@ class Run:
             expected = last_logits(self.anatomy, self.validation).cpu()
         del self.__dict__["anatomy"]  # the pruned model takes the place of the whole one: never both in memory
         gc.collect()
-        export(self.layout, plan, out, card, self.prepared.force, self.fingerprint)
+        if not self._written(out, plan):
+            export(self.layout, plan, out, card, self.prepared.force, self.fingerprint)
         try:
             require([check_reloaded(expected, self._reloaded_logits(out, plan))])
         except BaseException:
@@ -191,8 +190,13 @@ class Run:
         self.folder.finish("export", stage)
         return out
 
+    def _written(self, out: Path, plan: Plan) -> bool:
+        """Whether a run that was killed before its last check has left this very checkpoint."""
+        note = out / "excise_plan.json"
+        return note.is_file() and Plan.read(note) == plan
+
     def _reloaded_logits(self, out: Path, plan: Plan) -> torch.Tensor:
-        model, _ = load(out, self.recipe.dtype, trust_remote_code=not plan.uniform or self.recipe.trust_remote_code)
+        model = load(out, self.recipe.dtype, trust_remote_code=not plan.uniform or self.recipe.trust_remote_code)
         tokens = torch.from_numpy(self.validation.tokens[:1]).to(next(model.parameters()).device)
         with torch.no_grad():
             logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
@@ -223,10 +227,11 @@ class Run:
         resolved = self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.prepared.force:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
-            for name in ("model", "calibration", "prune"):
-                if before.get(name) != resolved.get(name):
+            before["criteria"], after = before.get("criteria", ["reap"])[:1], {**resolved, "criteria": [self.recipe.criteria[0]]}
+            for name in ("model", "dtype", "calibration", "criteria", "prune"):  # what makes the checkpoint; only the first criterion does
+                if before.get(name) != after.get(name):
                     raise ExciseError(
-                        f"{self.folder.path}: holds a checkpoint made with {name}: {before.get(name)}, now {resolved.get(name)}; "
+                        f"{self.folder.path}: holds a checkpoint made with {name}: {before.get(name)}, now {after.get(name)}; "
                         "choose another --output, or --force to replace it"
                     )
         write_text(path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))

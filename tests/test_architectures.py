@@ -34,7 +34,7 @@ def test_found_by_structure(family: str, saved: dict[str, Path]) -> None:
 @families
 @pytest.mark.parametrize("plan_of", [uniform_plan, unequal_plan], ids=["uniform", "unequal"])
 def test_restricted_is_cut_is_reloaded(family: str, plan_of, saved: dict[str, Path], tmp_path: Path) -> None:
-    model, _ = load(saved[family], "float32")
+    model = load(saved[family], "float32")
     anatomy = dissect(model)
     plan = plan_of(anatomy.indices)
     before = tiny.logits(model)

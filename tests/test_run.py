@@ -252,3 +252,45 @@ def test_recipe_is_kept_resolved(recipe_path: Path, tmp_path: Path) -> None:
     execute(recipe_path, tmp_path / "run", "calibration.seed=3")
     kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert Recipe.model_validate(kept) == read_recipe(recipe_path, ["calibration.seed=3"])
+
+
+def test_killed_between_export_and_its_check(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that is whole but not recorded (SIGKILL) is checked, not refused and not written again."""
+    execute(recipe_path, tmp_path / "run")
+    stages = tmp_path / "run" / "stages.json"
+    stages.write_text(json.dumps({name: key for name, key in json.loads(stages.read_text()).items() if name != "export"}))
+    calls = counted(monkeypatch)
+    execute(recipe_path, tmp_path / "run")
+    assert calls["export"] == 0
+    assert "export" in json.loads(stages.read_text())
+
+
+def test_other_first_criterion_does_not_replace_a_checkpoint(recipe_path: Path, tmp_path: Path) -> None:
+    execute(recipe_path, tmp_path / "run")
+    with pytest.raises(ExciseError, match=r"made with criteria: \['reap'\], now \['utilization'\]"):
+        execute(recipe_path, tmp_path / "run", "criteria=[utilization, reap]")
+    execute(recipe_path, tmp_path / "run", "criteria=[reap, utilization]")
+
+
+def test_a_single_document_gives_nan_intervals_and_valid_json(recipe_path: Path, tmp_path: Path) -> None:
+    result = execute(recipe_path, tmp_path / "run", f"validate.data={{text: [{tmp_path}/test.txt]}}", "criteria=[reap]")
+    plan = result["plans"][0]
+    assert plan["interval"] == [None, None]
+    assert "one document only" in plan["interval_note"]
+    assert plan["verdict"] == "not distinguishable"
+    assert "NaN" not in (tmp_path / "run" / "validation.json").read_text()
+    assert "95 % interval [nan, nan]" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_model_without_a_tokenizer(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).symlink_to(saved["olmoe"] / name)
+    with pytest.raises(ExciseError, match=r"bare: no tokenizer files"):
+        execute(recipe_path, tmp_path / "run", f"model={bare}")
+
+
+def test_a_data_set_that_cannot_be_reached(recipe_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExciseError, match=r"data set owner/nope: cannot be read"):
+        execute(recipe_path, tmp_path / "run", "calibration.data={dataset: owner/nope}")

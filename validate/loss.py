@@ -10,9 +10,11 @@ from criteria.text import Windows
 
 
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of the next token at every position but the last: logits [N, W, V], tokens [N, W] -> [N, W − 1], float32."""
+    """Cross-entropy of the next token at every position but the last: logits [N, W, V], tokens [N, W] -> [N, W − 1], at least float32."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return nn.functional.cross_entropy(logits[:, :-1].to(wide).transpose(1, 2), tokens[:, 1:], reduction="none")
+    # Window by window: with a vocabulary of 150,000 a wide copy of a whole batch would be the largest tensor of the run.
+    rows = [nn.functional.cross_entropy(row[:-1].to(wide), ids[1:], reduction="none") for row, ids in zip(logits, tokens, strict=True)]
+    return torch.stack(rows)
 
 
 @torch.no_grad()

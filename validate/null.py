@@ -63,13 +63,18 @@ class Evidence:
             "random": {"values": list(self.random), "mean": float(values.mean()), "sd": float(values.std(ddof=1))},
             "p": self.p,
             "p_worse": self.p_worse,
-            "effect": self.effect,
-            "interval": [self.interval.low, self.interval.high],
+            "effect": _number(self.effect),
+            "interval": [_number(self.interval.low), _number(self.interval.high)],
             "clusters": self.interval.clusters,
             "interval_note": self.interval.reason,
-            "smallest_detectable": self.smallest_detectable,
+            "smallest_detectable": _number(self.smallest_detectable),
             "verdict": self.verdict,
         }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
 
 
 def random_plans(plan: Plan, shape: Shape, protected: NDArray[np.bool_], count: int, seed: int) -> list[Plan]:

@@ -36,12 +36,16 @@ class Scores:
 def score(
     criterion: Criterion, statistics: Statistics, layers: tuple[int, ...], protected: NDArray[np.bool_], model: str, data: str
 ) -> Scores:
-    """Applies a criterion and checks what it returned: the right shape, and numbers."""
+    """Applies a criterion and checks what it returned: the right shape, and a finite number for every expert that tokens reached."""
     values = np.asarray(criterion.score(statistics), dtype=np.float64)
     if values.shape != statistics.count.shape:
         raise ExciseError(f"criterion {criterion.name}: returned shape {values.shape}, expected [L, E] = {statistics.count.shape}")
-    if np.isnan(values).all():
-        raise ExciseError(f"criterion {criterion.name}: returned no number at all (all nan)")
+    if (wrong := np.argwhere(~np.isfinite(values) & ~statistics.unreached)).size:
+        row, expert = wrong[0]
+        where = f"expert {expert} of layer {layers[row]}, which {int(statistics.count[row, expert])} tokens reached"
+        raise ExciseError(
+            f"criterion {criterion.name}: gave {values[row, expert]} to {where}; are the model's weights finite in this dtype?"
+        )
     return Scores(values, protected, layers, criterion.name, criterion.formula, model, data)
 
 

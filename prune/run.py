@@ -204,18 +204,18 @@ class Run:
 
     def execute(self) -> Outcome:
         """All stages, in order."""
-        self.folder.create()
-        self._keep_recipe()
-        statistics = self.calibrate()
-        table = self.rank(statistics)
-        plan = select(table[0], self.plan_budget, self.shape)
-        write_json(self.folder.path / "plan.json", plan.to_json())
-        result = {**self.validate(statistics, table), "run": str(self.folder.path), "checkpoint": None}
-        stopped = self._stops(result["plans"][0]["verdict"])
-        if not stopped:
-            result["checkpoint"] = str(self.write(plan, result))
-        write_text(self.folder.path / "report.md", markdown(self.recipe, result))
-        return Outcome(result, stopped)
+        with self.folder.held():
+            self._keep_recipe()
+            statistics = self.calibrate()
+            table = self.rank(statistics)
+            plan = select(table[0], self.plan_budget, self.shape)
+            write_json(self.folder.path / "plan.json", plan.to_json())
+            result = {**self.validate(statistics, table), "run": str(self.folder.path), "checkpoint": None}
+            stopped = self._stops(result["plans"][0]["verdict"])
+            if not stopped:
+                result["checkpoint"] = str(self.write(plan, result))
+            write_text(self.folder.path / "report.md", markdown(self.recipe, result))
+            return Outcome(result, stopped)
 
     def _stops(self, verdict: Verdict) -> bool:
         stop_on = self.recipe.validation.stop_on

@@ -1,17 +1,20 @@
 """Stages of a run folder: each result carries the key of its inputs, so a second run redoes only what changed."""
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from experts.errors import ExciseError
 
-RECORD = "stages.json"
+RECORD, LOCK = "stages.json", ".lock"
 FORMAT = 1  # raise when a stage computes something else from the same inputs
 
 
@@ -43,9 +46,17 @@ class RunFolder:
         if (path / RECORD).is_file():
             self.record = json.loads((path / RECORD).read_text(encoding="utf-8"))
 
-    def create(self) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder and holds it for this process: two runs in one folder would mix their results."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / RECORD, self.record)
+        with (self.path / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ExciseError(f"{self.path}: another run is at work in this folder; wait for it or choose another --output") from error
+            write_json(self.path / RECORD, self.record)
+            yield
 
     def valid(self, stage: str, key: str, *files: str) -> bool:
         return self.record.get(stage) == key and all((self.path / file).exists() for file in files)

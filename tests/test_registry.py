@@ -53,7 +53,7 @@ def test_user_function(tmp_path: Path) -> None:
     np.testing.assert_array_equal(score(mine, found, (0,), NOTHING, "", "").values, [[-1, -2, -3]])
     with pytest.raises(ExciseError, match=r"returned shape \(1,\), expected \[L, E\] = \(1, 3\)"):
         score(resolve(f"{file}:flat"), found, (0,), NOTHING, "", "")
-    with pytest.raises(ExciseError, match="no number at all"):
+    with pytest.raises(ExciseError, match="gave nan to expert 0 of layer 0, which 1 tokens reached"):
         score(resolve(f"{file}:empty"), found, (0,), NOTHING, "", "")
     with pytest.raises(ExciseError, match="has no function 'nope'"):
         resolve(f"{file}:nope")

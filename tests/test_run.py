@@ -294,3 +294,22 @@ def test_model_without_a_tokenizer(recipe_path: Path, tmp_path: Path, saved: dic
 def test_a_data_set_that_cannot_be_reached(recipe_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match=r"data set owner/nope: cannot be read"):
         execute(recipe_path, tmp_path / "run", "calibration.data={dataset: owner/nope}")
+
+
+def test_two_runs_in_one_folder(recipe_path: Path, tmp_path: Path) -> None:
+    first = prepare(read_recipe(recipe_path), tmp_path / "run")
+    with first.folder.held(), pytest.raises(ExciseError, match="run: another run is at work in this folder"):
+        execute(recipe_path, tmp_path / "run")
+
+
+def test_broken_weights_are_noticed(recipe_path: Path, tmp_path: Path) -> None:
+    from tests import tiny
+
+    model = tiny.build("olmoe")
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[2] = float("nan")
+    tiny.save(model, tmp_path / "broken")
+    with pytest.raises(
+        ExciseError, match=r"criterion reap: gave nan to expert \d of layer 1, which \d+ tokens reached; are the model's weights finite"
+    ):
+        execute(recipe_path, tmp_path / "run", f"model={tmp_path / 'broken'}")

@@ -69,7 +69,11 @@ def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
     with restricted(anatomy, plan):
         inside = window_losses(anatomy.model, first)[0]
     after = window_losses(anatomy.model, first)[0]
-    return Check("2 lifted restriction = baseline", bool(before == after), f"before {before!r}, restricted {inside!r}, after {after!r}")
+    return Check(
+        "2 lifted restriction = baseline",
+        bool(before == after),
+        f"before {before:.17g}, restricted {inside:.17g}, after {after:.17g}",
+    )
 
 
 @torch.no_grad()

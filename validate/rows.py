@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from criteria.text import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
+from experts.errors import ExciseError
 from experts.plan import Plan
 from validate.loss import window_losses
 
@@ -37,11 +38,19 @@ class Evaluator:
         """Mean cross-entropy of every window [N] under the plan; None = the unpruned model."""
         digest = _digest(plan)
         if digest not in self.known:
-            self.known[digest] = self._measure(plan)
             self._names[digest] = FULL if plan is None else plan.criterion
+            self.known[digest] = self._finite(self._measure(plan), self._names[digest])
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(self._rows(digest))
         return self.known[digest]
+
+    def _finite(self, losses: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+        if not np.isfinite(losses).all():
+            wrong = int(np.flatnonzero(~np.isfinite(losses))[0])
+            raise ExciseError(
+                f"validation: the loss of window {wrong} under {name!r} is {losses[wrong]}; is the model sound in this dtype?"
+            )
+        return losses
 
     def _measure(self, plan: Plan | None) -> NDArray[np.float64]:
         assert self.anatomy is not None, "rows are missing and no model is loaded"

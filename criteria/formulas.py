@@ -93,16 +93,29 @@ def aimer(statistics: Statistics) -> Array:
 
 
 def hub(statistics: Statistics) -> Array:
-    """Eigenvector centrality in the graph C_ij = P(j active given i active), i ≠ j: x_j ∝ Σ_i x_i C_ij.
+    """Eigenvector centrality in the graph C_ij = P(j active given i active), i ≠ j: x_j ∝ Σ_i x_i C_ij. Largest entry of a layer 1.
 
-    The relational importance of INFORM (arXiv 2602.04291), carried over to MoE layers. Largest entry 1 in every layer.
+    The relational importance of INFORM (arXiv 2602.04291), carried over to MoE layers. With exactly k active experts per token every
+    row of C sums to k − 1, so C is a reversible random walk and its centrality is n_e: the ranking of `utilization`, always.
     """
+    return _centrality(statistics, statistics.together / np.where(statistics.count > 0, statistics.count, 1)[..., None])
+
+
+def hub_joint(statistics: Statistics) -> Array:
+    """Eigenvector centrality in the graph of joint activations P(i and j active), i ≠ j. Largest entry of a layer 1.
+
+    Unlike `hub` this is not frequency in disguise: an expert counts more when the experts it works with are themselves central.
+    """
+    return _centrality(statistics, statistics.together)
+
+
+def _centrality(statistics: Statistics, graphs: Array) -> Array:
+    """Leading left eigenvector of every layer's graph [L, E, E] without its diagonal, over the experts that were reached."""
     scores = np.full(statistics.count.shape, np.nan)
-    for layer, (together, count) in enumerate(zip(statistics.together, statistics.count, strict=True)):
-        reached = count > 0
-        graph = together[np.ix_(reached, reached)] / count[reached, None]
-        np.fill_diagonal(graph, 0)
-        values, vectors = np.linalg.eig(graph.T)
+    for layer, graph in enumerate(graphs):
+        reached = ~statistics.unreached[layer]
+        edges = graph[np.ix_(reached, reached)] * (1 - np.eye(reached.sum()))
+        values, vectors = np.linalg.eig(edges.T)
         leading = np.abs(vectors[:, np.argmax(values.real)].real)
         scores[layer, reached] = leading / max(leading.max(), np.finfo(float).tiny)
     return scores

@@ -54,6 +54,8 @@ BY_HAND = {
     "aimer": [-(6 / 8) / np.sqrt(10 / 8), -(4 / 8) / np.sqrt(4 / 8), -(4 / 8) / np.sqrt(4 / 8)],
     # P(j | i): 0→2 = 1, 1→2 = 1, 2→0 = 1/3, 2→1 = 2/3. x_0 = x_2/3λ, x_1 = 2x_2/3λ, x_2 = (x_0 + x_1)/λ, so λ = 1.
     "hub": [1 / 3, 2 / 3, 1],
+    # Joint counts: 0–2: 1, 1–2: 2. λx_0 = x_2, λx_1 = 2x_2, λx_2 = x_0 + 2x_1, so λ² = 5.
+    "hub_joint": [1 / np.sqrt(5), 2 / np.sqrt(5), 1],
     # Rates (x: 1 token, y: 2 tokens): e0 (1, 0), e1 (0, 1), e2 (1, 1), so e2 is even over both domains.
     "specialization": [1, 1, 0],
     "family:2,1,sum": [2, 4 * 2 + 16 * 5, 1 + 4 * 2 + 49 * 5],
@@ -177,6 +179,14 @@ def test_unreached_experts_have_no_score() -> None:
         assert np.isnan(score[0, 0]), name
         assert np.isfinite(score[0, 1:]).all(), name
     assert formulas.utilization(found)[0, 0] == 0
+
+
+def test_hub_is_frequency() -> None:
+    """With k active experts per token the centrality of conditional co-activation is n_e itself; that of joint activation is not."""
+    found = observe(dissect(tiny.build("olmoe")), windows())
+    share = formulas.utilization(found)
+    np.testing.assert_allclose(formulas.hub(found), share / share.max(axis=1, keepdims=True), rtol=1e-8)
+    assert not np.allclose(formulas.hub_joint(found), formulas.hub(found), atol=0.05)
 
 
 def test_specialization_needs_two_domains() -> None:

@@ -1,5 +1,6 @@
 """Scores: one number per expert, higher = keep. Reusable on disk: other fractions and selections need no second calibration."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,9 @@ class Scores:
     data: str = ""
 
     @property
-    def without_data(self) -> int:
-        return int(np.isnan(self.values).sum())
+    def digest(self) -> str:
+        """Identity of the numbers."""
+        return hashlib.sha256(self.values.tobytes() + self.protected.tobytes()).hexdigest()[:16]
 
 
 def score(

@@ -55,11 +55,11 @@ class Anatomy:
         return tuple(layer.index for layer in self.layers)
 
 
-def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a local checkpoint folder, in evaluation mode, on the GPU if it fits there."""
+def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, device: torch.device | None = None) -> PreTrainedModel:
+    """The model of a local checkpoint folder, in evaluation mode; without a `device`, on the GPU if it fits there."""
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-        model.to(torch.device(_device(model))).eval()
+        model.to(device or torch.device(_device(model))).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ExciseError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
     except torch.OutOfMemoryError as error:

@@ -135,7 +135,8 @@ class Run:
         settings = self.recipe.validation
         key = key_of("rows", self.fingerprint, self.recipe.dtype, self.validation.hash, settings.batch)
         plan = select(table[0], self.plan_budget, self.shape)
-        stage = key_of("validate", key, plan.digest, self.recipe.model_dump(mode="json"), self.calibration.hash)
+        # The scores themselves: a user's criterion can change behind an unchanged name.
+        stage = key_of("validate", key, [scores.digest for scores in table], self.recipe.model_dump(mode="json"), self.calibration.hash)
         if self.folder.valid("validate", stage, "validation.json"):
             result: dict[str, Any] = json.loads((self.folder.path / "validation.json").read_text(encoding="utf-8"))
             return result
@@ -177,13 +178,13 @@ class Run:
             write_text(out / "README.md", card)
             return out
         with restricted(self.anatomy, plan):
-            expected = last_logits(self.anatomy, self.validation).cpu()
+            expected = last_logits(self.anatomy, self.validation)
         del self.__dict__["anatomy"]  # the pruned model takes the place of the whole one: never both in memory
         gc.collect()
         if not self._written(out, plan):
             export(self.layout, plan, out, card, self.prepared.force, self.fingerprint)
         try:
-            require([check_reloaded(expected, self._reloaded_logits(out, plan))])
+            require([check_reloaded(expected, self._reloaded_logits(out, plan, expected.device))])
         except BaseException:
             shutil.rmtree(out)  # unproven, so not left behind
             raise
@@ -195,12 +196,13 @@ class Run:
         note = out / "excise_plan.json"
         return note.is_file() and Plan.read(note) == plan
 
-    def _reloaded_logits(self, out: Path, plan: Plan) -> torch.Tensor:
-        model = load(out, self.recipe.dtype, trust_remote_code=not plan.uniform or self.recipe.trust_remote_code)
-        tokens = torch.from_numpy(self.validation.tokens[:1]).to(next(model.parameters()).device)
+    def _reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
+        """On the device of the first model: another one rounds differently, even if the smaller model would fit there."""
+        model = load(out, self.recipe.dtype, not plan.uniform or self.recipe.trust_remote_code, device)
+        tokens = torch.from_numpy(self.validation.tokens[:1]).to(device)
         with torch.no_grad():
             logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
-        return logits.cpu()
+        return logits
 
     def execute(self) -> Outcome:
         """All stages, in order."""

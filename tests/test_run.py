@@ -313,3 +313,13 @@ def test_broken_weights_are_noticed(recipe_path: Path, tmp_path: Path) -> None:
         ExciseError, match=r"criterion reap: gave nan to expert \d of layer 1, which \d+ tokens reached; are the model's weights finite"
     ):
         execute(recipe_path, tmp_path / "run", f"model={tmp_path / 'broken'}")
+
+
+def test_an_edited_criterion_is_tested_again(recipe_path: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def score(statistics):\n    return statistics.count\n")
+    before = execute(recipe_path, tmp_path / "run", f"criteria=[reap, '{mine}:score']")
+    mine.write_text("def score(statistics):\n    return -statistics.count\n")
+    after = execute(recipe_path, tmp_path / "run", f"criteria=[reap, '{mine}:score']")
+    assert before["plans"][0] == after["plans"][0]
+    assert before["plans"][1]["delta"] != after["plans"][1]["delta"]

@@ -141,3 +141,12 @@ def test_plan_of_another_model_is_refused() -> None:
         restricted(anatomy, Plan(16, dict.fromkeys((0, 1, 2), (0, 1, 2)))).__enter__()
     with pytest.raises(ExciseError, match=r"prunes layers \[0, 1\], the model's MoE layers are \[0, 1, 2\]"):
         cut(anatomy, uniform_plan((0, 1)))
+
+
+@pytest.mark.parametrize(("free", "device"), [(10**12, "cuda"), (1000, "cpu")])
+def test_gpu_only_if_the_model_fits(free: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experts import anatomy
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free, free))
+    assert anatomy._device(tiny.build("olmoe")) == device

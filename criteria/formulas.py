@@ -110,11 +110,16 @@ def hub_joint(statistics: Statistics) -> Array:
 
 
 def _centrality(statistics: Statistics, graphs: Array) -> Array:
-    """Leading left eigenvector of every layer's graph [L, E, E] without its diagonal, over the experts that were reached."""
+    """Leading left eigenvector of every layer's graph [L, E, E] without its diagonal, over the experts that were reached.
+
+    Where the graph falls apart into equal parts the eigenvector is not unique; real routing is connected.
+    """
     scores = np.full(statistics.count.shape, np.nan)
     for layer, graph in enumerate(graphs):
         reached = ~statistics.unreached[layer]
         edges = graph[np.ix_(reached, reached)] * (1 - np.eye(reached.sum()))
+        if not edges.any():
+            raise ExciseError("hub, hub_joint: no two experts are active together (top-1 routing?), so there is no graph to rank them by")
         values, vectors = np.linalg.eig(edges.T)
         leading = np.abs(vectors[:, np.argmax(values.real)].real)
         scores[layer, reached] = leading / max(leading.max(), np.finfo(float).tiny)

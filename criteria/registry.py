@@ -15,7 +15,7 @@ import numpy as np
 
 from criteria import formulas
 from criteria.statistics import Array, Statistics
-from experts.errors import ExciseError
+from experts.errors import ExciseError, one_line
 
 Score = Callable[[Statistics], Array]
 
@@ -42,7 +42,7 @@ def reversed_scores(statistics: Statistics, score: Score) -> Array:
     return -score(statistics)
 
 
-TEXT, WEIGHTS = "text", "weights"
+TEXT, WEIGHTS, DOMAINS = "text", "weights", "text of ≥ 2 domains"
 OBSERVED = 1.1  # plain forwards; measured by benchmarks/calibration.py, one pass for all rows together
 
 CRITERIA: dict[str, Criterion] = {
@@ -61,7 +61,7 @@ CRITERIA: dict[str, Criterion] = {
         Criterion("max_activation", formulas.max_activation, "max |f|", TEXT, OBSERVED, "2507.23279"),
         Criterion("hub", formulas.hub, "eigenvector centrality of P(j active | i active) ∝ n_e", TEXT, OBSERVED, "2602.04291"),
         Criterion("hub_joint", formulas.hub_joint, "eigenvector centrality of P(i and j active)", TEXT, OBSERVED, "variant of hub"),
-        Criterion("specialization", formulas.specialization, "1 − H(p(d|e)) / log D", "text of ≥ 2 domains", OBSERVED, "2601.10159"),
+        Criterion("specialization", formulas.specialization, "1 − H(p(d|e)) / log D", DOMAINS, OBSERVED, "2601.10159"),
         Criterion("router_norm", formulas.router_norm, "‖router row‖", WEIGHTS, 0.0, "2504.05586"),
         Criterion("weight_norm", formulas.weight_norm, "‖w‖ (Frobenius)", WEIGHTS, 0.0, "classic"),
         Criterion("aimer", formulas.aimer, "−(‖w‖₁/N) / √(‖w‖₂²/N)", WEIGHTS, 0.0, "2603.18492"),
@@ -79,7 +79,7 @@ def resolve(name: str) -> Criterion:
         base = resolve(rest)
         score = partial(reversed_scores, score=base.score)
         return Criterion(name, score, f"−({base.formula})", base.needs, base.cost, base.source)
-    if kind == "random" and rest.isdigit():
+    if kind == "random" and rest.isascii() and rest.isdigit():
         return Criterion(name, partial(random_scores, seed=int(rest)), f"uniform, seed {rest}", "nothing", 0.0, "baseline")
     if kind == "family":
         return _family(name, rest)
@@ -105,8 +105,8 @@ def _from_file(name: str, path: Path, function: str) -> Criterion:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, AttributeError) as error:
-        raise ExciseError(f"criterion {name!r}: {path} cannot be imported ({error})") from error
+    except (Exception, SystemExit) as error:
+        raise ExciseError(f"criterion {name!r}: {path} cannot be imported ({type(error).__name__}: {one_line(error)})") from error
     score = getattr(module, function, None)
     if not callable(score):
         raise ExciseError(f"criterion {name!r}: {path} has no function {function!r}")

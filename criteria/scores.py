@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from criteria.registry import Criterion
 from criteria.statistics import Array, Statistics
-from experts.errors import ExciseError
+from experts.errors import ExciseError, one_line
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,12 @@ def score(
     criterion: Criterion, statistics: Statistics, layers: tuple[int, ...], protected: NDArray[np.bool_], model: str, data: str
 ) -> Scores:
     """Applies a criterion and checks what it returned: the right shape, and a finite number for every expert that tokens reached."""
-    values = np.asarray(criterion.score(statistics), dtype=np.float64)
+    try:
+        values = np.asarray(criterion.score(statistics), dtype=np.float64)
+    except ExciseError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ExciseError(f"criterion {criterion.name}: failed with {type(error).__name__}: {one_line(error)}") from error
     if values.shape != statistics.count.shape:
         raise ExciseError(f"criterion {criterion.name}: returned shape {values.shape}, expected [L, E] = {statistics.count.shape}")
     if (wrong := np.argwhere(~np.isfinite(values) & ~statistics.unreached)).size:

@@ -17,7 +17,11 @@ def select(scores: Scores, budget: Budget, shape: Shape) -> Plan:
     ranked = np.where(scores.protected, np.inf, ranked)
     _check_protected(scores, budget, shape)
     keep = _per_layer(ranked, budget, shape) if budget.scope == "layer" else _whole_model(ranked, budget, shape)
+    if (keep < scores.protected).any():
+        what = f"{int(scores.protected.sum())} protected super experts do not fit above the floor of the other layers"
+        raise ExciseError(f"{budget.text}: {what}; keep more")
     kept = {layer: tuple(int(i) for i in np.flatnonzero(row)) for layer, row in zip(shape.layers, keep, strict=True)}
+    shape.check_kept(kept)
     return Plan(shape.experts, kept, scores.model, scores.criterion, budget.text)
 
 
@@ -48,12 +52,13 @@ def _whole_model(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> N
     """
     grouped = ranked.reshape(len(ranked), shape.groups, -1)
     order = np.argsort(-grouped, axis=2, kind="stable")
-    sorted_scores = np.take_along_axis(grouped, order, axis=2)
-    value = sorted_scores.mean(axis=1)  # [L, ranks]: mean over the groups
+    ranks = np.take_along_axis(grouped, order, axis=2)
+    # [L, ranks]: a rank with a protected expert stays, one with an expert without data goes first.
+    value = np.where(np.isposinf(ranks).any(axis=1), np.inf, np.where(np.isneginf(ranks), -1e300, ranks).mean(axis=1))
     floor = -(-budget.floor // shape.groups)
-    value[:, :floor] = np.inf
-    best = np.argsort(-value, axis=None, kind="stable")[: budget.total // shape.groups]
-    count = np.bincount(best // value.shape[1], minlength=len(ranked))  # ranks are in falling order, so a layer keeps its first ones
+    free = budget.total // shape.groups - floor * len(ranked)  # what is left when every layer has its floor
+    best = np.argsort(-value[:, floor:], axis=None, kind="stable")[:free]
+    count = floor + np.bincount(best // (value.shape[1] - floor), minlength=len(ranked))  # values fall, so a layer keeps its first ranks
     keep = np.zeros(grouped.shape, dtype=bool)
     for layer, quota in enumerate(count):
         np.put_along_axis(keep[layer], order[layer, :, :quota], True, axis=1)

@@ -1,5 +1,6 @@
 """Where text comes from, as a recipe writes it. No torch."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,10 @@ class Source(BaseModel):
             raise ValueError("give exactly one of text, jsonl, dataset, stdlib")
         if self.stdlib and self.split not in ("train", "calibration", "test"):
             raise ValueError(f"stdlib needs split: train, calibration or test, got {self.split!r}")
+        try:
+            re.compile(self.separator)
+        except re.error as error:
+            raise ValueError(f"separator {self.separator!r} is not a regular expression: {error}") from None
         return self
 
     @property
@@ -40,6 +45,12 @@ class Source(BaseModel):
         return self.domain or self.stdlib or self.dataset or ("jsonl" if self.jsonl else "text")
 
     def anchored(self, folder: Path) -> "Source":
-        """The same source with relative paths taken from `folder`."""
-        paths = {key: tuple(folder / path for path in getattr(self, key)) for key in ("text", "jsonl")}
+        """The same source with absolute paths, see `anchor`."""
+        paths = {key: tuple(anchor(path, folder) for path in getattr(self, key)) for key in ("text", "jsonl")}
         return self.model_copy(update=paths)
+
+
+def anchor(path: Path, folder: Path) -> Path:
+    """Absolute: relative paths of a recipe start from its folder, or, where nothing is there, from the working directory."""
+    beside = (folder / path).absolute()
+    return path.absolute() if not beside.exists() and path.exists() else beside

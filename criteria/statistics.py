@@ -39,6 +39,10 @@ class Statistics:
     weight_l2: Array
     weight_count: Array
 
+    def __post_init__(self) -> None:
+        for field in fields(self):  # criteria of users read the same arrays: none may change them for the next
+            getattr(self, field.name).flags.writeable = False
+
     def __add__(self, other: "Statistics") -> "Statistics":
         """The statistics of both texts together: sums add, maxima take the larger, weights must agree."""
         if self.together.shape != other.together.shape or self.tokens.shape != other.tokens.shape:

@@ -125,7 +125,7 @@ def _documents(source: Source) -> Iterator[tuple[str, str]]:
             yield from _split(str(path), _read(path), source.separator)
     elif source.jsonl:
         for path in source.jsonl:
-            for number, line in enumerate(_read(path).splitlines(), 1):
+            for number, line in enumerate(_read(path).split("\n"), 1):
                 if line.strip():
                     yield f"{path}:{number}", _fields(f"{path}:{number}", _parse(f"{path}:{number}", line), source.field)
     else:

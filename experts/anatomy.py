@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups
-from experts.errors import ExciseError
+from experts.errors import ExciseError, one_line
 
+# What transformers raises for configurations and files that do not fit together.
+LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, AssertionError, SafetensorError)
 # Tensors with an expert axis that are known to be safe to slice on axis 0 on the router's side of a block.
 ROUTER_TENSORS = ("weight", "bias", "e_score_correction_bias")
 
@@ -60,12 +63,12 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
         model.to(device or torch.device(_device(model))).eval()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ExciseError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
     except torch.OutOfMemoryError as error:
         raise ExciseError(
-            f"{folder}: not enough memory on the GPU ({_first_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
+            f"{folder}: not enough memory on the GPU ({one_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
         ) from error
+    except LOADING as error:
+        raise ExciseError(f"{folder}: the model cannot be loaded ({one_line(error)})") from error
     found: PreTrainedModel = model
     return found
 
@@ -77,8 +80,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         raise ExciseError(f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, vocab.*); add those of the original model")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ExciseError(f"{folder}: the tokenizer cannot be loaded ({_first_line(error)})") from error
+    except LOADING as error:
+        raise ExciseError(f"{folder}: the tokenizer cannot be loaded ({one_line(error)})") from error
     return tokenizer
 
 
@@ -88,10 +91,6 @@ def _device(model: Any) -> str:
         return "cpu"
     free, _ = torch.cuda.mem_get_info()
     return "cuda" if model.get_memory_footprint() < 0.8 * free else "cpu"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experts.errors import ExciseError
+
 # Keys under which configurations (and modules) store E and k.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
@@ -16,7 +18,17 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def router_groups(config: Mapping[str, Any]) -> tuple[int, int]:
     """(groups, groups a token may use) of a group-limited router; (1, 1) where routing is not limited to groups."""
-    groups = int(config.get("n_group") or 1)
+    groups = whole(config, "n_group") or 1
     if groups == 1 or config.get("topk_method") == "greedy":
         return 1, 1
-    return groups, int(config.get("topk_group") or groups)
+    return groups, whole(config, "topk_group") or groups
+
+
+def whole(config: Mapping[str, Any], key: str) -> int | None:
+    """A positive whole number of the configuration, None where the key is missing, null or 0."""
+    value = config.get(key)
+    if not value:
+        return None
+    if type(value) is not int or value < 0:
+        raise ExciseError(f"config.json: {key} is {value!r}, expected a whole number")
+    return value

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,6 @@ class Plan:
                 'make the plan again, or empty its "model" entry if you are sure'
             )
 
-    def for_model(self, fingerprint: str) -> "Plan":
-        return replace(self, model=fingerprint)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "model": self.model,
@@ -85,9 +82,11 @@ class Plan:
     @classmethod
     def from_json(cls, data: Any, origin: str = "plan") -> "Plan":
         try:
-            kept = {int(layer): tuple(int(i) for i in ids) for layer, ids in data["kept"].items()}
+            kept = {int(layer): tuple(ids) for layer, ids in data["kept"].items()}
+            if not kept or not all(type(i) is int for ids in (*kept.values(), (data["experts"],)) for i in ids):
+                raise ValueError("expert ids and counts are whole numbers, and some layer must be there")
             provenance = {key: str(data.get(key, "")) for key in ("model", "criterion", "budget")}
-            return cls(experts=int(data["experts"]), kept=kept, **provenance)
+            return cls(experts=data["experts"], kept=kept, **provenance)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExciseError(f'{origin}: not a plan; expected {{"experts": E, "kept": {{"layer": [ids]}}}} ({error!r})') from error
 
@@ -97,5 +96,5 @@ class Plan:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
         except FileNotFoundError as error:
             raise ExciseError(f"{path}: no such plan file") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ExciseError(f"{path}: not JSON ({error})") from error

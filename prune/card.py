@@ -1,5 +1,6 @@
 """The model card of a pruned checkpoint: where it comes from, what was removed, and whether the choice beat chance."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -47,9 +48,10 @@ The ids of the kept experts, in the numbering of the source, stand in `excise_pl
 
 def _what(layout: Layout, plan: Plan) -> str:
     each = next(iter(plan.counts.values())) if plan.uniform else f"{min(plan.counts.values())} to {max(plan.counts.values())}"
+    dropped = f" {len(layout.predicting)} tensors of multi-token-prediction layers were dropped." if layout.predicting else ""
     return (
         f"Keeps {plan.total} of {plan.experts * len(plan.kept)} routed experts ({each} of {plan.experts} in each of {len(plan.kept)} MoE "
-        f"layers, top-{layout.top_k}). No weight was changed; kept tensors are byte-identical to the source."
+        f"layers, top-{layout.top_k}). No weight was changed; kept tensors are byte-identical to the source.{dropped}"
     )
 
 
@@ -63,9 +65,10 @@ def _how_to_load(plan: Plan) -> str:
 
 
 def _front_matter(source: str, checkpoint: Checkpoint) -> str:
-    before = _source_metadata(checkpoint)
+    before = source_metadata(checkpoint)
+    on_hub = source.count("/") == 1 and not Path(source).is_absolute() and not source.startswith(".")
     fields: dict[str, Any] = {
-        "base_model": source,
+        **({"base_model": source} if on_hub else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["moe", "pruned", "excise"],
@@ -74,7 +77,7 @@ def _front_matter(source: str, checkpoint: Checkpoint) -> str:
     return "---\n" + yaml.safe_dump({**fields, **kept}, sort_keys=False) + "---"
 
 
-def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+def source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     """Front matter of the source's model card, for its licence; empty where there is none that can be read."""
     path = checkpoint.folder / "README.md"
     try:
@@ -83,5 +86,6 @@ def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ExciseError(f"{path}: the source's model card cannot be read ({error}); mend or remove it") from error
+        what = " ".join(str(error).split())
+        raise ExciseError(f"{path}: the source's model card cannot be read ({what}); mend or remove it") from error
     return found if isinstance(found, dict) else {}

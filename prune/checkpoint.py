@@ -1,7 +1,7 @@
 """Export: stream the kept bytes of a checkpoint into a new one. Atomic, verified, no torch, memory independent of model size.
 
-The new checkpoint is written to a sibling folder `OUT.partial`, read back and compared, and only then renamed. config.json is
-the last file to be written: a folder without it is no checkpoint to any loader.
+The new checkpoint is written to a hidden sibling folder `.OUT.<process>.partial`, read back and compared, and only then renamed.
+config.json is the last file to be written: a folder without it is no checkpoint to any loader.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from prune.shards import INDEX, SINGLE, read_header
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
 
 BUFFER = 2**20  # bytes held per thread
+PLAN = "excise_plan.json"
 SPAN = 64 * 2**20  # bytes copied, synced and read back at once
 THREADS = 4  # more than cores: some wait for the disk
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")
@@ -52,14 +53,13 @@ def export(layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = 
     """Writes the checkpoint that keeps what `plan` keeps. `card` becomes README.md. Raises ExciseError and leaves nothing behind."""
     plan.check_model(layout.layers, layout.experts, fingerprint)
     layout.shape.check_kept(plan.kept)
-    if out.exists() and not force:
-        raise ExciseError(f"{out}: exists already; choose another output or pass --force to replace it")
+    _check_output(layout.checkpoint.folder, out, force)
     shards = slice_layout(layout, plan)
     size = sum(piece.size for pieces in shards.values() for piece in pieces)
-    partial = out.with_name(out.name + ".partial")
+    _remove_stale(out)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     _check_space(out, size)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_shards(layout, shards, partial)
         _verify_shapes(shards, partial)
@@ -71,6 +71,27 @@ def export(layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(out, size, removed_bytes(layout, plan), notes)
+
+
+def _check_output(source: Path, out: Path, force: bool) -> None:
+    """--force replaces checkpoints that Excise wrote, and nothing else."""
+    here, there = out.resolve(), source.resolve()
+    if here == there or here in there.parents:
+        raise ExciseError(f"{out}: is or contains the source model; choose another output")
+    if not out.exists():
+        return
+    if not force:
+        raise ExciseError(f"{out}: exists already; choose another output or pass --force to replace it")
+    if not (out / PLAN).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise ExciseError(f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, remove it yourself")
+
+
+def _remove_stale(out: Path) -> None:
+    """Partial folders of exports that were killed: their process is gone."""
+    for stale in out.parent.glob(f".{out.name}.*.partial"):
+        pid = stale.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _check_space(out: Path, size: int) -> None:
@@ -199,7 +220,7 @@ def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], part
     if layout.predicting:
         notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
     (partial / "README.md").write_text(card, encoding="utf-8")
-    _write_json(partial / "excise_plan.json", plan.to_json())
+    _write_json(partial / PLAN, plan.to_json())
     _write_json(partial / "config.json", patched_config(layout, plan))
     return tuple(notes)
 
@@ -229,9 +250,8 @@ def _sync(folder: Path) -> None:
 
 def _rename(partial: Path, out: Path) -> None:
     """Puts the finished folder in place; with --force the old one steps aside first and goes last."""
-    old = out.with_name(out.name + ".replaced")
+    old = out.with_name(f".{out.name}.{os.getpid()}.replaced")
     if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     partial.rename(out)
     with contextlib.suppress(FileNotFoundError):

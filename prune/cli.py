@@ -1,7 +1,9 @@
 """`excise`: parses, calls one function, prints. Results go to stdout, everything else to stderr."""
 
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +128,9 @@ def criteria(as_json: Json = False, debug: Debug = False) -> None:
 
 def _guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
     """Runs a command; one clear line and exit 1 for an error or Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C is an exception that work can clean up after
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # formulas are not Latin-1
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if quiet:
         os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -137,6 +142,9 @@ def _guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
             raise
         print(f"excise: {error}", file=sys.stderr)
         code = 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except OSError as error:
         if debug:
             raise
@@ -213,7 +221,3 @@ def _notes(notes: tuple[str, ...], quiet: bool) -> None:
 
 def _print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    app()

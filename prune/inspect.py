@@ -17,7 +17,7 @@ def describe(layout: Layout) -> dict[str, Any]:
     for fraction in FRACTIONS:
         try:
             keep = from_fraction(shape, fraction, "layer").total // len(shape.layers)
-            saved = sum(layout.bytes_per_expert.values()) * (layout.experts - keep)
+            saved = sum(layout.bytes_per_expert.values()) * (layout.experts - keep) + sum(tensor.size for tensor in layout.predicting)
             savings.append({"fraction": fraction, "keep": keep, "size": checkpoint.size - saved, "saved": saved})
         except ExciseError as error:
             savings.append({"fraction": fraction, "impossible": str(error)})

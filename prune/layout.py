@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from criteria.budget import Shape
-from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups, text_config
+from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups, text_config, whole
 from experts.errors import ExciseError
 from prune.shards import Checkpoint, Stored
 
@@ -75,7 +75,7 @@ class Layout:
     def shared(self) -> int:
         """Experts that every token passes, besides the routed ones."""
         config = text_config(self.checkpoint.config)
-        counted = next((int(config[key]) for key in SHARED_KEYS if config.get(key)), None)
+        counted = next((n for key in SHARED_KEYS if (n := whole(config, key))), None)
         if counted is not None:
             return counted
         return int(any(re.search(r"\.shared_expert\.", name) for name in self.checkpoint.tensors))
@@ -94,9 +94,16 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
     if not expert_names or count_key is None:
         raise ExciseError(_why_none(checkpoint, count_key, bool(expert_names)))
-    experts, top_k = int(config[count_key]), next((int(config[key]) for key in TOP_K_KEYS if config.get(key)), None)
-    if top_k is None:
+    experts, top_k = whole(config, count_key), next((k for key in TOP_K_KEYS if (k := whole(config, key))), None)
+    if experts is None or top_k is None:
         raise ExciseError(f"{checkpoint.folder}/config.json: none of {', '.join(TOP_K_KEYS)}: how many experts are active per token?")
+    if top_k > experts:
+        raise ExciseError(f"{checkpoint.folder}/config.json: {top_k} active of {experts} experts per token cannot be")
+    if names and whole(config, "num_nextn_predict_layers") is None:
+        raise ExciseError(
+            f"{checkpoint.folder}: {names[0].name} stands behind num_hidden_layers = {depth}, and config.json names no layers for "
+            "multi-token prediction (num_nextn_predict_layers); one of them is wrong"
+        )
     prefixes = sorted({name.partition(".experts.")[0] for name in expert_names})
     blocks = [_block(checkpoint, prefix, experts) for prefix in prefixes]
     groups, top_groups = router_groups(config)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criteria.budget import Budget, Scope, Shape
-from criteria.registry import Criterion, resolve
+from criteria.registry import DOMAINS, Criterion, resolve
+from experts.errors import ExciseError
 from prune.budget import budget_of
+from prune.card import source_metadata
 from prune.layout import Layout, lay_out
 from prune.locate import model_folder
 from prune.recipe import BUDGETS, Recipe
@@ -41,6 +43,12 @@ def prepare(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
     criteria = tuple(resolve(name) for name in recipe.criteria)
     source = model_folder(recipe.model)
     layout = lay_out(open_checkpoint(source))
+    source_metadata(layout.checkpoint)  # read here, so that an unreadable one is found before the work
+    domains = {source.label for source in recipe.calibration.data}
+    if len(domains) < 2 and (lonely := [criterion.name for criterion in criteria if criterion.needs == DOMAINS]):
+        raise ExciseError(
+            f"{lonely[0]} compares domains: calibration.data needs sources with at least two `domain` labels, found {domains}"
+        )
     # Scope global also tests scope layer, so that the table can show both.
     scopes: list[Scope] = ["global", "layer"] if recipe.prune.scope == "global" else ["layer"]
     budgets = {scope: budget_of(recipe.prune, layout, scope) for scope in scopes}

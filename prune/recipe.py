@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from criteria.sources import Source
+from criteria.sources import Source, anchor
 from experts.errors import ExciseError
 
 BUDGETS = ("fraction", "keep", "target_size")
@@ -55,6 +55,8 @@ class Prune(Part):
     def _one_budget(self) -> "Prune":
         if sum(getattr(self, key) is not None for key in BUDGETS) != 1:
             raise ValueError("give exactly one of fraction, keep, target_size")
+        if self.floor is not None and self.scope == "layer":
+            raise ValueError("floor belongs to scope: global; with scope: layer every layer keeps the same number")
         if self.target_size is not None:
             parse_size(self.target_size)
         return self
@@ -98,14 +100,14 @@ def parse_size(text: str) -> int:
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe with `key.path=value` overrides applied. Paths of text files are relative to the recipe's folder."""
+    """The recipe with `key.path=value` overrides applied, and every path made absolute."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ExciseError(f"{path}: no such recipe") from error
     except UnicodeDecodeError as error:
         raise ExciseError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ExciseError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ExciseError(f"{path}: a recipe is a mapping of keys, found {type(data).__name__}")
@@ -129,7 +131,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise ExciseError(f"--set {override}: expected key.path=value, for example prune.fraction=0.25")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ExciseError(f"--set {override}: the value is not valid YAML ({' '.join(str(error).split())})") from error
     *parents, last = path.split(".")
     table = data
@@ -162,12 +164,23 @@ def _known_keys(path: list[str]) -> list[str]:
     return [field.alias or name for name, field in table.model_fields.items()]
 
 
+def _anchored_criterion(name: str, folder: Path) -> str:
+    """file.py:function with an absolute path, also behind reversed:."""
+    head, colon, rest = name.partition(":")
+    if head == "reversed":
+        return f"reversed:{_anchored_criterion(rest, folder)}"
+    return f"{anchor(Path(head), folder)}{colon}{rest}" if head.endswith(".py") else name
+
+
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def text(part: Text) -> dict[str, Any]:
         return {"data": tuple(source.anchored(folder) for source in part.data)}
 
+    model = anchor(Path(recipe.model), folder)
     return recipe.model_copy(
         update={
+            "model": str(model) if recipe.model != "demo" and model.is_dir() else recipe.model,
+            "criteria": tuple(_anchored_criterion(name, folder) for name in recipe.criteria),
             "calibration": recipe.calibration.model_copy(update=text(recipe.calibration)),
             "validation": recipe.validation.model_copy(update=text(recipe.validation)),
         }

@@ -98,6 +98,7 @@ Raw rows, one per plan and window: `losses.csv`.
 ## Text
 - calibration: {_describe(text["calibration"])}
 - validation: {_describe(text["validation"])}
+- validation documents that calibration has other windows of: {result["shared_documents"]}
 - experts that no calibration token reached (no score, pruned first): {result["without_data"]}
 
 ## Checks of the instrument

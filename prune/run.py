@@ -27,10 +27,11 @@ from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.card import model_card
-from prune.checkpoint import export
+from prune.checkpoint import PLAN, export
 from prune.prepare import Prepared
 from prune.recipe import Text
 from prune.report import markdown
+from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
 from prune.stages import cache_folder, environment, key_of, write_json, write_text
 from validate.null import Contest, against_random, random_plans
@@ -149,6 +150,7 @@ class Run:
             "checks": [asdict(check) for check in checks],
             "loss": float(np.average(evaluator.losses(None), weights=evaluator.weights)),
             "text": {"calibration": describe(self.calibration), "validation": describe(self.validation)},
+            "shared_documents": _shared(self.calibration, self.validation),
             "model": {"name": self.recipe.model, "fingerprint": self.fingerprint},
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
             "without_data": int(statistics.unreached.sum()),
@@ -174,15 +176,17 @@ class Run:
         out = self.folder.path / CHECKPOINT
         stage = key_of("export", self.fingerprint, plan.digest)
         card = model_card(self.recipe, self.layout, plan, result)
-        if self.folder.valid("export", stage, f"{CHECKPOINT}/config.json"):
+        intact = self._intact(out, plan)
+        if intact and self.folder.valid("export", stage):
             write_text(out / "README.md", card)
             return out
         with restricted(self.anatomy, plan):
             expected = last_logits(self.anatomy, self.validation)
         del self.__dict__["anatomy"]  # the pruned model takes the place of the whole one: never both in memory
         gc.collect()
-        if not self._written(out, plan):
-            export(self.layout, plan, out, card, self.prepared.force, self.fingerprint)
+        if not intact:
+            damaged = out.exists() and self.folder.valid("export", stage)  # this very checkpoint, but no longer whole
+            export(self.layout, plan, out, card, self.prepared.force or damaged, self.fingerprint)
         try:
             require([check_reloaded(expected, self._reloaded_logits(out, plan, expected.device))])
         except BaseException:
@@ -191,10 +195,12 @@ class Run:
         self.folder.finish("export", stage)
         return out
 
-    def _written(self, out: Path, plan: Plan) -> bool:
-        """Whether a run that was killed before its last check has left this very checkpoint."""
-        note = out / "excise_plan.json"
-        return note.is_file() and Plan.read(note) == plan
+    def _intact(self, out: Path, plan: Plan) -> bool:
+        """Whether `out` holds this plan's checkpoint, every tensor in its place; its last check may still be missing."""
+        with suppress(ExciseError):
+            size = self.layout.checkpoint.size - removed_bytes(self.layout, plan)
+            return Plan.read(out / PLAN) == plan and open_checkpoint(out).size == size
+        return False
 
     def _reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
         """On the device of the first model: another one rounds differently, even if the smaller model would fit there."""
@@ -206,6 +212,7 @@ class Run:
 
     def execute(self) -> Outcome:
         """All stages, in order."""
+        _ = self._windows  # text that cannot be used is refused before anything is written
         with self.folder.held():
             self._keep_recipe()
             statistics = self.calibrate()
@@ -223,12 +230,21 @@ class Run:
         stop_on = self.recipe.validation.stop_on
         return stop_on is not None and SEVERITY[verdict] >= SEVERITY[stop_on]
 
+    def _recipe_before(self, path: Path) -> dict[str, Any]:
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError):
+            before = None
+        if not isinstance(before, dict):
+            raise ExciseError(f"{path}: damaged, so it cannot be told what this run made; choose another --output, or --force")
+        return before
+
     def _keep_recipe(self) -> None:
         """Writes the resolved recipe; refuses a folder that holds the checkpoint of another one."""
         path = self.folder.path / RECIPE
         resolved = self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.prepared.force:
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before = self._recipe_before(path)
             before["criteria"], after = before.get("criteria", ["reap"])[:1], {**resolved, "criteria": [self.recipe.criteria[0]]}
             for name in ("model", "dtype", "calibration", "criteria", "prune"):  # what makes the checkpoint; only the first criterion does
                 if before.get(name) != after.get(name):
@@ -238,6 +254,11 @@ class Run:
                     )
         write_text(path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         write_json(self.folder.path / "environment.json", environment())
+
+
+def _shared(calibration: Windows, validation: Windows) -> int:
+    """Validation documents of which calibration has other windows: not overlap, but not quite unseen either."""
+    return len({validation.documents[i] for i in validation.document} & {calibration.documents[i] for i in calibration.document})
 
 
 def describe(windows: Windows) -> dict[str, Any]:

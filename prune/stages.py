@@ -44,7 +44,13 @@ class RunFolder:
             raise ExciseError(f"{path}: exists and is not a run of Excise; choose another --output, or --force to write into it")
         self.record: dict[str, str] = {}
         if (path / RECORD).is_file():
-            self.record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            try:
+                record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            except ValueError:
+                record = None
+            if not isinstance(record, dict):
+                raise ExciseError(f"{path / RECORD}: damaged; delete it and pass --force to go on in this folder")
+            self.record = record
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_inspect_adds_up(saved: dict[str, Path]) -> None:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.startswith("out")]
+    return [path.name for path in folder.iterdir() if path.name.startswith(("out", ".out"))]
 
 
 def test_existing_output_is_not_touched(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -139,10 +140,54 @@ def test_existing_output_is_not_touched(saved: dict[str, Path], tmp_path: Path) 
     (tmp_path / "out" / "precious").write_text("x")
     with pytest.raises(ExciseError, match=r"out: exists already; choose another output or pass --force"):
         export(layout, uniform_plan(layout.layers), tmp_path / "out")
+    with pytest.raises(ExciseError, match="was not written by Excise"):
+        export(layout, uniform_plan(layout.layers), tmp_path / "out", force=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
-    export(layout, uniform_plan(layout.layers), tmp_path / "out", force=True)
-    assert (tmp_path / "out" / "config.json").exists()
+    (tmp_path / "out" / "precious").unlink()
+    for kept in ((0, 2, 3, 5, 6, 7), (0, 1, 2)):  # into an empty folder, then over a checkpoint of our own
+        export(layout, uniform_plan(layout.layers, kept), tmp_path / "out", force=True)
+        assert layout_of(tmp_path / "out").experts == len(kept)
     assert leftovers(tmp_path) == ["out"]
+
+
+def test_the_source_and_files_are_never_replaced(tmp_path: Path) -> None:
+    source = tiny.save(tiny.build("olmoe"), tmp_path / "models" / "source")
+    layout, plan = layout_of(source), uniform_plan((0, 1, 2))
+    for out in (source, tmp_path / "models"):
+        with pytest.raises(ExciseError, match="is or contains the source model"):
+            export(layout, plan, out, force=True)
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ExciseError, match="file: exists and was not written by Excise"):
+        export(layout, plan, tmp_path / "file", force=True)
+    assert (tmp_path / "file").read_text() == "precious"
+    assert layout_of(source).experts == 8
+
+
+def test_a_lying_depth_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:
+    """Otherwise the last layers would pass for a prediction head, and be dropped."""
+    config = json.loads((saved["olmoe"] / "config.json").read_text())
+    (tmp_path / "model.safetensors").symlink_to(saved["olmoe"] / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    with pytest.raises(ExciseError, match=r"model\.layers\.2\..* stands behind num_hidden_layers = 2"):
+        layout_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts": [8]}, r"num_experts is \[8\], expected a whole number"),
+        ({"num_experts": "eight"}, "num_experts is 'eight'"),
+        ({"num_experts_per_tok": "x"}, "num_experts_per_tok is 'x'"),
+        ({"num_experts_per_tok": 99}, "99 active of 8 experts per token cannot be"),
+        ({"n_group": -4}, "n_group is -4"),
+    ],
+)
+def test_odd_configurations_are_refused(change: dict[str, Any], message: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    config = json.loads((saved["olmoe"] / "config.json").read_text())
+    (tmp_path / "model.safetensors").symlink_to(saved["olmoe"] / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ExciseError, match=message):
+        layout_of(tmp_path)
 
 
 def test_too_little_disk(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,12 +283,13 @@ print("done", flush=True)
         killed += "done" not in process.communicate()[0]
         if (tmp_path / "out").exists():
             assert open_checkpoint(tmp_path / "out").size == sum(t.nbytes for t in tensors(tmp_path / "out").values())
-        partial = tmp_path / "out.partial"
-        if (partial / "config.json").exists():
-            assert layout_of(partial).experts == 6
+        for partial in tmp_path.glob(".out.*.partial"):
+            if (partial / "config.json").exists():
+                assert layout_of(partial).experts == 6
     assert killed >= 3
     export(layout, Plan.read(plan), tmp_path / "out", force=True)
     assert layout_of(tmp_path / "out").experts == 6
+    assert leftovers(tmp_path) == ["out"], "partial folders of killed exports are removed by the next one"
 
 
 def test_never_imports_torch(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -266,7 +312,7 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 def test_plan_for_another_model(saved: dict[str, Path], tmp_path: Path) -> None:
     layout = layout_of(saved["olmoe"])
     own = fingerprint(layout.checkpoint)
-    other = uniform_plan(layout.layers).for_model("0123456789abcdef")
+    other = replace(uniform_plan(layout.layers), model="0123456789abcdef")
     with pytest.raises(ExciseError, match=rf"made for fingerprint 0123456789abcdef, this one has {own}"):
         export(layout, other, tmp_path / "out", fingerprint=own)
     with pytest.raises(ExciseError, match=r"prunes layers \[0, 1, 2\], the model's MoE layers are \[1, 2\]"):
@@ -283,6 +329,11 @@ def test_plan_for_another_model(saved: dict[str, Path], tmp_path: Path) -> None:
         ('{"experts": 8, "kept": {"0": [2, 1]}}', "must be sorted and without repeats"),
         ('{"experts": 8, "kept": {"0": []}}', "layer 0 keeps no expert"),
         ('{"experts": 8, "kept": {"x": [1]}}', "not a plan"),
+        ('{"experts": 8, "kept": {}}', "some layer must be there"),
+        ('{"experts": Infinity, "kept": {"0": [1]}}', "not a plan"),
+        ('{"experts": 8, "kept": {"0": [0.9, 1.2]}}', "whole numbers"),
+        ('{"experts": 8, "kept": {"0": "012"}}', "whole numbers"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_bad_plan_files(tmp_path: Path, content: str, message: str) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def excise(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "prune.cli", *arguments]
+    command = [sys.executable, "-m", "prune.entry", *arguments]
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment}
     return subprocess.run(command, capture_output=True, text=True, env=settings, check=False)
 
@@ -121,3 +123,28 @@ def test_unwritable_output_is_one_line(tmp_path: Path) -> None:
     found = excise("prune", "demo", "-o", str(tmp_path / "file" / "run"), "--quiet")
     assert found.returncode == 1
     assert found.stderr == f"excise: {tmp_path}/file/run: Not a directory\n"
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.3, 1.0, 4.0, 7.0])
+def test_a_real_ctrl_c(delay: float, tmp_path: Path) -> None:
+    """SIGINT from outside, from the first moments on: one line, exit 1, no traceback; nothing that looks like a checkpoint."""
+    command = [sys.executable, "-m", "prune.entry", "prune", "demo", "-o", str(tmp_path / "run"), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert "Traceback" not in error
+    assert (process.returncode, out) == (1, "")
+    assert error.startswith("excise: interrupted")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_output_goes_through_any_pipe() -> None:
+    found = excise("criteria", PYTHONIOENCODING="latin-1")
+    assert found.returncode == 0
+    assert "Traceback" not in found.stderr
+    piped = subprocess.run(
+        f"{sys.executable} -m prune.entry criteria | head -1", shell=True, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert piped.stderr == ""

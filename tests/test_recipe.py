@@ -55,6 +55,8 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
             {"calibration": {"data": {"stdlib": "code", "split": "validation"}}},
             "stdlib needs split: train, calibration or test, got 'validation'",
         ),
+        ({"calibration": {"data": {"text": ["a"], "separator": "("}}}, r"separator '\(' is not a regular expression"),
+        ({"prune": {"fraction": 0.5, "floor": 4}}, "floor belongs to scope: global"),
         ({"calibration": {"data": []}}, r"calibration\.data: .*at least 1 item"),
     ],
 )
@@ -75,6 +77,7 @@ def test_missing_key(tmp_path: Path) -> None:
     [
         (b"a: [1", "not valid YAML"),
         (b"\xff\xfe", r"not UTF-8 text \(byte 0\)"),
+        (b"model: 2020-13-45", "not valid YAML"),
         (b"- a", "a recipe is a mapping of keys, found list"),
         (None, "no such recipe"),
     ],

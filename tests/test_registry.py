@@ -34,6 +34,7 @@ def test_reversed_of_reversed() -> None:
         ("zzzzzz", r"unknown criterion 'zzzzzz'; `excise criteria` lists them"),
         ("family:3,1,mean", r"expected family:<α>,<β>,mean or sum"),
         ("missing.py:f", r"no file missing\.py"),
+        ("random:²", "unknown criterion"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -55,6 +56,19 @@ def test_user_function(tmp_path: Path) -> None:
         score(resolve(f"{file}:flat"), found, (0,), NOTHING, "", "")
     with pytest.raises(ExciseError, match="gave nan to expert 0 of layer 0, which 1 tokens reached"):
         score(resolve(f"{file}:empty"), found, (0,), NOTHING, "", "")
+    for body, message in [
+        ("{}.x", "AttributeError"),
+        ("statistics[0]", "TypeError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("exit(7)", "SystemExit"),
+        ("'abc'", "ValueError"),
+    ]:
+        file.write_text(f"def bad(statistics):\n    return {body}\n")
+        with pytest.raises(ExciseError, match=f"mine.py:bad: failed with {message}"):
+            score(resolve(f"{file}:bad"), found, (0,), NOTHING, "", "")
+    file.write_text("def mutate(statistics):\n    statistics.moments[:] = 0\n    return statistics.count\n")
+    with pytest.raises(ExciseError, match="read-only"):
+        score(resolve(f"{file}:mutate"), found, (0,), NOTHING, "", "")
     with pytest.raises(ExciseError, match="has no function 'nope'"):
         resolve(f"{file}:nope")
     file.write_text("def broken(:\n")

@@ -323,3 +323,74 @@ def test_an_edited_criterion_is_tested_again(recipe_path: Path, tmp_path: Path) 
     after = execute(recipe_path, tmp_path / "run", f"criteria=[reap, '{mine}:score']")
     assert before["plans"][0] == after["plans"][0]
     assert before["plans"][1]["delta"] != after["plans"][1]["delta"]
+
+
+def test_a_damaged_checkpoint_is_written_again(recipe_path: Path, tmp_path: Path) -> None:
+    execute(recipe_path, tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoint" / "model.safetensors"
+    whole = weights.read_bytes()
+    for damage in (lambda: weights.write_bytes(whole[:1000]), weights.unlink):
+        damage()
+        execute(recipe_path, tmp_path / "run")
+        assert weights.read_bytes() == whole
+
+
+def test_a_refused_text_changes_nothing(recipe_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExciseError, match="No such file"):
+        execute(recipe_path, tmp_path / "run", "validate.data={text: nofile.txt}")
+    assert not (tmp_path / "run").exists()
+    execute(recipe_path, tmp_path / "run")
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(ExciseError, match="No such file"):
+        execute(recipe_path, tmp_path / "run", "validate.data={text: nofile.txt}")
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
+
+
+def test_the_kept_recipe_can_be_run_again(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = execute(recipe_path, tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = execute(tmp_path / "run" / "recipe.yaml", tmp_path / "run2")
+    assert again["plans"] == first["plans"]
+
+
+def test_paths_start_from_the_recipe(recipe_path: Path, tmp_path: Path, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").symlink_to(saved["olmoe"])
+    (tmp_path / "mine.py").write_text("def score(statistics):\n    return statistics.count\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = execute(recipe_path, tmp_path / "run", "model=./m", "criteria=['mine.py:score', 'reversed:mine.py:score']")
+    assert result["model"]["name"] == str(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["stages.json", "recipe.yaml"])
+def test_a_damaged_run_folder_is_one_line(name: str, recipe_path: Path, tmp_path: Path) -> None:
+    execute(recipe_path, tmp_path / "run")
+    (tmp_path / "run" / name).write_text("[")
+    with pytest.raises(ExciseError, match=f"{name}: damaged"):
+        execute(recipe_path, tmp_path / "run")
+
+
+def test_one_domain_is_refused_before_the_work(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch)
+    with pytest.raises(ExciseError, match="specialization compares domains"):
+        execute(recipe_path, tmp_path / "run", "criteria=[specialization]")
+    assert sum(calls.values()) == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": 48}, {"num_attention_heads": 3}, {"hidden_size": "a"}, {"pad_token_id": 999999}, {"model_type": "nope"}]
+)
+def test_configurations_that_do_not_fit_are_one_line(
+    change: dict[str, Any], recipe_path: Path, tmp_path: Path, saved: dict[str, Path]
+) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for file in saved["olmoe"].iterdir():
+        (odd / file.name).symlink_to(file)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").unlink()
+    (odd / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ExciseError, match="odd: the (model|tokenizer) cannot be loaded") as caught:
+        execute(recipe_path, tmp_path / "run", f"model={odd}")
+    assert "\n" not in str(caught.value)

@@ -52,6 +52,24 @@ def test_protected_experts_stay() -> None:
     assert plan.kept == {0: (0, 1), 1: (0, 1)}
 
 
+def test_protection_never_breaks_the_floor_of_another_layer() -> None:
+    shape = Shape((0, 1), 8, 2)
+    protected = [[True] * 6 + [False] * 2, [False] * 8]
+    values = [[1.0] * 8, [2.0] * 8]
+    assert select(scores(values, protected), from_keep(shape, 4, "global"), shape).counts == {0: 6, 1: 2}
+    with pytest.raises(ExciseError, match="6 protected super experts do not fit above the floor of the other layers"):
+        select(scores(values, protected), from_keep(shape, 4, "global", floor=3), shape)
+
+
+def test_groups_with_protection_and_missing_data() -> None:
+    shape = Shape((0, 1), 8, 2, groups=2, top_groups=1)
+    values = [[np.nan] * 4 + [4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7, 8]]
+    protected = [[True] + [False] * 7, [False] * 8]
+    plan = select(scores(values, protected), from_keep(shape, 6, "global"), shape)
+    assert 0 in plan.kept[0]
+    assert plan.counts == {0: 4, 1: 8}
+
+
 def test_more_protected_than_kept_is_refused() -> None:
     with pytest.raises(ExciseError, match=r"3 super experts are protected, up to 3 where 2 may stay; .*protect_super_experts: false"):
         select(scores([[1] * 4, [1] * 4], [[True, True, True, False], [False] * 4]), from_fraction(SHAPE, 0.5, "layer"), SHAPE)

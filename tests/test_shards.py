@@ -58,6 +58,7 @@ def test_agrees_with_the_reference_reader(tmp_path: Path) -> None:
         (lambda h: h["a"].update(data_offsets=[4, 28]), "tensor . overlaps the one before it"),
         (lambda h: h.pop("a"), "hole|belong to nothing"),
         (lambda h: h.update(__metadata__=3), "__metadata__"),
+        (lambda h: h.update(__metadata__={"a": 5}), "__metadata__"),
         (lambda h: '{"a": 1, "a": 2}', "names a twice"),
         (lambda h: "[1]", "not a JSON object"),
         (lambda h: '{"a": ', "not valid JSON"),
@@ -158,6 +159,25 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ExciseError, match="only pickled weights"):
         open_checkpoint(tmp_path)
+
+
+def test_fingerprint_sees_every_tensor(tmp_path: Path) -> None:
+    """A change in one element of any tensor up to 64 KiB, or of all elements of a larger one, is another model."""
+    rng = np.random.default_rng(0)
+    whole = {f"t{i}": rng.normal(size=(40, 40)).astype(np.float32) for i in range(5)} | {
+        "large": rng.normal(size=(300, 300)).astype(np.float32)
+    }
+    (tmp_path / "config.json").write_text("{}")
+    seen = set()
+    for name in (None, *whole):
+        changed = {key: value.copy() for key, value in whole.items()}
+        if name == "large":
+            changed[name] += 1e-3
+        elif name:
+            changed[name][17, 3] += 1e-3
+        save_file(changed, tmp_path / "model.safetensors")
+        seen.add(fingerprint(open_checkpoint(tmp_path)))
+    assert len(seen) == 7
 
 
 def test_fingerprint_sees_values_and_configuration(tmp_path: Path) -> None:

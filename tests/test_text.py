@@ -34,6 +34,11 @@ def test_long_documents_are_cut_and_short_ones_joined(tmp_path: Path) -> None:
     assert packed.documents == (f"{lines}:1 … {lines}:3", f"{lines}:4 … {lines}:6")
 
 
+def test_json_lines_are_split_at_newlines_only(tmp_path: Path) -> None:
+    lines = write(tmp_path, "lines.jsonl", json.dumps({"text": "a\u2028b" * 20}, ensure_ascii=False) + "\n")
+    assert len(read_windows([Source(jsonl=(lines,))], TOKENIZER, 50, 1, 0)) == 1
+
+
 def test_separator_starts_documents(tmp_path: Path) -> None:
     wiki = write(tmp_path, "wiki.txt", " = One = \n" + "a" * 60 + "\n = Two = \n" + "b" * 60)
     windows = read_windows([Source(text=(wiki,), separator="^ = [^=]")], TOKENIZER, 40, 2, 0)

@@ -31,9 +31,6 @@ class Evaluator:
         self._names: dict[str, str] = {}
         self._restore()
 
-    def has(self, plan: Plan | None) -> bool:
-        return _digest(plan) in self.known
-
     def losses(self, plan: Plan | None) -> NDArray[np.float64]:
         """Mean cross-entropy of every window [N] under the plan; None = the unpruned model."""
         digest = _digest(plan)

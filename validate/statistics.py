@@ -24,6 +24,8 @@ class Interval:
 
 def permutation_p(value: float, null: Array) -> float:
     """One-sided p = (1 + #{null ≤ value}) / (R + 1): how often chance does at least as well (smaller is better). null: [R]."""
+    if not np.isfinite(value) or not np.isfinite(null).all():
+        return float("nan")  # a comparison with nan is never true, and would look like the best possible result
     return float((1 + np.count_nonzero(null <= value)) / (len(null) + 1))
 
 

@@ -24,8 +24,3 @@ def judge(p: float, p_worse: float, low: float, high: float) -> Verdict:
     if p_worse <= ALPHA and high < 0:
         return "worse than random"
     return "not distinguishable"
-
-
-def fewest_random_plans() -> int:
-    """Random plans needed before p can reach α at all: 1 / (R + 1) ≤ α."""
-    return math.ceil(1 / ALPHA) - 1

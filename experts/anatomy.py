@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +20,18 @@ from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups
 from experts.errors import ExciseError, one_line
 
 # What transformers raises for configurations and files that do not fit together.
-LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, AssertionError, SafetensorError)
+LOADING = (
+    OSError,
+    ValueError,
+    KeyError,
+    ImportError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    SafetensorError,
+    StrictDataclassError,
+)
 # Tensors with an expert axis that are known to be safe to slice on axis 0 on the router's side of a block.
 ROUTER_TENSORS = ("weight", "bias", "e_score_correction_bias")
 

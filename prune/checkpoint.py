@@ -63,14 +63,27 @@ def export(layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = 
         partial.mkdir(parents=True)
         _write_shards(layout, shards, partial)
         _verify_shapes(shards, partial)
-        notes = _write_rest(layout, plan, shards, partial, card)
+        _write_rest(layout, plan, shards, partial, card)
         _sync(partial)
         _rename(partial, out)
     except OSError as error:
         raise ExciseError(f"{error.filename or out}: {error.strerror or error}; nothing was written to {out}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(out, size, removed_bytes(layout, plan), notes)
+    return Exported(out, size, removed_bytes(layout, plan), tuple(export_notes(layout, plan)))
+
+
+def export_notes(layout: Layout, plan: Plan) -> list[str]:
+    """What a user should know of the checkpoint besides its size."""
+    notes = []
+    if not plan.uniform:
+        notes.append("unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)")
+    if layout.predicting:
+        notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
+    kept = next(iter(plan.counts.values()))
+    if plan.uniform and kept % 8 and layout.experts % 8 == 0:
+        notes.append(f"{kept} experts per layer do not divide by 8, which expert-parallel serving may want")
+    return notes
 
 
 def _check_output(source: Path, out: Path, force: bool) -> None:
@@ -199,8 +212,7 @@ def _verify_shapes(shards: dict[str, list[Piece]], partial: Path) -> None:
             raise ExciseError(f"{partial / name}: the written header does not hold the planned tensors")
 
 
-def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], partial: Path, card: str) -> tuple[str, ...]:
-    notes = []
+def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], partial: Path, card: str) -> None:
     source = layout.checkpoint
     for file in sorted(source.folder.iterdir()):
         if file.is_file() and not file.name.endswith(NOT_COPIED) and file.name not in ("config.json", "README.md", ".gitattributes"):
@@ -216,13 +228,9 @@ def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], part
         if not isinstance(architecture, str) or not architecture.isidentifier():
             raise ExciseError(f"{source.folder}/config.json: no architecture named, which unequal counts per layer need; use scope layer")
         (partial / "modeling_excise.py").write_text(modeling_source(architecture, layout.count_key), encoding="utf-8")
-        notes.append("unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)")
-    if layout.predicting:
-        notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
     (partial / "README.md").write_text(card, encoding="utf-8")
     _write_json(partial / PLAN, plan.to_json())
     _write_json(partial / "config.json", patched_config(layout, plan))
-    return tuple(notes)
 
 
 def _write_json(path: Path, data: object) -> None:

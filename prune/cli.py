@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +50,7 @@ def prune(
             from prune.run import Run
         outcome = Run(prepared).execute()
         _show_run(outcome.result, as_json)
+        _notes(outcome.result["notes"], quiet)
         return 3 if outcome.stopped else 0
 
     _guarded(work, quiet, debug)
@@ -214,7 +215,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     (console if console.is_terminal else Console(width=200)).print(table)
 
 
-def _notes(notes: tuple[str, ...], quiet: bool) -> None:
+def _notes(notes: Iterable[str], quiet: bool) -> None:
     for note in () if quiet else notes:
         print(f"note: {note}", file=sys.stderr)
 

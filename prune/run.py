@@ -27,7 +27,7 @@ from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.card import model_card
-from prune.checkpoint import PLAN, export
+from prune.checkpoint import PLAN, export, export_notes
 from prune.prepare import Prepared
 from prune.recipe import Text
 from prune.report import markdown
@@ -219,10 +219,11 @@ class Run:
             table = self.rank(statistics)
             plan = select(table[0], self.plan_budget, self.shape)
             write_json(self.folder.path / "plan.json", plan.to_json())
-            result = {**self.validate(statistics, table), "run": str(self.folder.path), "checkpoint": None}
+            result = {**self.validate(statistics, table), "run": str(self.folder.path), "checkpoint": None, "notes": []}
             stopped = self._stops(result["plans"][0]["verdict"])
             if not stopped:
                 result["checkpoint"] = str(self.write(plan, result))
+                result["notes"] = export_notes(self.layout, plan)
             write_text(self.folder.path / "report.md", markdown(self.recipe, result))
             return Outcome(result, stopped)
 

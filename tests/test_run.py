@@ -77,7 +77,8 @@ def test_a_run_and_what_it_leaves(recipe_path: Path, tmp_path: Path, saved: dict
     assert load_file(out / "scores.safetensors")["reap"].shape == (3, 8)
     card = (out / "checkpoint" / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
-    assert front["base_model"] == str(saved["olmoe"])
+    assert front["tags"] == ["moe", "pruned", "excise"]
+    assert "base_model" not in front, "a local folder is no name on the hub"
     for text in (card, (out / "report.md").read_text()):
         assert first["verdict"] in text
         assert "mean g·‖f‖" in text

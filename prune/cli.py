@@ -138,6 +138,7 @@ def _guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     try:
         code = work()
+        sys.stdout.flush()  # here, where a closed pipe is understood, and not at exit
     except ExciseError as error:
         if debug:
             raise

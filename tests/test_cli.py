@@ -125,11 +125,17 @@ def test_unwritable_output_is_one_line(tmp_path: Path) -> None:
     assert found.stderr == f"excise: {tmp_path}/file/run: Not a directory\n"
 
 
-@pytest.mark.parametrize("delay", [0.1, 0.3, 1.0, 4.0, 7.0])
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.4, 1.0, 4.0, 7.0])
 def test_a_real_ctrl_c(delay: float, tmp_path: Path) -> None:
-    """SIGINT from outside, from the first moments on: one line, exit 1, no traceback; nothing that looks like a checkpoint."""
-    command = [sys.executable, "-m", "prune.entry", "prune", "demo", "-o", str(tmp_path / "run"), "--quiet"]
+    """SIGINT from outside, from our first line on: one line, exit 1, no traceback; nothing that looks like a checkpoint.
+
+    The clock starts when Python itself is up: what happens while the interpreter starts is not ours to catch.
+    """
+    code = "from prune.entry import main; print('go', flush=True); main()"
+    command = [sys.executable, "-c", code, "prune", "demo", "-o", str(tmp_path / "run"), "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "go\n"
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)

@@ -1,19 +1,20 @@
 """CRITERIA: every criterion is a row. Baselines are rows like any other, so no report can leave them out.
 
 A criterion is a function Statistics -> scores [L, E], higher = keep. `random` and `random:<seed>`, `reversed:<name>`,
-`family:<α>,<β>,mean|sum` and `file.py:function` are resolved by name.
+`family:<α>,<β>,mean|sum`, `file.py:function` and measured criteria with settings (`causal_removal:windows=16`) are resolved by name.
 """
 
 import difflib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from criteria import formulas
+from criteria.experiment import FISHER, GRADIENT, GREEDY, INTEGRATED, POSITION, REMOVAL, Experiment, Measurement
 from criteria.statistics import Array, Statistics
 from experts.errors import ExciseError, one_line
 
@@ -22,7 +23,11 @@ Score = Callable[[Statistics], Array]
 
 @dataclass(frozen=True)
 class Criterion:
-    """name: what recipes call it; formula: printed in every report; needs: evidence; cost: in plain forwards of the calibration text."""
+    """name: what recipes call it; formula: printed in every report; needs: evidence.
+
+    cost: in plain forwards of the calibration text; of measured criteria on the demo (L, E, k = 6, 16, 4), and `grows` says with what.
+    measurement: the experiment whose results the score reads, None for one of observed statistics. experiment: its settings.
+    """
 
     name: str
     score: Score
@@ -30,6 +35,22 @@ class Criterion:
     needs: str
     cost: float
     source: str
+    grows: str = ""
+    experiment: Experiment | None = None
+    measurement: Measurement | None = None
+
+
+def measured(name: str, experiment: Experiment, part: str, formula: str, cost: float, grows: str, source: str) -> Criterion:
+    """A row whose score is the result `part` of an experiment with its default settings."""
+    measurement = experiment.settled(name, "")
+    score = partial(_result, key=measurement.key, part=part)
+    return Criterion(name, score, formula, MODEL, cost, source, grows, experiment, measurement)
+
+
+def _result(statistics: Statistics, key: str, part: str) -> Array:
+    if key not in statistics.measured:
+        raise ExciseError(f"{key}: has not been measured; this criterion needs the loaded model, not only statistics")
+    return statistics.measured[key][part]
 
 
 def random_scores(statistics: Statistics, seed: int = 0) -> Array:
@@ -42,7 +63,7 @@ def reversed_scores(statistics: Statistics, score: Score) -> Array:
     return -score(statistics)
 
 
-TEXT, WEIGHTS, DOMAINS = "text", "weights", "text of ≥ 2 domains"
+TEXT, WEIGHTS, DOMAINS, MODEL = "text", "weights", "text of ≥ 2 domains", "text, interventions"
 OBSERVED = 1.1  # plain forwards; measured by benchmarks/calibration.py, one pass for all rows together
 
 CRITERIA: dict[str, Criterion] = {
@@ -65,6 +86,13 @@ CRITERIA: dict[str, Criterion] = {
         Criterion("router_norm", formulas.router_norm, "‖router row‖", WEIGHTS, 0.0, "2504.05586"),
         Criterion("weight_norm", formulas.weight_norm, "‖w‖ (Frobenius)", WEIGHTS, 0.0, "classic"),
         Criterion("aimer", formulas.aimer, "−(‖w‖₁/N) / √(‖w‖₂²/N)", WEIGHTS, 0.0, "2603.18492"),
+        measured("gradient", GRADIENT, "gradient", "−∂L/∂α (α: multiplier of g, L: mean CE)", 3.0, "", "2602.04291, 2403.00745"),
+        measured("gradient_abs", GRADIENT, "gradient_abs", "Σ |g f·∂L/∂y| / T", 3.0, "", "2602.04291, 2403.00745"),
+        measured("fisher", FISHER, "fisher", "Σ (∂L_t/∂α)²", 9.0, "probes", "empirical Fisher"),
+        measured("integrated", INTEGRATED, "integrated", "−∫ ∂L/∂α dα, all α from 1 to 0", 24.0, "steps", "1703.01365"),
+        measured("causal_position", POSITION, "score", "Σ_t ΔCE_t / T, e removed at t alone", 20.0, "L·k", "2606.10703"),
+        measured("causal_removal", REMOVAL, "score", "mean ΔCE, e removed everywhere", 60.0, "L·E", "leave one out"),
+        measured("causal_greedy", GREEDY, "score", "order of removal by ΔCE given the earlier ones", 400.0, "L·E·rounds", "2607.01940"),
         Criterion("random", random_scores, "uniform, seeded", "nothing", 0.0, "baseline"),
     )
 }
@@ -78,11 +106,16 @@ def resolve(name: str) -> Criterion:
     if kind == "reversed" and colon:
         base = resolve(rest)
         score = partial(reversed_scores, score=base.score)
-        return Criterion(name, score, f"−({base.formula})", base.needs, base.cost, base.source)
+        return replace(base, name=name, score=score, formula=f"−({base.formula})")
     if kind == "random" and rest.isascii() and rest.isdigit():
         return Criterion(name, partial(random_scores, seed=int(rest)), f"uniform, seed {rest}", "nothing", 0.0, "baseline")
     if kind == "family":
         return _family(name, rest)
+    if colon and (row := CRITERIA.get(kind)) and row.experiment:
+        measurement = row.experiment.settled(kind, rest)
+        part = row.score.keywords["part"] if isinstance(row.score, partial) else ""
+        score = partial(_result, key=measurement.key, part=part)
+        return replace(row, name=name, score=score, formula=f"{row.formula} ({rest})", measurement=measurement)
     if kind.endswith(".py"):
         return _from_file(name, Path(kind), rest)
     near = difflib.get_close_matches(name, [*CRITERIA, "reversed:reap"], n=1)

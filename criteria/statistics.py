@@ -1,6 +1,7 @@
 """Statistics: what one forward pass over text leaves behind, as mergeable sums and counts. Numpy only, no torch."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ class Statistics:
     by_domain: n_e in each domain [L, E, D].
     router_norm: ‖router row‖₂ [L, E]; weight_l1, weight_l2: Σ|w| and Σw² over the expert's matrices [L, E]; weight_count: their
         number of elements. Properties of the weights, equal in every part that is merged.
+    measured: results of experiments by their key (criteria/experiment.py) and name. They belong to one text and one budget, so they
+        are neither merged nor saved with the sums.
     """
 
     tokens: Array
@@ -38,10 +41,12 @@ class Statistics:
     weight_l1: Array
     weight_l2: Array
     weight_count: Array
+    measured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # criteria of users read the same arrays: none may change them for the next
-            getattr(self, field.name).flags.writeable = False
+        every = [getattr(self, name) for name in ARRAYS] + [array for results in self.measured.values() for array in results.values()]
+        for array in every:  # criteria of users read the same arrays: none may change them for the next
+            array.flags.writeable = False
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """The statistics of both texts together: sums add, maxima take the larger, weights must agree."""
@@ -50,7 +55,7 @@ class Statistics:
         if not np.allclose(self.weight_l2, other.weight_l2):
             raise ExciseError("cannot merge statistics of two models: their expert weights differ")
         sums = {key: getattr(self, key) + getattr(other, key) for key in ("tokens", "moments", "turning", "together", "by_domain")}
-        return replace(self, peak=np.maximum(self.peak, other.peak), **sums)
+        return replace(self, measured={}, peak=np.maximum(self.peak, other.peak), **sums)
 
     @property
     def count(self) -> Array:
@@ -65,13 +70,16 @@ class Statistics:
         return none
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:
-        save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, path, metadata=provenance)
+        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}, path, metadata=provenance)
 
     @classmethod
     def read(cls, path: Path) -> tuple["Statistics", dict[str, str]]:
         """The statistics and their provenance. Raises ExciseError for a damaged or foreign file."""
         try:
             with safe_open(path, "numpy") as file:
-                return cls(**{field.name: file.get_tensor(field.name) for field in fields(cls)}), file.metadata() or {}
+                return cls(**{name: file.get_tensor(name) for name in ARRAYS}), file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise ExciseError(f"{path}: not a statistics file ({error}); delete it and run again") from error
+
+
+ARRAYS = tuple(part.name for part in fields(Statistics) if part.name != "measured")

@@ -1,16 +1,31 @@
 """Interventions: context managers that change a model for a while and leave it bit-equal to before."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experts.anatomy import Anatomy, MoELayer
+from experts.anatomy import Anatomy
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.routing import routing_without, small_router
 from experts.seam import Forward, intercepted
+
+
+class Mode(StrEnum):
+    """What "removed" means for a token whose expert e is taken away (METHODS 1.3)."""
+
+    ZERO = "zero"
+    """g_e := 0, the other gate weights unchanged (arXiv 2606.10703, 2606.03780)."""
+    RENORMALIZE = "renormalize"
+    """g_e := 0, the remaining gate weights rescaled to the same sum (CEI, arXiv 2604.14246)."""
+    REROUTE = "reroute"
+    """The router cannot choose e; the next expert enters. What pruning does."""
+    MEAN = "mean"
+    """e's output is replaced by its mean output (MoNE, arXiv 2507.00390)."""
 
 
 @contextmanager
@@ -31,27 +46,76 @@ def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
 
     with ExitStack() as stack:
         for layer in anatomy.layers:
-            stack.enter_context(_small_router(layer, plan.kept[layer.index]))
+            stack.enter_context(small_router(layer, plan.kept[layer.index]))
         stack.enter_context(intercepted(anatomy, map_back))
         yield
 
 
 @contextmanager
-def _small_router(layer: MoELayer, kept: tuple[int, ...]) -> Iterator[None]:
-    before: list[tuple[dict[str, Any], str, Any]] = []
+def ablated(anatomy: Anatomy, removed: Mapping[int, Tensor], mode: Mode, means: Tensor | None = None) -> Iterator[None]:
+    """Inside the block the marked experts are removed.
 
-    def swap(table: dict[str, Any], key: str, value: Any) -> None:
-        before.append((table, key, table[key]))
-        table[key] = value
+    removed: layer position -> bool [E], for every token, or [T, E], token by token in the order in which they enter the experts.
+    means: mean output of every expert [L, E, H], for Mode.MEAN. Experts of several layers, and several of a layer, go together.
+    """
+    if mode is Mode.MEAN and means is None:
+        raise ExciseError("mode mean needs the mean outputs of the experts")
+    entered: dict[int, Tensor] = {}
 
-    try:
-        for module, key in layer.router_tensors:
-            table = module._parameters if key in module._parameters else module._buffers
-            rows = getattr(module, key).detach()[torch.tensor(kept, device=getattr(module, key).device)]
-            swap(table, key, nn.Parameter(rows, requires_grad=False) if table is module._parameters else rows)
-        for module, key in layer.counters:
-            swap(vars(module), key, len(kept))
+    def edit(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        if layer not in removed:
+            return run(hidden, index, weight)
+        gone = removed[layer].expand(len(hidden), -1)
+        if mode is Mode.REROUTE:
+            return run(hidden, *_rerouted(anatomy, layer, entered.pop(layer), gone, index, weight))
+        hit = gone.gather(1, index)
+        routed = run(hidden, index, _without(weight, hit, mode))
+        if mode is Mode.MEAN and means is not None:
+            share = torch.zeros(gone.shape, dtype=means.dtype, device=means.device).scatter_add_(1, index, (weight * hit).to(means.dtype))
+            routed = routed + (share @ means[layer]).to(routed.dtype)
+        return routed
+
+    with ExitStack() as stack:
+        if mode is Mode.REROUTE:
+            for position in removed:
+                stack.callback(_note_input(anatomy, position, entered))
+        stack.enter_context(intercepted(anatomy, edit))
         yield
-    finally:
-        for table, key, value in reversed(before):
-            table[key] = value
+
+
+def _without(weight: Tensor, hit: Tensor, mode: Mode) -> Tensor:
+    """Gate weights [T, k] with those that are hit at 0, and the others rescaled to the same sum in Mode.RENORMALIZE."""
+    kept = weight.masked_fill(hit, 0)
+    if mode is not Mode.RENORMALIZE:
+        return kept
+    left = kept.double().sum(dim=-1, keepdim=True)
+    factor = torch.where(hit.any(dim=-1, keepdim=True) & (left != 0), weight.double().sum(dim=-1, keepdim=True) / left, 1.0)
+    return (kept.double() * factor).to(weight.dtype)
+
+
+def _rerouted(anatomy: Anatomy, position: int, block_input: Tensor, gone: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Expert ids and gate weights [T, k] after the router has chosen again; every distinct removal of the rows is routed once."""
+    index, weight = index.clone(), weight.clone()
+    flat = block_input.reshape(len(gone), -1)
+    sets, which = torch.unique(gone, dim=0, return_inverse=True)
+    for number, removed in enumerate(sets):
+        if removed.any():
+            rows = torch.nonzero(which == number)[:, 0]
+            ids, weights = routing_without(anatomy, position, flat[rows], removed)
+            index[rows], weight[rows] = ids.to(index.dtype), weights.to(weight.dtype)
+    return index, weight
+
+
+def _note_input(anatomy: Anatomy, position: int, entered: dict[int, Tensor]) -> Callable[[], None]:
+    """Keeps what enters a block until its experts are called: the router has to see it again."""
+    layer = anatomy.layers[position]
+
+    def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if len(tensors) != 1:
+            raise ExciseError(
+                f"{layer.name}: the block takes {len(tensors)} tensors, so it cannot be routed again; use another mode than reroute"
+            )
+        entered[position] = tensors[0]
+
+    return layer.block.register_forward_pre_hook(note, with_kwargs=True).remove

@@ -5,7 +5,7 @@ Every experts module behind transformers' interface is called with hidden states
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,22 +32,28 @@ def intercepted(anatomy: Anatomy, handler: Handler) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _patched(experts: nn.Module, position: int, handler: Handler) -> Iterator[None]:
-    underneath, patched_before = experts.forward, "forward" in vars(experts)
+def _patched(experts: nn.Module, position: int, handler: Handler) -> AbstractContextManager[None]:
+    underneath = experts.forward
 
     # The parameter names are those of the interface: some models pass them as keywords.
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         return handler(position, underneath, hidden_states, top_k_index, top_k_weights)
 
-    experts.forward = forward
+    return replaced(experts, forward)
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block `module` computes `forward`; nests; leaves no trace."""
+    underneath, replaced_before = module.forward, "forward" in vars(module)
+    module.forward = forward
     try:
         yield
     finally:
-        if patched_before:
-            experts.forward = underneath
+        if replaced_before:
+            module.forward = underneath
         else:
-            del experts.forward
+            del module.forward
 
 
 @dataclass(frozen=True)

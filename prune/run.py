@@ -1,12 +1,10 @@
 """`excise prune`: calibrate → rank → test against chance → write → reload. Every stage is resumed when its inputs are unchanged."""
 
-import gc
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,23 @@ import torch
 import yaml
 
 from criteria.budget import Budget
-from criteria.formulas import super_experts
-from criteria.observe import observe
 from criteria.registry import resolve
 from criteria.scores import Scores, save, score
 from criteria.select import select
 from criteria.statistics import Statistics
-from criteria.text import Windows, check_disjoint, read_windows
+from criteria.text import Windows
 from experts.ablation import restricted
-from experts.anatomy import Anatomy, dissect, load, load_tokenizer
+from experts.anatomy import load
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.card import model_card
 from prune.checkpoint import PLAN, export, export_notes
+from prune.materials import Materials
 from prune.prepare import Prepared
-from prune.recipe import Text
 from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
-from prune.stages import cache_folder, environment, key_of, write_json, write_text
+from prune.stages import environment, key_of, write_json, write_text
 from validate.null import Contest, against_random, random_plans
 from validate.rig import check_reloaded, check_rig, last_logits, require
 from validate.rows import Evaluator
@@ -57,75 +53,18 @@ class Run:
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.layout, self.shape, self.fingerprint = prepared.layout, prepared.shape, prepared.fingerprint
+        self.materials = Materials(prepared)
 
     @property
     def plan_budget(self) -> Budget:
         """The budget of the plan that is written."""
         return self.prepared.budgets[self.recipe.prune.scope]
 
-    # What is loaded, each once and only if needed.
-
-    @cached_property
-    def anatomy(self) -> Anatomy:
-        anatomy = dissect(load(self.prepared.source, self.recipe.dtype, self.recipe.trust_remote_code))
-        found = (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
-        if found != (self.shape.layers, self.shape.experts, self.shape.top_k, self.shape.groups):
-            raise ExciseError(f"{self.prepared.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
-        return anatomy
-
-    @cached_property
-    def _windows(self) -> tuple[Windows, Windows]:
-        tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
-
-        def windows(part: Text) -> Windows:
-            return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
-
-        calibration, validation = windows(self.recipe.calibration), windows(self.recipe.validation)
-        check_disjoint(calibration, validation)
-        return calibration, validation
-
-    @property
-    def calibration(self) -> Windows:
-        return self._windows[0]
-
-    @property
-    def validation(self) -> Windows:
-        return self._windows[1]
-
     # Stages.
-
-    def calibrate(self) -> Statistics:
-        """Statistics of the calibration text: from this folder's cache, an interrupted pass, or a new pass."""
-        key = key_of("statistics", self.fingerprint, self.recipe.dtype, self.calibration.hash)
-        kept, partial = cache_folder() / f"{key}.safetensors", self.folder.path / "calibration.partial.safetensors"
-        provenance = {"key": key, "model": self.fingerprint, "data": self.calibration.hash}
-        if kept.is_file():
-            return Statistics.read(kept)[0]
-        done = None
-        if partial.is_file():
-            with suppress(ExciseError):  # an unreadable partial pass is simply begun again
-                statistics, found = Statistics.read(partial)
-                done = statistics if found.get("key") == key else None
-
-        def keep(so_far: Statistics) -> None:
-            fresh = partial.with_name(partial.name + ".new")
-            so_far.save(fresh, provenance)
-            fresh.replace(partial)
-
-        statistics = observe(self.anatomy, self.calibration, self.recipe.calibration.batch, done, keep)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_name(f"{kept.name}.{self.folder.path.name}.new")
-        statistics.save(fresh, provenance)
-        fresh.replace(kept)
-        partial.unlink(missing_ok=True)
-        return statistics
 
     def rank(self, statistics: Statistics) -> list[Scores]:
         """Scores of every criterion of the recipe, saved in scores.safetensors."""
-        protect = self.recipe.prune.protect_super_experts
-        protected = super_experts(statistics) if protect else np.zeros(statistics.count.shape, dtype=bool)
-        provenance = (self.shape.layers, protected, self.fingerprint, self.calibration.hash)
-        table = [score(criterion, statistics, *provenance) for criterion in self.prepared.criteria]
+        table = self.materials.rank(statistics)
         fresh = self.folder.path / "scores.safetensors.new"
         save(fresh, table)
         fresh.replace(self.folder.path / "scores.safetensors")
@@ -134,23 +73,24 @@ class Run:
     def validate(self, statistics: Statistics, table: list[Scores]) -> dict[str, Any]:
         """Every criterion's plan, its reverse and the random plans on held-out text; the rig is checked first."""
         settings = self.recipe.validation
-        key = key_of("rows", self.fingerprint, self.recipe.dtype, self.validation.hash, settings.batch)
+        key = key_of("rows", self.fingerprint, self.recipe.dtype, self.materials.validation.hash, settings.batch)
         plan = select(table[0], self.plan_budget, self.shape)
         # The scores themselves: a user's criterion can change behind an unchanged name.
-        stage = key_of("validate", key, [scores.digest for scores in table], self.recipe.model_dump(mode="json"), self.calibration.hash)
+        inputs = [scores.digest for scores in table], self.recipe.model_dump(mode="json"), self.materials.calibration.hash
+        stage = key_of("validate", key, *inputs)
         if self.folder.valid("validate", stage, "validation.json"):
             result: dict[str, Any] = json.loads((self.folder.path / "validation.json").read_text(encoding="utf-8"))
             return result
-        checks = check_rig(self.anatomy, self.validation, plan)
-        evaluator = Evaluator(self.anatomy, self.validation, self.folder.path / "losses.csv", key, settings.batch)
+        checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
+        evaluator = Evaluator(self.materials.anatomy, self.materials.validation, self.folder.path / "losses.csv", key, settings.batch)
         evidence = [against_random(evaluator, test, settings.random_seed).to_json() for test in self._tests(statistics, table)]
         result = {
             "plans": evidence,
             "rule": RULE,
             "checks": [asdict(check) for check in checks],
             "loss": float(np.average(evaluator.losses(None), weights=evaluator.weights)),
-            "text": {"calibration": describe(self.calibration), "validation": describe(self.validation)},
-            "shared_documents": _shared(self.calibration, self.validation),
+            "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
+            "shared_documents": _shared(self.materials.calibration, self.materials.validation),
             "model": {"name": self.recipe.model, "fingerprint": self.fingerprint},
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
             "without_data": int(statistics.unreached.sum()),
@@ -180,10 +120,9 @@ class Run:
         if intact and self.folder.valid("export", stage):
             write_text(out / "README.md", card)
             return out
-        with restricted(self.anatomy, plan):
-            expected = last_logits(self.anatomy, self.validation)
-        del self.__dict__["anatomy"]  # the pruned model takes the place of the whole one: never both in memory
-        gc.collect()
+        with restricted(self.materials.anatomy, plan):
+            expected = last_logits(self.materials.anatomy, self.materials.validation)
+        self.materials.unload()  # the pruned model takes the place of the whole one: never both in memory
         if not intact:
             damaged = out.exists() and self.folder.valid("export", stage)  # this very checkpoint, but no longer whole
             export(self.layout, plan, out, card, self.prepared.force or damaged, self.fingerprint)
@@ -205,17 +144,17 @@ class Run:
     def _reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
         """On the device of the first model: another one rounds differently, even if the smaller model would fit there."""
         model = load(out, self.recipe.dtype, not plan.uniform or self.recipe.trust_remote_code, device)
-        tokens = torch.from_numpy(self.validation.tokens[:1]).to(device)
+        tokens = torch.from_numpy(self.materials.validation.tokens[:1]).to(device)
         with torch.no_grad():
             logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
         return logits
 
     def execute(self) -> Outcome:
         """All stages, in order."""
-        _ = self._windows  # text that cannot be used is refused before anything is written
+        _ = self.materials.windows  # text that cannot be used is refused before anything is written
         with self.folder.held():
             self._keep_recipe()
-            statistics = self.calibrate()
+            statistics = self.materials.measured(self.materials.calibrate(), self.plan_budget)
             table = self.rank(statistics)
             plan = select(table[0], self.plan_budget, self.shape)
             write_json(self.folder.path / "plan.json", plan.to_json())

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from criteria import observe as observe_module
 from experts.errors import ExciseError
+from prune import materials
 from prune import run as run_module
 from prune.cli import app
 from prune.prepare import prepare
@@ -55,7 +56,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return counting
 
     for name in calls:
-        monkeypatch.setattr(run_module, name, wrap(name, getattr(run_module, name)))
+        for module in (run_module, materials):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, wrap(name, getattr(module, name)))
     return calls
 
 
@@ -148,7 +151,7 @@ def test_ctrl_c_at_any_stage_then_resume(stage: str, recipe_path: Path, tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(run_module, stage, interrupt)
+        broken.setattr(materials if hasattr(materials, stage) else run_module, stage, interrupt)
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet"])
         assert done.exit_code == 1
         assert done.stderr.endswith("excise: interrupted; the same command resumes after the last finished stage\n")
@@ -178,8 +181,8 @@ def test_interrupted_calibration_resumes_in_the_middle(recipe_path: Path, tmp_pa
             execute(recipe_path, tmp_path / "run", "calibration.batch=2")
     assert (tmp_path / "run" / "calibration.partial.safetensors").exists()
     starts = []
-    observe = run_module.observe
-    monkeypatch.setattr(run_module, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1])
+    observe = materials.observe
+    monkeypatch.setattr(materials, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1])
     result = execute(recipe_path, tmp_path / "run", "calibration.batch=2")
     assert starts == [4 * 64]
     assert result["plans"][0]["delta"] == whole["plans"][0]["delta"]

@@ -3,18 +3,10 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from criteria.text import Windows
-
-
-def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of the next token at every position but the last: logits [N, W, V], tokens [N, W] -> [N, W − 1], at least float32."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    # Window by window: with a vocabulary of 150,000 a wide copy of a whole batch would be the largest tensor of the run.
-    rows = [nn.functional.cross_entropy(row[:-1].to(wide), ids[1:], reduction="none") for row, ids in zip(logits, tokens, strict=True)]
-    return torch.stack(rows)
+from experts.outcome import token_losses
 
 
 @torch.no_grad()

@@ -16,9 +16,10 @@ from criteria.text import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, MoELayer
 from experts.errors import ExciseError
+from experts.outcome import token_losses
 from experts.plan import Plan
 from experts.surgery import cut_layer
-from validate.loss import token_losses, window_losses
+from validate.loss import window_losses
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Causal criteria: every expert is really removed and the loss is measured (METHODS 1.3). Results keep one row per window."""
+
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from criteria.setting import Setting
+from criteria.statistics import Array
+from experts.ablation import Mode
+from experts.effects import Instrument, Scope
+from experts.memory import in_chunks
+
+KEEP_EVERY = 60.0  # seconds between two savings of an unfinished experiment
+
+
+def position(setting: Setting, mode: str, windows: int) -> dict[str, Array]:
+    """causal_position: Σ over tokens of the effect of removing e at that token alone, on the next token, / T; nats.
+
+    Exhaustive: every position that has a next token, every active expert. Gives score [L, E] and per_window: the sums [N, L, E].
+    """
+    tokens = setting.tokens(setting.chosen(windows))
+    anatomy = setting.anatomy
+    instrument = Instrument(anatomy, Mode(mode), probabilities=False)
+    instrument.check(tokens, Scope.POSITION)
+    rows = _Rows(setting, len(tokens), f"position effects ({mode})", instrument)
+
+    def work(start: int, stop: int) -> None:
+        for number in range(start, stop):
+            clean = instrument.look(tokens[number : number + 1], Scope.POSITION)
+            for layer in range(len(anatomy.layers)):
+                index = clean.index[layer][0, :-1]
+                where = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
+                marks = torch.zeros(len(where), anatomy.experts, dtype=torch.bool, device=index.device)
+                marks.scatter_(1, index.reshape(-1, 1), True)
+                delta, _ = instrument.at_positions(clean, where, {layer: marks})
+                sums = torch.zeros(anatomy.experts, dtype=torch.float64, device=index.device).index_add_(0, index.reshape(-1), delta)
+                rows.values[number, layer] = sums.cpu().numpy()
+
+    rows.fill(work, 1)
+    return {"score": rows.values.sum(axis=0) / (tokens.shape[0] * (tokens.shape[1] - 1)), "per_window": rows.values}
+
+
+def removal(setting: Setting, mode: str, outcome: str, windows: int) -> dict[str, Array]:
+    """causal_removal: mean ΔCE with e removed at every token, leave one out; nats per token. outcome `kl`: mean KL(clean ‖ ablated).
+
+    KL is ΔCE averaged over what the model itself expects instead of the one token that came: the same damage, with less noise. Gives score [L, E] and per_window: the mean of every window [N, L, E].
+    """
+    tokens = setting.tokens(setting.chosen(windows))
+    anatomy = setting.anatomy
+    instrument = Instrument(anatomy, Mode(mode), probabilities=outcome == "kl")
+    instrument.check(tokens, Scope.CORPUS)
+    rows = _Rows(setting, len(tokens), f"removal effects ({mode})", instrument)
+
+    def work(start: int, stop: int) -> None:
+        clean = instrument.look(tokens[start:stop], Scope.CORPUS)
+        everyone = torch.zeros(anatomy.experts, dtype=torch.bool, device=tokens.device)
+        for layer in range(len(anatomy.layers)):
+            for expert in range(anatomy.experts):
+                effect = instrument.everywhere(clean, {layer: mark(expert, everyone)})[outcome == "kl"]
+                rows.values[start:stop, layer, expert] = effect.mean(dim=1).cpu().numpy()
+
+    rows.fill(work, setting.batch)
+    return {"score": rows.values.mean(axis=0), "per_window": rows.values}
+
+
+def mark(expert: int, like: Tensor) -> Tensor:
+    """bool [E], True at `expert` alone."""
+    marks = torch.zeros_like(like)
+    marks[expert] = True
+    return marks
+
+
+class _Rows:
+    """Rows [N, L, E] that are filled window by window; nan = not yet. Takes up what an interrupted run left."""
+
+    def __init__(self, setting: Setting, windows: int, what: str, instrument: Instrument) -> None:
+        shape = (windows, len(setting.anatomy.layers), setting.anatomy.experts)
+        kept = setting.partial.read().get("rows")
+        self.values: Array = kept if kept is not None and kept.shape == shape else np.full(shape, np.nan)
+        self.partial, self.what = setting.partial, what
+        for note in instrument.notes:
+            tqdm.write(f"note: {note}", file=sys.stderr)
+
+    def fill(self, work: Callable[[int, int], None], batch: int) -> None:
+        """Runs work(start, stop) over the windows that are missing."""
+        first = int(np.isfinite(self.values).all(axis=(1, 2)).sum())
+        kept_at = time.monotonic()
+        with tqdm(total=len(self.values), initial=first, desc=self.what, unit="window", delay=2) as bar:
+
+            def step(start: int, stop: int) -> None:
+                nonlocal kept_at
+                work(first + start, first + stop)
+                bar.update(stop - start)
+                if time.monotonic() - kept_at > KEEP_EVERY:
+                    self.partial.write({"rows": self.values})
+                    kept_at = time.monotonic()
+
+            in_chunks(len(self.values) - first, batch, step, "window")

@@ -1,0 +1,22 @@
+"""Runs experiments on the loaded model. EXPERIMENTS is the one place that says which function belongs to which kind."""
+
+from collections.abc import Callable, Mapping
+
+from criteria import causal, gradient, greedy
+from criteria.experiment import Measurement
+from criteria.setting import Setting
+from criteria.statistics import Array
+
+EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
+    "position": causal.position,
+    "removal": causal.removal,
+    "greedy": greedy.greedy,
+    "gradient": gradient.first_order,
+    "fisher": gradient.fisher,
+    "integrated": gradient.integrated,
+}
+
+
+def measure(measurement: Measurement, setting: Setting) -> dict[str, Array]:
+    """The results by name: scores [L, E], and raw rows with more axes."""
+    return EXPERIMENTS[measurement.kind](setting, **measurement.values)

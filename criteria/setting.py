@@ -1,0 +1,73 @@
+"""What an experiment works with: model, calibration windows, budget, and a place for what an interruption must not lose."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from criteria.budget import Budget, Shape
+from criteria.statistics import Array, Statistics
+from criteria.text import Windows
+from experts.anatomy import Anatomy
+from experts.errors import ExciseError
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An unfinished experiment on disk. path: None keeps nothing; key: what it belongs to, all inputs included."""
+
+    path: Path | None = None
+    key: str = ""
+
+    def read(self) -> dict[str, Array]:
+        """What an interrupted run left, or nothing."""
+        if self.path is None or not self.path.is_file():
+            return {}
+        try:
+            with safe_open(self.path, "numpy") as file:
+                same = (file.metadata() or {}).get("key") == self.key
+                return {name: file.get_tensor(name) for name in file.keys()} if same else {}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError):  # an unreadable one is simply begun again
+            return {}
+
+    def write(self, arrays: Mapping[str, Array]) -> None:
+        """Replaces what was kept before."""
+        if self.path is not None:
+            fresh = self.path.with_name(self.path.name + ".new")
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, fresh, metadata={"key": self.key})
+            fresh.replace(self.path)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """batch: windows per forward; statistics: of the same windows; budget, shape: what a plan may keep; protected: stays anyway [L, E]."""
+
+    anatomy: Anatomy
+    windows: Windows
+    batch: int
+    statistics: Statistics
+    shape: Shape
+    budget: Budget
+    protected: NDArray[np.bool_]
+    partial: Partial = Partial()
+
+    def without_partial(self) -> "Setting":
+        """The same, keeping nothing: for an experiment inside another one."""
+        return replace(self, partial=Partial())
+
+    def chosen(self, count: int) -> Windows:
+        """`count` of the windows, evenly spread over all sources; 0 = all. Raises ExciseError for padded windows."""
+        if not self.windows.mask.all():
+            raise ExciseError("interventions are measured on full windows; these have padding")
+        if count == 0 or count >= len(self.windows):
+            return self.windows
+        return self.windows.select(np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(np.int64)))
+
+    def tokens(self, windows: Windows) -> torch.Tensor:
+        """On the model's device [N, W]."""
+        return torch.from_numpy(windows.tokens).to(next(self.anatomy.model.parameters()).device)

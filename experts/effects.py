@@ -1,0 +1,179 @@
+"""What a removal costs: ΔCE and KL(clean ‖ ablated) per position, exact and fast, in three scopes and four modes (METHODS 1.3, 2).
+
+Every fast path is compared with plain replay on a few cells of the model at hand before it is used; where it does not hold (token mixing
+other than masked attention, say), plain replay takes its place, and `notes` says so.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from experts.ablation import Mode, ablated
+from experts.anatomy import Anatomy
+from experts.errors import ExciseError, one_line
+from experts.memory import chunk_size, in_chunks, is_out_of_memory
+from experts.outcome import row_outcomes
+from experts.packing import packed
+from experts.stream import Clean, entered, look
+
+Experts = Mapping[int, Sequence[int]]
+"""A group of experts that is removed together: layer position -> expert ids."""
+
+# Largest disagreement with replay that is rounding: nats. In half precision two orders of summation differ by that much.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+MOST_ROWS = {"cpu": 512, "cuda": 8192}  # beyond that a chunk is not faster
+
+
+class Scope(StrEnum):
+    """Where an expert is removed, and what is read."""
+
+    POSITION = "position"
+    """At position t only; the next token at t is read."""
+    SEQUENCE = "sequence"
+    """At every position of the window; the next token at each t is read."""
+    CORPUS = "corpus"
+    """At every token; the mean over the window is read."""
+
+
+@dataclass
+class Instrument:
+    """Measures removals on one model. means: mean expert outputs [L, E, H] for Mode.MEAN; notes: what had to be measured the slow way.
+
+    packs, enters: whether the fast paths hold on this model (set by `check`).
+    """
+
+    anatomy: Anatomy
+    mode: Mode = Mode.ZERO
+    means: Tensor | None = None
+    probabilities: bool = True
+    packs: bool = True
+    enters: bool = True
+    rows: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def look(self, tokens: Tensor, scope: Scope) -> Clean:
+        """One plain forward of windows [B, W] with what this scope needs of it."""
+        return look(self.anatomy, tokens, scope is Scope.POSITION and self.packs, self.probabilities)
+
+    # Position scope.
+
+    def at_positions(self, clean: Clean, position: Tensor, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """ΔCE and KL [R], float64, of R interventions at single positions of one window.
+
+        position: [R], each below W − 1; removed: layer position -> bool [R, E]. Rows that begin at higher layers are cheaper: call once
+        per layer.
+        """
+        delta, divergence = (torch.empty(len(position), dtype=torch.float64, device=position.device) for _ in range(2))
+
+        def work(start: int, stop: int) -> None:
+            part = slice(start, stop)
+            here = {layer: marks[part] for layer, marks in removed.items()}
+            loss, divergence[part] = self._rows(clean, position[part], here)
+            delta[part] = loss - clean.losses[0, position[part]]
+
+        self.rows = in_chunks(len(position), self._chunk(clean), work, "intervention")
+        return delta, divergence
+
+    def _rows(self, clean: Clean, position: Tensor, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.packs:
+            return packed(self.anatomy, clean, position, removed, self.mode, self.means)
+        found = [
+            self.replay_position(clean, int(t), {layer: marks[row] for layer, marks in removed.items()}) for row, t in enumerate(position)
+        ]
+        return torch.stack([loss for loss, _ in found]), torch.stack([divergence for _, divergence in found])
+
+    def _chunk(self, clean: Clean) -> int:
+        """Rows at once: logits and their wide copies, masks and the experts' intermediate values of every row."""
+        if self.rows is None:
+            config = self.anatomy.model.config.get_text_config()
+            wide = config.hidden_size * (12 + 6 * self.anatomy.top_k)
+            heads = config.num_attention_heads * 2 * (clean.tokens.shape[1] + MOST_ROWS["cpu"])
+            device = clean.tokens.device
+            self.rows = chunk_size(device, 4 * (5 * config.vocab_size + wide + heads), MOST_ROWS.get(device.type, MOST_ROWS["cuda"]))
+        return self.rows
+
+    @torch.no_grad()
+    def replay_position(self, clean: Clean, position: int, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss and KL at one position by a whole forward of the window with one token changed: the plain way, and the reference."""
+        losses, divergences = self._whole(clean, {layer: self._only(clean, position, marks) for layer, marks in removed.items()})
+        return losses[0, position], divergences[0, position]
+
+    def _only(self, clean: Clean, position: int, marks: Tensor) -> Tensor:
+        rows = torch.zeros(clean.tokens.numel(), self.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
+        rows[position] = marks
+        return rows
+
+    # Sequence and corpus scope.
+
+    def everywhere(self, clean: Clean, removed: Mapping[int, Tensor], since: int | None = None) -> tuple[Tensor, Tensor]:
+        """ΔCE and KL at every position [B, W − 1], float64, with the marked experts (layer position -> bool [E]) removed everywhere.
+
+        since: the lowest layer position where `removed` differs from what `clean` was looked at with; without it, its lowest layer.
+        """
+        at = self.anatomy.layers[min(removed) if since is None else since].index
+        inside = entered(self.anatomy, at, clean.streams[at]) if self.enters else nullcontext()
+        losses, divergences = self._whole(clean, removed, inside)
+        return losses - clean.losses, divergences
+
+    @torch.no_grad()
+    def _whole(
+        self, clean: Clean, removed: Mapping[int, Tensor], inside: AbstractContextManager[None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        with inside or nullcontext(), ablated(self.anatomy, removed, self.mode, self.means):
+            logits = self.anatomy.model(input_ids=clean.tokens, use_cache=False).logits
+        windows, length = clean.tokens.shape
+        found = []
+        for number in range(windows):
+            known = None if clean.log_probabilities is None else clean.log_probabilities[number]
+            found.append(row_outcomes(logits[number, :-1], clean.tokens[number, 1:], known, torch.arange(length - 1, device=logits.device)))
+        return torch.stack([loss for loss, _ in found]), torch.stack([divergence for _, divergence in found])
+
+    # The check.
+
+    def check(self, tokens: Tensor, scope: Scope) -> float:
+        """Compares the fast path of `scope` with plain replay on cells of the first window; gives the largest disagreement in nats.
+
+        Where the fast path fails or disagrees it is switched off and a note is left.
+        """
+        clean = self.look(tokens[:1], scope)
+        try:
+            gap = max(abs(fast - plain) for fast, plain in self._pairs(clean, scope))
+            reason = f"differs from plain replay by {gap:.2g} nats on this model"
+        except (ExciseError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            gap, reason = float("inf"), f"does not run on this model ({one_line(error)})"
+        if gap <= TOLERANCE[self.anatomy.model.dtype]:
+            return gap
+        name, factor = (
+            ("packing", f"{tokens.shape[1] // 2} times or more") if scope is Scope.POSITION else ("prefix caching", "about twice")
+        )
+        self.notes.append(f"{name} {reason}: measuring with whole forwards, which takes {factor} as long")
+        if scope is Scope.POSITION:
+            self.packs = False
+        else:
+            self.enters = False
+        return gap
+
+    def _pairs(self, clean: Clean, scope: Scope) -> Iterator[tuple[float, float]]:
+        """(fast, replayed) ΔCE of cells in the lowest, middle and highest MoE layer; three positions each in position scope."""
+        last = clean.tokens.shape[1] - 2
+        count = len(self.anatomy.layers)
+        for layer in sorted({0, count // 2, count - 1}):
+            for t in sorted({last // 3, 2 * last // 3, last}):
+                marks = torch.zeros(self.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
+                marks[clean.index[layer][0, t, 0]] = True
+                if scope is Scope.POSITION:
+                    where = torch.tensor([t], device=clean.tokens.device)
+                    loss, _ = packed(self.anatomy, clean, where, {layer: marks[None]}, self.mode, self.means)
+                    yield float(loss[0]), float(self.replay_position(clean, t, {layer: marks})[0])
+                else:
+                    at = self.anatomy.layers[layer].index
+                    fast, _ = self._whole(clean, {layer: marks}, entered(self.anatomy, at, clean.streams[at]))
+                    plain, _ = self._whole(clean, {layer: marks})
+                    yield from zip(fast[0].tolist(), plain[0].tolist(), strict=True)
+                    break

@@ -1,0 +1,103 @@
+"""The router with fewer experts to choose from: for the whole model (a plan) or for single rows of tokens (an intervention)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from experts.anatomy import Anatomy, MoELayer
+from experts.errors import ExciseError
+from experts.seam import replaced
+
+CORRECTION = "e_score_correction_bias"
+
+
+class _Routed(Exception):  # noqa: N818 - not an error: the way out of a block whose experts need not run
+    """Carries the routing of a block: expert ids and gate weights [T, k]."""
+
+    def __init__(self, index: Tensor, weight: Tensor) -> None:
+        self.index, self.weight = index, weight
+
+
+@contextmanager
+def small_router(layer: MoELayer, kept: tuple[int, ...]) -> Iterator[None]:
+    """Inside the block the router has only the kept rows, as after pruning; it gives ids 0..len(kept) − 1."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module, key in layer.router_tensors:
+            tensor = getattr(module, key)
+            _swap(module, key, tensor.detach()[torch.tensor(kept, device=tensor.device)], before)
+        for module, key in layer.counters:
+            before.append((vars(module), key, vars(module)[key]))
+            vars(module)[key] = len(kept)
+        yield
+    finally:
+        for table, key, value in reversed(before):
+            table[key] = value
+
+
+@torch.no_grad()
+def routing_without(anatomy: Anatomy, position: int, hidden: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+    """What the block of layer `position` chooses for the rows [n, H] when the experts marked in `removed` [E] cannot be chosen.
+
+    Gives expert ids (of the whole model) and gate weights [n, k]. The model's own block runs up to the call of its experts, so groups,
+    correction bias, normalisation and scaling are the model's own. Raises ExciseError where the rest cannot route.
+    """
+    layer, kept = anatomy.layers[position], tuple(torch.nonzero(~removed)[:, 0].tolist())
+    if len(kept) < anatomy.top_k:
+        raise ExciseError(
+            f"{layer.name}: {len(kept)} of {anatomy.experts} experts would be left, but every token uses top_k = {anatomy.top_k}; "
+            "remove fewer, or use mode zero"
+        )
+    if _even(anatomy, kept):
+        with small_router(layer, kept):
+            index, weight = _route(layer, hidden)
+        return torch.tensor(kept, device=index.device)[index], weight
+    with _barred(layer, removed):
+        return _route(layer, hidden)
+
+
+def _route(layer: MoELayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def stop(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> NoReturn:  # noqa: ARG001 - names of the interface
+        raise _Routed(top_k_index, top_k_weights)
+
+    with replaced(layer.experts, stop):
+        try:
+            layer.block.forward(hidden[None])
+        except _Routed as routed:
+            return routed.index, routed.weight
+    raise ExciseError(f"{layer.name}: the block did not call its experts, so it cannot be routed again; use another mode than reroute")
+
+
+def _even(anatomy: Anatomy, kept: tuple[int, ...]) -> bool:
+    """Whether every router group keeps as many: a smaller router divides its rows evenly among the groups."""
+    per_group = anatomy.experts // anatomy.groups
+    return len({sum(expert // per_group == group for expert in kept) for group in range(anatomy.groups)}) == 1
+
+
+@contextmanager
+def _barred(layer: MoELayer, removed: Tensor) -> Iterator[None]:
+    """Inside the block the marked experts lose every choice, by a correction bias of −∞; the router keeps its size and its groups."""
+    biases = [(module, key) for module, key in layer.router_tensors if key == CORRECTION]
+    if not biases:
+        raise ExciseError(
+            f"{layer.name}: the router chooses among groups, and an uneven removal would shift them; "
+            "remove equally many experts of every group, or use another mode than reroute"
+        )
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module, key in biases:
+            bias = getattr(module, key).detach()
+            _swap(module, key, bias.masked_fill(removed.to(bias.device), -torch.inf), before)
+        yield
+    finally:
+        for table, key, value in reversed(before):
+            table[key] = value
+
+
+def _swap(module: nn.Module, key: str, value: Tensor, before: list[tuple[dict[str, Any], str, Any]]) -> None:
+    table: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
+    before.append((table, key, table[key]))
+    table[key] = nn.Parameter(value, requires_grad=False) if table is module._parameters else value

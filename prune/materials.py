@@ -1,0 +1,144 @@
+"""What a recipe works with: the loaded model, its texts, the calibration, the experiments and the scores; each made once, and kept."""
+
+import gc
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from criteria.budget import Budget
+from criteria.experiment import Measurement
+from criteria.formulas import super_experts
+from criteria.measure import measure
+from criteria.observe import observe
+from criteria.scores import Scores, score
+from criteria.setting import Partial, Setting
+from criteria.statistics import Array, Statistics
+from criteria.text import Windows, check_disjoint, read_windows
+from experts.anatomy import Anatomy, dissect, load, load_tokenizer
+from experts.errors import ExciseError
+from prune.prepare import Prepared
+from prune.recipe import Text
+from prune.stages import cache_folder, key_of
+
+Marks = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+
+class Materials:
+    """Of one prepared recipe. The model is loaded only when something really needs it; results are kept for all runs (cache_folder)."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
+        self.shape, self.fingerprint = prepared.shape, prepared.fingerprint
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The loaded model; one that differs from what its files promise is refused."""
+        anatomy = dissect(load(self.prepared.source, self.recipe.dtype, self.recipe.trust_remote_code))
+        found = (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
+        if found != (self.shape.layers, self.shape.experts, self.shape.top_k, self.shape.groups):
+            raise ExciseError(f"{self.prepared.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
+        return anatomy
+
+    def unload(self) -> None:
+        """Gives the model's memory back."""
+        self.__dict__.pop("anatomy", None)
+        gc.collect()
+
+    @cached_property
+    def windows(self) -> tuple[Windows, Windows]:
+        """Calibration and validation; their overlap is an error."""
+        tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
+
+        def windows(part: Text) -> Windows:
+            return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
+
+        calibration, validation = windows(self.recipe.calibration), windows(self.recipe.validation)
+        check_disjoint(calibration, validation)
+        return calibration, validation
+
+    @property
+    def calibration(self) -> Windows:
+        return self.windows[0]
+
+    @property
+    def validation(self) -> Windows:
+        return self.windows[1]
+
+    def calibrate(self) -> Statistics:
+        """Statistics of the calibration text: from this folder's cache, an interrupted pass, or a new pass."""
+        key = key_of("statistics", self.fingerprint, self.recipe.dtype, self.calibration.hash)
+        kept, partial = cache_folder() / f"{key}.safetensors", self.folder.path / "calibration.partial.safetensors"
+        provenance = {"key": key, "model": self.fingerprint, "data": self.calibration.hash}
+        if kept.is_file():
+            return Statistics.read(kept)[0]
+        done = None
+        if partial.is_file():
+            with suppress(ExciseError):  # an unreadable partial pass is simply begun again
+                statistics, found = Statistics.read(partial)
+                done = statistics if found.get("key") == key else None
+
+        def keep(so_far: Statistics) -> None:
+            fresh = partial.with_name(partial.name + ".new")
+            so_far.save(fresh, provenance)
+            fresh.replace(partial)
+
+        statistics = observe(self.anatomy, self.calibration, self.recipe.calibration.batch, done, keep)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fresh = kept.with_name(f"{kept.name}.{self.folder.path.name}.new")
+        statistics.save(fresh, provenance)
+        fresh.replace(kept)
+        partial.unlink(missing_ok=True)
+        return statistics
+
+    def protected(self, statistics: Statistics) -> Marks:
+        """Experts that are never pruned [L, E]."""
+        if not self.recipe.prune.protect_super_experts:
+            return np.zeros(statistics.count.shape, dtype=bool)
+        return super_experts(statistics)
+
+    def measured(self, statistics: Statistics, budget: Budget) -> Statistics:
+        """The statistics with the results of every experiment that the criteria need; budget: what a search prunes down to."""
+        wanted = {criterion.measurement for criterion in self.prepared.criteria if criterion.measurement}
+        # Greedy removal can start from leave-one-out, so that comes first.
+        for measurement in sorted(wanted, key=lambda one: (one.kind == "greedy", one.key)):
+            results = self._measure(measurement, statistics, budget)
+            statistics = replace(statistics, measured={**statistics.measured, measurement.key: results})
+        return statistics
+
+    def _measure(self, measurement: Measurement, statistics: Statistics, budget: Budget) -> dict[str, Array]:
+        """One experiment's results: kept, taken up where it was interrupted, or new."""
+        protected = self.protected(statistics)
+        bound = (budget.total, budget.scope, budget.floor, protected.tobytes().hex()) if measurement.kind == "greedy" else ()
+        key = key_of("measured", self.fingerprint, self.recipe.dtype, self.calibration.hash, measurement.key, *bound)
+        kept = cache_folder() / f"{key}.safetensors"
+        if kept.is_file():
+            return _read(kept)
+        partial = Partial(self.folder.path / "experiment.partial.safetensors", key)
+        batch = self.recipe.calibration.batch
+        setting = Setting(self.anatomy, self.calibration, batch, statistics, self.shape, budget, protected, partial)
+        results = measure(measurement, setting)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fresh = kept.with_name(f"{kept.name}.{self.folder.path.name}.new")
+        save_file({name: np.ascontiguousarray(array) for name, array in results.items()}, fresh, metadata={"key": measurement.key})
+        fresh.replace(kept)
+        if partial.path is not None:
+            partial.path.unlink(missing_ok=True)
+        return results
+
+    def rank(self, statistics: Statistics) -> list[Scores]:
+        """Scores of every criterion of the recipe."""
+        provenance = (self.shape.layers, self.protected(statistics), self.fingerprint, self.calibration.hash)
+        return [score(criterion, statistics, *provenance) for criterion in self.prepared.criteria]
+
+
+def _read(path: Path) -> dict[str, Array]:
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ExciseError(f"{path}: not the results of an experiment ({error}); delete it and run again") from error

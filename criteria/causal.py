@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from criteria.setting import Setting
 from criteria.statistics import Array
-from experts.ablation import Mode
-from experts.effects import Instrument, Scope
+from experts.effects import Instrument
 from experts.memory import in_chunks
+from experts.modes import Mode, Scope
 
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished experiment
 
@@ -48,7 +48,8 @@ def position(setting: Setting, mode: str, windows: int) -> dict[str, Array]:
 def removal(setting: Setting, mode: str, outcome: str, windows: int) -> dict[str, Array]:
     """causal_removal: mean ΔCE with e removed at every token, leave one out; nats per token. outcome `kl`: mean KL(clean ‖ ablated).
 
-    KL is ΔCE averaged over what the model itself expects instead of the one token that came: the same damage, with less noise. Gives score [L, E] and per_window: the mean of every window [N, L, E].
+    KL is ΔCE averaged over what the model itself expects instead of the one token that came: the same damage, with less noise.
+    Gives score [L, E] and per_window: the mean of every window [N, L, E].
     """
     tokens = setting.tokens(setting.chosen(windows))
     anatomy = setting.anatomy

@@ -17,10 +17,11 @@ from criteria.experiment import REMOVAL
 from criteria.registry import resolve
 from criteria.setting import Setting
 from criteria.statistics import Array
-from experts.ablation import Mode, ablated
-from experts.effects import Instrument, Scope
+from experts.ablation import ablated
+from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.memory import in_chunks
+from experts.modes import Mode, Scope
 
 Marks = NDArray[np.bool_]
 

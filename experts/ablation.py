@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -10,22 +9,10 @@ from torch import Tensor, nn
 
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError
+from experts.modes import Mode
 from experts.plan import Plan
 from experts.routing import routing_without, small_router
 from experts.seam import Forward, intercepted
-
-
-class Mode(StrEnum):
-    """What "removed" means for a token whose expert e is taken away (METHODS 1.3)."""
-
-    ZERO = "zero"
-    """g_e := 0, the other gate weights unchanged (arXiv 2606.10703, 2606.03780)."""
-    RENORMALIZE = "renormalize"
-    """g_e := 0, the remaining gate weights rescaled to the same sum (CEI, arXiv 2604.14246)."""
-    REROUTE = "reroute"
-    """The router cannot choose e; the next expert enters. What pruning does."""
-    MEAN = "mean"
-    """e's output is replaced by its mean output (MoNE, arXiv 2507.00390)."""
 
 
 @contextmanager

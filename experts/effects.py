@@ -4,39 +4,25 @@ Every fast path is compared with plain replay on a few cells of the model at han
 other than masked attention, say), plain replay takes its place, and `notes` says so.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from experts.ablation import Mode, ablated
+from experts.ablation import ablated
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError, one_line
 from experts.memory import chunk_size, in_chunks, is_out_of_memory
+from experts.modes import Mode, Scope
 from experts.outcome import row_outcomes
 from experts.packing import packed
 from experts.stream import Clean, entered, look
 
-Experts = Mapping[int, Sequence[int]]
-"""A group of experts that is removed together: layer position -> expert ids."""
-
 # Largest disagreement with replay that is rounding: nats. In half precision two orders of summation differ by that much.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 MOST_ROWS = {"cpu": 512, "cuda": 8192}  # beyond that a chunk is not faster
-
-
-class Scope(StrEnum):
-    """Where an expert is removed, and what is read."""
-
-    POSITION = "position"
-    """At position t only; the next token at t is read."""
-    SEQUENCE = "sequence"
-    """At every position of the window; the next token at each t is read."""
-    CORPUS = "corpus"
-    """At every token; the mean over the window is read."""
 
 
 @dataclass

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experts.ablation import Mode, ablated
+from experts.ablation import ablated
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError
+from experts.modes import Mode
 from experts.outcome import row_outcomes
 from experts.seam import replaced
 from experts.stream import Clean, decoder_layers, entered

@@ -6,16 +6,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from experts.errors import ExciseError
+from experts.modes import Mode, Scope
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
 ))  # fmt: skip
+
+
+class Dtype(StrEnum):
+    """Precisions a model can be loaded in."""
+
+    AUTO, FLOAT32, BFLOAT16, FLOAT16 = "auto", "float32", "bfloat16", "float16"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")]
@@ -52,6 +61,48 @@ def prune(
         _show_run(outcome.result, as_json)
         _notes(outcome.result["notes"], quiet)
         return 3 if outcome.stopped else 0
+
+    _guarded(work, quiet, debug)
+
+
+@app.command()
+def effects(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")],
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start, no special tokens added.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table: NAME.parquet or NAME.csv.")],
+    window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 256,
+    sequences: Annotated[int, typer.Option("--sequences", help="Windows; 0 = all of the text.")] = 0,
+    layers: Annotated[str | None, typer.Option("--layers", help="Decoder layers like 0,2,5 or 0-5; default: all with experts.")] = None,
+    experts: Annotated[
+        str | None, typer.Option("--experts", help="Expert ids like 0,2,5; default: all (in corpus), all active ones.")
+    ] = None,
+    scope: Annotated[
+        Scope, typer.Option("--scope", help="Removed at one position, in the sequence, or in the corpus (means).")
+    ] = Scope.POSITION,
+    mode: Annotated[Mode, typer.Option("--mode", help="What removal means.")] = Mode.ZERO,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")] = Dtype.AUTO,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure what removing each expert costs: the raw table, one row per intervention. An interrupted run resumes."""
+
+    def work() -> int:
+        from prune.layout import lay_out
+        from prune.locate import model_folder
+        from prune.request import Request, numbers
+        from prune.shards import open_checkpoint
+
+        chosen = numbers("--layers", layers), numbers("--experts", experts)
+        request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force)
+        request.check(lay_out(open_checkpoint(model_folder(model))).shape)  # refused before torch is loaded
+        with _waiting("loading libraries", quiet):
+            from prune.effects import run
+        done = run(request)
+        _print_json(done) if as_json else _show_effects(done)
+        return 0
 
     _guarded(work, quiet, debug)
 
@@ -179,6 +230,12 @@ def _show_run(result: dict[str, Any], as_json: bool) -> None:
     print("ΔCE: rise of the held-out loss, nats per token, smaller is better. p: chance does as well.")
     print(f"checkpoint: {result['checkpoint'] or 'none, the recipe stops on this verdict'}")
     print(f"report:     {result['run']}/report.md")
+
+
+def _show_effects(done: dict[str, Any]) -> None:
+    each = f", {1000 * done['seconds'] / done['rows_now']:.2f} ms per row" if done["rows_now"] else ""
+    print(f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}")
+    print(f"mean ΔCE {done['mean_delta']:+.6f}, mean KL {done['mean_kl']:.6f} nats per row")
 
 
 def _show_model(found: dict[str, Any]) -> None:

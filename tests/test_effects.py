@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from experts import effects
-from experts.ablation import Mode, ablated, restricted
+from experts.ablation import ablated, restricted
 from experts.anatomy import Anatomy, dissect
-from experts.effects import Instrument, Scope
+from experts.effects import Instrument
 from experts.errors import ExciseError
+from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.seam import intercepted
 from tests import tiny

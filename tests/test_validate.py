@@ -12,6 +12,7 @@ from scipy import stats
 from criteria.budget import Shape
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
+from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.plan import Plan
 from tests import tiny
@@ -55,7 +56,7 @@ def test_padding_does_not_count(anatomy: Anatomy) -> None:
 def test_rig_passes(family: str) -> None:
     found = dissect(tiny.build(family))
     checks = rig.check_rig(found, windows(), uniform_plan(found.indices))
-    assert [check.name[0] for check in checks] == ["1", "2", "3", "6"]
+    assert [check.name[0] for check in checks] == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_rig_check_1_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +76,34 @@ def test_rig_check_3_can_fail() -> None:
     with torch.no_grad():
         model.lm_head.weight.zero_()
     assert not rig.check_unique(dissect(model), windows(1)).passed
+
+
+def test_rig_check_4_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instrument that removes an expert everywhere, or never."""
+    everywhere = Instrument.everywhere
+    monkeypatch.setattr(
+        Instrument, "everywhere", lambda self, clean, removed: everywhere(self, clean, {k: v.any(0) for k, v in removed.items()})
+    )
+    check = rig.check_local(anatomy, windows(1))
+    assert not check.passed
+    assert not check.evidence.startswith("0 losses")
+    monkeypatch.setattr(
+        Instrument, "everywhere", lambda self, clean, removed: everywhere(self, clean, {k: v & False for k, v in removed.items()})
+    )
+    check = rig.check_local(anatomy, windows(1))
+    assert not check.passed
+    assert check.evidence.startswith("0 losses of 6 cells moved that must not, 0 of 3")
+
+
+def test_rig_check_5_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instrument that removes the wrong expert sees an effect where there is none."""
+    everywhere = Instrument.everywhere
+    monkeypatch.setattr(Instrument, "everywhere", lambda self, clean, removed: everywhere(self, clean, {k: ~v for k, v in removed.items()}))
+    before = tiny.logits(anatomy.model)
+    check = rig.check_planted(anatomy, windows(1))
+    assert not check.passed
+    assert not check.evidence.startswith("0 losses")
+    assert torch.equal(tiny.logits(anatomy.model), before), "the planted expert was not written back"
 
 
 def test_rig_check_6_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:

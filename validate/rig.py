@@ -1,10 +1,13 @@
 """Checks of the instrument, before any data (METHODS 3). A failed check stops the run and says which.
 
-1 own per-token loss averages to the model's own loss; 2 a lifted restriction leaves the loss bit-equal; 3 losses differ across
-positions; 6 restricted = cut, bit-equal, block by block here, and the reloaded checkpoint after the export.
+1 own per-token loss averages to the model's own loss; 2 lifted interventions leave the loss bit-equal; 3 losses differ across
+positions; 4 an effect is exactly 0 at earlier positions, and where the removed expert is not active; 5 a planted expert that computes
+nothing has effect 0 everywhere; 6 restricted = cut, bit-equal, block by block here, and the reloaded checkpoint after the export.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from criteria.text import Windows
-from experts.ablation import restricted
+from experts.ablation import ablated, restricted
 from experts.anatomy import Anatomy, MoELayer
+from experts.effects import Instrument
 from experts.errors import ExciseError
+from experts.modes import Mode, Scope
 from experts.outcome import token_losses
 from experts.plan import Plan
+from experts.seam import Forward, intercepted
 from experts.surgery import cut_layer
 from validate.loss import window_losses
+
+LOCAL = 32  # tokens on which single effects are checked
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ def check_rig(anatomy: Anatomy, windows: Windows, plan: Plan) -> list[Check]:
         check_own_loss(anatomy, first),
         check_lifted(anatomy, first, plan),
         check_unique(anatomy, first),
+        check_local(anatomy, first),
+        check_planted(anatomy, first),
         check_restricted_is_cut(anatomy, first, plan),
     ]
     require(checks)
@@ -65,16 +75,17 @@ def check_own_loss(anatomy: Anatomy, first: Windows) -> Check:
 
 
 def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
-    """The loss after a restriction is lifted is the loss before it, bit by bit."""
+    """The loss after a restriction and after an ablation in every mode is the loss before, bit by bit."""
     before = window_losses(anatomy.model, first)[0]
     with restricted(anatomy, plan):
         inside = window_losses(anatomy.model, first)[0]
+    means = torch.zeros(len(anatomy.layers), anatomy.experts, 1, device=next(anatomy.model.parameters()).device)
+    for mode in Mode:
+        with suppress(ExciseError), ablated(anatomy, {0: _marks(anatomy, 0)}, mode, means):  # not every router can do without one expert
+            window_losses(anatomy.model, first)
     after = window_losses(anatomy.model, first)[0]
-    return Check(
-        "2 lifted restriction = baseline",
-        bool(before == after),
-        f"before {before:.17g}, restricted {inside:.17g}, after {after:.17g}",
-    )
+    evidence = f"before {before:.17g}, restricted {inside:.17g}, after {after:.17g}"
+    return Check("2 lifted intervention = baseline", bool(before == after), evidence)
 
 
 @torch.no_grad()
@@ -84,6 +95,49 @@ def check_unique(anatomy: Anatomy, first: Windows) -> Check:
     losses = token_losses(anatomy.model(input_ids=tokens, use_cache=False).logits, tokens).flatten()
     share = len(torch.unique(losses)) / len(losses)
     return Check("3 losses differ across positions", share > 0.5, f"{share:.0%} of {len(losses)} losses are unique, more than 50 % needed")
+
+
+@torch.no_grad()
+def check_local(anatomy: Anatomy, first: Windows) -> Check:
+    """Removal at one position (mode zero) of an active and of an inactive expert, in the lowest, middle and highest MoE layer.
+
+    Exactly 0 before the position; exactly 0 everywhere for the inactive one; not 0 for at least one active one.
+    """
+    instrument, tokens = Instrument(anatomy, probabilities=False), _tokens(anatomy, first)[:, :LOCAL]
+    where, wrong, moved = tokens.shape[1] // 2, 0, 0
+    with intercepted(anatomy, _token_by_token):
+        clean = instrument.look(tokens, Scope.SEQUENCE)
+        cells = [(layer, active) for layer in _some_layers(anatomy) for active in (True, False)]
+        for layer, active in cells:
+            chosen = clean.index[layer][0, where]
+            inactive = next((e for e in range(anatomy.experts) if e not in chosen), None)
+            expert = int(chosen[0]) if active else inactive
+            if expert is not None:
+                gone = torch.zeros(tokens.shape[1], anatomy.experts, dtype=torch.bool, device=tokens.device)
+                gone[where, expert] = True
+                delta = instrument.everywhere(clean, {layer: gone})[0][0]
+                wrong += int((delta[:where] if active else delta).count_nonzero())
+                moved += int(active and bool(delta[where:].any()))
+    evidence = (
+        f"{wrong} losses of {len(cells)} cells moved that must not, {moved} of {len(cells) // 2} removals of an active expert did something"
+    )
+    return Check("4 effects only where they can be", wrong == 0 and moved > 0, evidence)
+
+
+@torch.no_grad()
+def check_planted(anatomy: Anatomy, first: Windows) -> Check:
+    """The most used expert of a layer is overwritten with zeros: its removal (mode zero) then moves no loss; before, it moved some."""
+    instrument, tokens = Instrument(anatomy, probabilities=False), _tokens(anatomy, first)[:, :LOCAL]
+    alive, dead = 0, 0
+    for layer in _some_layers(anatomy):
+        clean = instrument.look(tokens, Scope.SEQUENCE)
+        expert = int(torch.bincount(clean.index[layer].flatten()).argmax())
+        removed = {layer: _marks(anatomy, expert)}
+        alive += int(instrument.everywhere(clean, removed)[0].count_nonzero())
+        with _emptied(anatomy.layers[layer], expert):
+            dead += int(instrument.everywhere(instrument.look(tokens, Scope.SEQUENCE), removed)[0].count_nonzero())
+    evidence = f"{dead} losses moved by removing an empty expert, {alive} when it was not empty"
+    return Check("5 a planted expert has no effect", dead == 0 and alive > 0, evidence)
 
 
 @torch.no_grad()
@@ -112,6 +166,34 @@ def check_reloaded(expected: Tensor, found: Tensor) -> Check:
     same = torch.equal(expected, found)
     gap = float((expected.double() - found.double()).abs().max()) if expected.shape == found.shape else float("nan")
     return Check("6 restricted = reloaded", same, "logits bit-equal" if same else f"logits differ by up to {gap:g}")
+
+
+def _marks(anatomy: Anatomy, expert: int) -> Tensor:
+    marks = torch.zeros(anatomy.experts, dtype=torch.bool, device=next(anatomy.model.parameters()).device)
+    marks[expert] = True
+    return marks
+
+
+def _some_layers(anatomy: Anatomy) -> list[int]:
+    return sorted({0, len(anatomy.layers) // 2, len(anatomy.layers) - 1})
+
+
+def _token_by_token(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
+    """Grouped kernels round by the size of a group, so a token that is edited would move the last bit of others."""
+    return torch.cat([run(hidden[i : i + 1], index[i : i + 1], weight[i : i + 1]) for i in range(len(hidden))])
+
+
+@contextmanager
+def _emptied(layer: MoELayer, expert: int) -> Iterator[None]:
+    """All parameters of an expert are 0, so its output is; written back bit by bit."""
+    before = [(parameter, parameter[expert].clone()) for parameter in layer.experts.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter[expert] = 0
+        yield
+    finally:
+        for parameter, values in before:
+            parameter[expert] = values
 
 
 def _tokens(anatomy: Anatomy, windows: Windows) -> Tensor:

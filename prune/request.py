@@ -1,0 +1,60 @@
+"""What `excise effects` is asked for, and what of it can be refused before anything is loaded. No torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from criteria.budget import Shape
+from experts.errors import ExciseError
+from experts.modes import Mode, Scope
+
+
+@dataclass(frozen=True)
+class Request:
+    """window: tokens; sequences: windows, 0 = all the text has; layers: decoder layers, none = all with experts; experts: none = all."""
+
+    model: str
+    text: Path
+    output: Path
+    window: int = 256
+    sequences: int = 0
+    layers: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
+    scope: Scope = Scope.POSITION
+    mode: Mode = Mode.ZERO
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    force: bool = False
+
+    def check(self, shape: Shape) -> tuple[int, ...]:
+        """Positions of the layers among the MoE layers. Raises ExciseError for whatever cannot be measured."""
+        if self.output.suffix not in (".parquet", ".csv"):
+            raise ExciseError(f"{self.output}: the name of the table must end in .parquet or .csv")
+        if self.output.exists() and not self.force:
+            raise ExciseError(f"{self.output}: exists; choose another --output, or --force to replace it")
+        if self.window < 2:
+            raise ExciseError(f"--window is {self.window}: an effect needs a token and the one that follows it")
+        if self.sequences < 0:
+            raise ExciseError(f"--sequences is {self.sequences}; it is a number of windows, 0 = all of the text")
+        for layer in self.layers:
+            if layer not in shape.layers:
+                raise ExciseError(f"--layers: layer {layer} is dense or absent; the layers with experts are {_listed(shape.layers)}")
+        for expert in self.experts:
+            if not 0 <= expert < shape.experts:
+                raise ExciseError(f"--experts: expert {expert} is out of range; a layer has experts 0 to {shape.experts - 1}")
+        return tuple(sorted({shape.layers.index(layer) for layer in self.layers or shape.layers}))
+
+
+def numbers(option: str, text: str | None) -> tuple[int, ...]:
+    """The numbers of a list like 0,2,5 or a range like 0-5."""
+    found: list[int] = []
+    for part in filter(None, (text or "").split(",")):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ExciseError(f"{option} {text}: expected numbers like 0,2,5 or 0-5, got {part!r}")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    whole = tuple(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]} to {layers[-1]}" if layers == whole and len(layers) > 2 else ", ".join(map(str, layers))

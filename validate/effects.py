@@ -1,0 +1,151 @@
+"""The raw table of effects: one row per intervention, window by window (METHODS 1.3, 2)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experts.effects import Instrument
+from experts.memory import in_chunks
+from experts.modes import Scope
+from experts.stream import Clean
+
+COLUMNS = ("document", "position", "token", "layer", "expert", "gate_weight", "rank", "baseline_loss", "delta", "kl")
+Table = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Which removals are measured. layers: positions among the MoE layers; experts: None = all (active ones, where a token counts)."""
+
+    scope: Scope
+    layers: tuple[int, ...]
+    experts: tuple[int, ...] | None = None
+
+    def wanted(self, experts: Tensor) -> Tensor:
+        """Which of these expert ids are asked for (bool, same shape)."""
+        if self.experts is None:
+            return torch.ones_like(experts, dtype=torch.bool)
+        return torch.isin(experts, torch.tensor(self.experts, device=experts.device))
+
+
+def measure(instrument: Instrument, tokens: Tensor, numbers: Sequence[int], cells: Cells) -> Iterator[tuple[int, Table]]:
+    """The rows of the windows `numbers` of tokens [N, W], one (number, table) at a time.
+
+    Columns. document: number of the window; position: in the window, 0-based; token: its id; layer: decoder layer; gate_weight: applied;
+    rank: of the expert among the active ones, 0 = largest gate weight; baseline_loss: of the next token, nats; delta, kl: of the removal.
+    In scope corpus a row is the mean over a window: position, token and rank are empty, gate_weight is the mean where e is active.
+    """
+    size = 1 if cells.scope is Scope.POSITION else 8
+    found: list[tuple[int, Table]] = []
+
+    def work(start: int, stop: int) -> None:
+        part = list(numbers[start:stop])
+        tables = _tables(instrument, tokens[part], cells)
+        for number, table in zip(part, tables, strict=True):
+            found.append((number, {"document": np.full(len(table["delta"]), number), **table}))
+
+    for start in range(0, len(numbers), size):
+        chunk = numbers[start : start + size]
+        in_chunks(len(chunk), size, lambda a, b, start=start: work(start + a, start + b), "window")  # type: ignore[misc]
+        yield from found
+        found.clear()
+
+
+def _tables(instrument: Instrument, tokens: Tensor, cells: Cells) -> list[Table]:
+    clean = instrument.look(tokens, cells.scope)
+    of_scope = {Scope.POSITION: _position, Scope.SEQUENCE: _sequence, Scope.CORPUS: _corpus}[cells.scope]
+    parts = [of_scope(instrument, clean, layer, cells) for layer in cells.layers]
+    return [_joined([part[window] for part in parts]) for window in range(len(tokens))]
+
+
+def _joined(parts: list[Table]) -> Table:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _position(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> list[Table]:
+    """One window: every position that has a next token, every active expert that is asked for."""
+    active = _Active(clean, layer, 0, cells)
+    marks = torch.nn.functional.one_hot(active.expert, instrument.anatomy.experts).bool()
+    delta, divergence = instrument.at_positions(clean, active.position, {layer: marks})
+    return [active.table(instrument.anatomy.indices[layer], delta, divergence)]
+
+
+def _sequence(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> list[Table]:
+    """Each expert removed at every position, read wherever it is active."""
+    windows = [_Active(clean, layer, number, cells) for number in range(len(clean.tokens))]
+    measured = torch.unique(torch.cat([active.expert for active in windows]))
+    shape = (len(measured), *clean.losses.shape)
+    delta, divergence = (torch.empty(shape, dtype=torch.float64, device=clean.tokens.device) for _ in range(2))
+    for row, expert in enumerate(measured):
+        delta[row], divergence[row] = instrument.everywhere(clean, {layer: _mark(int(expert), instrument)})
+    found = []
+    for number, active in enumerate(windows):
+        which = torch.searchsorted(measured, active.expert)
+        at = (which, torch.full_like(which, number), active.position)
+        found.append(active.table(instrument.anatomy.indices[layer], delta[at], divergence[at]))
+    return found
+
+
+def _corpus(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> list[Table]:
+    """Each expert removed at every token; means over the window."""
+    device = clean.tokens.device
+    experts = torch.arange(instrument.anatomy.experts, device=device)
+    experts = experts[cells.wanted(experts)]
+    both = [instrument.everywhere(clean, {layer: _mark(int(expert), instrument)}) for expert in experts]
+    found = []
+    for number in range(len(clean.tokens)):
+        index, weight = clean.index[layer][number], clean.weight[layer][number].double()
+        hits = index[..., None] == experts  # [W, k, experts]
+        count = hits.sum(dim=(0, 1))
+        gate = torch.where(count > 0, (weight[..., None] * hits).sum(dim=(0, 1)) / count.clamp(min=1), torch.nan)
+        nothing = np.full(len(experts), -1)
+        found.append(
+            {
+                "position": nothing,
+                "token": nothing,
+                "layer": np.full(len(experts), instrument.anatomy.indices[layer]),
+                "expert": experts.cpu().numpy(),
+                "gate_weight": gate.cpu().numpy(),
+                "rank": nothing,
+                "baseline_loss": np.full(len(experts), float(clean.losses[number].mean())),
+                "delta": np.array([float(delta[number].mean()) for delta, _ in both]),
+                "kl": np.array([float(divergence[number].mean()) for _, divergence in both]),
+            }
+        )
+    return found
+
+
+def _mark(expert: int, instrument: Instrument) -> Tensor:
+    marks = torch.zeros(instrument.anatomy.experts, dtype=torch.bool, device=next(instrument.anatomy.model.parameters()).device)
+    marks[expert] = True
+    return marks
+
+
+class _Active:
+    """The active experts of one window at one layer, one entry per (position, expert): position, expert, weight, rank [R]."""
+
+    def __init__(self, clean: Clean, layer: int, window: int, cells: Cells) -> None:
+        index, weight = clean.index[layer][window, :-1], clean.weight[layer][window, :-1]
+        order = torch.argsort(weight, dim=1, descending=True, stable=True)  # routers need not sort their choice
+        index, weight = index.gather(1, order), weight.gather(1, order)
+        self.position, self.rank = torch.nonzero(cells.wanted(index), as_tuple=True)
+        self.expert, self.weight = index[self.position, self.rank], weight[self.position, self.rank]
+        self.token, self.baseline = clean.tokens[window, self.position], clean.losses[window, self.position]
+
+    def table(self, layer: int, delta: Tensor, divergence: Tensor) -> Table:
+        tensors = {
+            "position": self.position,
+            "token": self.token,
+            "layer": torch.full_like(self.position, layer),
+            "expert": self.expert,
+            "gate_weight": self.weight.double(),
+            "rank": self.rank,
+            "baseline_loss": self.baseline,
+            "delta": delta,
+            "kl": divergence,
+        }
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}

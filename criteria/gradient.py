@@ -41,7 +41,8 @@ def first_order(setting: Setting, windows: int) -> dict[str, Array]:
 def integrated(setting: Setting, steps: int, windows: int) -> dict[str, Array]:
     """Integrated gradient: −∫ ∂L/∂α_e dα along the straight path of all α together from 1 to 0, midpoint rule with `steps` points [L, E].
 
-    Complete: Σ over all experts = L(α = 0) − L(α = 1), as steps grow. arXiv 1703.01365.
+    Complete: Σ over all experts = L(α = 0) − L(α = 1), as steps grow, but for the jumps where a token changes its experts on the way,
+    which no gradient sees. arXiv 1703.01365.
     """
     sums = _zeros(setting)
 

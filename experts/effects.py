@@ -101,7 +101,7 @@ class Instrument:
         since: the lowest layer position where `removed` differs from what `clean` was looked at with; without it, its lowest layer.
         """
         at = self.anatomy.layers[min(removed) if since is None else since].index
-        inside = entered(self.anatomy, at, clean.streams[at]) if self.enters else nullcontext()
+        inside = entered(self.anatomy, clean, at) if self.enters else nullcontext()
         losses, divergences = self._whole(clean, removed, inside)
         return losses - clean.losses, divergences
 
@@ -159,7 +159,7 @@ class Instrument:
                     yield float(loss[0]), float(self.replay_position(clean, t, {layer: marks})[0])
                 else:
                     at = self.anatomy.layers[layer].index
-                    fast, _ = self._whole(clean, {layer: marks}, entered(self.anatomy, at, clean.streams[at]))
+                    fast, _ = self._whole(clean, {layer: marks}, entered(self.anatomy, clean, at))
                     plain, _ = self._whole(clean, {layer: marks})
                     yield from zip(fast[0].tolist(), plain[0].tolist(), strict=True)
                     break

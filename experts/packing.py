@@ -2,7 +2,7 @@
 
 Attention is causal, so an intervention at position t changes nothing before t, and only the prediction at t is read. A row is token t once
 more, at its own position, with a 4-D mask through which it sees the clean positions < t and itself, not the other rows. It enters at the
-decoder layer where it differs from the clean token. The clean positions are not computed again: their keys and values are read from the
+experts where it differs from the clean token. The clean positions are not computed again: their keys and values are read from the
 first forward.
 """
 
@@ -35,7 +35,7 @@ def packed(
     at = anatomy.layers[min(removed)].index
     tokens = clean.tokens[0]
     with ExitStack() as stack:
-        stack.enter_context(entered(anatomy, at, clean.streams[at][:, position]))
+        stack.enter_context(entered(anatomy, clean, at, position))
         stack.enter_context(_masked(anatomy, clean, position, at))
         stack.enter_context(ablated(anatomy, removed, mode, means))
         logits = anatomy.model(
@@ -52,7 +52,7 @@ def _masked(anatomy: Anatomy, clean: Clean, position: Tensor, at: int) -> Iterat
 
     with ExitStack() as stack:
         for number, layer in enumerate(decoder_layers(anatomy)):
-            if number >= at:
+            if number > at:  # in the layer itself attention does not run again
                 before = clean.masks[number]
                 if id(before) not in made:
                     made[id(before)] = row_mask(before, position, clean.tokens.shape[1], clean.streams[at].dtype)

@@ -1,12 +1,12 @@
-"""The residual stream between decoder layers: look at it once, and enter a later forward at the layer where something changes.
+"""The residual stream between decoder layers: look at it once, and enter a later forward where something changes.
 
 Layers below an intervention compute what they computed before. A later run therefore skips them: the first decoder layer hands out the
-hidden state that is known to enter layer d, and the others up to d pass it on. Embeddings, rotary positions, masks and everything that a
-model does to them stay the model's own.
+hidden state that is known to enter layer d, and the others up to d pass it on. In layer d itself whatever runs before the experts (norms,
+attention) hands out what it gave before. Embeddings, rotary positions, masks, residual sums and everything after stay the model's own.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,14 +58,16 @@ class Clean:
     """One plain forward of windows, with what later runs need of it. B windows of W tokens; V = vocabulary.
 
     tokens: [B, W]; losses: of the next token [B, W − 1] float64; log_probabilities: [B, W, V]; streams: hidden state entering each
-    decoder layer that holds experts {decoder layer: [B, W, H]}; masks: what each decoder layer got as attention mask; index, weight:
-    routing per MoE layer [B, W, k]; prefix: keys and values, if asked for.
+    decoder layer that holds experts {decoder layer: [B, W, H]}; before: what the layer's modules gave before its experts ran, {decoder
+    layer: {module: its outputs, call by call}}; masks: what each decoder layer got as attention mask; index, weight: routing per MoE
+    layer [B, W, k]; prefix: keys and values, if asked for.
     """
 
     tokens: Tensor
     losses: Tensor
     log_probabilities: Tensor | None
     streams: dict[int, Tensor] = field(default_factory=dict)
+    before: dict[int, dict[str, list[Any]]] = field(default_factory=dict)
     masks: dict[int, Tensor | None] = field(default_factory=dict)
     index: list[Tensor] = field(default_factory=list)
     weight: list[Tensor] = field(default_factory=list)
@@ -102,6 +104,8 @@ def look(anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probabilities: 
                     clean.streams[number] = args[0] if args else kwargs["hidden_states"]
 
             stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+        for moe in anatomy.layers:
+            stack.enter_context(_recorded(decoder_layers(anatomy)[moe.index], moe.block, clean.before.setdefault(moe.index, {})))
         stack.enter_context(intercepted(anatomy, route))
         cache = {"past_key_values": clean.prefix, "use_cache": True} if clean.prefix is not None else {"use_cache": False}
         logits = anatomy.model(input_ids=tokens, **cache).logits
@@ -113,13 +117,56 @@ def look(anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probabilities: 
 
 
 @contextmanager
-def entered(anatomy: Anatomy, at: int, hidden: Tensor) -> Iterator[None]:
-    """Inside the block a forward begins at decoder layer `at` with `hidden` [B, S, H]; the layers below are skipped."""
+def entered(anatomy: Anatomy, clean: Clean, at: int, position: Tensor | None = None) -> Iterator[None]:
+    """Inside the block one forward begins at the experts of decoder layer `at`: what comes before is known from `clean`.
+
+    position: which tokens of the window the forward is made of [R]; without it, all of them in their order.
+    """
+
+    def pick(output: Any) -> Any:
+        if isinstance(output, tuple):
+            return tuple(pick(part) for part in output)
+        whole = isinstance(output, Tensor) and output.shape[:2] == clean.tokens.shape
+        return output[:, position] if whole and position is not None else output
+
+    hidden = pick(clean.streams[at])
     with ExitStack() as stack:
-        for number, layer in enumerate(decoder_layers(anatomy)[:at]):
+        layers = decoder_layers(anatomy)
+        for number, layer in enumerate(layers[:at]):
 
             def skip(hidden_states: Tensor, *_: Any, number: int = number, **__: Any) -> Tensor:
                 return hidden if number == 0 else hidden_states
 
             stack.enter_context(replaced(layer, skip))
+        for name, outputs in clean.before[at].items():
+            child = layers[at].get_submodule(name)
+            stack.enter_context(replaced(child, _replay(child.forward, [pick(output) for output in outputs])))
         yield
+
+
+@contextmanager
+def _recorded(layer: nn.Module, block: nn.Module, outputs: dict[str, list[Any]]) -> Iterator[None]:
+    """Collects what the modules of a decoder layer give before its experts' block is entered."""
+    reached = False
+
+    def enter(_: nn.Module, __: Any) -> None:
+        nonlocal reached
+        reached = True
+
+    with ExitStack() as stack:
+        stack.callback(block.register_forward_pre_hook(enter).remove)
+        for name, child in layer.named_children():
+            if all(module is not block for module in child.modules()):
+
+                def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                    if not reached:
+                        outputs.setdefault(name, []).append(output)
+
+                stack.callback(child.register_forward_hook(note).remove)
+        yield
+
+
+def _replay(underneath: Callable[..., Any], outputs: list[Any]) -> Callable[..., Any]:
+    """A forward that hands out these outputs, one a call, and computes again after the last."""
+    left = list(reversed(outputs))
+    return lambda *args, **kwargs: left.pop() if left else underneath(*args, **kwargs)

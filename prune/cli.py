@@ -1,11 +1,10 @@
 """`excise`: parses, calls one function, prints. Results go to stdout, everything else to stderr."""
 
 import io
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ import typer
 
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
+from prune import show
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
@@ -58,9 +58,37 @@ def prune(
         with _waiting("loading libraries", quiet):
             from prune.run import Run
         outcome = Run(prepared).execute()
-        _show_run(outcome.result, as_json)
-        _notes(outcome.result["notes"], quiet)
+        show.verdicts(outcome.result, as_json)
+        show.notes(outcome.result["notes"], quiet)
         return 3 if outcome.stopped else 0
+
+    _guarded(work, quiet, debug)
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the comparison; default runs/<recipe>-compare.")] = None,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Put the criteria of a recipe head to head: same windows, several budgets, random plans; rank agreement with measured removals."""
+
+    def work() -> int:
+        from prune.locate import recipe_file
+        from prune.prepare import prepare
+        from prune.recipe import read_recipe
+
+        file = recipe_file(recipe)
+        prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
+        with _waiting("loading libraries", quiet):
+            from prune.compare import Comparison
+        result = Comparison(prepared).execute()
+        show.print_json(result) if as_json else show.comparison(result)
+        return 0
 
     _guarded(work, quiet, debug)
 
@@ -101,7 +129,7 @@ def effects(
         with _waiting("loading libraries", quiet):
             from prune.effects import run
         done = run(request)
-        _print_json(done) if as_json else _show_effects(done)
+        show.print_json(done) if as_json else show.effects(done)
         return 0
 
     _guarded(work, quiet, debug)
@@ -132,10 +160,10 @@ def export(
         layout = lay_out(open_checkpoint(model_folder(model)))
         written = write(layout, chosen, out, plan_card(model, layout, chosen), force, fingerprint(layout.checkpoint))
         if as_json:
-            _print_json({"checkpoint": str(out), "size": written.size, "removed": written.removed, "notes": written.notes})
+            show.print_json({"checkpoint": str(out), "size": written.size, "removed": written.removed, "notes": written.notes})
         else:
             print(f"{out}: {human(written.size)} of tensors, {human(written.removed)} removed")
-            _notes(written.notes, quiet)
+            show.notes(written.notes, quiet)
         return 0
 
     _guarded(work, quiet, debug)
@@ -151,7 +179,7 @@ def inspect(model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`
         from prune.remote import open_anywhere
 
         found = describe(lay_out(open_anywhere(model)))
-        _print_json(found) if as_json else _show_model(found)
+        show.print_json(found) if as_json else show.model(found)
         return 0
 
     _guarded(work, True, debug)
@@ -167,10 +195,10 @@ def criteria(as_json: Json = False, debug: Debug = False) -> None:
         columns = ("name", "formula", "needs", "cost", "source")
         listed = [{column: getattr(row, column) for column in columns} for row in CRITERIA.values()]
         if as_json:
-            _print_json(listed)
+            show.print_json(listed)
             return 0
         head = ("criterion", "score (higher = keep)", "needs", "cost", "source")
-        _table(head, [tuple(str(value) for value in row.values()) for row in listed])
+        show.table(head, [tuple(str(value) for value in row.values()) for row in listed])
         print("Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.")
         print("g: applied gate weight, f: expert output before it, n_e: tokens routed to e. cost: plain forwards, one pass for all rows.")
         return 0
@@ -218,65 +246,3 @@ def _waiting(what: str, quiet: bool) -> Any:
 
     console = Console(stderr=True)
     return nullcontext() if quiet or not console.is_terminal else console.status(what)
-
-
-def _show_run(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(result)
-        return
-    from prune.report import HEAD, rows
-
-    _table(HEAD, rows(result))
-    print("ΔCE: rise of the held-out loss, nats per token, smaller is better. p: chance does as well.")
-    print(f"checkpoint: {result['checkpoint'] or 'none, the recipe stops on this verdict'}")
-    print(f"report:     {result['run']}/report.md")
-
-
-def _show_effects(done: dict[str, Any]) -> None:
-    each = f", {1000 * done['seconds'] / done['rows_now']:.2f} ms per row" if done["rows_now"] else ""
-    print(f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}")
-    print(f"mean ΔCE {done['mean_delta']:+.6f}, mean KL {done['mean_kl']:.6f} nats per row")
-
-
-def _show_model(found: dict[str, Any]) -> None:
-    from prune.report import human
-
-    groups = "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
-    inside, elsewhere = found["parameters"]["experts"], found["parameters"]["elsewhere"]
-    lines = [
-        ("family", found["family"]),
-        ("MoE layers", f"{found['moe_layers']} (decoder layers {found['layers'][0]}..{found['layers'][-1]})"),
-        ("experts per layer", f"{found['experts']}, top-{found['top_k']}"),
-        ("router groups", groups),
-        ("shared experts", str(found["shared_experts"])),
-        ("parameters", f"{inside:,} in experts, {elsewhere:,} elsewhere ({inside / (inside + elsewhere):.1%} in experts)"),
-        ("size on disk", f"{human(found['size'])} ({', '.join(found['dtypes'])})"),
-    ]
-    if found["multi_token_prediction_tensors"]:
-        lines.append(("multi-token head", f"{found['multi_token_prediction_tensors']} tensors, dropped by an export"))
-    for saving in found["savings"]:
-        outcome = saving.get("impossible") or f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"
-        lines.append((f"pruned by {saving['fraction']:.0%}", outcome))
-    width = max(len(name) for name, _ in lines)
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*head)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    # A pipe has no width: lines are then as long as the table needs.
-    (console if console.is_terminal else Console(width=200)).print(table)
-
-
-def _notes(notes: Iterable[str], quiet: bool) -> None:
-    for note in () if quiet else notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))

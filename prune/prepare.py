@@ -1,10 +1,11 @@
 """Everything about a recipe that can be refused in a second: criteria, model files, budget, output. No torch."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from criteria.budget import Budget, Scope, Shape
+from criteria.budget import Budget, Scope, Shape, from_fraction
 from criteria.registry import DOMAINS, Criterion, resolve
 from experts.errors import ExciseError
 from prune.budget import budget_of
@@ -18,7 +19,7 @@ from prune.stages import RunFolder
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe that holds together. budgets: per scope to be tested; the recipe's own scope comes first."""
+    """A recipe that holds together. budgets: per scope to be tested, the recipe's own scope first; compared: those of `excise compare`."""
 
     recipe: Recipe
     criteria: tuple[Criterion, ...]
@@ -28,6 +29,7 @@ class Prepared:
     fingerprint: str
     folder: RunFolder
     force: bool
+    compared: tuple[Budget, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -52,7 +54,17 @@ def prepare(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
     # Scope global also tests scope layer, so that the table can show both.
     scopes: list[Scope] = ["global", "layer"] if recipe.prune.scope == "global" else ["layer"]
     budgets = {scope: budget_of(recipe.prune, layout, scope) for scope in scopes}
-    return Prepared(recipe, criteria, source, layout, budgets, fingerprint(layout.checkpoint), RunFolder(folder, force), force)
+    compared = tuple(_compared(recipe, layout))
+    return Prepared(recipe, criteria, source, layout, budgets, fingerprint(layout.checkpoint), RunFolder(folder, force), force, compared)
+
+
+def _compared(recipe: Recipe, layout: Layout) -> Iterator[Budget]:
+    for scope in recipe.compare.scopes or (recipe.prune.scope,):
+        floor = recipe.prune.floor if scope == "global" else None
+        for fraction in recipe.compare.fractions:
+            yield from_fraction(layout.shape, fraction, scope, floor)
+        if not recipe.compare.fractions:
+            yield budget_of(recipe.prune, layout, scope)
 
 
 def default_output(recipe_name: str, recipe: Recipe) -> Path:

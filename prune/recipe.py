@@ -72,6 +72,13 @@ class Validate(Text):
     )
 
 
+class Compare(Part):
+    """What `excise compare` puts side by side; every criterion of the recipe at each of these budgets."""
+
+    fractions: tuple[float, ...] = Field(default=(), description="shares of experts to remove, in (0, 1); none = the budget of `prune`")
+    scopes: tuple[Literal["layer", "global"], ...] = Field(default=(), description="none = the scope of `prune`")
+
+
 class Recipe(Part):
     """One run: calibrate, rank, test, prune, write."""
 
@@ -82,6 +89,7 @@ class Recipe(Part):
     criteria: tuple[str, ...] = Field(default=("reap",), min_length=1, description="the first one prunes, the others are tested beside it")
     prune: Prune
     validation: Validate = Field(alias="validate", description="the test against random plans")
+    compare: Compare = Field(default=Compare(), description="budgets of `excise compare`")
 
     @field_validator("criteria", mode="before")
     @classmethod
@@ -159,7 +167,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _known_keys(path: list[str]) -> list[str]:
-    tables: dict[str, type[BaseModel]] = {"calibration": Text, "prune": Prune, "validate": Validate, "data": Source}
+    tables: dict[str, type[BaseModel]] = {"calibration": Text, "prune": Prune, "validate": Validate, "data": Source, "compare": Compare}
     table = next((tables[key] for key in reversed(path) if key in tables), Recipe)
     return [field.alias or name for name, field in table.model_fields.items()]
 

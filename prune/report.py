@@ -26,6 +26,40 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+COMPARISON_HEAD = ("scope", "fraction", "criterion", "ΔCE", "ΔCE random (mean ± sd)", "ΔCE reversed", "p", "verdict")
+AGREEMENT_HEAD = ("rank agreement", "mean")
+
+
+def comparison_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per criterion and budget, best first within a budget."""
+    plans = result["plans"]
+    budgets = list(dict.fromkeys((plan["scope"], plan["fraction"]) for plan in plans))
+    ordered = sorted(plans, key=lambda plan: (budgets.index((plan["scope"], plan["fraction"])), plan["delta"]))
+    return [
+        (
+            plan["scope"],
+            f"{plan['fraction']:g}",
+            plan["criterion"],
+            f"{plan['delta']:+.4f}",
+            f"{plan['random']['mean']:+.4f} ± {plan['random']['sd']:.4f}",
+            f"{plan['reversed_delta']:+.4f}",
+            f"{plan['p']:.3f}",
+            plan["verdict"],
+        )
+        for plan in ordered
+    ]
+
+
+def agreement_rows(agreement: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per criterion: mean Spearman over the layers that have one, then layer by layer."""
+    found = []
+    for criterion, layers in agreement["spearman"].items():
+        there = [value for value in layers if value is not None]
+        mean = sum(there) / len(there) if there else None
+        found.append((criterion, *(signed(value, 2) for value in (mean, *layers))))
+    return sorted(found, key=lambda row: row[1], reverse=True)
+
+
 def sizes(result: dict[str, Any], plan: dict[str, Any]) -> str:
     """Bytes of all tensors before and after; experts of one layer weigh the same, so other plans of the same total are alike."""
     before, removed = result["size"]["before"], result["size"]["removed"]

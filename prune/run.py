@@ -30,6 +30,7 @@ from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
 from prune.stages import environment, key_of, write_json, write_text
+from validate.agreement import agreement
 from validate.null import Contest, against_random, random_plans
 from validate.rig import check_reloaded, check_rig, last_logits, require
 from validate.rows import Evaluator
@@ -73,7 +74,7 @@ class Run:
     def validate(self, statistics: Statistics, table: list[Scores]) -> dict[str, Any]:
         """Every criterion's plan, its reverse and the random plans on held-out text; the rig is checked first."""
         settings = self.recipe.validation
-        key = key_of("rows", self.fingerprint, self.recipe.dtype, self.materials.validation.hash, settings.batch)
+        key = row_key(self.materials)
         plan = select(table[0], self.plan_budget, self.shape)
         # The scores themselves: a user's criterion can change behind an unchanged name.
         inputs = [scores.digest for scores in table], self.recipe.model_dump(mode="json"), self.materials.calibration.hash
@@ -93,6 +94,7 @@ class Run:
             "shared_documents": _shared(self.materials.calibration, self.materials.validation),
             "model": {"name": self.recipe.model, "fingerprint": self.fingerprint},
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
+            "agreement": agreement(table),
             "without_data": int(statistics.unreached.sum()),
             "protected": int(table[0].protected.sum()),
         }
@@ -194,6 +196,12 @@ class Run:
                     )
         write_text(path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         write_json(self.folder.path / "environment.json", environment())
+
+
+def row_key(materials: Materials) -> str:
+    """Identity of the raw rows: model, precision, text."""
+    recipe = materials.recipe
+    return key_of("rows", materials.fingerprint, recipe.dtype, materials.validation.hash, recipe.validation.batch)
 
 
 def _shared(calibration: Windows, validation: Windows) -> int:

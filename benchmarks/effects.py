@@ -1,0 +1,155 @@
+"""Fast effects against plain ways of measuring the same: seconds, ratios of interleaved pairs, and the agreement of the numbers.
+
+    python -m benchmarks.effects [--layers 8 --experts 16 --hidden 256 --inner 128 --window 256 --rounds 3 --dtype float32 --model demo]
+
+position: every active expert of every position and layer of a window as packed rows, against one whole forward per intervention (a sample
+of them is timed). corpus: removals of experts of every layer from 8 windows, prefix-cached, against whole forwards.
+Model: a random OLMoE, or --model, a local checkpoint or `demo`.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+
+
+def build(options: argparse.Namespace) -> Any:
+    from experts.anatomy import dissect, load
+    from prune.locate import model_folder
+
+    if options.model:
+        return dissect(load(model_folder(options.model), options.dtype))
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    torch.manual_seed(0)
+    config = OlmoeConfig(
+        vocab_size=4096,
+        hidden_size=options.hidden,
+        intermediate_size=options.inner,
+        num_hidden_layers=options.layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        num_experts=options.experts,
+        num_experts_per_tok=options.top_k,
+        pad_token_id=None,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return dissect(OlmoeForCausalLM(config).to(getattr(torch, options.dtype), non_blocking=False).to(device).eval())
+
+
+def clock(work: Any) -> tuple[float, Any]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    found = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, found
+
+
+def cells_of(clean: Any, experts: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every position that has a next token × every active expert: positions [R], marks [R, E]."""
+    index = clean.index[layer][0, :-1]
+    where = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
+    return where, torch.nn.functional.one_hot(index.reshape(-1), experts).bool()
+
+
+def position(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode: Any) -> dict[str, Any]:
+    from experts.effects import Instrument
+    from experts.modes import Scope
+
+    instrument = Instrument(anatomy, mode)
+    instrument.check(tokens, Scope.POSITION)
+    pick, ratios, packed_each, plain_each, gaps = torch.Generator().manual_seed(0), [], [], [], []
+    for _ in range(options.rounds):
+
+        def packed() -> list[torch.Tensor]:
+            clean = instrument.look(tokens[:1], Scope.POSITION)
+            every = (cells_of(clean, anatomy.experts, layer) for layer in range(len(anatomy.layers)))
+            return [instrument.at_positions(clean, where, {layer: marks})[0] for layer, (where, marks) in enumerate(every)]
+
+        seconds, deltas = clock(packed)
+        clean = instrument.look(tokens[:1], Scope.POSITION)
+        total = sum(len(delta) for delta in deltas)
+        sample = [(layer, int(torch.randint(len(deltas[layer]), (1,), generator=pick))) for layer in range(len(deltas)) for _ in range(4)]
+
+        def plain(sample: Any = sample, clean: Any = clean) -> list[float]:
+            found = []
+            for layer, row in sample:
+                where, marks = cells_of(clean, anatomy.experts, layer)
+                loss, _ = instrument.replay_position(clean, int(where[row]), {layer: marks[row]})
+                found.append(float(loss - clean.losses[0, where[row]]))
+            return found
+
+        slow, replayed = clock(plain)
+        packed_each.append(seconds / total)
+        plain_each.append(slow / len(sample))
+        ratios.append(plain_each[-1] / packed_each[-1])
+        gaps += [abs(delta - float(deltas[layer][row])) for (layer, row), delta in zip(sample, replayed, strict=True)]
+    return {
+        "interventions": total,
+        "packed_ms_each": round(1000 * statistics.median(packed_each), 4),
+        "one_forward_ms_each": round(1000 * statistics.median(plain_each), 3),
+        "times_faster": round(statistics.median(ratios), 1),
+        "largest_difference": max(gaps),
+        "fell_back": instrument.notes,
+    }
+
+
+def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode: Any) -> dict[str, Any]:
+    from experts.effects import Instrument
+    from experts.modes import Scope
+
+    instrument = Instrument(anatomy, mode, probabilities=False)
+    instrument.check(tokens, Scope.CORPUS)
+    chosen = range(0, anatomy.experts, max(1, anatomy.experts // 4))
+    ratios, fast_each, plain_each, gap = [], [], [], 0.0
+
+    def measured() -> list[torch.Tensor]:
+        clean = instrument.look(tokens, Scope.CORPUS)
+        eye = torch.eye(anatomy.experts, dtype=torch.bool, device=tokens.device)
+        return [instrument.everywhere(clean, {layer: eye[expert]})[0] for layer in range(len(anatomy.layers)) for expert in chosen]
+
+    for _ in range(options.rounds):
+        instrument.enters = True
+        fast, one = clock(measured)
+        instrument.enters = False
+        slow, other = clock(measured)
+        fast_each.append(fast / len(one))
+        plain_each.append(slow / len(one))
+        ratios.append(slow / fast)
+        gap = max(gap, max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True)))
+    return {
+        "removals": len(one),
+        "cached_ms_each": round(1000 * statistics.median(fast_each), 2),
+        "whole_forward_ms_each": round(1000 * statistics.median(plain_each), 2),
+        "times_faster": round(statistics.median(ratios), 2),
+        "largest_difference": gap,
+        "fell_back": instrument.notes,
+    }
+
+
+def main() -> None:
+    from experts.modes import Mode
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    numbers = {"layers": 8, "experts": 16, "top_k": 4, "hidden": 256, "inner": 128, "window": 256, "rounds": 3}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--mode", default="zero", choices=[str(mode) for mode in Mode if mode is not Mode.MEAN])
+    options = parser.parse_args()
+    anatomy, mode = build(options), Mode(options.mode)
+    device = next(anatomy.model.parameters()).device
+    tokens = torch.randint(0, 4096, (8, options.window), generator=torch.Generator().manual_seed(0)).to(device)
+    found = {"position": position(anatomy, tokens, options, mode), "corpus": corpus(anatomy, tokens, options, mode)}
+    shape = {"layers": len(anatomy.layers), "experts": anatomy.experts, "top_k": anatomy.top_k, "window": options.window}
+    print(json.dumps({"mode": mode, "dtype": options.dtype, "device": str(device), **shape, **found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What the command line prints: tables and results on stdout, notes on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def verdicts(result: dict[str, Any], as_json: bool) -> None:
+    """The verdicts of `excise prune`, and where things are."""
+    if as_json:
+        print_json(result)
+        return
+    from prune.report import HEAD, rows
+
+    table(HEAD, rows(result))
+    print("ΔCE: rise of the held-out loss, nats per token, smaller is better. p: chance does as well.")
+    print(f"checkpoint: {result['checkpoint'] or 'none, the recipe stops on this verdict'}")
+    print(f"report:     {result['run']}/report.md")
+
+
+def comparison(result: dict[str, Any]) -> None:
+    """The tables of `excise compare`."""
+    from prune.report import AGREEMENT_HEAD, COMPARISON_HEAD, agreement_rows, comparison_rows
+
+    table(COMPARISON_HEAD, comparison_rows(result))
+    print(f"ΔCE: rise of the held-out loss over {result['loss']:.4f}, nats per token, smaller is better.")
+    print("p: chance does as well; not corrected for the number of criteria.")
+    if reference := result["agreement"]["reference"]:
+        table(AGREEMENT_HEAD + tuple(f"layer {layer}" for layer in result["agreement"]["layers"]), agreement_rows(result["agreement"]))
+        print(f"Spearman with {reference} over the experts of a layer: 1 = the same ranking.")
+    print(f"written: {result['run']}/comparison.json, comparison.csv, losses.csv")
+
+
+def effects(done: dict[str, Any]) -> None:
+    """What `excise effects` wrote."""
+    each = f", {1000 * done['seconds'] / done['rows_now']:.2f} ms per row" if done["rows_now"] else ""
+    print(f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}")
+    print(f"mean ΔCE {done['mean_delta']:+.6f}, mean KL {done['mean_kl']:.6f} nats per row")
+
+
+def model(found: dict[str, Any]) -> None:
+    """The facts of `excise inspect`."""
+    from prune.report import human
+
+    groups = "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
+    inside, elsewhere = found["parameters"]["experts"], found["parameters"]["elsewhere"]
+    lines = [
+        ("family", found["family"]),
+        ("MoE layers", f"{found['moe_layers']} (decoder layers {found['layers'][0]}..{found['layers'][-1]})"),
+        ("experts per layer", f"{found['experts']}, top-{found['top_k']}"),
+        ("router groups", groups),
+        ("shared experts", str(found["shared_experts"])),
+        ("parameters", f"{inside:,} in experts, {elsewhere:,} elsewhere ({inside / (inside + elsewhere):.1%} in experts)"),
+        ("size on disk", f"{human(found['size'])} ({', '.join(found['dtypes'])})"),
+    ]
+    if found["multi_token_prediction_tensors"]:
+        lines.append(("multi-token head", f"{found['multi_token_prediction_tensors']} tensors, dropped by an export"))
+    for saving in found["savings"]:
+        outcome = saving.get("impossible") or f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"
+        lines.append((f"pruned by {saving['fraction']:.0%}", outcome))
+    width = max(len(name) for name, _ in lines)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table as wide as the terminal, or as it needs in a pipe."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # A pipe has no width: lines are then as long as the table needs.
+    (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def notes(lines: Iterable[str], quiet: bool) -> None:
+    """One line each, on stderr."""
+    for note in () if quiet else lines:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def print_json(data: Any) -> None:
+    """For machines."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))

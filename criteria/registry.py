@@ -44,7 +44,8 @@ def measured(name: str, experiment: Experiment, part: str, formula: str, cost: f
     """A row whose score is the result `part` of an experiment with its default settings."""
     measurement = experiment.settled(name, "")
     score = partial(_result, key=measurement.key, part=part)
-    return Criterion(name, score, formula, MODEL, cost, source, grows, experiment, measurement)
+    needs = INTERVENTIONS if experiment in (POSITION, REMOVAL, GREEDY) else GRADIENTS
+    return Criterion(name, score, formula, needs, cost, source, grows, experiment, measurement)
 
 
 def _result(statistics: Statistics, key: str, part: str) -> Array:
@@ -63,7 +64,8 @@ def reversed_scores(statistics: Statistics, score: Score) -> Array:
     return -score(statistics)
 
 
-TEXT, WEIGHTS, DOMAINS, MODEL = "text", "weights", "text of ≥ 2 domains", "text, interventions"
+TEXT, WEIGHTS, DOMAINS = "text", "weights", "text of ≥ 2 domains"
+GRADIENTS, INTERVENTIONS = "text, gradients", "text, interventions"
 OBSERVED = 1.1  # plain forwards; measured by benchmarks/calibration.py, one pass for all rows together
 
 CRITERIA: dict[str, Criterion] = {
@@ -86,12 +88,12 @@ CRITERIA: dict[str, Criterion] = {
         Criterion("router_norm", formulas.router_norm, "‖router row‖", WEIGHTS, 0.0, "2504.05586"),
         Criterion("weight_norm", formulas.weight_norm, "‖w‖ (Frobenius)", WEIGHTS, 0.0, "classic"),
         Criterion("aimer", formulas.aimer, "−(‖w‖₁/N) / √(‖w‖₂²/N)", WEIGHTS, 0.0, "2603.18492"),
-        measured("gradient", GRADIENT, "gradient", "−∂L/∂α (α: multiplier of g, L: mean CE)", 3.0, "", "2602.04291, 2403.00745"),
-        measured("gradient_abs", GRADIENT, "gradient_abs", "Σ |g f·∂L/∂y| / T", 3.0, "", "2602.04291, 2403.00745"),
-        measured("fisher", FISHER, "fisher", "Σ (∂L_t/∂α)²", 9.0, "probes", "empirical Fisher"),
-        measured("integrated", INTEGRATED, "integrated", "−∫ ∂L/∂α dα, all α from 1 to 0", 24.0, "steps", "1703.01365"),
+        measured("gradient", GRADIENT, "gradient", "−∂L/∂α (α: multiplier of g, L: mean CE)", 3.4, "", "2602.04291, 2403.00745"),
+        measured("gradient_abs", GRADIENT, "gradient_abs", "Σ |g f·∂L/∂y| / T", 3.4, "", "2602.04291, 2403.00745"),
+        measured("fisher", FISHER, "fisher", "Σ (∂L_t/∂α)²", 5.2, "probes", "empirical Fisher"),
+        measured("integrated", INTEGRATED, "integrated", "−∫ ∂L/∂α dα, all α from 1 to 0", 18.0, "steps", "1703.01365"),
         measured("causal_position", POSITION, "score", "Σ_t ΔCE_t / T, e removed at t alone", 20.0, "L·k", "2606.10703"),
-        measured("causal_removal", REMOVAL, "score", "mean ΔCE, e removed everywhere", 60.0, "L·E", "leave one out"),
+        measured("causal_removal", REMOVAL, "score", "mean ΔCE, e removed everywhere", 50.0, "L·E", "leave one out"),
         measured("causal_greedy", GREEDY, "score", "order of removal by ΔCE given the earlier ones", 400.0, "L·E·rounds", "2607.01940"),
         Criterion("random", random_scores, "uniform, seeded", "nothing", 0.0, "baseline"),
     )

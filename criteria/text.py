@@ -76,13 +76,11 @@ def consecutive(path: Path, tokenizer: PreTrainedTokenizerBase, length: int, seq
     """The file's tokens, no special ones added, in windows of `length` from its start: the first `sequences`, 0 = all full ones."""
     ids = np.array(tokenizer(_read(path), add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
     found = len(ids) // length
-    if found < max(1, sequences):
-        has = (
-            f"has {len(ids):,} tokens, {found} full windows of {length}"
-            if found
-            else f"has {len(ids):,} tokens, less than a window of {length}"
-        )
-        raise ExciseError(f"{path}: the text {has}; {max(1, sequences)} asked: lower --window or --sequences, or take a longer text")
+    if found == 0:
+        raise ExciseError(f"{path}: the text has {len(ids):,} tokens, less than a window of {length}; lower --window or take a longer text")
+    if found < sequences:
+        has = f"the text has {len(ids):,} tokens, {found} full windows of {length}; {sequences} asked"
+        raise ExciseError(f"{path}: {has}: lower --sequences or --window, or take a longer text")
     rows = np.arange(sequences or found)
     tokens = ids[: len(rows) * length].reshape(len(rows), length)
     return Windows(tokens, np.ones_like(tokens, bool), rows, np.zeros_like(rows), tuple(f"{path}#{row}" for row in rows), (path.stem,))

@@ -192,15 +192,16 @@ def criteria(as_json: Json = False, debug: Debug = False) -> None:
     def work() -> int:
         from criteria.registry import CRITERIA
 
-        columns = ("name", "formula", "needs", "cost", "source")
+        columns = ("name", "formula", "needs", "cost", "grows", "source")
         listed = [{column: getattr(row, column) for column in columns} for row in CRITERIA.values()]
+        settings = {name: row.experiment.options for name, row in CRITERIA.items() if row.experiment}
         if as_json:
+            for row in listed:
+                options = settings.get(row["name"], {})
+                row["settings"] = {name: {"default": option.default, "help": option.help} for name, option in options.items()}
             show.print_json(listed)
-            return 0
-        head = ("criterion", "score (higher = keep)", "needs", "cost", "source")
-        show.table(head, [tuple(str(value) for value in row.values()) for row in listed])
-        print("Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.")
-        print("g: applied gate weight, f: expert output before it, n_e: tokens routed to e. cost: plain forwards, one pass for all rows.")
+        else:
+            show.criteria(listed, settings)
         return 0
 
     _guarded(work, True, debug)

@@ -129,7 +129,7 @@ p = (1 + #random plans at least as good) / (R + 1). Interval: percentile bootstr
 
 Raw rows, one per plan and window: `losses.csv`.
 
-## Text
+{_agreement(result)}## Text
 - calibration: {_describe(text["calibration"])}
 - validation: {_describe(text["validation"])}
 - validation documents that calibration has other windows of: {result["shared_documents"]}
@@ -141,6 +141,14 @@ Raw rows, one per plan and window: `losses.csv`.
 Model {result["model"]["name"]}, fingerprint {result["model"]["fingerprint"]}.
 Checkpoint: {result["checkpoint"] or "none written: the recipe stops on this verdict"}.
 """
+
+
+def _agreement(result: dict[str, Any]) -> str:
+    """Spearman with the measured removals, if there were any."""
+    if not result["agreement"]:
+        return ""
+    lines = [f"- {criterion}: {', '.join(signed(value, 2) for value in layers)}" for criterion, layers in result["agreement"].items()]
+    return "## Rank agreement\nSpearman with the measured removals (causal_removal), layer by layer:\n" + "\n".join(lines) + "\n\n"
 
 
 def _protection(result: dict[str, Any]) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from criteria.experiment import Option
 
 
 def verdicts(result: dict[str, Any], as_json: bool) -> None:
@@ -63,7 +65,23 @@ def model(found: dict[str, Any]) -> None:
     print("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, Option]]) -> None:
+    """The registry, and the settings of what is measured."""
+    head = ("criterion", "score (higher = keep)", "needs", "cost", "source")
+    costs = [f"{row['cost']:g}" + (f" ∝ {row['grows']}" if row["grows"] else "") for row in listed]
+    lines = [(row["name"], row["formula"], row["needs"], cost, row["source"]) for row, cost in zip(listed, costs, strict=True)]
+    table(head, lines)
+    print("g: applied gate weight, f: expert output before it, n_e: tokens routed to e, L: MoE layers, E: experts, k: active per token.")
+    print("cost: plain forwards of the calibration text; all rows that need text alone share one pass. Of interventions: on the demo")
+    print("(L, E, k = 6, 16, 4), and what it grows with.")
+    print("Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.")
+    print("Settings of interventions, written as name:setting=value,…:")
+    for name, options in settings.items():
+        for setting, option in options.items():
+            print(f"  {name}:{setting}={option.default}  {option.help}")
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A table as wide as the terminal, or as it needs in a pipe."""
     from rich.console import Console
     from rich.table import Table

@@ -24,7 +24,7 @@ def excise(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[
 def test_help_and_usage() -> None:
     found = excise("--help")
     assert found.returncode == 0
-    for command in ("prune", "export", "inspect", "criteria"):
+    for command in ("prune", "compare", "effects", "export", "inspect", "criteria"):
         assert command in found.stdout
     assert excise("prune", "--nonsense").returncode == 2
     assert excise("nonsense").returncode == 2

@@ -1,0 +1,163 @@
+"""`excise compare`, measured criteria in `excise prune`, and rank agreement."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from criteria.scores import Scores
+from experts.plan import Plan
+from prune import materials
+from prune.cli import app
+from tests.test_run import recipe_path  # noqa: F401 - a fixture
+from validate.agreement import agreement, spearman
+
+CRITERIA = [
+    "causal_removal:windows=3",
+    "reap",
+    "gradient",
+    "gradient_abs",
+    "causal_greedy:step=2,shortlist=4",
+    "reversed:gradient",
+    "random",
+]
+
+
+def scores(name: str, values: Any) -> Scores:
+    array = np.array(values, dtype=float)
+    return Scores(array, np.zeros(array.shape, bool), tuple(range(len(array))), name, "")
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [*map(str, arguments), "--quiet", "--json"])
+
+
+# Agreement.
+
+
+def test_spearman_by_hand() -> None:
+    """ρ = 1 − 6 Σd² / n(n² − 1) without ties: ranks (1,2,3,4) and (2,1,4,3) have Σd² = 4, so ρ = 1 − 24/60."""
+    found = spearman(
+        np.array([[10.0, 20, 30, 40], [1, 1, 1, 1], [1, np.nan, np.nan, 2]]), np.array([[2.0, 1, 4, 3], [1, 2, 3, 4], [1, 2, 3, 4]])
+    )
+    assert found[0] == pytest.approx(0.6)
+    assert math.isnan(found[1]), "a constant has no ranks"
+    assert math.isnan(found[2]), "two experts are too few"
+
+
+def test_agreement_needs_measured_removals() -> None:
+    cheap, measured = scores("reap", [[1, 2, 3]]), scores("causal_removal:windows=2", [[1, 3, 2]])
+    assert agreement([cheap]) == {}
+    assert agreement([cheap, scores("reversed:causal_removal", [[3, 2, 1]])]) == {}
+    assert agreement([cheap, measured]) == {"reap": [pytest.approx(0.5)]}
+
+
+# The command.
+
+
+def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Seven criteria, two fractions, two scopes: everything is measured once, and the numbers are those of the raw rows."""
+    data = yaml.safe_load(recipe_path.read_text())
+    data |= {"criteria": CRITERIA, "compare": {"fractions": [0.25, 0.5], "scopes": ["layer", "global"]}}
+    recipe_path.write_text(yaml.safe_dump(data))
+    experiments, measure = [], materials.measure
+    monkeypatch.setattr(materials, "measure", lambda m, s: (experiments.append((m.key, s.budget.total, s.budget.scope)), measure(m, s))[1])
+    done = invoke("compare", recipe_path, "-o", tmp_path / "c")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert len(experiments) == len(set(experiments)) == 4  # removal, gradient (for three criteria), greedy once a scope
+    greedy = [(total, scope) for key, total, scope in experiments if key.startswith("greedy")]
+    assert greedy == [(12, "layer"), (12, "global")], "greedy goes down to the smallest budget"
+    assert [(plan["scope"], plan["fraction"]) for plan in result["plans"][::7]] == [
+        ("layer", 0.25),
+        ("layer", 0.5),
+        ("global", 0.25),
+        ("global", 0.5),
+    ]
+    assert {plan["criterion"] for plan in result["plans"]} == set(CRITERIA)
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text()) == result
+    with (tmp_path / "c" / "comparison.csv").open() as file:
+        flat = list(csv.DictReader(file))
+    assert [(row["criterion"], float(row["delta"])) for row in flat] == [(plan["criterion"], plan["delta"]) for plan in result["plans"]]
+
+    with (tmp_path / "c" / "losses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({(row["digest"], row["window"]) for row in rows}) == len(rows), "a plan was measured twice"
+    mean = {digest: np.mean([float(row["loss"]) for row in rows if row["digest"] == digest]) for digest in {row["digest"] for row in rows}}
+    named = {row["plan"]: row["digest"] for row in rows}
+    assert result["loss"] == pytest.approx(mean[named["full"]])
+    measured = np.array([mean[digest] - result["loss"] for digest in mean])
+    for plan in result["plans"]:
+        assert np.abs(measured - plan["delta"]).min() < 1e-12
+        assert plan["p"] == (1 + sum(value <= plan["delta"] for value in plan["random"]["values"])) / 21
+
+    found = result["agreement"]
+    assert found["reference"] == CRITERIA[0]
+    assert set(found["spearman"]) == set(CRITERIA[1:])
+    for one, other in zip(found["spearman"]["gradient"], found["spearman"]["reversed:gradient"], strict=True):
+        assert one == pytest.approx(-other)
+
+    again = invoke("compare", recipe_path, "-o", tmp_path / "c")
+    assert json.loads(again.stdout) == result
+    assert len(experiments) == 4, "results of experiments are kept"
+
+
+def test_prune_with_a_measured_criterion(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The plan of the best removals is written; another fraction measures nothing anew; the report has the rank agreement."""
+    experiments, measure = [], materials.measure
+    monkeypatch.setattr(materials, "measure", lambda m, s: (experiments.append(m.key), measure(m, s))[1])
+    overrides = ("--set", "criteria=[causal_removal, reap]")
+    done = invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides)
+    assert done.exit_code == 0, done.output
+    assert experiments == ["removal:mode=reroute,outcome=loss,windows=0"]
+    result = json.loads(done.stdout)
+    assert set(result["agreement"]) == {"reap"}
+    assert "Rank agreement" in (tmp_path / "a" / "report.md").read_text()
+    assert Plan.read(tmp_path / "a" / "checkpoint" / "excise_plan.json").criterion == "causal_removal"
+    assert invoke("prune", recipe_path, "-o", tmp_path / "b", *overrides, "--set", "prune.fraction=0.25").exit_code == 0
+    assert len(experiments) == 1
+
+
+def test_an_interrupted_experiment_resumes(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    from criteria import causal
+    from criteria.setting import Partial
+
+    monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
+    overrides = ("--set", "criteria=[causal_removal]", "--set", "calibration.batch=2")
+    write, written = Partial.write, []
+
+    def second(self: Partial, arrays: Any) -> None:
+        write(self, arrays)
+        written.append(int(np.isfinite(arrays["rows"]).all(axis=(1, 2)).sum()))
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Partial, "write", second)
+    assert invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides).exit_code == 1
+    assert (tmp_path / "a" / "experiment.partial.safetensors").exists()
+    assert invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides).exit_code == 0
+    assert written == sorted(set(written)), "a finished window was measured again"
+    assert not (tmp_path / "a" / "experiment.partial.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("compare.fractions=[0.25, 1.5]", "prune.fraction is 1.5"),
+        ("compare.fractions=[0.9]", "every token uses top_k"),
+        ("compare.scopes=[everywhere]", "compare.scopes.0: input should be 'layer' or 'global', got 'everywhere'"),
+        ("compare.fraction=0.5", "unknown key 'compare.fraction'; did you mean 'fractions'?"),
+        ("criteria=[causal_removal:steps=3]", "no setting 'steps=3'"),
+    ],
+)
+def test_errors_before_the_work(change: str, message: str, recipe_path: Path, tmp_path: Path) -> None:  # noqa: F811
+    done = invoke("compare", recipe_path, "-o", tmp_path / "c", "--set", change)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert not (tmp_path / "c").exists()

@@ -22,6 +22,8 @@ from experts.stream import Clean, entered, look
 
 # Largest disagreement with replay that is rounding: nats. In half precision two orders of summation differ by that much.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+# What a model may raise when it is run in a way it was not made for.
+FAILURES = (ExciseError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError, NotImplementedError)
 MOST_ROWS = {"cpu": 512, "cuda": 8192}  # beyond that a chunk is not faster
 
 
@@ -123,43 +125,53 @@ class Instrument:
     def check(self, tokens: Tensor, scope: Scope) -> float:
         """Compares the fast path of `scope` with plain replay on cells of the first window; gives the largest disagreement in nats.
 
-        Where the fast path fails or disagrees it is switched off and a note is left.
+        Where the fast path fails or disagrees it is switched off and a note is left. Raises ExciseError where replay itself fails.
         """
-        clean = self.look(tokens[:1], scope)
+        first = tokens[:1]
         try:
-            gap = max(abs(fast - plain) for fast, plain in self._pairs(clean, scope))
+            cells = self._cells(look(self.anatomy, first, probabilities=False))
+            plain = torch.cat([self._replayed(first, scope, *cell) for cell in cells])
+        except FAILURES as error:
+            if isinstance(error, ExciseError) or is_out_of_memory(error):
+                raise
+            raise ExciseError(f"removals in mode {self.mode} cannot be measured on this model ({one_line(error)})") from error
+        try:
+            gap = float((torch.cat(list(self._fast(first, scope, cells))) - plain).abs().max())
             reason = f"differs from plain replay by {gap:.2g} nats on this model"
-        except (ExciseError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+        except FAILURES as error:
             if is_out_of_memory(error):
                 raise
             gap, reason = float("inf"), f"does not run on this model ({one_line(error)})"
-        if gap <= TOLERANCE[self.anatomy.model.dtype]:
-            return gap
-        name, factor = (
-            ("packing", f"{tokens.shape[1] // 2} times or more") if scope is Scope.POSITION else ("prefix caching", "about twice")
-        )
-        self.notes.append(f"{name} {reason}: measuring with whole forwards, which takes {factor} as long")
-        if scope is Scope.POSITION:
-            self.packs = False
-        else:
-            self.enters = False
+        if not gap <= TOLERANCE[self.anatomy.model.dtype]:
+            self._fall_back(scope, reason, first.shape[1])
         return gap
 
-    def _pairs(self, clean: Clean, scope: Scope) -> Iterator[tuple[float, float]]:
-        """(fast, replayed) ΔCE of cells in the lowest, middle and highest MoE layer; three positions each in position scope."""
-        last = clean.tokens.shape[1] - 2
-        count = len(self.anatomy.layers)
-        for layer in sorted({0, count // 2, count - 1}):
-            for t in sorted({last // 3, 2 * last // 3, last}):
-                marks = torch.zeros(self.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
-                marks[clean.index[layer][0, t, 0]] = True
-                if scope is Scope.POSITION:
-                    where = torch.tensor([t], device=clean.tokens.device)
-                    loss, _ = packed(self.anatomy, clean, where, {layer: marks[None]}, self.mode, self.means)
-                    yield float(loss[0]), float(self.replay_position(clean, t, {layer: marks})[0])
-                else:
-                    at = self.anatomy.layers[layer].index
-                    fast, _ = self._whole(clean, {layer: marks}, entered(self.anatomy, clean, at))
-                    plain, _ = self._whole(clean, {layer: marks})
-                    yield from zip(fast[0].tolist(), plain[0].tolist(), strict=True)
-                    break
+    def _cells(self, clean: Clean) -> list[tuple[int, int, Tensor]]:
+        """(layer position, position, bool [E]): an active expert at three positions in the lowest, middle and highest MoE layer."""
+        last, count = clean.tokens.shape[1] - 2, len(self.anatomy.layers)
+        eye = torch.eye(self.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
+        layers, positions = sorted({0, count // 2, count - 1}), sorted({last // 3, 2 * last // 3, last})
+        return [(layer, t, eye[clean.index[layer][0, t, 0]]) for layer in layers for t in positions]
+
+    def _replayed(self, tokens: Tensor, scope: Scope, layer: int, position: int, marks: Tensor) -> Tensor:
+        """Losses by whole forwards: at the position, or of the window."""
+        clean = Clean(tokens, tokens.new_empty(0), None)
+        if scope is Scope.POSITION:
+            return self.replay_position(clean, position, {layer: marks})[0][None]
+        return self._whole(clean, {layer: marks})[0][0]
+
+    def _fast(self, tokens: Tensor, scope: Scope, cells: list[tuple[int, int, Tensor]]) -> Iterator[Tensor]:
+        clean = look(self.anatomy, tokens, scope is Scope.POSITION, False)
+        for layer, position, marks in cells:
+            if scope is Scope.POSITION:
+                where = torch.tensor([position], device=tokens.device)
+                yield packed(self.anatomy, clean, where, {layer: marks[None]}, self.mode, self.means)[0]
+            else:
+                yield self._whole(clean, {layer: marks}, entered(self.anatomy, clean, self.anatomy.layers[layer].index))[0][0]
+
+    def _fall_back(self, scope: Scope, reason: str, length: int) -> None:
+        if scope is Scope.POSITION:
+            self.packs, name, factor = False, "packing", f"{length // 2} times"
+        else:
+            self.enters, name, factor = False, "prefix caching", "twice"
+        self.notes.append(f"{name} {reason}: measuring with whole forwards, which takes about {factor} as long")

@@ -232,6 +232,14 @@ def _guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
             raise
         print(f"excise: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         code = 1
+    except (RuntimeError, MemoryError) as error:
+        from experts.memory import is_out_of_memory
+
+        if debug or not is_out_of_memory(error):
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"excise: out of memory ({said}); use shorter windows, a smaller batch or dtype", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         if debug:
             raise

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from experts import effects
 from experts.ablation import ablated, restricted
@@ -329,6 +330,39 @@ def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     fast = Instrument(anatomy)
     torch.testing.assert_close(delta, fast.at_positions(fast.look(tokens, Scope.POSITION), where, removed)[0], atol=1e-5, rtol=0)
+
+
+def test_linear_attention_falls_back_to_replay() -> None:
+    """Qwen3-Next mixes tokens by a recurrence in most layers: no mask hides rows from it. Prefix caching holds nevertheless."""
+    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20, "head_dim": 8}
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    kinds = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+    tiny_model = AutoConfig.for_model("qwen3_next", **{**tiny.COMMON, **sizes, **linear, **kinds})
+    torch.manual_seed(0)
+    anatomy = dissect(AutoModelForCausalLM.from_config(tiny_model, dtype=torch.float32).eval())
+    instrument, tokens = Instrument(anatomy), tiny.ids(1, LENGTH)
+    for scope in Scope:
+        instrument.check(tokens, scope)
+    assert (instrument.packs, instrument.enters) == (False, True)
+    assert instrument.notes[0].startswith("packing does not run on this model")
+    clean, (clean_losses, _) = instrument.look(tokens, Scope.POSITION), losses(anatomy, tokens)
+    expert = int(clean.index[1][0, 7, 0])
+    gone = torch.zeros(LENGTH, 8, dtype=torch.bool)
+    gone[7, expert] = True
+    delta, _ = instrument.at_positions(clean, torch.tensor([7]), {1: marks(8, expert)[None]})
+    with by_hand(anatomy, 1, gone, Mode.ZERO, mean_outputs(anatomy)):
+        found, _ = losses(anatomy, tokens)
+    assert float(delta[0]) == pytest.approx(float(found[0, 7] - clean_losses[0, 7]), abs=1e-5)
+    assert abs(float(delta[0])) > 1e-4
+
+
+def test_a_mode_that_cannot_be_replayed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setattr("experts.ablation.routing_without", broken)
+    with pytest.raises(ExciseError, match=r"removals in mode reroute cannot be measured on this model \(sizes do not match\)"):
+        Instrument(made("olmoe"), Mode.REROUTE).check(tiny.ids(1, LENGTH), Scope.CORPUS)
 
 
 def test_falls_back_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,11 @@
 position: every active expert of every position and layer of a window as packed rows, against one whole forward per intervention (a sample
 of them is timed). corpus: removals of experts of every layer from 8 windows, prefix-cached, against whole forwards.
 Model: a random OLMoE, or --model, a local checkpoint or `demo`.
+
+    python -m benchmarks.effects --exhaustive
+
+The whole position audit of the demo: every position, layer and active expert of the test windows of its recipe, beside what one forward
+each would take (a sample of 48 is timed).
 """
 
 import argparse
@@ -37,7 +42,7 @@ def build(options: argparse.Namespace) -> Any:
         pad_token_id=None,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return dissect(OlmoeForCausalLM(config).to(getattr(torch, options.dtype), non_blocking=False).to(device).eval())
+    return dissect(OlmoeForCausalLM(config).to(device, getattr(torch, options.dtype)).eval())
 
 
 def clock(work: Any) -> tuple[float, Any]:
@@ -132,6 +137,38 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
     }
 
 
+def exhaustive() -> dict[str, Any]:
+    from criteria.text import read_windows
+    from experts.anatomy import dissect, load, load_tokenizer
+    from experts.effects import Instrument
+    from experts.modes import Scope
+    from prune.locate import model_folder, recipe_file
+    from prune.recipe import read_recipe
+    from validate.effects import Cells, measure
+
+    recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")
+    text = recipe.validation
+    windows = read_windows(text.data, load_tokenizer(folder), text.length, text.sequences, text.seed)
+    anatomy = dissect(load(folder, recipe.dtype))
+    tokens, instrument = torch.from_numpy(windows.tokens), Instrument(anatomy)
+    instrument.check(tokens, Scope.POSITION)
+    cells = Cells(Scope.POSITION, tuple(range(len(anatomy.layers))))
+    seconds, tables = clock(lambda: list(measure(instrument, tokens, range(len(tokens)), cells)))
+    rows = sum(len(table["delta"]) for _, table in tables)
+    clean = instrument.look(tokens[:1], Scope.SEQUENCE)
+    picks = [(layer, position) for layer in range(len(anatomy.layers)) for position in range(0, 255, 32)]
+    eye = torch.eye(anatomy.experts, dtype=torch.bool)
+    slow, _ = clock(lambda: [instrument.replay_position(clean, t, {layer: eye[clean.index[layer][0, t, 0]]}) for layer, t in picks])
+    each = slow / len(picks)
+    return {
+        "windows": len(tokens),
+        "interventions": rows,
+        "seconds": round(seconds, 1),
+        "one_forward_each_hours": round(rows * each / 3600, 2),
+        "times_faster": round(rows * each / seconds, 1),
+    }
+
+
 def main() -> None:
     from experts.modes import Mode
 
@@ -142,7 +179,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--model", default="")
     parser.add_argument("--mode", default="zero", choices=[str(mode) for mode in Mode if mode is not Mode.MEAN])
+    parser.add_argument("--exhaustive", action="store_true")
     options = parser.parse_args()
+    if options.exhaustive:
+        print(json.dumps(exhaustive(), indent=2))
+        return
     anatomy, mode = build(options), Mode(options.mode)
     device = next(anatomy.model.parameters()).device
     tokens = torch.randint(0, 4096, (8, options.window), generator=torch.Generator().manual_seed(0)).to(device)

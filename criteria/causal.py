@@ -65,7 +65,7 @@ def removal(setting: Setting, mode: str, outcome: str, windows: int) -> dict[str
                 effect = instrument.everywhere(clean, {layer: mark(expert, everyone)})[outcome == "kl"]
                 rows.values[start:stop, layer, expert] = effect.mean(dim=1).cpu().numpy()
 
-    rows.fill(work, setting.batch)
+    rows.fill(work, instrument.windows_at_once(tokens, setting.batch))
     return {"score": rows.values.mean(axis=0), "per_window": rows.values}
 
 

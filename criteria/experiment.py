@@ -87,3 +87,11 @@ GREEDY = Experiment(
 GRADIENT = Experiment("gradient", {"windows": WINDOWS})
 FISHER = Experiment("fisher", {"probes": Option(4, "random-sign probes"), "windows": WINDOWS})
 INTEGRATED = Experiment("integrated", {"steps": Option(8, "points between α = 1 and α = 0"), "windows": WINDOWS})
+
+
+def prerequisites(measurement: Measurement) -> tuple[Measurement, ...]:
+    """Experiments whose results another one begins with: they are kept, and shared, on their own."""
+    values = measurement.values
+    if measurement.kind == "greedy" and values["start"] == "causal_removal":
+        return (REMOVAL.settled("causal_removal", f"outcome={values['outcome']},windows={values['windows']}"),)
+    return ()

@@ -46,7 +46,7 @@ def greedy(setting: Setting, step: int, rounds: int, shortlist: int, outcome: st
 def first_estimates(setting: Setting, start: str, outcome: str, windows: int) -> Array:
     """Estimates [L, E] to begin with: lower = removed earlier. From leave-one-out, or from a criterion of observed statistics."""
     criterion = resolve(start)
-    if start == "causal_removal":
+    if start == "causal_removal":  # usually measured before (criteria.experiment.prerequisites)
         known = setting.statistics.measured.get(REMOVAL.settled(start, f"outcome={outcome},windows={windows}").key)
         return (known or removal(setting.without_partial(), "reroute", outcome, windows))["score"].copy()
     if criterion.measurement is not None:
@@ -133,7 +133,7 @@ class Search:
                 found[layer, expert] = float(self.instrument.everywhere(clean, removed, since=layer)[self.divergence].sum())
             sums.__iadd__(found)
 
-        in_chunks(len(self.tokens), self.setting.batch, work, "window")
+        in_chunks(len(self.tokens), self.instrument.windows_at_once(self.tokens, self.setting.batch), work, "window")
         return np.where(candidates, sums / (len(self.tokens) * (self.tokens.shape[1] - 1)), np.nan)
 
     def score(self) -> Array:

@@ -75,14 +75,23 @@ class Instrument:
         return torch.stack([loss for loss, _ in found]), torch.stack([divergence for _, divergence in found])
 
     def _chunk(self, clean: Clean) -> int:
-        """Rows at once: logits and their wide copies, masks and the experts' intermediate values of every row."""
+        """Rows at once; every row also has a row of the mask and of the attention's scores."""
         if self.rows is None:
-            config = self.anatomy.model.config.get_text_config()
-            wide = config.hidden_size * (12 + 6 * self.anatomy.top_k)
-            heads = config.num_attention_heads * 2 * (clean.tokens.shape[1] + MOST_ROWS["cpu"])
-            device = clean.tokens.device
-            self.rows = chunk_size(device, 4 * (5 * config.vocab_size + wide + heads), MOST_ROWS.get(device.type, MOST_ROWS["cuda"]))
+            device, config = clean.tokens.device, self.anatomy.model.config.get_text_config()
+            most = MOST_ROWS.get(device.type, MOST_ROWS["cuda"])
+            scores = 4 * 2 * config.num_attention_heads * (clean.tokens.shape[1] + MOST_ROWS["cpu"])
+            self.rows = chunk_size(device, self._bytes_per_token() + scores, most)
         return self.rows
+
+    def windows_at_once(self, tokens: Tensor, most: int) -> int:
+        """Windows [N, W] that fit into one forward with what has to be kept of it, from 1 to `most`."""
+        return chunk_size(tokens.device, self._bytes_per_token() * tokens.shape[1], most)
+
+    def _bytes_per_token(self) -> int:
+        """An estimate: logits and their wide copies, what is kept of every layer, the experts' intermediate values."""
+        config = self.anatomy.model.config.get_text_config()
+        width = config.hidden_size * (12 + 6 * self.anatomy.top_k + 4 * len(self.anatomy.layers))
+        return int(4 * (5 * config.vocab_size + width))
 
     @torch.no_grad()
     def replay_position(self, clean: Clean, position: int, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from criteria.budget import Budget
-from criteria.experiment import Measurement
+from criteria.experiment import Measurement, prerequisites
 from criteria.formulas import super_experts
 from criteria.measure import measure
 from criteria.observe import observe
@@ -103,9 +103,9 @@ class Materials:
 
     def measured(self, statistics: Statistics, budget: Budget) -> Statistics:
         """The statistics with the results of every experiment that the criteria need; budget: what a search prunes down to."""
-        wanted = {criterion.measurement for criterion in self.prepared.criteria if criterion.measurement}
-        # Greedy removal can start from leave-one-out, so that comes first.
-        for measurement in sorted(wanted, key=lambda one: (one.kind == "greedy", one.key)):
+        asked = list(dict.fromkeys(criterion.measurement for criterion in self.prepared.criteria if criterion.measurement))
+        first = [needed for measurement in asked for needed in prerequisites(measurement)]
+        for measurement in dict.fromkeys([*first, *asked]):
             results = self._measure(measurement, statistics, budget)
             statistics = replace(statistics, measured={**statistics.measured, measurement.key: results})
         return statistics

@@ -23,7 +23,7 @@ CRITERIA = [
     "reap",
     "gradient",
     "gradient_abs",
-    "causal_greedy:step=2,shortlist=4",
+    "causal_greedy:step=2,shortlist=4,windows=3",
     "reversed:gradient",
     "random",
 ]

@@ -14,6 +14,7 @@ from experts.modes import Scope
 from experts.stream import Clean
 
 COLUMNS = ("document", "position", "token", "layer", "expert", "gate_weight", "rank", "baseline_loss", "delta", "kl")
+MOST_WINDOWS = 8  # at once: more is not faster
 Table = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
@@ -39,7 +40,7 @@ def measure(instrument: Instrument, tokens: Tensor, numbers: Sequence[int], cell
     rank: of the expert among the active ones, 0 = largest gate weight; baseline_loss: of the next token, nats; delta, kl: of the removal.
     In scope corpus a row is the mean over a window: position, token and rank are empty, gate_weight is the mean where e is active.
     """
-    size = 1 if cells.scope is Scope.POSITION else 8
+    size = 1 if cells.scope is Scope.POSITION else instrument.windows_at_once(tokens, MOST_WINDOWS)
     found: list[tuple[int, Table]] = []
 
     def work(start: int, stop: int) -> None:

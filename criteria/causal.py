@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from criteria.setting import Setting
 from criteria.statistics import Array
+from experts.ablation import marked
 from experts.effects import Instrument
 from experts.memory import in_chunks
 from experts.modes import Mode, Scope
@@ -59,21 +59,13 @@ def removal(setting: Setting, mode: str, outcome: str, windows: int) -> dict[str
 
     def work(start: int, stop: int) -> None:
         clean = instrument.look(tokens[start:stop], Scope.CORPUS)
-        everyone = torch.zeros(anatomy.experts, dtype=torch.bool, device=tokens.device)
         for layer in range(len(anatomy.layers)):
             for expert in range(anatomy.experts):
-                effect = instrument.everywhere(clean, {layer: mark(expert, everyone)})[outcome == "kl"]
+                effect = instrument.everywhere(clean, {layer: marked(anatomy, expert)})[outcome == "kl"]
                 rows.values[start:stop, layer, expert] = effect.mean(dim=1).cpu().numpy()
 
     rows.fill(work, instrument.windows_at_once(tokens, setting.batch))
     return {"score": rows.values.mean(axis=0), "per_window": rows.values}
-
-
-def mark(expert: int, like: Tensor) -> Tensor:
-    """bool [E], True at `expert` alone."""
-    marks = torch.zeros_like(like)
-    marks[expert] = True
-    return marks
 
 
 class _Rows:

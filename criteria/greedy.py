@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from criteria.causal import mark, removal
+from criteria.causal import removal
 from criteria.experiment import REMOVAL
 from criteria.registry import resolve
 from criteria.setting import Setting
 from criteria.statistics import Array
-from experts.ablation import ablated
+from experts.ablation import ablated, marked
 from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.memory import in_chunks
@@ -129,7 +129,7 @@ class Search:
                 clean.log_probabilities = self.instrument.look(self.tokens[start:stop], Scope.CORPUS).log_probabilities
             for layer, expert in np.argwhere(candidates).tolist():
                 removed = {number: row for number, row in enumerate(gone) if row.any()}
-                removed[layer] = gone[layer] | mark(expert, gone[layer])
+                removed[layer] = gone[layer] | marked(self.setting.anatomy, expert)
                 found[layer, expert] = float(self.instrument.everywhere(clean, removed, since=layer)[self.divergence].sum())
             sums.__iadd__(found)
 

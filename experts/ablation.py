@@ -38,6 +38,13 @@ def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
         yield
 
 
+def marked(anatomy: Anatomy, *experts: int) -> Tensor:
+    """bool [E], True at these experts, on the model's device."""
+    marks = torch.zeros(anatomy.experts, dtype=torch.bool, device=next(anatomy.model.parameters()).device)
+    marks[list(experts)] = True
+    return marks
+
+
 @contextmanager
 def ablated(anatomy: Anatomy, removed: Mapping[int, Tensor], mode: Mode, means: Tensor | None = None) -> Iterator[None]:
     """Inside the block the marked experts are removed.

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from criteria.budget import Budget
-from criteria.registry import resolve
-from criteria.scores import Scores, score
+from criteria.scores import Scores
 from criteria.select import select
 from criteria.statistics import Statistics
 from prune.materials import Materials
@@ -18,7 +17,7 @@ from prune.prepare import Prepared
 from prune.run import describe, row_key
 from prune.stages import environment, write_json, write_text
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, against_random, random_plans
+from validate.null import Contest, against_random
 from validate.rig import check_rig
 from validate.rows import Evaluator
 from validate.verdict import RULE
@@ -88,15 +87,9 @@ class Comparison:
         }
 
     def _tests(self, measured: dict[str, Statistics], tables: dict[str, list[Scores]]) -> Iterator[Contest]:
-        settings = self.recipe.validation
         for budget in self.prepared.compared:
             for criterion, scores in zip(self.prepared.criteria, tables[budget.scope], strict=True):
-                opposite = resolve(f"reversed:{criterion.name}")
-                provenance = (scores.layers, scores.protected, scores.model, scores.data)
-                reverse = score(opposite, measured[budget.scope], *provenance)
-                plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
-                randoms = random_plans(plan, self.shape, scores.protected, settings.random_plans, settings.random_seed)
-                yield Contest(plan, reversed_plan, randoms, criterion.formula, budget.scope)
+                yield self.materials.contest(criterion, scores, measured[budget.scope], budget)
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ from criteria.experiment import Measurement, prerequisites
 from criteria.formulas import super_experts
 from criteria.measure import measure
 from criteria.observe import observe
+from criteria.registry import Criterion, resolve
 from criteria.scores import Scores, score
+from criteria.select import select
 from criteria.setting import Partial, Setting
 from criteria.statistics import Array, Statistics
 from criteria.text import Windows, check_disjoint, read_windows
@@ -24,6 +26,7 @@ from experts.errors import ExciseError
 from prune.prepare import Prepared
 from prune.recipe import Text
 from prune.stages import cache_folder, key_of
+from validate.null import Contest, random_plans
 
 Marks = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -134,6 +137,14 @@ class Materials:
         """Scores of every criterion of the recipe."""
         provenance = (self.shape.layers, self.protected(statistics), self.fingerprint, self.calibration.hash)
         return [score(criterion, statistics, *provenance) for criterion in self.prepared.criteria]
+
+    def contest(self, criterion: Criterion, scores: Scores, statistics: Statistics, budget: Budget) -> Contest:
+        """The criterion's plan under a budget, its reverse, and random plans of its sizes."""
+        settings, opposite = self.recipe.validation, resolve(f"reversed:{criterion.name}")
+        reverse = score(opposite, statistics, scores.layers, scores.protected, scores.model, scores.data)
+        plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
+        randoms = random_plans(plan, self.shape, scores.protected, settings.random_plans, settings.random_seed)
+        return Contest(plan, reversed_plan, randoms, criterion.formula, budget.scope)
 
 
 def _read(path: Path) -> dict[str, Array]:

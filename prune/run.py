@@ -13,8 +13,7 @@ import torch
 import yaml
 
 from criteria.budget import Budget
-from criteria.registry import resolve
-from criteria.scores import Scores, save, score
+from criteria.scores import Scores, save
 from criteria.select import select
 from criteria.statistics import Statistics
 from criteria.text import Windows
@@ -31,7 +30,7 @@ from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
 from prune.stages import environment, key_of, write_json, write_text
 from validate.agreement import agreement
-from validate.null import Contest, against_random, random_plans
+from validate.null import Contest, against_random
 from validate.rig import check_reloaded, check_rig, last_logits, require
 from validate.rows import Evaluator
 from validate.verdict import RULE, Verdict
@@ -104,14 +103,9 @@ class Run:
 
     def _tests(self, statistics: Statistics, table: list[Scores]) -> Iterator[Contest]:
         """The first criterion is tested in all scopes, the others in the recipe's."""
-        settings = self.recipe.validation
         for number, (criterion, scores) in enumerate(zip(self.prepared.criteria, table, strict=True)):
-            opposite = resolve(f"reversed:{criterion.name}")
-            reverse = score(opposite, statistics, scores.layers, scores.protected, scores.model, scores.data)
             for scope in self.prepared.scopes if number == 0 else self.prepared.scopes[:1]:
-                plan, reversed_plan = (select(s, self.prepared.budgets[scope], self.shape) for s in (scores, reverse))
-                randoms = random_plans(plan, self.shape, scores.protected, settings.random_plans, settings.random_seed)
-                yield Contest(plan, reversed_plan, randoms, criterion.formula, scope)
+                yield self.materials.contest(criterion, scores, statistics, self.prepared.budgets[scope])
 
     def write(self, plan: Plan, result: dict[str, Any]) -> Path:
         """Exports the checkpoint, then loads it and compares its logits with the restricted model's, bit by bit."""

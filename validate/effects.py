@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experts.ablation import marked
 from experts.effects import Instrument
 from experts.memory import in_chunks
 from experts.modes import Scope
@@ -82,7 +83,7 @@ def _sequence(instrument: Instrument, clean: Clean, layer: int, cells: Cells) ->
     shape = (len(measured), *clean.losses.shape)
     delta, divergence = (torch.empty(shape, dtype=torch.float64, device=clean.tokens.device) for _ in range(2))
     for row, expert in enumerate(measured):
-        delta[row], divergence[row] = instrument.everywhere(clean, {layer: _mark(int(expert), instrument)})
+        delta[row], divergence[row] = instrument.everywhere(clean, {layer: marked(instrument.anatomy, int(expert))})
     found = []
     for number, active in enumerate(windows):
         which = torch.searchsorted(measured, active.expert)
@@ -96,7 +97,7 @@ def _corpus(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> l
     device = clean.tokens.device
     experts = torch.arange(instrument.anatomy.experts, device=device)
     experts = experts[cells.wanted(experts)]
-    both = [instrument.everywhere(clean, {layer: _mark(int(expert), instrument)}) for expert in experts]
+    both = [instrument.everywhere(clean, {layer: marked(instrument.anatomy, int(expert))}) for expert in experts]
     found = []
     for number in range(len(clean.tokens)):
         index, weight = clean.index[layer][number], clean.weight[layer][number].double()
@@ -118,12 +119,6 @@ def _corpus(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> l
             }
         )
     return found
-
-
-def _mark(expert: int, instrument: Instrument) -> Tensor:
-    marks = torch.zeros(instrument.anatomy.experts, dtype=torch.bool, device=next(instrument.anatomy.model.parameters()).device)
-    marks[expert] = True
-    return marks
 
 
 class _Active:

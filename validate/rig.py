@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from criteria.text import Windows
-from experts.ablation import ablated, restricted
+from experts.ablation import ablated, marked, restricted
 from experts.anatomy import Anatomy, MoELayer
 from experts.effects import Instrument
 from experts.errors import ExciseError
@@ -81,7 +81,7 @@ def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
         inside = window_losses(anatomy.model, first)[0]
     means = torch.zeros(len(anatomy.layers), anatomy.experts, 1, device=next(anatomy.model.parameters()).device)
     for mode in Mode:
-        with suppress(ExciseError), ablated(anatomy, {0: _marks(anatomy, 0)}, mode, means):  # not every router can do without one expert
+        with suppress(ExciseError), ablated(anatomy, {0: marked(anatomy, 0)}, mode, means):  # not every router can do without one expert
             window_losses(anatomy.model, first)
     after = window_losses(anatomy.model, first)[0]
     evidence = f"before {before:.17g}, restricted {inside:.17g}, after {after:.17g}"
@@ -132,7 +132,7 @@ def check_planted(anatomy: Anatomy, first: Windows) -> Check:
     for layer in _some_layers(anatomy):
         clean = instrument.look(tokens, Scope.SEQUENCE)
         expert = int(torch.bincount(clean.index[layer].flatten()).argmax())
-        removed = {layer: _marks(anatomy, expert)}
+        removed = {layer: marked(anatomy, expert)}
         alive += int(instrument.everywhere(clean, removed)[0].count_nonzero())
         with _emptied(anatomy.layers[layer], expert):
             dead += int(instrument.everywhere(instrument.look(tokens, Scope.SEQUENCE), removed)[0].count_nonzero())
@@ -166,12 +166,6 @@ def check_reloaded(expected: Tensor, found: Tensor) -> Check:
     same = torch.equal(expected, found)
     gap = float((expected.double() - found.double()).abs().max()) if expected.shape == found.shape else float("nan")
     return Check("6 restricted = reloaded", same, "logits bit-equal" if same else f"logits differ by up to {gap:g}")
-
-
-def _marks(anatomy: Anatomy, expert: int) -> Tensor:
-    marks = torch.zeros(anatomy.experts, dtype=torch.bool, device=next(anatomy.model.parameters()).device)
-    marks[expert] = True
-    return marks
 
 
 def _some_layers(anatomy: Anatomy) -> list[int]:

@@ -40,6 +40,7 @@ def position(setting: Setting, mode: str, windows: int) -> dict[str, Array]:
                 delta, _ = instrument.at_positions(clean, where, {layer: marks})
                 sums = torch.zeros(anatomy.experts, dtype=torch.float64, device=index.device).index_add_(0, index.reshape(-1), delta)
                 rows.values[number, layer] = sums.cpu().numpy()
+                rows.advance(1)
 
     rows.fill(work, 1)
     return {"score": rows.values.sum(axis=0) / (tokens.shape[0] * (tokens.shape[1] - 1)), "per_window": rows.values}
@@ -63,6 +64,7 @@ def removal(setting: Setting, mode: str, outcome: str, windows: int) -> dict[str
             for expert in range(anatomy.experts):
                 effect = instrument.everywhere(clean, {layer: marked(anatomy, expert)})[outcome == "kl"]
                 rows.values[start:stop, layer, expert] = effect.mean(dim=1).cpu().numpy()
+            rows.advance(stop - start)
 
     rows.fill(work, instrument.windows_at_once(tokens, setting.batch))
     return {"score": rows.values.mean(axis=0), "per_window": rows.values}
@@ -79,18 +81,21 @@ class _Rows:
         for note in instrument.notes:
             tqdm.write(f"note: {note}", file=sys.stderr)
 
+    def advance(self, windows: int) -> None:
+        """Another layer of so many windows is done."""
+        self.bar.update(windows)
+
     def fill(self, work: Callable[[int, int], None], batch: int) -> None:
         """Runs work(start, stop) over the windows that are missing."""
-        first = int(np.isfinite(self.values).all(axis=(1, 2)).sum())
+        layers, first = self.values.shape[1], int(np.isfinite(self.values).all(axis=(1, 2)).sum())
         kept_at = time.monotonic()
-        with tqdm(total=len(self.values), initial=first, desc=self.what, unit="window", delay=2) as bar:
 
-            def step(start: int, stop: int) -> None:
-                nonlocal kept_at
-                work(first + start, first + stop)
-                bar.update(stop - start)
-                if time.monotonic() - kept_at > KEEP_EVERY:
-                    self.partial.write({"rows": self.values})
-                    kept_at = time.monotonic()
+        def step(start: int, stop: int) -> None:
+            nonlocal kept_at
+            work(first + start, first + stop)
+            if time.monotonic() - kept_at > KEEP_EVERY:
+                self.partial.write({"rows": self.values})
+                kept_at = time.monotonic()
 
+        with tqdm(total=layers * len(self.values), initial=layers * first, desc=self.what, unit="window·layer", delay=2) as self.bar:
             in_chunks(len(self.values) - first, batch, step, "window")

@@ -52,12 +52,12 @@ def comparison_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def agreement_rows(agreement: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per criterion: mean Spearman over the layers that have one, then layer by layer."""
-    found = []
+    means = {}
     for criterion, layers in agreement["spearman"].items():
         there = [value for value in layers if value is not None]
-        mean = sum(there) / len(there) if there else None
-        found.append((criterion, *(signed(value, 2) for value in (mean, *layers))))
-    return sorted(found, key=lambda row: row[1], reverse=True)
+        means[criterion] = sum(there) / len(there) if there else None
+    ordered = sorted(means, key=lambda name: -2.0 if means[name] is None else means[name], reverse=True)
+    return [(name, *(signed(value, 2) for value in (means[name], *agreement["spearman"][name]))) for name in ordered]
 
 
 def sizes(result: dict[str, Any], plan: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from criteria.scores import Scores
 from experts.plan import Plan
 from prune import materials
 from prune.cli import app
+from prune.report import agreement_rows
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
 from validate.agreement import agreement, spearman
 
@@ -56,6 +57,11 @@ def test_agreement_needs_measured_removals() -> None:
     assert agreement([cheap]) == {}
     assert agreement([cheap, scores("reversed:causal_removal", [[3, 2, 1]])]) == {}
     assert agreement([cheap, measured]) == {"reap": [pytest.approx(0.5)]}
+
+
+def test_agreement_is_listed_best_first() -> None:
+    found = agreement_rows({"spearman": {"low": [-0.5, None], "none": [None, None], "high": [0.25, 0.75]}})
+    assert found == [("high", "+0.50", "+0.25", "+0.75"), ("low", "-0.50", "-0.50", "nan"), ("none", "nan", "nan", "nan")]
 
 
 # The command.

@@ -52,12 +52,12 @@ def comparison_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def agreement_rows(agreement: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per criterion: mean Spearman over the layers that have one, then layer by layer."""
-    means = {}
+    means: dict[str, float | None] = {}
     for criterion, layers in agreement["spearman"].items():
         there = [value for value in layers if value is not None]
         means[criterion] = sum(there) / len(there) if there else None
-    ordered = sorted(means, key=lambda name: -2.0 if means[name] is None else means[name], reverse=True)
-    return [(name, *(signed(value, 2) for value in (means[name], *agreement["spearman"][name]))) for name in ordered]
+    ordered = sorted(means.items(), key=lambda item: -2.0 if item[1] is None else item[1], reverse=True)
+    return [(name, *(signed(value, 2) for value in (mean, *agreement["spearman"][name]))) for name, mean in ordered]
 
 
 def sizes(result: dict[str, Any], plan: dict[str, Any]) -> str:

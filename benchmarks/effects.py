@@ -150,14 +150,15 @@ def exhaustive() -> dict[str, Any]:
     text = recipe.validation
     windows = read_windows(text.data, load_tokenizer(folder), text.length, text.sequences, text.seed)
     anatomy = dissect(load(folder, recipe.dtype))
-    tokens, instrument = torch.from_numpy(windows.tokens), Instrument(anatomy)
+    tokens, instrument = torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device), Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
-    cells = Cells(Scope.POSITION, tuple(range(len(anatomy.layers))))
-    seconds, tables = clock(lambda: list(measure(instrument, tokens, range(len(tokens)), cells)))
-    rows = sum(len(table["delta"]) for _, table in tables)
+    layers, tables = tuple(range(len(anatomy.layers))), list[Any]()
+    missing = dict.fromkeys(range(len(tokens)), layers)
+    seconds, _ = clock(lambda: measure(instrument, tokens, missing, Cells(Scope.POSITION), lambda *cell: tables.append(cell[2])))
+    rows = sum(len(table["delta"]) for table in tables)
     clean = instrument.look(tokens[:1], Scope.SEQUENCE)
     picks = [(layer, position) for layer in range(len(anatomy.layers)) for position in range(0, 255, 32)]
-    eye = torch.eye(anatomy.experts, dtype=torch.bool)
+    eye = torch.eye(anatomy.experts, dtype=torch.bool, device=tokens.device)
     slow, _ = clock(lambda: [instrument.replay_position(clean, t, {layer: eye[clean.index[layer][0, t, 0]]}) for layer, t in picks])
     each = slow / len(picks)
     return {

@@ -79,7 +79,7 @@ def fisher(setting: Setting, probes: int, windows: int) -> dict[str, Array]:
     """fisher = Σ_t (∂L_t/∂α)² [L, E], L_t the loss at token t: the diagonal of the empirical Fisher information.
 
     Exact would be one backward per token. With random signs ε_t, E (∂ Σ_t ε_t L_t / ∂α)² is the same sum, window by window: `probes`
-    backwards per window. The signs are seeded.
+    backwards per window. The signs are seeded; the relative error is about √(2 / (windows · probes)).
     """
     sums = _zeros(setting)
     tokens = setting.tokens(setting.chosen(windows))
@@ -92,12 +92,14 @@ def fisher(setting: Setting, probes: int, windows: int) -> dict[str, Array]:
             shape = (len(setting.anatomy.layers), stop - start, setting.anatomy.experts)
             per_window = torch.ones(shape, device=tokens.device, requires_grad=True)  # one α per window: windows do not see each other
             of_token = torch.arange(stop - start, device=tokens.device).repeat_interleave(tokens.shape[1])
+            squares = torch.zeros_like(sums)  # added at once: an attempt that runs out of memory leaves nothing behind
             with _multiplied(setting.anatomy, lambda layer, index: per_window[layer][of_token[:, None], index]):
                 losses = token_losses(setting.anatomy.model(input_ids=tokens[start:stop], use_cache=False).logits, tokens[start:stop])
                 for probe in range(probes):
                     total = (losses * signs[probe, start:stop]).sum()
                     (slope,) = torch.autograd.grad(total, [per_window], retain_graph=probe + 1 < probes)
-                    sums.add_(slope.double().square().sum(dim=1))
+                    squares += slope.double().square().sum(dim=1)
+            sums.add_(squares)
             bar.update(stop - start)
 
         in_chunks(len(tokens), setting.batch, work, "window")

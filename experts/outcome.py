@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**24  # logits worked on at once: wide copies of all would be the largest tensors of a run
+# Logits worked on at once: wide copies of all would be the largest tensors of a run. On a CPU they also have to stay in its cache (twice as
+# fast as 2**24 with KL), on a GPU every block costs launches.
+BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def row_outcomes(logits: Tensor, targets: Tensor, clean: Tensor | None, position
     """
     loss = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
     divergence = torch.full_like(loss, torch.nan)
-    for part in _blocks(len(logits), logits.shape[-1]):
+    for part in _blocks(len(logits), logits.shape[-1], logits.device.type):
         ablated = log_probabilities(logits[part])
         loss[part] = -ablated.gather(1, targets[part, None])[:, 0].double()
         if clean is not None:
@@ -38,6 +40,6 @@ def row_outcomes(logits: Tensor, targets: Tensor, clean: Tensor | None, position
     return loss, divergence
 
 
-def _blocks(rows: int, width: int) -> Iterator[slice]:
-    size = max(1, BLOCK // width)
+def _blocks(rows: int, width: int, device: str) -> Iterator[slice]:
+    size = max(1, BLOCK.get(device, BLOCK["cuda"]) // width)
     return (slice(start, start + size) for start in range(0, rows, size))

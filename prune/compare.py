@@ -73,13 +73,16 @@ class Comparison:
         evaluator = Evaluator(anatomy, windows, self.folder.path / "losses.csv", row_key(self.materials), settings.batch)
         tests = list(self._tests(measured, tables))
         plans = [against_random(evaluator, test, settings.random_seed).to_json() for test in tests]
-        table = next(iter(tables.values()))
-        reference = reference_of(table)
+        reference = reference_of(next(iter(tables.values())))
         return {
             "plans": plans,
             "rule": RULE,
             "loss": float(np.average(evaluator.losses(None), weights=evaluator.weights)),
-            "agreement": {"reference": reference and reference.criterion, "layers": list(self.shape.layers), "spearman": agreement(table)},
+            "agreement": {
+                "reference": reference and reference.criterion,
+                "layers": list(self.shape.layers),
+                "spearman": _agreement(tables),
+            },
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(windows)},
             "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
             "checks": [asdict(check) for check in checks],
@@ -90,6 +93,18 @@ class Comparison:
         for budget in self.prepared.compared:
             for criterion, scores in zip(self.prepared.criteria, tables[budget.scope], strict=True):
                 yield self.materials.contest(criterion, scores, measured[budget.scope], budget)
+
+
+def _agreement(tables: dict[str, list[Scores]]) -> dict[str, list[float | None]]:
+    """Rank agreement per criterion; one whose scores depend on the scope (greedy removal) appears once a scope."""
+    found: dict[str, list[float | None]] = {}
+    for scope, table in tables.items():
+        for criterion, layers in agreement(table).items():
+            if criterion not in found:
+                found[criterion] = layers
+            elif found[criterion] != layers:
+                found[f"{criterion}, scope {scope}"] = layers
+    return found
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:

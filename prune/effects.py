@@ -1,10 +1,11 @@
-"""`excise effects`: text → windows → the raw table of effects. A window that is finished is never measured again."""
+"""`excise effects`: text → windows → the raw table of effects. A layer of a window that is finished is never measured again."""
 
 import sys
 import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
@@ -15,13 +16,14 @@ from experts.errors import ExciseError
 from experts.means import mean_outputs
 from experts.modes import Mode
 from experts.plan import Plan
+from experts.precision import HALF
 from prune.layout import lay_out
 from prune.locate import model_folder
 from prune.parts import Parts
 from prune.request import Request
 from prune.shards import fingerprint, open_checkpoint
 from prune.stages import key_of
-from validate.effects import Cells, measure
+from validate.effects import Cells, Table, measure
 from validate.rig import check_rig
 
 
@@ -33,15 +35,16 @@ def run(request: Request) -> dict[str, Any]:
     windows = consecutive(request.text, load_tokenizer(source, request.trust_remote_code), request.window, request.sequences)
     asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code)
     parts = Parts(request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force)
-    missing = parts.missing(len(windows))
+    missing = parts.missing(len(windows), layers)
     notes: list[str] = []
     seconds = 0.0
     if missing:
         anatomy = dissect(load(source, request.dtype, request.trust_remote_code))
-        seconds, notes = _measure(request, anatomy, windows, layers, missing, parts)
+        seconds, notes = _measure(request, anatomy, windows, missing, parts)
     rows_now = parts.rows(missing)
-    table = parts.join(len(windows))
-    delta, divergence = (table[name].to_numpy() for name in ("delta", "kl"))
+    table = parts.join(len(windows), layers)
+    if not table.num_rows:
+        notes.append("the table is empty: none of these experts is active in this text")
     return {
         "table": str(request.output),
         "rows": table.num_rows,
@@ -49,33 +52,51 @@ def run(request: Request) -> dict[str, Any]:
         "windows_now": len(missing),
         "rows_now": rows_now,
         "seconds": round(seconds, 2),
-        "mean_delta": float(delta.mean()),
-        "mean_kl": float(divergence.mean()),
+        "mean_delta": _mean(table, "delta"),
+        "mean_kl": _mean(table, "kl"),
         "notes": notes,
     }
 
 
-def _measure(
-    request: Request, anatomy: Anatomy, windows: Windows, layers: tuple[int, ...], missing: list[int], parts: Parts
-) -> tuple[float, list[str]]:
-    """The windows that are missing; the rig and the fast path are checked before. Gives the seconds of the measurement, and notes."""
+def _mean(table: pa.Table, column: str) -> float | None:
+    return float(table[column].to_numpy().mean()) if table.num_rows else None
+
+
+def _measure(request: Request, anatomy: Anatomy, windows: Windows, missing: dict[int, list[int]], parts: Parts) -> tuple[float, list[str]]:
+    """What is missing; the rig and the fast path are checked before. Gives the seconds of the measurement, and notes."""
     check_rig(anatomy, windows, half_plan(anatomy))
     tokens = torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device)
     means = mean_outputs(anatomy, tokens) if request.mode is Mode.MEAN else None
     instrument = Instrument(anatomy, request.mode, means)
     instrument.check(tokens, request.scope)
-    for note in instrument.notes:
+    notes = [*instrument.notes, *_cautions(anatomy, request)]
+    for note in notes:
         tqdm.write(f"note: {note}", file=sys.stderr)
     begun, what = time.monotonic(), f"effects ({request.scope}, {request.mode})"
-    with tqdm(total=len(tokens), initial=len(tokens) - len(missing), desc=what, unit="window", delay=2) as bar:
-        for number, table in measure(instrument, tokens, missing, Cells(request.scope, layers, request.experts or None)):
+    with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
+
+        def keep(number: int, layer: int, table: Table) -> None:
             if not np.isfinite(table["delta"]).all():
                 raise ExciseError(
                     f"window {number}: an effect is not finite; is the model sound in {anatomy.model.dtype}? Try --dtype float32"
                 )
-            parts.keep(number, table)
+            parts.keep(number, layer, table)
             bar.update()
-    return time.monotonic() - begun, instrument.notes
+
+        measure(instrument, tokens, missing, Cells(request.scope, request.experts or None), keep)
+    return time.monotonic() - begun, notes
+
+
+def _cautions(anatomy: Anatomy, request: Request) -> list[str]:
+    """What a reader of the numbers has to know."""
+    found, most = [], getattr(anatomy.model.config.get_text_config(), "max_position_embeddings", None)
+    if anatomy.model.dtype in HALF:
+        found.append(
+            f"measured in {anatomy.model.dtype}: single effects carry its rounding, some hundredths of a nat; --dtype float32 has none"
+        )
+    if most and request.window > most:
+        found.append(f"a window of {request.window} tokens is longer than the {most} positions the model was made for")
+    return found
 
 
 def half_plan(anatomy: Anatomy) -> Plan:

@@ -1,4 +1,4 @@
-"""A table that is made window by window: finished windows wait beside the output, and become one Parquet or CSV file at the end."""
+"""A table that is made piece by piece: finished layers of windows wait beside the output, and become one Parquet or CSV file at the end."""
 
 import json
 import shutil
@@ -17,11 +17,11 @@ WITHOUT_TOKEN = ("position", "token", "rank")  # −1 where a row is a mean over
 
 
 class Parts:
-    """output: the table; key: identity of everything that is measured. Windows of another measurement are never mixed in."""
+    """output: the table; key: identity of everything that is measured. Pieces of another measurement are never mixed in."""
 
     def __init__(self, output: Path, key: str, force: bool = False) -> None:
         self.output, self.folder = output, output.with_name(output.name + ".partial")
-        if self.folder.exists() and self._key() != key:
+        if any(self.folder.glob("*.parquet")) and self._key() != key:
             if not force:
                 raise ExciseError(
                     f"{self.folder}: holds the windows of another measurement that was interrupted; finish that one, "
@@ -37,29 +37,39 @@ class Parts:
             return None
         return str(found.get("key")) if isinstance(found, dict) else None
 
-    def missing(self, windows: int) -> list[int]:
-        """Numbers of the windows that are not there yet."""
-        return [number for number in range(windows) if not self._path(number).is_file()]
+    def missing(self, windows: int, layers: tuple[int, ...]) -> dict[int, list[int]]:
+        """Window -> layers that are not there yet, or cannot be read."""
+        lacking = {number: [layer for layer in layers if self._rows((number, layer)) is None] for number in range(windows)}
+        return {number: found for number, found in lacking.items() if found}
 
-    def keep(self, number: int, table: Table) -> None:
-        """Keeps the rows of a finished window."""
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
+    def keep(self, number: int, layer: int, table: Table) -> None:
+        """Keeps the rows of a finished layer of a window."""
+        if not (self.folder / KEY).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / KEY, {"key": self.key})
-        fresh = self._path(number).with_suffix(".new")
+        path = self._path((number, layer))
+        fresh = path.with_suffix(".new")
         pa.parquet.write_table(_arrow(table), fresh)
-        fresh.replace(self._path(number))
+        fresh.replace(path)
 
-    def rows(self, windows: list[int]) -> int:
-        """Rows of these windows together."""
-        return sum(pa.parquet.read_metadata(self._path(number)).num_rows for number in windows)
+    def rows(self, missing: dict[int, list[int]]) -> int:
+        """Rows of these pieces together."""
+        return sum(self._rows((number, layer)) or 0 for number, layers in missing.items() for layer in layers)
 
-    def join(self, windows: int) -> pa.Table:
-        """Writes the whole table, in the order of the windows, and removes the parts."""
-        table = pa.concat_tables([pa.parquet.read_table(self._path(number)) for number in range(windows)])
+    def _rows(self, piece: tuple[int, int]) -> int | None:
+        """Rows of a piece; None where there is none, or a kill or a full disk left a part of one."""
+        try:
+            return int(pa.parquet.read_metadata(self._path(piece)).num_rows)
+        except (OSError, pa.ArrowException):
+            return None
+
+    def join(self, windows: int, layers: tuple[int, ...]) -> pa.Table:
+        """Writes the whole table, window by window, and removes the pieces."""
+        pieces = [(number, layer) for number in range(windows) for layer in layers]
+        table = pa.concat_tables([pa.parquet.read_table(self._path(piece)) for piece in pieces])
         fresh = self.output.with_name(self.output.name + ".new")
         try:
-            if self.output.suffix == ".csv":
+            if self.output.suffix.lower() == ".csv":
                 pa.csv.write_csv(table, fresh)
             else:
                 pa.parquet.write_table(table, fresh)
@@ -69,8 +79,9 @@ class Parts:
         shutil.rmtree(self.folder)
         return table
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.parquet"
+    def _path(self, piece: tuple[int, int]) -> Path:
+        number, layer = piece
+        return self.folder / f"{number:06d}-{layer:03d}.parquet"
 
 
 def _arrow(table: Table) -> pa.Table:

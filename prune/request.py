@@ -1,5 +1,6 @@
 """What `excise effects` is asked for, and what of it can be refused before anything is loaded. No torch."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,6 @@ class Request:
 
     def check(self, shape: Shape) -> tuple[int, ...]:
         """Positions of the layers among the MoE layers. Raises ExciseError for whatever cannot be measured."""
-        if self.output.suffix not in (".parquet", ".csv"):
-            raise ExciseError(f"{self.output}: the name of the table must end in .parquet or .csv")
-        if self.output.exists() and not self.force:
-            raise ExciseError(f"{self.output}: exists; choose another --output, or --force to replace it")
         if self.window < 2:
             raise ExciseError(f"--window is {self.window}: an effect needs a token and the one that follows it")
         if self.sequences < 0:
@@ -41,7 +38,20 @@ class Request:
         for expert in self.experts:
             if not 0 <= expert < shape.experts:
                 raise ExciseError(f"--experts: expert {expert} is out of range; a layer has experts 0 to {shape.experts - 1}")
+        self._check_output()
         return tuple(sorted({shape.layers.index(layer) for layer in self.layers or shape.layers}))
+
+    def _check_output(self) -> None:
+        """The table can be written there."""
+        if self.output.suffix.lower() not in (".parquet", ".csv"):
+            raise ExciseError(f"{self.output}: the name of the table must end in .parquet or .csv")
+        if self.output.is_dir():
+            raise ExciseError(f"{self.output}: is a folder; name a file")
+        if self.output.exists() and not self.force:
+            raise ExciseError(f"{self.output}: exists; choose another --output, or --force to replace it")
+        there = next(folder for folder in self.output.absolute().parents if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise ExciseError(f"{self.output}: cannot be written, {there} is not a folder one can write to")
 
 
 def numbers(option: str, text: str | None) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ def effects(done: dict[str, Any]) -> None:
     """What `excise effects` wrote."""
     each = f", {1000 * done['seconds'] / done['rows_now']:.2f} ms per row" if done["rows_now"] else ""
     print(f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}")
-    print(f"mean ΔCE {done['mean_delta']:+.6f}, mean KL {done['mean_kl']:.6f} nats per row")
+    if done["rows"]:
+        print(f"mean ΔCE {done['mean_delta']:+.6f}, mean KL {done['mean_kl']:.6f} nats per row")
 
 
 def model(found: dict[str, Any]) -> None:

@@ -407,3 +407,58 @@ def test_without_the_measurement_there_is_no_score() -> None:
     anatomy, text = dissect(tiny.build("olmoe")), windows(2)
     with pytest.raises(ExciseError, match="has not been measured"):
         score(resolve("causal_removal"), observe(anatomy, text), anatomy.indices, NOTHING, "", "")
+
+
+# What a review found.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["causal_greedy", "causal_greedy:shortlist=2", "causal_greedy:start=reap,shortlist=2,step=3", "causal_greedy:outcome=kl,shortlist=4"],
+)
+def test_greedy_reaches_the_floor_of_a_layer_and_goes_on_elsewhere(name: str) -> None:
+    """Floor = top_k: a layer that is full is neither measured nor on a shortlist, and the budget is met."""
+    anatomy, text = dissect(tiny.build("olmoe")), windows(2)
+    budget = Budget(10, "global", 3, "")
+    made = setting(anatomy, text, budget)
+    trace = measure(resolve(name).measurement, made)["trace"]  # type: ignore[arg-type]
+    counts = 8 - np.bincount(trace[:, 0].astype(int), minlength=3)
+    assert len(trace) == 14
+    assert counts.min() == 3
+    assert counts.sum() == 10
+
+
+def test_greedy_says_when_nothing_is_left_to_remove() -> None:
+    anatomy, text = dissect(tiny.build("olmoe")), windows(2)
+    protected = np.ones((3, 8), dtype=bool)
+    protected[0] = False
+    with pytest.raises(ExciseError, match="7 more experts have to go, but protected experts and the floor of every layer leave none"):
+        scores_of("causal_greedy", setting(anatomy, text, Budget(12, "global", 3, ""), protected=protected))
+
+
+def test_greedy_by_divergence_adds_up() -> None:
+    """The costs in the trace add up to KL(unpruned ‖ what is left), one removal a round."""
+    anatomy, text = dissect(tiny.build("olmoe")), windows(2)
+    trace = measure(resolve("causal_greedy:outcome=kl").measurement, setting(anatomy, text, Budget(20, "global", 3, "")))["trace"]  # type: ignore[arg-type]
+    removed = [(int(layer), int(expert)) for layer, expert, *_ in trace]
+    tokens = torch.from_numpy(text.tokens)
+    before = torch.log_softmax(tiny.logits(anatomy.model, tokens).double(), -1)[:, :-1]
+    with restricted(anatomy, without(anatomy, *removed)):
+        after = torch.log_softmax(tiny.logits(anatomy.model, tokens).double(), -1)[:, :-1]
+    assert trace[:, 3].sum() == pytest.approx(float((before.exp() * (before - after)).sum(-1).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fisher", "gradient", "integrated:steps=2"])
+def test_an_attempt_that_runs_out_of_memory_counts_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = setting(dissect(tiny.build("olmoe")), windows(4))
+    expected, grad, calls = scores_of(name, made), torch.autograd.grad, []
+
+    def hungry(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return grad(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.autograd, "grad", hungry)
+    np.testing.assert_allclose(scores_of(name, replace(made, batch=2)), expected, rtol=1e-4, atol=1e-9)
+    assert len(calls) > 3

@@ -105,7 +105,7 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
     found = result["agreement"]
     assert found["reference"] == CRITERIA[0]
-    assert set(found["spearman"]) == set(CRITERIA[1:])
+    assert set(found["spearman"]) == {*CRITERIA[1:], f"{CRITERIA[4]}, scope global"}
     for one, other in zip(found["spearman"]["gradient"], found["spearman"]["reversed:gradient"], strict=True):
         assert one == pytest.approx(-other)
 

@@ -13,6 +13,7 @@ from experts.ablation import ablated, restricted
 from experts.anatomy import Anatomy, dissect
 from experts.effects import Instrument
 from experts.errors import ExciseError
+from experts.means import mean_outputs as real_means
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.seam import intercepted
@@ -311,6 +312,26 @@ def test_too_few_experts_left_to_route() -> None:
         instrument.everywhere(clean, {0: marks(8, 0, 1, 2, 3, 4, 5)})
 
 
+def test_mean_outputs_by_hooks() -> None:
+    """Each expert's own output, one call per token and expert, averaged over the tokens that chose it."""
+    anatomy, tokens = made("qwen2_moe"), tiny.ids(3, LENGTH)
+    sums, counts = torch.zeros(3, 8, 32, dtype=torch.float64), torch.zeros(3, 8)
+
+    def watch(layer: int, run, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        for row, chosen in zip(hidden, index, strict=True):
+            for e in chosen.tolist():
+                sums[layer, e] += run(row[None], torch.tensor([[e]]), torch.ones(1, 1))[0].double()
+                counts[layer, e] += 1
+        return run(hidden, index, weight)
+
+    with intercepted(anatomy, watch), torch.no_grad():
+        anatomy.model(input_ids=tokens, use_cache=False)
+    found = real_means(anatomy, tokens, batch=2)
+    reached = counts > 0
+    torch.testing.assert_close(found[reached].double(), (sums / counts[..., None])[reached], atol=1e-6, rtol=0)
+    assert (found[~reached] == 0).all()
+
+
 # Falling back.
 
 
@@ -380,6 +401,23 @@ def test_falls_back_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # Precision and memory.
+
+
+def test_a_half_precision_model_is_checked_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that bfloat16's rounding would hide is found, and the model is bit-equal to before."""
+    anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
+    anatomy.model.to(torch.bfloat16)
+    before = tiny.logits(anatomy.model, tokens)
+    right = effects.packed
+    monkeypatch.setattr(effects, "packed", lambda *a: tuple(part + 0.01 for part in right(*a)))
+    instrument = Instrument(anatomy)
+    instrument.check(tokens, Scope.POSITION)
+    assert not instrument.packs
+    assert torch.equal(tiny.logits(anatomy.model, tokens), before)
+    monkeypatch.setattr("experts.precision.free_bytes", lambda _: 1000)
+    scarce = Instrument(anatomy)
+    scarce.check(tokens, Scope.POSITION)
+    assert scarce.packs, "without memory for float32 an error of 0.01 is within the rounding"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -115,18 +115,21 @@ def test_the_same_again(saved: dict[str, Path], text: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.new"))
 
 
+@pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("scope", list(Scope))
-def test_interrupted_and_resumed(scope: Scope, saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished windows are not measured again; the table is that of an undisturbed run."""
+def test_interrupted_and_resumed(
+    scope: Scope, torn: bool, saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished layers of windows are not measured again; the table is that of an undisturbed run."""
     whole = measured(saved["olmoe"], text, tmp_path / "whole.parquet", "--scope", scope)
     arguments = (saved["olmoe"], "--text", text, "--window", 16, "--sequences", 3, "--scope", scope, "-o", tmp_path / "e.parquet")
     keep, kept = command.Parts.keep, []
 
-    def third(self: command.Parts, number: int, rows: Any) -> None:
-        if len(kept) == 2:
+    def third(self: command.Parts, number: int, layer: int, rows: Any) -> None:
+        if len(kept) == 5:
             raise KeyboardInterrupt
-        kept.append(number)
-        keep(self, number, rows)
+        kept.append((number, layer))
+        keep(self, number, layer, rows)
 
     with monkeypatch.context() as broken:
         broken.setattr(command.Parts, "keep", third)
@@ -136,9 +139,17 @@ def test_interrupted_and_resumed(scope: Scope, saved: dict[str, Path], text: Pat
     assert not (tmp_path / "e.parquet").exists()
     other = excise(*arguments, "--mode", "renormalize")
     assert (other.exit_code, "holds the windows of another measurement" in other.stderr) == (1, True)
-    again = json.loads(excise(*arguments, "--json").stdout)
-    assert (again["windows"], again["windows_now"]) == (3, 1)
-    # A batch of one window rounds otherwise than a batch of three.
+    if torn:  # a kill in the middle of a write, or a full disk
+        first = sorted((tmp_path / "e.parquet.partial").glob("*.parquet"))[0]
+        first.write_bytes(first.read_bytes()[:100])
+    with monkeypatch.context() as counted:
+        again: list[tuple[int, int]] = []
+        counted.setattr(
+            command.Parts, "keep", lambda self, number, layer, rows: (again.append((number, layer)), keep(self, number, layer, rows))
+        )
+        assert excise(*arguments).exit_code == 0
+    assert sorted(again) == sorted({(n, layer) for n in range(3) for layer in range(3)} - set(sorted(kept)[torn:]))
+    # Fewer windows at once round otherwise.
     pd.testing.assert_frame_equal(whole, table(tmp_path / "e.parquet"), check_exact=scope is Scope.POSITION, atol=1e-5, rtol=0)
 
 
@@ -155,6 +166,10 @@ def test_interrupted_and_resumed(scope: Scope, saved: dict[str, Path], text: Pat
         (("--sequences", "-1"), "--sequences is -1"),
         (("--text", "nowhere.txt"), "nowhere.txt: No such file or directory"),
         (("-o", "table.xlsx"), "table.xlsx: the name of the table must end in .parquet or .csv"),
+        (("-o", "."), "name of the table must end in"),
+        (("-o", "folder.csv"), "folder.csv: is a folder; name a file"),
+        (("-o", "text.txt/e.csv"), "cannot be written"),
+        (("--window", "1", "-o", "there.csv"), "--window is 1"),
         (("-o", "there.csv"), "there.csv: exists; choose another --output, or --force to replace it"),
         (("--scope", "everywhere"), None),
     ],
@@ -164,12 +179,16 @@ def test_errors(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.csv").write_text("mine")
+    (tmp_path / "folder.csv").mkdir()
     done = excise(saved["deepseek_v2"], "--text", text, "-o", "e.csv", "--window", 16, *arguments)
     assert done.exit_code == (1 if message else 2)
     if message:
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "text.txt", "there.csv"][not (tmp_path / "cache").exists() :]
+    assert (
+        sorted(path.name for path in tmp_path.iterdir())
+        == ["cache", "folder.csv", "text.txt", "there.csv"][not (tmp_path / "cache").exists() :]
+    )
     assert (tmp_path / "there.csv").read_text() == "mine"
 
 
@@ -197,6 +216,28 @@ def test_falling_back_is_said(saved: dict[str, Path], text: Path, tmp_path: Path
     )
     assert "packing does not run on this model (no such mask)" in json.loads(done.stdout)["notes"][0]
     pd.testing.assert_frame_equal(fast, table(tmp_path / "slow.parquet"), check_exact=False, atol=1e-5, rtol=0)
+
+
+def test_the_shortest_window_and_an_empty_table(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    assert len(measured(saved["olmoe"], text, tmp_path / "e.csv", "--window", 2)) == 3 * 3 * 3
+    ids = torch.tensor([load_tokenizer(saved["olmoe"])(TEXT, add_special_tokens=False)["input_ids"][:3]])
+    clean = Instrument(dissect(load(saved["olmoe"], "float32"))).look(ids, Scope.SEQUENCE)
+    never = next(e for e in range(8) if e not in clean.index[0][0, :-1])
+    one = ("--window", 3, "--sequences", 1, "--layers", "0", "--experts", never)
+    done = excise(saved["olmoe"], "--text", text, *one, "-o", tmp_path / "n.parquet", "--json")
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["mean_delta"]) == (0, None)
+    assert "none of these experts is active" in found["notes"][-1]
+
+
+def test_cautions(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    arguments = ("--window", 200, "--sequences", 1, "--layers", "2", "--scope", "corpus", "--json", "-o", tmp_path / "e.csv")
+    notes = json.loads(excise(saved["olmoe"], "--text", text, *arguments).stdout)["notes"]
+    assert notes == ["a window of 200 tokens is longer than the 128 positions the model was made for"]
+    done = CliRunner().invoke(
+        app, list(map(str, ("effects", saved["olmoe"], "--text", text, *arguments, "--force", "--dtype", "bfloat16", "--quiet")))
+    )
+    assert "measured in torch.bfloat16" in json.loads(done.stdout)["notes"][0]
 
 
 def test_numbers() -> None:

@@ -1,6 +1,6 @@
 """The raw table of effects: one row per intervention, window by window (METHODS 1.3, 2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,14 @@ from experts.stream import Clean
 COLUMNS = ("document", "position", "token", "layer", "expert", "gate_weight", "rank", "baseline_loss", "delta", "kl")
 MOST_WINDOWS = 8  # at once: more is not faster
 Table = dict[str, np.ndarray[Any, np.dtype[Any]]]
+Keep = Callable[[int, int, Table], None]
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Which removals are measured. layers: positions among the MoE layers; experts: None = all (active ones, where a token counts)."""
+    """Which removals of a layer are measured. experts: None = all (active ones, where a token counts)."""
 
     scope: Scope
-    layers: tuple[int, ...]
     experts: tuple[int, ...] | None = None
 
     def wanted(self, experts: Tensor) -> Tensor:
@@ -34,38 +34,26 @@ class Cells:
         return torch.isin(experts, torch.tensor(self.experts, device=experts.device))
 
 
-def measure(instrument: Instrument, tokens: Tensor, numbers: Sequence[int], cells: Cells) -> Iterator[tuple[int, Table]]:
-    """The rows of the windows `numbers` of tokens [N, W], one (number, table) at a time.
+def measure(instrument: Instrument, tokens: Tensor, missing: Mapping[int, Sequence[int]], cells: Cells, keep: Keep) -> None:
+    """Calls keep(window, layer position, table) for every window and layer in `missing`, of tokens [N, W].
 
     Columns. document: number of the window; position: in the window, 0-based; token: its id; layer: decoder layer; gate_weight: applied;
     rank: of the expert among the active ones, 0 = largest gate weight; baseline_loss: of the next token, nats; delta, kl: of the removal.
     In scope corpus a row is the mean over a window: position, token and rank are empty, gate_weight is the mean where e is active.
     """
     size = 1 if cells.scope is Scope.POSITION else instrument.windows_at_once(tokens, MOST_WINDOWS)
-    found: list[tuple[int, Table]] = []
+    of_scope = {Scope.POSITION: _position, Scope.SEQUENCE: _sequence, Scope.CORPUS: _corpus}[cells.scope]
+    numbers = list(missing)
 
     def work(start: int, stop: int) -> None:
-        part = list(numbers[start:stop])
-        tables = _tables(instrument, tokens[part], cells)
-        for number, table in zip(part, tables, strict=True):
-            found.append((number, {"document": np.full(len(table["delta"]), number), **table}))
+        part = numbers[start:stop]
+        clean = instrument.look(tokens[part], cells.scope)
+        for layer in sorted({layer for number in part for layer in missing[number]}):
+            for number, table in zip(part, of_scope(instrument, clean, layer, cells), strict=True):
+                if layer in missing[number]:
+                    keep(number, layer, {"document": np.full(len(table["delta"]), number), **table})
 
-    for start in range(0, len(numbers), size):
-        chunk = numbers[start : start + size]
-        in_chunks(len(chunk), size, lambda a, b, start=start: work(start + a, start + b), "window")  # type: ignore[misc]
-        yield from found
-        found.clear()
-
-
-def _tables(instrument: Instrument, tokens: Tensor, cells: Cells) -> list[Table]:
-    clean = instrument.look(tokens, cells.scope)
-    of_scope = {Scope.POSITION: _position, Scope.SEQUENCE: _sequence, Scope.CORPUS: _corpus}[cells.scope]
-    parts = [of_scope(instrument, clean, layer, cells) for layer in cells.layers]
-    return [_joined([part[window] for part in parts]) for window in range(len(tokens))]
-
-
-def _joined(parts: list[Table]) -> Table:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    in_chunks(len(numbers), size, work, "window")
 
 
 def _position(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> list[Table]:

@@ -104,7 +104,7 @@ def check_local(anatomy: Anatomy, first: Windows) -> Check:
     Exactly 0 before the position; exactly 0 everywhere for the inactive one; not 0 for at least one active one.
     """
     instrument, tokens = Instrument(anatomy, probabilities=False), _tokens(anatomy, first)[:, :LOCAL]
-    where, wrong, moved = tokens.shape[1] // 2, 0, 0
+    where, wrong, moved = (tokens.shape[1] - 1) // 2, 0, 0
     with intercepted(anatomy, _token_by_token):
         clean = instrument.look(tokens, Scope.SEQUENCE)
         cells = [(layer, active) for layer in _some_layers(anatomy) for active in (True, False)]

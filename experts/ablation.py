@@ -59,9 +59,9 @@ def ablated(anatomy: Anatomy, removed: Mapping[int, Tensor], mode: Mode, means: 
     def edit(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         if layer not in removed:
             return run(hidden, index, weight)
-        gone = removed[layer].expand(len(hidden), -1)
         if mode is Mode.REROUTE:
-            return run(hidden, *_rerouted(anatomy, layer, entered.pop(layer), gone, index, weight))
+            return run(hidden, *_rerouted(anatomy, layer, entered.pop(layer), removed[layer], index, weight))
+        gone = removed[layer].expand(len(hidden), -1)
         hit = gone.gather(1, index)
         routed = run(hidden, index, _without(weight, hit, mode))
         if mode is Mode.MEAN and means is not None:
@@ -89,8 +89,11 @@ def _without(weight: Tensor, hit: Tensor, mode: Mode) -> Tensor:
 
 def _rerouted(anatomy: Anatomy, position: int, block_input: Tensor, gone: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Expert ids and gate weights [T, k] after the router has chosen again; every distinct removal of the rows is routed once."""
+    flat = block_input.reshape(len(index), -1)
+    if gone.ndim == 1:
+        ids, weights = routing_without(anatomy, position, flat, gone)
+        return ids.to(index.dtype), weights.to(weight.dtype)
     index, weight = index.clone(), weight.clone()
-    flat = block_input.reshape(len(gone), -1)
     sets, which = torch.unique(gone, dim=0, return_inverse=True)
     for number, removed in enumerate(sets):
         if removed.any():

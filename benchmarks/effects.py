@@ -110,7 +110,7 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
 
     instrument = Instrument(anatomy, mode, probabilities=False)
     instrument.check(tokens, Scope.CORPUS)
-    chosen = range(0, anatomy.experts, max(1, anatomy.experts // 4))
+    chosen = range(0, anatomy.experts, max(1, anatomy.experts // 8))
     ratios, fast_each, plain_each, gap = [], [], [], 0.0
 
     def measured() -> list[torch.Tensor]:

@@ -94,7 +94,7 @@ CRITERIA: dict[str, Criterion] = {
         measured("integrated", INTEGRATED, "integrated", "−∫ ∂L/∂α dα, all α from 1 to 0", 18.0, "steps", "1703.01365"),
         measured("causal_position", POSITION, "score", "Σ_t ΔCE_t / T, e removed at t alone", 20.0, "L·k", "2606.10703"),
         measured("causal_removal", REMOVAL, "score", "mean ΔCE, e removed everywhere", 50.0, "L·E", "leave one out"),
-        measured("causal_greedy", GREEDY, "score", "order of removal by ΔCE given the earlier ones", 400.0, "L·E·rounds", "2607.01940"),
+        measured("causal_greedy", GREEDY, "score", "order of removal by ΔCE given the earlier ones", 360.0, "L·E·rounds", "2607.01940"),
         Criterion("random", random_scores, "uniform, seeded", "nothing", 0.0, "baseline"),
     )
 }

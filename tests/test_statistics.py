@@ -72,7 +72,8 @@ def test_formula_by_hand(name: str) -> None:
 
 
 def test_every_observational_criterion_is_worked_out_by_hand() -> None:
-    assert set(CRITERIA) - {"random"} <= set(BY_HAND)
+    observed = {name for name, row in CRITERIA.items() if row.measurement is None}  # the measured ones have tests/test_causal.py
+    assert observed - {"random"} <= set(BY_HAND)
 
 
 def test_counts_by_hand() -> None:

@@ -1,6 +1,5 @@
 """Causal criteria: every expert is really removed and the loss is measured (METHODS 1.3). Results keep one row per window."""
 
-import sys
 import time
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from experts.ablation import marked
 from experts.effects import Instrument
 from experts.memory import in_chunks
 from experts.modes import Mode, Scope
+from experts.notes import tell
 
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished experiment
 
@@ -79,7 +79,7 @@ class _Rows:
         self.values: Array = kept if kept is not None and kept.shape == shape else np.full(shape, np.nan)
         self.partial, self.what = setting.partial, what
         for note in instrument.notes:
-            tqdm.write(f"note: {note}", file=sys.stderr)
+            tell(note)
 
     def advance(self, windows: int) -> None:
         """Another layer of so many windows is done."""

@@ -22,6 +22,7 @@ from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.memory import in_chunks
 from experts.modes import Mode, Scope
+from experts.notes import tell
 
 Marks = NDArray[np.bool_]
 LEAVE_ONE_OUT = "causal_removal"
@@ -69,6 +70,8 @@ class Search:
         self.divergence, self.updates = outcome == "kl", start == LEAVE_ONE_OUT
         self.instrument = Instrument(setting.anatomy, Mode.REROUTE, probabilities=self.divergence)
         self.instrument.check(self.tokens, Scope.CORPUS)
+        for note in self.instrument.notes:
+            tell(note)
         kept = setting.partial.read()
         self.gone: Marks = kept["gone"].astype(bool) if kept else np.zeros((len(self.shape.layers), self.shape.experts), dtype=bool)
         self.estimate: Array = kept["estimate"] if kept else first_estimates(setting, start, outcome, windows)

@@ -1,6 +1,5 @@
 """`excise effects`: text → windows → the raw table of effects. A layer of a window that is finished is never measured again."""
 
-import sys
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.means import mean_outputs
 from experts.modes import Mode
+from experts.notes import tell
 from experts.plan import Plan
 from experts.precision import HALF
 from prune.layout import lay_out
@@ -71,7 +71,7 @@ def _measure(request: Request, anatomy: Anatomy, windows: Windows, missing: dict
     instrument.check(tokens, request.scope)
     notes = [*instrument.notes, *_cautions(anatomy, request)]
     for note in notes:
-        tqdm.write(f"note: {note}", file=sys.stderr)
+        tell(note)
     begun, what = time.monotonic(), f"effects ({request.scope}, {request.mode})"
     with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
 
@@ -92,7 +92,7 @@ def _cautions(anatomy: Anatomy, request: Request) -> list[str]:
     found, most = [], getattr(anatomy.model.config.get_text_config(), "max_position_embeddings", None)
     if anatomy.model.dtype in HALF:
         found.append(
-            f"measured in {anatomy.model.dtype}: single effects carry its rounding, some hundredths of a nat; --dtype float32 has none"
+            f"measured in {anatomy.model.dtype}: single effects carry its rounding, some hundredths of a nat; --dtype float32 avoids it"
         )
     if most and request.window > most:
         found.append(f"a window of {request.window} tokens is longer than the {most} positions the model was made for")

@@ -35,8 +35,7 @@ def position(setting: Setting, mode: str, windows: int) -> dict[str, Array]:
             for layer in range(len(anatomy.layers)):
                 index = clean.index[layer][0, :-1]
                 where = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
-                marks = torch.zeros(len(where), anatomy.experts, dtype=torch.bool, device=index.device)
-                marks.scatter_(1, index.reshape(-1, 1), True)
+                marks = torch.nn.functional.one_hot(index.reshape(-1), anatomy.experts).bool()
                 delta, _ = instrument.at_positions(clean, where, {layer: marks})
                 sums = torch.zeros(anatomy.experts, dtype=torch.float64, device=index.device).index_add_(0, index.reshape(-1), delta)
                 rows.values[number, layer] = sums.cpu().numpy()

@@ -1,5 +1,6 @@
 """What an experiment works with: model, calibration windows, budget, and a place for what an interruption must not lose."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,29 +19,35 @@ from experts.errors import ExciseError
 
 
 @dataclass(frozen=True)
-class Partial:
-    """An unfinished experiment on disk. path: None keeps nothing; key: what it belongs to, all inputs included."""
+class Store:
+    """Results of an experiment on disk, finished or not. path: None keeps nothing; key: what they belong to, all inputs included."""
 
     path: Path | None = None
     key: str = ""
 
     def read(self) -> dict[str, Array]:
-        """What an interrupted run left, or nothing."""
+        """What an earlier run left, or nothing; an unreadable file is nothing, and the experiment is run again."""
         if self.path is None or not self.path.is_file():
             return {}
         try:
             with safe_open(self.path, "numpy") as file:
                 same = (file.metadata() or {}).get("key") == self.key
                 return {name: file.get_tensor(name) for name in file.keys()} if same else {}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError):  # an unreadable one is simply begun again
+        except (SafetensorError, OSError):
             return {}
 
     def write(self, arrays: Mapping[str, Array]) -> None:
         """Replaces what was kept before."""
         if self.path is not None:
-            fresh = self.path.with_name(self.path.name + ".new")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")  # several runs may share a cache
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, fresh, metadata={"key": self.key})
             fresh.replace(self.path)
+
+    def clear(self) -> None:
+        """Forgets it."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,11 @@ class Setting:
     shape: Shape
     budget: Budget
     protected: NDArray[np.bool_]
-    partial: Partial = Partial()
+    partial: Store = Store()
 
     def without_partial(self) -> "Setting":
         """The same, keeping nothing: for an experiment inside another one."""
-        return replace(self, partial=Partial())
+        return replace(self, partial=Store())
 
     def chosen(self, count: int) -> Windows:
         """`count` of the windows, evenly spread over all sources; 0 = all. Raises ExciseError for padded windows."""

@@ -125,10 +125,11 @@ def effects(
 
         chosen = numbers("--layers", layers), numbers("--experts", experts)
         request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force)
-        request.check(lay_out(open_checkpoint(model_folder(model))).shape)  # refused before torch is loaded
+        layout = lay_out(open_checkpoint(model_folder(model)))
+        request.check(layout.shape)  # refused before torch is loaded
         with _waiting("loading libraries", quiet):
             from prune.effects import run
-        done = run(request)
+        done = run(request, layout)
         show.print_json(done) if as_json else show.effects(done)
         return 0
 

@@ -17,20 +17,18 @@ from experts.modes import Mode
 from experts.notes import tell
 from experts.plan import Plan
 from experts.precision import HALF
-from prune.layout import lay_out
-from prune.locate import model_folder
+from prune.layout import Layout
 from prune.parts import Parts
 from prune.request import Request
-from prune.shards import fingerprint, open_checkpoint
+from prune.shards import fingerprint
 from prune.stages import key_of
 from validate.effects import Cells, Table, measure
 from validate.rig import check_rig
 
 
-def run(request: Request) -> dict[str, Any]:
+def run(request: Request, layout: Layout) -> dict[str, Any]:
     """Measures, or finishes measuring, and writes the table. Gives what was done, in numbers."""
-    source = model_folder(request.model)
-    layout = lay_out(open_checkpoint(source))
+    source = layout.checkpoint.folder
     layers = request.check(layout.shape)
     windows = consecutive(request.text, load_tokenizer(source, request.trust_remote_code), request.window, request.sequences)
     asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code)

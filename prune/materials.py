@@ -4,11 +4,8 @@ import gc
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from criteria.budget import Budget
 from criteria.experiment import Measurement, prerequisites
@@ -18,7 +15,7 @@ from criteria.observe import observe
 from criteria.registry import Criterion, resolve
 from criteria.scores import Scores, score
 from criteria.select import select
-from criteria.setting import Partial, Setting
+from criteria.setting import Setting, Store
 from criteria.statistics import Array, Statistics
 from criteria.text import Windows, check_disjoint, read_windows
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
@@ -118,19 +115,15 @@ class Materials:
         protected = self.protected(statistics)
         bound = (budget.total, budget.scope, budget.floor, protected.tobytes().hex()) if measurement.kind == "greedy" else ()
         key = key_of("measured", self.fingerprint, self.recipe.dtype, self.calibration.hash, measurement.key, *bound)
-        kept = cache_folder() / f"{key}.safetensors"
-        if kept.is_file():
-            return _read(kept)
-        partial = Partial(self.folder.path / "experiment.partial.safetensors", key)
+        kept = Store(cache_folder() / f"{key}.safetensors", key)
+        if results := kept.read():
+            return results
+        partial = Store(self.folder.path / "experiment.partial.safetensors", key)
         batch = self.recipe.calibration.batch
         setting = Setting(self.anatomy, self.calibration, batch, statistics, self.shape, budget, protected, partial)
         results = measure(measurement, setting)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_name(f"{kept.name}.{self.folder.path.name}.new")
-        save_file({name: np.ascontiguousarray(array) for name, array in results.items()}, fresh, metadata={"key": measurement.key})
-        fresh.replace(kept)
-        if partial.path is not None:
-            partial.path.unlink(missing_ok=True)
+        kept.write(results)
+        partial.clear()
         return results
 
     def rank(self, statistics: Statistics) -> list[Scores]:
@@ -145,11 +138,3 @@ class Materials:
         plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
         randoms = random_plans(plan, self.shape, scores.protected, settings.random_plans, settings.random_seed)
         return Contest(plan, reversed_plan, randoms, criterion.formula, budget.scope)
-
-
-def _read(path: Path) -> dict[str, Array]:
-    try:
-        with safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise ExciseError(f"{path}: not the results of an experiment ({error}); delete it and run again") from error

@@ -17,7 +17,7 @@ from criteria.observe import observe
 from criteria.registry import resolve
 from criteria.scores import score
 from criteria.select import select
-from criteria.setting import Partial, Setting
+from criteria.setting import Setting, Store
 from criteria.text import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
@@ -217,7 +217,7 @@ def test_greedy_keeps_router_groups_even_and_protected_experts() -> None:
 def test_greedy_resumes_after_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = setting(dissect(tiny.build("olmoe")), windows(3))
     whole = scores_of("causal_greedy", made)
-    kept = replace(made, partial=Partial(tmp_path / "partial", "key"))
+    kept = replace(made, partial=Store(tmp_path / "partial", "key"))
     from criteria.greedy import Search
 
     rounds, one_round = [], Search.round
@@ -233,7 +233,7 @@ def test_greedy_resumes_after_a_round(tmp_path: Path, monkeypatch: pytest.Monkey
         scores_of("causal_greedy", kept)
     np.testing.assert_array_equal(scores_of("causal_greedy", kept), whole)
     assert len(rounds) == 3 + 2  # four in all, two of them done before the interruption
-    other = replace(kept, partial=Partial(tmp_path / "partial", "other key"))
+    other = replace(kept, partial=Store(tmp_path / "partial", "other key"))
     assert other.partial.read() == {}
 
 
@@ -241,7 +241,7 @@ def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
     made = replace(setting(dissect(tiny.build("olmoe")), windows(6)), batch=2)
     whole = scores_of("causal_removal", made)
-    kept, looked, look = replace(made, partial=Partial(tmp_path / "partial", "key")), [], Instrument.look
+    kept, looked, look = replace(made, partial=Store(tmp_path / "partial", "key")), [], Instrument.look
 
     def counted(self: Instrument, tokens: Tensor, scope: Scope) -> object:
         looked.append(len(tokens))

@@ -103,7 +103,7 @@ def check_local(anatomy: Anatomy, first: Windows) -> Check:
 
     Exactly 0 before the position; exactly 0 everywhere for the inactive one; not 0 for at least one active one.
     """
-    instrument, tokens = Instrument(anatomy, probabilities=False), _tokens(anatomy, first)[:, :LOCAL]
+    instrument, tokens = Instrument(anatomy, probabilities=False, enters=False), _tokens(anatomy, first)[:, :LOCAL]
     where, wrong, moved = (tokens.shape[1] - 1) // 2, 0, 0
     with intercepted(anatomy, _token_by_token):
         clean = instrument.look(tokens, Scope.SEQUENCE)
@@ -127,7 +127,7 @@ def check_local(anatomy: Anatomy, first: Windows) -> Check:
 @torch.no_grad()
 def check_planted(anatomy: Anatomy, first: Windows) -> Check:
     """The most used expert of a layer is overwritten with zeros: its removal (mode zero) then moves no loss; before, it moved some."""
-    instrument, tokens = Instrument(anatomy, probabilities=False), _tokens(anatomy, first)[:, :LOCAL]
+    instrument, tokens = Instrument(anatomy, probabilities=False, enters=False), _tokens(anatomy, first)[:, :LOCAL]
     alive, dead = 0, 0
     for layer in _some_layers(anatomy):
         clean = instrument.look(tokens, Scope.SEQUENCE)

@@ -1,10 +1,5 @@
 """`excise`: parses, calls one function, prints. Results go to stdout, everything else to stderr."""
 
-import io
-import os
-import signal
-import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +9,7 @@ import typer
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from prune import show
+from prune.guard import guarded, waiting
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
@@ -24,6 +20,12 @@ class Dtype(StrEnum):
     """Precisions a model can be loaded in."""
 
     AUTO, FLOAT32, BFLOAT16, FLOAT16 = "auto", "float32", "bfloat16", "float16"
+
+
+class Shown(StrEnum):
+    """Outcomes of an audit."""
+
+    DELTA, ABSOLUTE, KL = "delta", "absolute", "kl"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
@@ -55,14 +57,14 @@ def prune(
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
         prepared = prepare(settings, output or default_output(file.stem, settings), force)
-        with _waiting("loading libraries", quiet):
+        with waiting("loading libraries", quiet):
             from prune.run import Run
         outcome = Run(prepared).execute()
         show.verdicts(outcome.result, as_json)
         show.notes(outcome.result["notes"], quiet)
         return 3 if outcome.stopped else 0
 
-    _guarded(work, quiet, debug)
+    guarded(work, quiet, debug)
 
 
 @app.command()
@@ -79,18 +81,70 @@ def compare(
 
     def work() -> int:
         from prune.locate import recipe_file
-        from prune.prepare import prepare
+        from prune.prepare import check_comparison, prepare
         from prune.recipe import read_recipe
 
         file = recipe_file(recipe)
         prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
-        with _waiting("loading libraries", quiet):
+        check_comparison(prepared)
+        with waiting("loading libraries", quiet):
             from prune.compare import Comparison
         result = Comparison(prepared).execute()
         show.print_json(result) if as_json else show.comparison(result)
         return 0
 
-    _guarded(work, quiet, debug)
+    guarded(work, quiet, debug)
+
+
+@app.command()
+def audit(
+    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")] = None,
+    positions: Annotated[
+        Path | None, typer.Option("--positions", help="Measurements made elsewhere, a CSV row per position; instead of a recipe.")
+    ] = None,
+    ddof: Annotated[
+        int | None, typer.Option("--ddof", min=0, max=1, help="Taken off n in the standard deviation of d; default 1, or the recipe's.")
+    ] = None,
+    outcome: Annotated[Shown, typer.Option("--outcome", help="Whose cells the table shows; --json has all.")] = Shown.DELTA,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the audit; default runs/<recipe>-audit.")] = None,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Ask, token by token, whether a criterion ranks the active experts by what removing them costs."""
+    if (recipe is None) == (positions is None):
+        raise typer.BadParameter("give a recipe, or --positions FILE.csv")
+
+    def work() -> int:
+        from prune.audit_report import NAMES
+
+        if positions is not None:
+            from prune.positions_file import of_file
+
+            result = of_file(positions, 1 if ddof is None else ddof)
+        else:
+            assert recipe is not None, "checked above"
+            result = _audit_of(recipe, output, [*overrides, *([f"validate.audit.ddof={ddof}"] if ddof is not None else [])], force, quiet)
+        if outcome not in result["passing"]:
+            raise ExciseError(f"--outcome {outcome}: the rows have no columns high_kl and low_kl, so there is no {NAMES[outcome]}")
+        show.print_json(result) if as_json else show.audit(result, outcome)
+        return 0
+
+    guarded(work, quiet, debug)
+
+
+def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool) -> dict[str, Any]:
+    from prune.locate import recipe_file
+    from prune.prepare import prepare
+    from prune.recipe import read_recipe
+
+    file = recipe_file(recipe)
+    prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
+    with waiting("loading libraries", quiet):
+        from prune.audit import Audit
+    return Audit(prepared).execute()
 
 
 @app.command()
@@ -127,13 +181,13 @@ def effects(
         request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force)
         layout = lay_out(open_checkpoint(model_folder(model)))
         request.check(layout.shape)  # refused before torch is loaded
-        with _waiting("loading libraries", quiet):
+        with waiting("loading libraries", quiet):
             from prune.effects import run
         done = run(request, layout)
         show.print_json(done) if as_json else show.effects(done)
         return 0
 
-    _guarded(work, quiet, debug)
+    guarded(work, quiet, debug)
 
 
 @app.command()
@@ -167,7 +221,7 @@ def export(
             show.notes(written.notes, quiet)
         return 0
 
-    _guarded(work, quiet, debug)
+    guarded(work, quiet, debug)
 
 
 @app.command()
@@ -183,7 +237,7 @@ def inspect(model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`
         show.print_json(found) if as_json else show.model(found)
         return 0
 
-    _guarded(work, True, debug)
+    guarded(work, True, debug)
 
 
 @app.command()
@@ -205,54 +259,4 @@ def criteria(as_json: Json = False, debug: Debug = False) -> None:
             show.criteria(listed, settings)
         return 0
 
-    _guarded(work, True, debug)
-
-
-def _guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
-    """Runs a command; one clear line and exit 1 for an error or Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C is an exception that work can clean up after
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # formulas are not Latin-1
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if quiet:
-        os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    try:
-        code = work()
-        sys.stdout.flush()  # here, where a closed pipe is understood, and not at exit
-    except ExciseError as error:
-        if debug:
-            raise
-        print(f"excise: {error}", file=sys.stderr)
-        code = 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except OSError as error:
-        if debug:
-            raise
-        print(f"excise: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-        code = 1
-    except (RuntimeError, MemoryError) as error:
-        from experts.memory import is_out_of_memory
-
-        if debug or not is_out_of_memory(error):
-            raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"excise: out of memory ({said}); use shorter windows, a smaller batch or dtype", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("excise: interrupted; the same command resumes after the last finished stage", file=sys.stderr)
-        code = 1
-    raise typer.Exit(code)
-
-
-def _waiting(what: str, quiet: bool) -> Any:
-    from contextlib import nullcontext
-
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    return nullcontext() if quiet or not console.is_terminal else console.status(what)
+    guarded(work, True, debug)

@@ -1,4 +1,4 @@
-"""`excise compare`: several criteria at several budgets, on the same held-out windows, each against random plans of its own sizes."""
+"""`excise compare`: several criteria at several budgets, on the same held-out windows and items, each against random plans of its sizes."""
 
 import csv
 import io
@@ -12,29 +12,42 @@ from criteria.budget import Budget
 from criteria.scores import Scores
 from criteria.select import select
 from criteria.statistics import Statistics
+from experts.plan import Plan
+from prune.comparison_report import markdown
 from prune.materials import Materials
 from prune.prepare import Prepared
-from prune.run import describe, row_key
+from prune.run import describe
+from prune.stability import stabilities
 from prune.stages import environment, write_json, write_text
+from prune.yardsticks import yardsticks
+from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, against_random
+from validate.null import Contest, Evidence, Yardstick, against_random, number, settled
+from validate.overlap import overlaps
 from validate.rig import check_rig
-from validate.rows import Evaluator
-from validate.verdict import RULE
+from validate.verdict import PAIR_RULE, RULE, Correction
 
 COLUMNS = (
     "criterion",
     "scope",
     "fraction",
+    "measure",
+    "value",
     "delta",
+    "delta_low",
+    "delta_high",
     "random_mean",
     "random_sd",
     "reversed_delta",
     "p",
     "p_worse",
+    "p_corrected",
+    "p_worse_corrected",
     "low",
     "high",
     "verdict",
+    "verdict_equal_counts",
+    "stability",
 )
 
 
@@ -46,8 +59,8 @@ class Comparison:
         self.shape, self.materials = prepared.shape, Materials(prepared)
 
     def execute(self) -> dict[str, Any]:
-        """Writes comparison.json, comparison.csv and the raw rows; gives the content of comparison.json."""
-        _ = self.materials.windows  # text that cannot be used is refused before anything is written
+        """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
+        self.materials.read()
         with self.folder.held():
             write_json(self.folder.path / "environment.json", environment())
             observed = self.materials.calibrate()
@@ -56,6 +69,7 @@ class Comparison:
             result = self._result(measured, tables)
             write_json(self.folder.path / "comparison.json", result)
             write_text(self.folder.path / "comparison.csv", _csv(result))
+            write_text(self.folder.path / "comparison.md", markdown(result))
             return result
 
     def _deepest(self) -> dict[str, Budget]:
@@ -67,27 +81,51 @@ class Comparison:
         return found
 
     def _result(self, measured: dict[str, Statistics], tables: dict[str, list[Scores]]) -> dict[str, Any]:
-        settings, windows, anatomy = self.recipe.validation, self.materials.validation, self.materials.anatomy
-        first = self.prepared.compared[0]
-        checks = check_rig(anatomy, windows, select(tables[first.scope][0], first, self.shape))
-        evaluator = Evaluator(anatomy, windows, self.folder.path / "losses.csv", row_key(self.materials), settings.batch)
-        tests = list(self._tests(measured, tables))
-        plans = [against_random(evaluator, test, settings.random_seed).to_json() for test in tests]
+        settings, windows = self.recipe.validation, self.materials.validation
+        plans = {
+            (scores.criterion, budget): select(scores, budget, self.shape)
+            for budget in self.prepared.compared
+            for scores in tables[budget.scope]
+        }
+        checks = check_rig(self.materials.anatomy, windows, next(iter(plans.values())))
+        sticks = yardsticks(self.materials, self._pairs)
+        tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(measured, tables)]
+        evidence = settled(tested, Correction.HOLM)
         reference = reference_of(next(iter(tables.values())))
         return {
-            "plans": plans,
-            "rule": RULE,
-            "loss": float(np.average(evaluator.losses(None), weights=evaluator.weights)),
+            "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
+            "stability": stabilities(self.materials, self.prepared.compared, plans),
             "agreement": {
                 "reference": reference and reference.criterion,
                 "layers": list(self.shape.layers),
                 "spearman": _agreement(tables),
             },
+            "plans": [one.to_json() for one in evidence],
+            "pairs": self._differences(evidence, sticks),
+            "rule": f"{RULE} p: {settings.chance}, after Holm over {len(evidence)} tests (criteria × budgets).",
+            "pair_rule": PAIR_RULE,
+            "chance": settings.chance,
+            "seed": settings.random_seed,
+            "loss": sticks[0].mean(sticks[0].values(None)),
+            "tasks": [_task(stick) for stick in sticks[1:]],
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(windows)},
             "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
             "checks": [asdict(check) for check in checks],
             "run": str(self.folder.path),
         }
+
+    @property
+    def _pairs(self) -> int:
+        return max(1, pairs.count(len(self.prepared.criteria), len(self.prepared.compared)))
+
+    def _differences(self, evidence: list[Evidence], sticks: list[Yardstick]) -> list[dict[str, Any]]:
+        return [one.to_json() for one in pairs.differences(evidence, sticks, self.recipe.validation.random_seed)]
+
+    def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> dict[str, Any]:
+        chosen = [plans[criterion.name, budget] for criterion in self.prepared.criteria]
+        matrix = [[number(value) for value in row] for row in overlaps(chosen).tolist()]
+        names = [criterion.name for criterion in self.prepared.criteria]
+        return {"scope": budget.scope, "fraction": round(chosen[0].fraction, 6), "criteria": names, "matrix": matrix}
 
     def _tests(self, measured: dict[str, Statistics], tables: dict[str, list[Scores]]) -> Iterator[Contest]:
         for budget in self.prepared.compared:
@@ -107,18 +145,29 @@ def _agreement(tables: dict[str, list[Scores]]) -> dict[str, list[float | None]]
     return found
 
 
+def _task(stick: Yardstick) -> dict[str, Any]:
+    values = stick.sign * stick.values(None)
+    return {"name": stick.name, "metric": stick.metric, "items": len(values), "full": float(np.mean(values))}
+
+
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat row per criterion and budget, in the columns of comparison.csv."""
-    return [
-        {
-            **{name: plan[name] for name in ("criterion", "scope", "fraction", "delta", "reversed_delta", "p", "p_worse", "verdict")},
-            "random_mean": plan["random"]["mean"],
-            "random_sd": plan["random"]["sd"],
-            "low": plan["interval"][0],
-            "high": plan["interval"][1],
-        }
-        for plan in result["plans"]
-    ]
+    """One flat row per criterion, budget and yardstick, in the columns of comparison.csv."""
+    stable = {(row["criterion"], row["scope"], row["fraction"]): row["mean"] for row in result["stability"]}
+    found = []
+    for plan in result["plans"]:
+        loss = {**plan, "name": "loss", "value": result["loss"] + plan["delta"]}
+        found += [_row(plan, cost, stable[plan["criterion"], plan["scope"], plan["fraction"]]) for cost in (loss, *plan["tasks"])]
+    return found
+
+
+def _row(plan: dict[str, Any], cost: dict[str, Any], stable: float | None) -> dict[str, Any]:
+    there = {name: cost[name] for name in COLUMNS if name in cost}
+    ends = {"delta_low": cost["delta_interval"][0], "delta_high": cost["delta_interval"][1]}
+    low, high = cost["interval"]
+    chance = {"random_mean": cost["random"]["mean"], "random_sd": cost["random"]["sd"], "low": low, "high": high}
+    equal = cost["equal_counts"] and cost["equal_counts"]["verdict"]
+    budget = {name: plan[name] for name in ("criterion", "scope", "fraction")}
+    return {**there, **budget, "measure": cost["name"], **ends, **chance, "verdict_equal_counts": equal, "stability": stable}
 
 
 def _csv(result: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import gc
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +24,11 @@ from experts.errors import ExciseError
 from prune.prepare import Prepared
 from prune.recipe import Text
 from prune.stages import cache_folder, key_of
-from validate.null import Contest, random_plans
+from validate.draw import equal_plans, random_plans
+from validate.null import Contest
+
+if TYPE_CHECKING:
+    from validate.tasks import Benchmark
 
 Marks = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -52,14 +57,37 @@ class Materials:
     @cached_property
     def windows(self) -> tuple[Windows, Windows]:
         """Calibration and validation; their overlap is an error."""
-        tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
-
-        def windows(part: Text) -> Windows:
-            return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
-
-        calibration, validation = windows(self.recipe.calibration), windows(self.recipe.validation)
+        calibration, validation = self.read_part(self.recipe.calibration), self.read_part(self.recipe.validation)
         check_disjoint(calibration, validation)
         return calibration, validation
+
+    def read_part(self, part: Text) -> Windows:
+        """Windows of one of the recipe's texts."""
+        tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
+        return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
+
+    def reseeded(self, seed: int, criteria: tuple[Criterion, ...]) -> "Materials":
+        """The same with another calibration seed and some of the criteria. Its plans are not validated, so its text may overlap."""
+        calibration = self.recipe.calibration.model_copy(update={"seed": seed})
+        recipe = self.recipe.model_copy(update={"calibration": calibration})
+        other = Materials(replace(self.prepared, recipe=recipe, criteria=criteria))
+        other.__dict__ |= {"anatomy": self.anatomy, "windows": (self.read_part(calibration), self.validation)}  # already there: shared
+        return other
+
+    @cached_property
+    def benchmark(self) -> "Benchmark":
+        """The recipe's tasks with their items; what lm-eval does not know is refused here."""
+        from validate.tasks import Benchmark  # takes seconds, and most recipes have none
+
+        tasks = self.recipe.validation.tasks
+        assert tasks is not None, "asked for only where there are some"
+        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot)
+
+    def read(self) -> None:
+        """Text and tasks: what cannot be used is refused before anything is written."""
+        _ = self.windows
+        if self.recipe.validation.tasks:
+            _ = self.benchmark.parts
 
     @property
     def calibration(self) -> Windows:
@@ -136,5 +164,6 @@ class Materials:
         settings, opposite = self.recipe.validation, resolve(f"reversed:{criterion.name}")
         reverse = score(opposite, statistics, scores.layers, scores.protected, scores.model, scores.data)
         plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
-        randoms = random_plans(plan, self.shape, scores.protected, settings.random_plans, settings.random_seed)
-        return Contest(plan, reversed_plan, randoms, criterion.formula, budget.scope)
+        drawn = (self.shape, scores.protected, settings.random_plans, settings.random_seed)
+        equal = None if plan.uniform else equal_plans(plan, *drawn)
+        return Contest(plan, reversed_plan, random_plans(plan, *drawn), criterion.formula, budget.scope, equal)

@@ -15,6 +15,7 @@ from prune.locate import model_folder
 from prune.recipe import BUDGETS, Recipe
 from prune.shards import fingerprint, open_checkpoint
 from prune.stages import RunFolder
+from validate.verdict import ALPHA, Null
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def prepare(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
     # Scope global also tests scope layer, so that the table can show both.
     scopes: list[Scope] = ["global", "layer"] if recipe.prune.scope == "global" else ["layer"]
     budgets = {scope: budget_of(recipe.prune, layout, scope) for scope in scopes}
-    compared = tuple(_compared(recipe, layout))
+    compared = tuple(dict.fromkeys(_compared(recipe, layout)))
     return Prepared(recipe, criteria, source, layout, budgets, fingerprint(layout.checkpoint), RunFolder(folder, force), force, compared)
 
 
@@ -65,6 +66,22 @@ def _compared(recipe: Recipe, layout: Layout) -> Iterator[Budget]:
             yield from_fraction(layout.shape, fraction, scope, floor)
         if not recipe.compare.fractions:
             yield budget_of(recipe.prune, layout, scope)
+
+
+def check_comparison(prepared: Prepared) -> None:
+    """Refuses a comparison that cannot come to any verdict: p from counting is never below 1 / (R + 1), and Holm multiplies it."""
+    from validate.statistics import random_plans_needed  # scipy, statsmodels: a second
+
+    settings, tests = prepared.recipe.validation, len(prepared.criteria) * len(prepared.compared)
+    limit = settings.tasks.random_plans if settings.tasks and settings.tasks.random_plans else settings.random_plans
+    plans, needed = min(settings.random_plans, limit), random_plans_needed(tests, ALPHA)
+    if settings.chance is Null.COUNTED and plans < needed:
+        key = "validate.random_plans" if plans == settings.random_plans else "validate.tasks.random_plans"
+        raise ExciseError(
+            f"{key} is {plans}: after Holm over {tests} tests (criteria × budgets) no p can fall below {tests / (plans + 1):.2g}, so "
+            f"nothing could beat chance; take at least {needed}, compare fewer criteria or fractions, or set validate.chance=normal, "
+            "which reads p from a t distribution through the random plans"
+        )
 
 
 def default_output(recipe_name: str, recipe: Recipe) -> Path:

@@ -3,13 +3,15 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from criteria.sources import Source, anchor
 from experts.errors import ExciseError
+from experts.modes import Mode
+from validate.verdict import Null
 
 BUDGETS = ("fraction", "keep", "target_size")
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -62,6 +64,43 @@ class Prune(Part):
         return self
 
 
+class Audit(Part):
+    """The token-level audit: at one token, does the criterion rank the active experts by what their removal costs?"""
+
+    positions: Annotated[int, Field(gt=0)] | Literal["all"] = Field(default=200, description="positions per layer, or all")
+    scope: Literal["position", "sequence"] = Field(default="position", description="removed at the position alone, or in the window")
+    mode: Mode = Field(default=Mode.ZERO, description="what removal means: zero, renormalize, reroute, mean")
+    layers: tuple[int, ...] = Field(default=(), description="decoder layers; none = all with experts")
+    ddof: Literal[0, 1] = Field(default=1, description="degrees of freedom taken off in the standard deviation of Cohen's d")
+    seed: int = Field(default=0, ge=0, description="seed of the positions and of the ties")
+
+
+class Progressive(Part):
+    """Curves of removal per layer."""
+
+    max_removed: int = Field(default=7, gt=0, description="experts removed at most")
+    positions: int = Field(default=200, gt=0, description="positions per layer, for removal at each token by gate weight")
+    windows: int = Field(default=16, gt=0, description="validation windows, for removal from the layer; evenly spread")
+    draws: int = Field(default=20, ge=2, description="random orders")
+    seed: int = Field(default=0, ge=0, description="seed of the positions and of the random orders")
+
+
+class Tasks(Part):
+    """lm-eval tasks, run on the restricted model in this process."""
+
+    names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups that lm-eval knows, or that `include` defines")
+    include: Path | None = Field(default=None, description="folder of lm-eval task files; their data_files start from that folder")
+    limit: int | None = Field(default=None, gt=0, description="items per task, the first ones; none = all")
+    fewshot: int | None = Field(default=None, ge=0, description="examples before each item; none = what the task says")
+    batch: int = Field(default=16, gt=0, description="requests per forward")
+    random_plans: int | None = Field(default=None, gt=1, description="random plans the tasks are run on; none = all")
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
 class Validate(Text):
     """The test against chance, on text that calibration has not seen."""
 
@@ -70,6 +109,10 @@ class Validate(Text):
     stop_on: Literal["worse than random", "not distinguishable"] | None = Field(
         default=None, description="exit 3 without a checkpoint when the first criterion's verdict is this or worse"
     )
+    chance: Null = Field(default=Null.COUNTED, description="counted: p = share of random plans as good; normal: p from a t distribution")
+    audit: Audit = Field(default=Audit(), description="the token-level audit of `excise audit`")
+    progressive: Progressive | None = Field(default=None, description="curves of removal per layer, with `excise audit`")
+    tasks: Tasks | None = Field(default=None, description="lm-eval tasks, besides the loss")
 
 
 class Compare(Part):
@@ -77,6 +120,8 @@ class Compare(Part):
 
     fractions: tuple[float, ...] = Field(default=(), description="shares of experts to remove, in (0, 1); none = the budget of `prune`")
     scopes: tuple[Literal["layer", "global"], ...] = Field(default=(), description="none = the scope of `prune`")
+    seeds: int = Field(default=3, gt=0, description="calibration seeds for the stability of plans; 1 = not measured")
+    stability_cost: float = Field(default=10.0, ge=0, description="criteria that cost more plain forwards are not calibrated again")
 
 
 class Recipe(Part):
@@ -167,7 +212,16 @@ def _explain(error: ValidationError) -> str:
 
 
 def _known_keys(path: list[str]) -> list[str]:
-    tables: dict[str, type[BaseModel]] = {"calibration": Text, "prune": Prune, "validate": Validate, "data": Source, "compare": Compare}
+    tables: dict[str, type[BaseModel]] = {
+        "calibration": Text,
+        "prune": Prune,
+        "validate": Validate,
+        "data": Source,
+        "compare": Compare,
+        "audit": Audit,
+        "progressive": Progressive,
+        "tasks": Tasks,
+    }
     table = next((tables[key] for key in reversed(path) if key in tables), Recipe)
     return [field.alias or name for name, field in table.model_fields.items()]
 
@@ -184,12 +238,14 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def text(part: Text) -> dict[str, Any]:
         return {"data": tuple(source.anchored(folder) for source in part.data)}
 
-    model = anchor(Path(recipe.model), folder)
+    model, tasks = anchor(Path(recipe.model), folder), recipe.validation.tasks
+    if tasks and tasks.include:
+        tasks = tasks.model_copy(update={"include": anchor(tasks.include, folder)})
     return recipe.model_copy(
         update={
             "model": str(model) if recipe.model != "demo" and model.is_dir() else recipe.model,
             "criteria": tuple(_anchored_criterion(name, folder) for name in recipe.criteria),
             "calibration": recipe.calibration.model_copy(update=text(recipe.calibration)),
-            "validation": recipe.validation.model_copy(update=text(recipe.validation)),
+            "validation": recipe.validation.model_copy(update={**text(recipe.validation), "tasks": tasks}),
         }
     )

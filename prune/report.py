@@ -26,40 +26,6 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-COMPARISON_HEAD = ("scope", "fraction", "criterion", "ΔCE", "ΔCE random (mean ± sd)", "ΔCE reversed", "p", "verdict")
-AGREEMENT_HEAD = ("rank agreement", "mean")
-
-
-def comparison_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row per criterion and budget, best first within a budget."""
-    plans = result["plans"]
-    budgets = list(dict.fromkeys((plan["scope"], plan["fraction"]) for plan in plans))
-    ordered = sorted(plans, key=lambda plan: (budgets.index((plan["scope"], plan["fraction"])), plan["delta"]))
-    return [
-        (
-            plan["scope"],
-            f"{plan['fraction']:g}",
-            plan["criterion"],
-            f"{plan['delta']:+.4f}",
-            f"{plan['random']['mean']:+.4f} ± {plan['random']['sd']:.4f}",
-            f"{plan['reversed_delta']:+.4f}",
-            f"{plan['p']:.3f}",
-            plan["verdict"],
-        )
-        for plan in ordered
-    ]
-
-
-def agreement_rows(agreement: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row per criterion: mean Spearman over the layers that have one, then layer by layer."""
-    means: dict[str, float | None] = {}
-    for criterion, layers in agreement["spearman"].items():
-        there = [value for value in layers if value is not None]
-        means[criterion] = sum(there) / len(there) if there else None
-    ordered = sorted(means.items(), key=lambda item: -2.0 if item[1] is None else item[1], reverse=True)
-    return [(name, *(signed(value, 2) for value in (mean, *agreement["spearman"][name]))) for name, mean in ordered]
-
-
 def sizes(result: dict[str, Any], plan: dict[str, Any]) -> str:
     """Bytes of all tensors before and after; experts of one layer weigh the same, so other plans of the same total are alike."""
     before, removed = result["size"]["before"], result["size"]["removed"]

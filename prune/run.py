@@ -29,11 +29,11 @@ from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
 from prune.stages import environment, key_of, write_json, write_text
+from prune.yardsticks import row_key, yardsticks
 from validate.agreement import agreement
-from validate.null import Contest, against_random
+from validate.null import Contest, against_random, settled
 from validate.rig import check_reloaded, check_rig, last_logits, require
-from validate.rows import Evaluator
-from validate.verdict import RULE, Verdict
+from validate.verdict import RULE, Correction, Verdict
 
 CHECKPOINT, RECIPE = "checkpoint", "recipe.yaml"
 SEVERITY: dict[Verdict, int] = {"beats random": 0, "not distinguishable": 1, "worse than random": 2}
@@ -76,19 +76,22 @@ class Run:
         key = row_key(self.materials)
         plan = select(table[0], self.plan_budget, self.shape)
         # The scores themselves: a user's criterion can change behind an unchanged name.
-        inputs = [scores.digest for scores in table], self.recipe.model_dump(mode="json"), self.materials.calibration.hash
+        asked = self.materials.benchmark.hash if settings.tasks else ""
+        inputs = [scores.digest for scores in table], self.recipe.model_dump(mode="json"), self.materials.calibration.hash, asked
         stage = key_of("validate", key, *inputs)
         if self.folder.valid("validate", stage, "validation.json"):
             result: dict[str, Any] = json.loads((self.folder.path / "validation.json").read_text(encoding="utf-8"))
             return result
         checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
-        evaluator = Evaluator(self.materials.anatomy, self.materials.validation, self.folder.path / "losses.csv", key, settings.batch)
-        evidence = [against_random(evaluator, test, settings.random_seed).to_json() for test in self._tests(statistics, table)]
+        sticks = yardsticks(self.materials)
+        tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(statistics, table)]
+        evidence = [one.to_json() for one in settled(tested, Correction.NONE)]
         result = {
             "plans": evidence,
-            "rule": RULE,
+            "rule": f"{RULE} Not corrected for the number of criteria.",
             "checks": [asdict(check) for check in checks],
-            "loss": float(np.average(evaluator.losses(None), weights=evaluator.weights)),
+            "loss": sticks[0].mean(sticks[0].values(None)),
+            "chance": settings.chance,
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
             "shared_documents": _shared(self.materials.calibration, self.materials.validation),
             "model": {"name": self.recipe.model, "fingerprint": self.fingerprint},
@@ -147,7 +150,7 @@ class Run:
 
     def execute(self) -> Outcome:
         """All stages, in order."""
-        _ = self.materials.windows  # text that cannot be used is refused before anything is written
+        self.materials.read()
         with self.folder.held():
             self._keep_recipe()
             statistics = self.materials.measured(self.materials.calibrate(), self.plan_budget)
@@ -190,12 +193,6 @@ class Run:
                     )
         write_text(path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         write_json(self.folder.path / "environment.json", environment())
-
-
-def row_key(materials: Materials) -> str:
-    """Identity of the raw rows: model, precision, text."""
-    recipe = materials.recipe
-    return key_of("rows", materials.fingerprint, recipe.dtype, materials.validation.hash, recipe.validation.batch)
 
 
 def _shared(calibration: Windows, validation: Windows) -> int:

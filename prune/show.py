@@ -23,15 +23,31 @@ def verdicts(result: dict[str, Any], as_json: bool) -> None:
 
 def comparison(result: dict[str, Any]) -> None:
     """The tables of `excise compare`."""
-    from prune.report import AGREEMENT_HEAD, COMPARISON_HEAD, agreement_rows, comparison_rows
+    from prune.comparison_report import tables
 
-    table(COMPARISON_HEAD, comparison_rows(result))
-    print(f"ΔCE: rise of the held-out loss over {result['loss']:.4f}, nats per token, smaller is better.")
-    print("p: chance does as well; not corrected for the number of criteria.")
-    if reference := result["agreement"]["reference"]:
-        table(AGREEMENT_HEAD + tuple(f"layer {layer}" for layer in result["agreement"]["layers"]), agreement_rows(result["agreement"]))
-        print(f"Spearman with {reference} over the experts of a layer: 1 = the same ranking.")
-    print(f"written: {result['run']}/comparison.json, comparison.csv, losses.csv")
+    for title, head, rows in tables(result):
+        print(f"\n{title}")
+        table(head, rows)
+    print("Cost (ΔCE in nats per token, or share of items lost): smaller is better. p: that chance does as well, as badly.")
+    print(f"Verdict: {result['rule']}")
+    print(f"written: {result['run']}/comparison.md, comparison.json, comparison.csv; raw rows in losses.csv{_items(result)}")
+
+
+def _items(result: dict[str, Any]) -> str:
+    return ", items.csv" if result["tasks"] else ""
+
+
+def audit(result: dict[str, Any], outcome: str) -> None:
+    """The cells of `excise audit` by one outcome, and the summary of all."""
+    from prune.audit_report import summary, tables
+
+    for title, head, rows in tables(result, outcome):
+        print(f"\n{title}")
+        table(head, rows)
+    print(f"Rule: {result['rule']}")
+    print("\n".join(summary(result)))
+    if "run" in result:
+        print(f"written: {result['run']}/audit.md, audit.json, audit.csv; raw rows in positions.csv, effects.parquet")
 
 
 def effects(done: dict[str, Any]) -> None:

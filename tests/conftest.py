@@ -1,6 +1,7 @@
 """Fixtures: every family saved once as a checkpoint; no network, no user cache."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="excise-datasets-")
 
 from criteria.text import Windows
 from experts.plan import Plan

@@ -15,7 +15,7 @@ from criteria.scores import Scores
 from experts.plan import Plan
 from prune import materials
 from prune.cli import app
-from prune.report import agreement_rows
+from prune.comparison_report import agreement_rows
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
 from validate.agreement import agreement, spearman
 
@@ -70,14 +70,17 @@ def test_agreement_is_listed_best_first() -> None:
 def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Seven criteria, two fractions, two scopes: everything is measured once, and the numbers are those of the raw rows."""
     data = yaml.safe_load(recipe_path.read_text())
-    data |= {"criteria": CRITERIA, "compare": {"fractions": [0.25, 0.5], "scopes": ["layer", "global"]}}
+    data |= {"criteria": CRITERIA, "compare": {"fractions": [0.25, 0.5], "scopes": ["layer", "global"], "stability_cost": 3.5}}
+    data["validate"]["chance"], data["prune"]["protect_super_experts"] = "normal", False
     recipe_path.write_text(yaml.safe_dump(data))
     experiments, measure = [], materials.measure
     monkeypatch.setattr(materials, "measure", lambda m, s: (experiments.append((m.key, s.budget.total, s.budget.scope)), measure(m, s))[1])
     done = invoke("compare", recipe_path, "-o", tmp_path / "c")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert len(experiments) == len(set(experiments)) == 4  # removal, gradient (for three criteria), greedy once a scope
+    once = [one for one in experiments if "gradient" not in one[0]]
+    assert len(once) == len(set(once)) == 3, "removal, greedy once a scope"
+    assert len(experiments) == 3 + 3, "gradient, for three criteria, of three calibration seeds: it is cheap enough for stability"
     greedy = [(total, scope) for key, total, scope in experiments if key.startswith("greedy")]
     assert greedy == [(12, "layer"), (12, "global")], "greedy goes down to the smallest budget"
     assert [(plan["scope"], plan["fraction"]) for plan in result["plans"][::7]] == [
@@ -91,6 +94,16 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     with (tmp_path / "c" / "comparison.csv").open() as file:
         flat = list(csv.DictReader(file))
     assert [(row["criterion"], float(row["delta"])) for row in flat] == [(plan["criterion"], plan["delta"]) for plan in result["plans"]]
+    assert {row["verdict_equal_counts"] for row in flat if row["scope"] == "layer"} == {""}
+    assert any(row["verdict_equal_counts"] for row in flat if row["scope"] == "global"), "unequal counts have a second null"
+    repeated = {row["criterion"] for row in result["stability"] if row["seeds"] == 3}
+    assert repeated == {"reap", "gradient", "gradient_abs", "reversed:gradient", "random"}
+    assert {row["mean"] for row in result["stability"] if row["criterion"] == "random"} == {1.0}, "it does not read the text"
+    assert all(row["mean"] is None for row in result["stability"] if row["criterion"] not in repeated)
+    for block in result["overlap"]:
+        matrix = np.array(block["matrix"])
+        np.testing.assert_array_equal(np.diag(matrix), 1.0)
+        np.testing.assert_allclose(matrix, matrix.T)
 
     with (tmp_path / "c" / "losses.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -101,7 +114,6 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     measured = np.array([mean[digest] - result["loss"] for digest in mean])
     for plan in result["plans"]:
         assert np.abs(measured - plan["delta"]).min() < 1e-12
-        assert plan["p"] == (1 + sum(value <= plan["delta"] for value in plan["random"]["values"])) / 21
 
     found = result["agreement"]
     assert found["reference"] == CRITERIA[0]
@@ -111,7 +123,7 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
     again = invoke("compare", recipe_path, "-o", tmp_path / "c")
     assert json.loads(again.stdout) == result
-    assert len(experiments) == 4, "results of experiments are kept"
+    assert len(experiments) == 6, "results of experiments are kept"
 
 
 def test_prune_with_a_measured_criterion(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

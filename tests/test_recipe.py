@@ -10,7 +10,7 @@ from criteria.sources import Source
 from experts.errors import ExciseError
 from prune.locate import model_folder, recipe_file, recipes_folder
 from prune.prepare import default_output
-from prune.recipe import Compare, Prune, Recipe, Text, Validate, parse_size, read_recipe
+from prune.recipe import Audit, Compare, Progressive, Prune, Recipe, Tasks, Text, Validate, parse_size, read_recipe
 
 GOOD: dict[str, Any] = {
     "model": "demo",
@@ -135,7 +135,7 @@ def test_names_that_lead_nowhere() -> None:
 def test_every_key_is_documented() -> None:
     """With its meaning, word for word as the model has it."""
     text = (recipes_folder() / "README.md").read_text()
-    for table in (Recipe, Text, Prune, Validate, Compare, Source):
+    for table in (Recipe, Text, Prune, Validate, Audit, Progressive, Tasks, Compare, Source):
         for name, field in table.model_fields.items():
             assert f"| `{field.alias or name}` |" in text
             assert (field.description or "").replace("|", "/") in text

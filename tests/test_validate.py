@@ -18,11 +18,12 @@ from experts.plan import Plan
 from tests import tiny
 from tests.conftest import uniform_plan, windows
 from validate import rig
+from validate.draw import random_plans
 from validate.loss import window_losses
-from validate.null import Contest, against_random, random_plans
-from validate.rows import Evaluator
+from validate.null import LOSS, Contest, Evidence, Yardstick, against_random, settled
+from validate.rows import LossEvaluator
 from validate.statistics import clustered_interval, permutation_p, smallest_detectable, standardized_effect
-from validate.verdict import judge
+from validate.verdict import Correction, Null, judge
 
 SHAPE = Shape((0, 1, 2), 8, 3)
 NOTHING = np.zeros((3, 8), dtype=bool)
@@ -227,15 +228,17 @@ def test_verdict(evidence: tuple[float, float, float, float], verdict: str) -> N
 # The whole test, and its raw rows.
 
 
-def run_test(anatomy: Anatomy, path: Path, key: str = "k"):
+def run_test(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
     plan, reverse = uniform_plan((0, 1, 2)), uniform_plan((0, 1, 2), (0, 1, 2, 3, 4, 5))
-    evaluator = Evaluator(anatomy, windows(), path, key)
-    return evaluator, against_random(evaluator, Contest(plan, reverse, random_plans(plan, SHAPE, NOTHING, 20, 0), "f", "layer"), 0)
+    evaluator = LossEvaluator(anatomy, windows(), path, key)
+    stick = Yardstick(LOSS, "nats per token", evaluator, evaluator.weights, evaluator.windows.document)
+    contest = Contest(plan, reverse, random_plans(plan, SHAPE, NOTHING, 20, 0), "f", "layer")
+    return settled([against_random(contest, [stick], Null.COUNTED, 0)], Correction.NONE)[0]
 
 
 def test_everything_can_be_recomputed_from_the_raw_rows(anatomy: Anatomy, tmp_path: Path) -> None:
     """With csv, numpy and scipy alone: ΔCE, random values, p; and the losses are those of an independent restriction."""
-    _, found = run_test(anatomy, tmp_path / "losses.csv")
+    found = run_test(anatomy, tmp_path / "losses.csv")
     with (tmp_path / "losses.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     table: dict[str, list[float]] = {}
@@ -244,22 +247,23 @@ def test_everything_can_be_recomputed_from_the_raw_rows(anatomy: Anatomy, tmp_pa
     full = np.mean(table["full"])
     delta = np.mean(table[found.plan.digest]) - full
     null = np.array([np.mean(table[r.digest]) - full for r in random_plans(found.plan, SHAPE, NOTHING, 20, 0)])
-    assert found.delta == pytest.approx(delta, abs=1e-12)
-    np.testing.assert_allclose(found.random, null, atol=1e-12)
-    assert found.p == (1 + sum(value <= delta for value in null)) / 21
+    cost = found.costs[0]
+    assert cost.delta == pytest.approx(delta, abs=1e-12)
+    np.testing.assert_allclose(cost.own.values, null, atol=1e-12)
+    assert cost.own.p == cost.own.p_corrected == (1 + sum(value <= delta for value in null)) / 21
     with restricted(anatomy, found.plan):
         np.testing.assert_array_equal(window_losses(anatomy.model, windows()), table[found.plan.digest])
 
 
 def test_rows_are_used_again_and_only_under_the_same_key(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, first = run_test(anatomy, tmp_path / "losses.csv")
+    first = run_test(anatomy, tmp_path / "losses.csv")
     # Interrupted: the last plan is incomplete, and a line was being written.
     lines = (tmp_path / "losses.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "losses.csv").write_text("".join(lines[:-3]) + lines[-3][:10])
+    (tmp_path / "losses.csv").write_text("".join(lines)[: -len("123\n")])  # the last number lost some of its digits
     measured = []
-    measure = Evaluator._measure
-    monkeypatch.setattr(Evaluator, "_measure", lambda self, plan: (measured.append(plan), measure(self, plan))[1])
-    _, again = run_test(anatomy, tmp_path / "losses.csv")
+    measure = LossEvaluator.measure
+    monkeypatch.setattr(LossEvaluator, "measure", lambda self: (measured.append(1), measure(self))[1])
+    again = run_test(anatomy, tmp_path / "losses.csv")
     assert again == first
     assert len(measured) == 1
     run_test(anatomy, tmp_path / "losses.csv", key="another model")

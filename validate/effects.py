@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from experts.ablation import marked
@@ -22,16 +23,25 @@ Keep = Callable[[int, int, Table], None]
 
 @dataclass(frozen=True)
 class Cells:
-    """Which removals of a layer are measured. experts: None = all (active ones, where a token counts)."""
+    """Which removals of a layer are measured. experts: None = all (active ones, where a token counts).
+
+    positions: bool [L, N, W − 1], the positions that are read; None = all. Not for scope corpus, which reads means.
+    """
 
     scope: Scope
     experts: tuple[int, ...] | None = None
+    positions: NDArray[np.bool_] | None = None
 
     def wanted(self, experts: Tensor) -> Tensor:
         """Which of these expert ids are asked for (bool, same shape)."""
         if self.experts is None:
             return torch.ones_like(experts, dtype=torch.bool)
         return torch.isin(experts, torch.tensor(self.experts, device=experts.device))
+
+    def read(self, layer: int, window: int, experts: Tensor) -> Tensor:
+        """Which of the active experts [W − 1, k] of a window are measured (bool, same shape)."""
+        wanted = self.wanted(experts)
+        return wanted if self.positions is None else wanted & torch.from_numpy(self.positions[layer, window]).to(experts.device)[:, None]
 
 
 def measure(instrument: Instrument, tokens: Tensor, missing: Mapping[int, Sequence[int]], cells: Cells, keep: Keep) -> None:
@@ -49,38 +59,38 @@ def measure(instrument: Instrument, tokens: Tensor, missing: Mapping[int, Sequen
         part = numbers[start:stop]
         clean = instrument.look(tokens[part], cells.scope)
         for layer in sorted({layer for number in part for layer in missing[number]}):
-            for number, table in zip(part, of_scope(instrument, clean, layer, cells), strict=True):
+            for number, table in zip(part, of_scope(instrument, clean, layer, part, cells), strict=True):
                 if layer in missing[number]:
                     keep(number, layer, {"document": np.full(len(table["delta"]), number), **table})
 
     in_chunks(len(numbers), size, work, "window")
 
 
-def _position(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> list[Table]:
+def _position(instrument: Instrument, clean: Clean, layer: int, windows: list[int], cells: Cells) -> list[Table]:
     """One window: every position that has a next token, every active expert that is asked for."""
-    active = _Active(clean, layer, 0, cells)
+    active = _Active(clean, layer, 0, cells, windows[0])
     marks = torch.nn.functional.one_hot(active.expert, instrument.anatomy.experts).bool()
     delta, divergence = instrument.at_positions(clean, active.position, {layer: marks})
     return [active.table(instrument.anatomy.indices[layer], delta, divergence)]
 
 
-def _sequence(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> list[Table]:
+def _sequence(instrument: Instrument, clean: Clean, layer: int, windows: list[int], cells: Cells) -> list[Table]:
     """Each expert removed at every position, read wherever it is active."""
-    windows = [_Active(clean, layer, number, cells) for number in range(len(clean.tokens))]
-    measured = torch.unique(torch.cat([active.expert for active in windows]))
+    found = [_Active(clean, layer, number, cells, window) for number, window in enumerate(windows)]
+    measured = torch.unique(torch.cat([active.expert for active in found]))
     shape = (len(measured), *clean.losses.shape)
     delta, divergence = (torch.empty(shape, dtype=torch.float64, device=clean.tokens.device) for _ in range(2))
     for row, expert in enumerate(measured):
         delta[row], divergence[row] = instrument.everywhere(clean, {layer: marked(instrument.anatomy, int(expert))})
-    found = []
-    for number, active in enumerate(windows):
+    tables = []
+    for number, active in enumerate(found):
         which = torch.searchsorted(measured, active.expert)
         at = (which, torch.full_like(which, number), active.position)
-        found.append(active.table(instrument.anatomy.indices[layer], delta[at], divergence[at]))
-    return found
+        tables.append(active.table(instrument.anatomy.indices[layer], delta[at], divergence[at]))
+    return tables
 
 
-def _corpus(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> list[Table]:
+def _corpus(instrument: Instrument, clean: Clean, layer: int, windows: list[int], cells: Cells) -> list[Table]:  # noqa: ARG001
     """Each expert removed at every token; means over the window."""
     device = clean.tokens.device
     experts = torch.arange(instrument.anatomy.experts, device=device)
@@ -110,13 +120,16 @@ def _corpus(instrument: Instrument, clean: Clean, layer: int, cells: Cells) -> l
 
 
 class _Active:
-    """The active experts of one window at one layer, one entry per (position, expert): position, expert, weight, rank [R]."""
+    """The active experts of one window at one layer, one entry per (position, expert): position, expert, weight, rank [R].
 
-    def __init__(self, clean: Clean, layer: int, window: int, cells: Cells) -> None:
+    window: its place in `clean`; number: its place among all windows.
+    """
+
+    def __init__(self, clean: Clean, layer: int, window: int, cells: Cells, number: int) -> None:
         index, weight = clean.index[layer][window, :-1], clean.weight[layer][window, :-1]
         order = torch.argsort(weight, dim=1, descending=True, stable=True)  # routers need not sort their choice
         index, weight = index.gather(1, order), weight.gather(1, order)
-        self.position, self.rank = torch.nonzero(cells.wanted(index), as_tuple=True)
+        self.position, self.rank = torch.nonzero(cells.read(layer, number, index), as_tuple=True)
         self.expert, self.weight = index[self.position, self.rank], weight[self.position, self.rank]
         self.token, self.baseline = clean.tokens[window, self.position], clean.losses[window, self.position]
 

@@ -1,55 +1,160 @@
-"""Random plans of exactly the same size per layer, and the test of a criterion's plan against them (METHODS 5)."""
+"""Random plans, and the test of a criterion's plan against them (METHODS 5), by held-out loss and by the items of tasks alike."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from criteria.budget import Shape
-from experts.errors import ExciseError
+from criteria.statistics import Array
 from experts.plan import Plan
-from validate.rows import Evaluator
-from validate.statistics import Interval, clustered_interval, permutation_p, smallest_detectable, standardized_effect
-from validate.verdict import ALPHA, Verdict, judge
+from validate.rows import Evaluator, digest_of
+from validate.statistics import (
+    Interval,
+    clustered_interval,
+    corrected,
+    normal_p,
+    normality_p,
+    permutation_p,
+    smallest_detectable,
+    standardized_effect,
+)
+from validate.verdict import ALPHA, Correction, Null, Verdict, judge
+
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What is compared: a criterion's plan, the plan of its reverse under the same budget, and random plans of the plan's sizes."""
+    """What is compared: a criterion's plan, the plan of its reverse under the same budget, and random plans.
+
+    randoms: with the plan's own counts per layer. equal: random plans of the same total with equal counts, where the plan's differ: is
+    choice and allocation together better than chance?
+    """
 
     plan: Plan
     reversed_plan: Plan
     randoms: list[Plan]
     formula: str
     scope: str
+    equal: list[Plan] | None = None
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [self.plan, self.reversed_plan, *self.randoms, *(self.equal or [])]
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """A criterion's plan against its null. All losses are ΔCE in nats per token, held-out text, against the unpruned model.
+class Yardstick:
+    """What plans are measured by. sign: +1 where smaller is better (loss), −1 for scores; rows: the part of the evaluator's rows.
 
-    interval: of the advantage, mean random ΔCE − the plan's ΔCE; positive = better than chance. effect: in sd of the random plans.
+    weights, clusters: of those rows; tokens and documents for losses, 1 and the item itself for tasks. randoms: how many random plans,
+    None = all.
     """
 
-    criterion: str
-    formula: str
-    plan: Plan
-    scope: str
-    delta: float
-    reversed_delta: float
-    random: tuple[float, ...]
+    name: str
+    metric: str
+    evaluator: Evaluator
+    weights: Array
+    clusters: NDArray[np.int64]
+    sign: int = 1
+    rows: slice = field(default_factory=lambda: slice(None))
+    randoms: int | None = None
+
+    def values(self, plan: Plan | None) -> Array:
+        """Value of every row [N], smaller = better."""
+        return self.sign * self.evaluator.values(plan)[self.rows]
+
+    def mean(self, values: Array) -> float:
+        return float(np.average(values, weights=self.weights))
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A plan against random plans. cost = rise over the unpruned model: nats, or share of items lost; smaller is better.
+
+    interval: of the advantage, mean random cost − the plan's; positive = better than chance. effect: in sd of the random plans.
+    p, p_worse: one-sided, that chance does as well, as badly; p_corrected: over the family the report names.
+    """
+
+    values: tuple[float, ...]
+    digests: tuple[str, ...]
     p: float
     p_worse: float
     effect: float
     interval: Interval
     smallest_detectable: float
-    verdict: Verdict
+    normality: float
+    p_corrected: float = math.nan
+    p_worse_corrected: float = math.nan
+    verdict: Verdict = "not distinguishable"
 
     def to_json(self) -> dict[str, Any]:
-        values = np.array(self.random)
+        values = np.array(self.values)
+        spread = {"mean": float(values.mean()), "sd": float(values.std(ddof=1)), "normality_p": number(self.normality)}
+        return {
+            "random": {"values": list(self.values), "digests": list(self.digests), **spread},
+            "p": number(self.p),
+            "p_worse": number(self.p_worse),
+            "p_corrected": number(self.p_corrected),
+            "p_worse_corrected": number(self.p_worse_corrected),
+            "effect": number(self.effect),
+            "interval": [number(self.interval.low), number(self.interval.high)],
+            "clusters": self.interval.clusters,
+            "interval_note": self.interval.reason,
+            "smallest_detectable": number(self.smallest_detectable),
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs by one yardstick, against its nulls. full: value of the unpruned model; delta: mean rise of the plan over it.
+
+    interval: of delta, over documents or items. equal: against random plans with equal counts, where the plan's counts differ.
+    """
+
+    name: str
+    metric: str
+    sign: int
+    full: float
+    delta: float
+    delta_interval: Interval
+    reversed_delta: float
+    own: Chance
+    equal: Chance | None
+
+    def to_json(self) -> dict[str, Any]:
+        interval = [number(self.delta_interval.low), number(self.delta_interval.high)]
+        return {
+            "name": self.name,
+            "metric": self.metric,
+            "full": self.sign * self.full,
+            "value": self.sign * (self.full + self.delta),
+            "delta": self.delta,
+            "delta_interval": interval,
+            "reversed_delta": self.reversed_delta,
+            **self.own.to_json(),
+            "equal_counts": self.equal and self.equal.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A criterion's plan by every yardstick: the held-out loss first, then tasks."""
+
+    criterion: str
+    formula: str
+    plan: Plan
+    reversed_plan: Plan
+    scope: str
+    costs: tuple[Cost, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The loss at the top, tasks in a list."""
+        loss, *tasks = (cost.to_json() for cost in self.costs)
         return {
             "criterion": self.criterion,
             "formula": self.formula,
@@ -58,83 +163,84 @@ class Evidence:
             "kept": self.plan.total,
             "of": self.plan.experts * len(self.plan.kept),
             "kept_per_layer": {str(layer): count for layer, count in self.plan.counts.items()},
-            "delta": self.delta,
-            "reversed_delta": self.reversed_delta,
-            "random": {"values": list(self.random), "mean": float(values.mean()), "sd": float(values.std(ddof=1))},
-            "p": self.p,
-            "p_worse": self.p_worse,
-            "effect": _number(self.effect),
-            "interval": [_number(self.interval.low), _number(self.interval.high)],
-            "clusters": self.interval.clusters,
-            "interval_note": self.interval.reason,
-            "smallest_detectable": _number(self.smallest_detectable),
-            "verdict": self.verdict,
+            "digest": self.plan.digest,
+            "reversed_digest": self.reversed_plan.digest,
+            **{key: value for key, value in loss.items() if key not in ("name", "metric", "full", "value")},
+            "tasks": tasks,
         }
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
     """JSON has no nan."""
     return None if math.isnan(value) else value
 
 
-def random_plans(plan: Plan, shape: Shape, protected: NDArray[np.bool_], count: int, seed: int) -> list[Plan]:
-    """`count` plans that keep, in every layer and router group, as many experts as `plan`, chosen at random; protected ones stay."""
-    per_group = shape.experts // shape.groups
-    quotas = {layer: np.bincount(np.array(ids) // per_group, minlength=shape.groups) for layer, ids in plan.kept.items()}
-    if _possible(quotas, protected, shape) < 2:
-        raise ExciseError("validate.random_plans: only one plan of this size is possible, so random plans cannot differ; change the budget")
-    plans = []
-    for number in range(count):
-        rng = np.random.default_rng([seed, number])
-        kept = {}
-        for row, layer in enumerate(shape.layers):
-            order = rng.random(shape.experts)
-            order[protected[row]] = -1
-            best = order.reshape(shape.groups, per_group).argsort(axis=1)
-            ids = [g * per_group + int(i) for g in range(shape.groups) for i in best[g, : quotas[layer][g]]]
-            kept[layer] = tuple(sorted(ids))
-        plans.append(Plan(plan.experts, kept, plan.model, f"random plan {number} (seed {seed})", plan.budget))
-    return plans
+def against_random(test: Contest, yardsticks: list[Yardstick], null: Null, seed: int) -> Evidence:
+    """Measures the plan, its reverse and the random plans by every yardstick. Verdicts come with `settled`."""
+    costs = []
+    for stick in yardsticks:
+        for plan in tqdm(_measured(test, stick), desc=f"{stick.name}: {test.plan.criterion}, scope {test.scope}", unit="plan", delay=2):
+            stick.values(plan)
+        costs.append(_cost(test, stick, null, seed))
+    return Evidence(test.plan.criterion, test.formula, test.plan, test.reversed_plan, test.scope, tuple(costs))
 
 
-def _possible(quotas: dict[int, NDArray[np.int64]], protected: NDArray[np.bool_], shape: Shape) -> int:
-    """Number of different plans with these quotas, counted up to 2."""
-    per_group = shape.experts // shape.groups
-    grouped = protected.reshape(len(shape.layers), shape.groups, per_group).sum(axis=2)
-    for row, layer in enumerate(shape.layers):
-        for group in range(shape.groups):
-            free = per_group - int(grouped[row, group])
-            if math.comb(free, max(int(quotas[layer][group]) - int(grouped[row, group]), 0)) > 1:
-                return 2
-    return 1
+def _measured(test: Contest, stick: Yardstick) -> list[Plan | None]:
+    return [None, test.plan, test.reversed_plan, *test.randoms[: stick.randoms], *(test.equal or [])[: stick.randoms]]
 
 
-def against_random(evaluator: Evaluator, test: Contest, seed: int) -> Evidence:
-    """Measures the plan, its reverse and the random plans on the same windows, and judges."""
-    plan, weights = test.plan, evaluator.weights
-    full, own, reverse = (evaluator.losses(measured) for measured in (None, plan, test.reversed_plan))
-    bar = tqdm(test.randoms, desc=f"test {plan.criterion}, scope {test.scope}", unit="plan", delay=2)
-    chance = np.stack([evaluator.losses(random) for random in bar])  # [R, N]
-
-    def mean(losses: NDArray[np.float64]) -> float:
-        return float(np.average(losses, weights=weights))
-
-    delta = mean(own - full)
-    null = np.array([mean(losses - full) for losses in chance])
-    interval = clustered_interval(chance.mean(axis=0) - own, weights, evaluator.windows.document, seed)
-    p, p_worse = permutation_p(delta, null), permutation_p(-delta, -null)
-    return Evidence(
-        criterion=plan.criterion,
-        formula=test.formula,
-        plan=plan,
-        scope=test.scope,
-        delta=delta,
-        reversed_delta=mean(reverse - full),
-        random=tuple(float(value) for value in null),
-        p=p,
-        p_worse=p_worse,
-        effect=standardized_effect(delta, null),
-        interval=interval,
-        smallest_detectable=smallest_detectable(null, ALPHA),
-        verdict=judge(p, p_worse, interval.low, interval.high),
+def _cost(test: Contest, stick: Yardstick, null: Null, seed: int) -> Cost:
+    full, own, reverse = (stick.values(plan) for plan in (None, test.plan, test.reversed_plan))
+    return Cost(
+        name=stick.name,
+        metric=stick.metric,
+        sign=stick.sign,
+        full=stick.mean(full),
+        delta=stick.mean(own - full),
+        delta_interval=clustered_interval(own - full, stick.weights, stick.clusters, seed),
+        reversed_delta=stick.mean(reverse - full),
+        own=_chance(own, test.randoms, stick, null, seed),
+        equal=None if test.equal is None else _chance(own, test.equal, stick, null, seed),
     )
+
+
+def _chance(own: Array, randoms: list[Plan], stick: Yardstick, null: Null, seed: int) -> Chance:
+    """own: value of every row under the plan [N]."""
+    randoms, full = randoms[: stick.randoms], stick.values(None)
+    rows = np.stack([stick.values(random) for random in randoms])  # [R, N]
+    costs = np.array([stick.mean(values - full) for values in rows])
+    delta = stick.mean(own - full)
+    probability = permutation_p if null is Null.COUNTED else normal_p
+    return Chance(
+        values=tuple(map(float, costs)),
+        digests=tuple(map(digest_of, randoms)),
+        p=probability(delta, costs),
+        p_worse=probability(-delta, -costs),
+        effect=standardized_effect(delta, costs),
+        interval=clustered_interval(rows.mean(axis=0) - own, stick.weights, stick.clusters, seed),
+        smallest_detectable=smallest_detectable(costs, ALPHA),
+        normality=normality_p(costs),
+    )
+
+
+def settled(evidence: list[Evidence], correction: Correction) -> list[Evidence]:
+    """The same with corrected p and verdicts. One family per yardstick and null: all criteria and budgets in `evidence`."""
+    found = evidence
+    for stick in range(len(evidence[0].costs)):
+        for name in ("own", "equal"):
+            found = _family(found, stick, name, correction)
+    return found
+
+
+def _family(evidence: list[Evidence], stick: int, name: str, correction: Correction) -> list[Evidence]:
+    members = [number for number, one in enumerate(evidence) if getattr(one.costs[stick], name) is not None]
+    chances: list[Chance] = [getattr(evidence[member].costs[stick], name) for member in members]
+    p, worse = (corrected(values, correction) for values in ([one.p for one in chances], [one.p_worse for one in chances]))
+    found = list(evidence)
+    for place, (member, chance) in enumerate(zip(members, chances, strict=True)):
+        verdict = judge(p[place], worse[place], chance.interval.low, chance.interval.high)
+        judged = replace(chance, p_corrected=float(p[place]), p_worse_corrected=float(worse[place]), verdict=verdict)
+        costs = list(found[member].costs)
+        costs[stick] = replace(costs[stick], own=judged) if name == "own" else replace(costs[stick], equal=judged)
+        found[member] = replace(found[member], costs=tuple(costs))
+    return found

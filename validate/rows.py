@@ -1,11 +1,16 @@
-"""The raw paired rows: loss of every held-out window under every plan. Written as they come, read back after an interruption."""
+"""The raw paired rows: what every plan scores on every window, or item. Written as they come, read back after an interruption."""
 
 import csv
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from criteria.statistics import Array
 from criteria.text import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
@@ -13,75 +18,94 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from validate.loss import window_losses
 
-COLUMNS = ("key", "plan", "digest", "window", "document", "tokens", "loss")
 FULL = "full"
 
 
-class Evaluator:
-    """Measures plans on held-out windows, each once; rows of earlier runs with the same `key` are used again.
+class Evaluator(ABC):
+    """Measures plans, each once; rows of earlier runs with the same `key` are used again.
 
-    path: CSV file, one row per (plan, window), losses in nats per token with all their digits. key: identity of model, text and
-    precision; rows under another key are dropped.
+    path: CSV file, one row per (plan, row), values with all their digits. key: identity of model, data and precision; rows under another
+    key are dropped. columns, labels: what names a row, the same for every plan; value: what is measured.
     """
 
-    def __init__(self, anatomy: Anatomy | None, windows: Windows, path: Path, key: str, batch: int = 8) -> None:
-        self.anatomy, self.windows, self.path, self.key, self.batch = anatomy, windows, path, key, batch
-        self.weights: NDArray[np.float64] = (windows.mask[:, 1:] & windows.mask[:, :-1]).sum(axis=1).astype(np.float64)
-        self.known: dict[str, NDArray[np.float64]] = {}
+    value: str
+    columns: tuple[str, ...]
+
+    def __init__(self, anatomy: Anatomy | None, path: Path, key: str, labels: Sequence[tuple[object, ...]]) -> None:
+        self.anatomy, self.path, self.key, self.labels = anatomy, path, key, labels
+        self.known: dict[str, Array] = {}
         self._names: dict[str, str] = {}
         self._restore()
 
-    def losses(self, plan: Plan | None) -> NDArray[np.float64]:
-        """Mean cross-entropy of every window [N] under the plan; None = the unpruned model."""
-        digest = _digest(plan)
+    @abstractmethod
+    def measure(self) -> Array:
+        """The value of every row [N], of the model as it is now."""
+
+    def values(self, plan: Plan | None) -> Array:
+        """What the plan scores on every row [N]; None = the unpruned model."""
+        digest = digest_of(plan)
         if digest not in self.known:
+            assert self.anatomy is not None, "rows are missing and no model is loaded"
             self._names[digest] = FULL if plan is None else plan.criterion
-            self.known[digest] = self._finite(self._measure(plan), self._names[digest])
+            with restricted(self.anatomy, plan) if plan else nullcontext():
+                self.known[digest] = self._finite(self.measure(), self._names[digest])
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(self._rows(digest))
         return self.known[digest]
 
-    def _finite(self, losses: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-        if not np.isfinite(losses).all():
-            wrong = int(np.flatnonzero(~np.isfinite(losses))[0])
-            raise ExciseError(
-                f"validation: the loss of window {wrong} under {name!r} is {losses[wrong]}; is the model sound in this dtype?"
-            )
-        return losses
-
-    def _measure(self, plan: Plan | None) -> NDArray[np.float64]:
-        assert self.anatomy is not None, "rows are missing and no model is loaded"
-        if plan is None:
-            return window_losses(self.anatomy.model, self.windows, self.batch)
-        with restricted(self.anatomy, plan):
-            return window_losses(self.anatomy.model, self.windows, self.batch)
+    def _finite(self, values: Array, name: str) -> Array:
+        if not np.isfinite(values).all():
+            wrong = int(np.flatnonzero(~np.isfinite(values))[0])
+            row = ", ".join(f"{column} {label}" for column, label in zip(self.columns, self.labels[wrong], strict=True))
+            raise ExciseError(f"validation: the {self.value} of {row} under {name!r} is {values[wrong]}; is the model sound in this dtype?")
+        return values
 
     def _rows(self, digest: str) -> list[tuple[object, ...]]:
-        plan, windows = self._names[digest], self.windows
-        return [
-            (self.key, plan, digest, i, windows.documents[windows.document[i]], int(self.weights[i]), repr(float(loss)))
-            for i, loss in enumerate(self.known[digest])
-        ]
+        head = self.key, self._names[digest], digest
+        return [(*head, *label, repr(float(value))) for label, value in zip(self.labels, self.known[digest], strict=True)]
 
     def _restore(self) -> None:
         """Takes over complete plans of the same key and rewrites the file without the rest."""
-        found: dict[str, dict[int, float]] = {}
+        found: dict[str, dict[tuple[str, ...], float]] = {}
         if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    if row["key"] == self.key and row["loss"]:
-                        found.setdefault(row["digest"], {})[int(row["window"])] = float(row["loss"])
-                        self._names[row["digest"]] = row["plan"]
-        complete = {digest: rows for digest, rows in found.items() if len(rows) == len(self.windows)}
-        self.known = {digest: np.array([rows[i] for i in range(len(self.windows))]) for digest, rows in complete.items()}
+            whole = self.path.read_text(encoding="utf-8").rpartition("\n")[0]  # a kill may have left half a number in the last line
+            for row in csv.DictReader(io.StringIO(whole)):
+                if row.get("key") == self.key and row.get(self.value):
+                    label = tuple(row[column] for column in self.columns)
+                    found.setdefault(row["digest"], {})[label] = float(row[self.value])
+                    self._names[row["digest"]] = row["plan"]
+        labels = [tuple(map(str, label)) for label in self.labels]
+        complete = {digest: rows for digest, rows in found.items() if rows.keys() == set(labels)}
+        self.known = {digest: np.array([rows[label] for label in labels]) for digest, rows in complete.items()}
         fresh = self.path.with_name(self.path.name + ".new")
         with fresh.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            writer.writerow(("key", "plan", "digest", *self.columns, self.value))
             for digest in self.known:
                 writer.writerows(self._rows(digest))
         fresh.replace(self.path)
 
 
-def _digest(plan: Plan | None) -> str:
+class LossEvaluator(Evaluator):
+    """Mean cross-entropy of held-out windows, nats per token. weights: [N], the tokens that count in a window."""
+
+    value, columns = "loss", ("window", "document", "tokens")
+
+    def __init__(self, anatomy: Anatomy | None, windows: Windows, path: Path, key: str, batch: int = 8) -> None:
+        self.windows, self.batch = windows, batch
+        self.weights: Array = (windows.mask[:, 1:] & windows.mask[:, :-1]).sum(axis=1).astype(np.float64)
+        names = [windows.documents[document] for document in windows.document]
+        super().__init__(anatomy, path, key, [(i, name, int(self.weights[i])) for i, name in enumerate(names)])
+
+    def measure(self) -> Array:
+        assert self.anatomy is not None, "checked by values"
+        return window_losses(self.anatomy.model, self.windows, self.batch)
+
+    def mean(self, values: NDArray[np.float64]) -> float:
+        """Over all tokens."""
+        return float(np.average(values, weights=self.weights))
+
+
+def digest_of(plan: Plan | None) -> str:
+    """What the rows of a plan are found by."""
     return FULL if plan is None else plan.digest

@@ -1,19 +1,43 @@
-"""Evidence -> verdict: one rule, printed in every report."""
+"""Evidence -> verdict: every rule is here and nowhere else, and every report prints it."""
 
 import math
+from enum import StrEnum
 from typing import Literal
 
 Verdict = Literal["beats random", "not distinguishable", "worse than random"]
 
 ALPHA = 0.05
+
+
+class Null(StrEnum):
+    """How a p against random plans comes about."""
+
+    COUNTED = "counted"  # the share of random plans that do as well: exact, and never below 1 / (R + 1)
+    NORMAL = "normal"  # a t distribution through their mean and spread: small p from few plans, if they are near normal
+
+
+class Correction(StrEnum):
+    """What is kept at α: the chance of any false positive (Bonferroni, Holm), or the expected share of them (Benjamini-Hochberg)."""
+
+    NONE, BONFERRONI, HOLM, BENJAMINI_HOCHBERG = "none", "bonferroni", "holm", "benjamini-hochberg"
+
+
 RULE = (
-    "beats random: one-sided permutation p ≤ 0.05 and the 95 % interval of (mean random − criterion) above 0; worse than random: the "
-    "mirror image; not distinguishable: everything else. Not corrected for the number of criteria."
+    "beats random: one-sided p ≤ 0.05 and the 95 % interval of (mean random − criterion) above 0; worse than random: the "
+    "mirror image; not distinguishable: everything else."
+)
+AUDIT_RULE = (
+    "a cell (criterion, layer) passes when the paired t-test and the Wilcoxon signed rank test are both significant after Bonferroni "
+    "(α = 0.05 / cells; for a control 0.05 / layers) and removing the high-ranked expert costs more than removing the low-ranked one."
+)
+PAIR_RULE = (
+    "two criteria differ when the two-sided sign-flip permutation test over documents (of tasks: exact McNemar over items) is at most "
+    "0.05 after Holm over all pairs and fractions."
 )
 
 
 def judge(p: float, p_worse: float, low: float, high: float) -> Verdict:
-    """p, p_worse: permutation p that chance does as well, as badly; low, high: interval of the advantage over the mean random plan.
+    """p, p_worse: corrected p that chance does as well, as badly; low, high: interval of the advantage over the mean random plan.
 
     Without an interval (nan: a single document) nothing is claimed.
     """

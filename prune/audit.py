@@ -1,0 +1,161 @@
+"""`excise audit`: token by token, does a criterion rank the active experts by what removing them costs? And layer by layer, its curves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from criteria.scores import Scores
+from experts.effects import Instrument
+from experts.errors import ExciseError
+from experts.means import mean_outputs
+from experts.modes import Mode, Scope
+from experts.notes import tell
+from experts.precision import HALF
+from prune.audit_report import markdown
+from prune.curves import Curves
+from prune.effects import half_plan
+from prune.materials import Materials
+from prune.parts import Parts
+from prune.positions_file import judged_cells
+from prune.prepare import Prepared
+from prune.run import describe
+from prune.stages import environment, key_of, write_json, write_text
+from validate.effects import Cells, Table, measure
+from validate.positions import orders, pairs, read_positions
+from validate.rig import check_rig
+from validate.statistics import documents_needed, spearman_within
+from validate.verdict import ALPHA
+
+EFFECTS, POSITIONS = "effects.parquet", "positions.csv"
+
+
+class Audit:
+    """The audit of a recipe, on its validation text."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
+        self.settings, self.materials = prepared.recipe.validation.audit, Materials(prepared)
+        layers = prepared.shape.layers
+        for layer in self.settings.layers:
+            if layer not in layers:
+                raise ExciseError(f"validate.audit.layers: layer {layer} is dense or absent; the layers with experts are {list(layers)}")
+        self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
+        cells = len(self.layers) * len(prepared.criteria)
+        if self.settings.positions != "all" and self.settings.positions < (needed := documents_needed(cells, ALPHA)):
+            raise ExciseError(
+                f"validate.audit.positions is {self.settings.positions}: after correction for {cells} cells (criteria × layers) the "
+                f"Wilcoxon test cannot pass with fewer than {needed} positions"
+            )
+
+    def execute(self) -> dict[str, Any]:
+        """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
+        _ = self.materials.windows
+        chosen = self._chosen()
+        with self.folder.held():
+            write_json(self.folder.path / "environment.json", environment())
+            statistics = self.materials.measured(self.materials.calibrate(), self.prepared.budgets[self.recipe.prune.scope])
+            table = self.materials.rank(statistics)
+            effects = self._effects(chosen)
+            rows = pairs(effects, table, self.settings.seed)
+            _write(self.folder.path / POSITIONS, rows)
+            result = {**self._result(read_positions(self.folder.path / POSITIONS), effects, table), "run": str(self.folder.path)}
+            if self.recipe.validation.progressive:
+                result["progressive"] = Curves(self.materials, table).execute()
+            write_json(self.folder.path / "audit.json", result)
+            _write(self.folder.path / "audit.csv", pd.DataFrame(result["cells"]).drop(columns=["passes_by"]))
+            write_text(self.folder.path / "audit.md", markdown(result))
+            return result
+
+    def _chosen(self) -> NDArray[np.bool_]:
+        """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
+        windows = self.materials.validation
+        valid = windows.mask[:, 1:] & windows.mask[:, :-1]
+        chosen = np.zeros((len(self.prepared.shape.layers), *valid.shape), dtype=bool)
+        if self.settings.positions == "all":
+            chosen[list(self.layers)] = valid
+            return chosen
+        if self.settings.positions > valid.sum():
+            has = f"the validation text has {valid.sum()}"
+            raise ExciseError(f"validate.audit.positions is {self.settings.positions}, {has}; lower it or add text")
+        for layer in self.layers:
+            rng = np.random.default_rng([self.settings.seed, layer])
+            chosen[layer].flat[rng.choice(np.flatnonzero(valid), self.settings.positions, replace=False)] = True
+        return chosen
+
+    def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
+        """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
+        path, settings = self.folder.path / EFFECTS, self.settings
+        identity = (self.materials.fingerprint, self.materials.validation.hash, self.recipe.dtype, settings.scope, settings.mode)
+        calibration = self.materials.calibration.hash if settings.mode is Mode.MEAN else ""
+        key = key_of("audit", *identity, calibration, self.layers, settings.positions, settings.seed)
+        if not self.folder.valid("audit", key, EFFECTS):
+            parts = Parts(path, key, force=True)
+            if missing := parts.missing(len(chosen[0]), self.layers):
+                self._measure(chosen, missing, parts)
+            parts.join(len(chosen[0]), self.layers)
+            self.folder.finish("audit", key)
+        effects = pd.read_parquet(path).rename(columns={"document": "window"})
+        effects["document"] = self.materials.validation.document[effects["window"]]
+        return effects
+
+    def _measure(self, chosen: NDArray[np.bool_], missing: dict[int, list[int]], parts: Parts) -> None:
+        anatomy, scope = self.materials.anatomy, Scope(self.settings.scope)
+        check_rig(anatomy, self.materials.validation, half_plan(anatomy))
+        instrument = instrument_of(self.materials, self.settings.mode)
+        tokens = tokens_of(self.materials)
+        instrument.check(tokens, scope)
+        for note in instrument.notes:
+            tell(note)
+        if anatomy.model.dtype in HALF:
+            tell(f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; dtype: float32 avoids it")
+        what = f"audit ({scope}, {self.settings.mode})"
+        with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
+
+            def keep(number: int, layer: int, table: Table) -> None:
+                if not np.isfinite(table["delta"]).all():
+                    raise ExciseError(f"window {number}: an effect is not finite; is the model sound in {anatomy.model.dtype}? Try float32")
+                parts.keep(number, layer, table)
+                bar.update()
+
+            measure(instrument, tokens, missing, Cells(scope, positions=chosen), keep)
+
+    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> dict[str, Any]:
+        judged = judged_cells(rows, self.settings.ddof)
+        rho = {layer: orders(effects, table, layer) for layer in effects["layer"].unique()}
+        for cell in judged["cells"]:
+            if cell["criterion"] in rho[cell["layer"]]:
+                found = spearman_within(*rho[cell["layer"]][cell["criterion"]])
+                cell["spearman"] = None if found.reason else found.rho
+        return {
+            **judged,
+            "scope": self.settings.scope,
+            "mode": self.settings.mode,
+            "formulas": {scores.criterion: scores.formula for scores in table},
+            "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
+            "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
+        }
+
+
+def instrument_of(materials: Materials, mode: Mode) -> Instrument:
+    """For removals on the recipe's model; mode mean replaces outputs by their means over the calibration text."""
+    anatomy = materials.anatomy
+    device = next(anatomy.model.parameters()).device
+    calibration = torch.from_numpy(materials.calibration.tokens).to(device)
+    return Instrument(anatomy, mode, mean_outputs(anatomy, calibration) if mode is Mode.MEAN else None)
+
+
+def tokens_of(materials: Materials) -> torch.Tensor:
+    """The validation windows on the model's device."""
+    return torch.from_numpy(materials.validation.tokens).to(next(materials.anatomy.model.parameters()).device)
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    """CSV with every digit, atomic."""
+    fresh = path.with_name(path.name + ".new")
+    table.to_csv(fresh, index=False)
+    fresh.replace(path)

@@ -1,0 +1,29 @@
+"""`excise audit --positions FILE.csv`: measurements made elsewhere through the same statistics."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from validate.audit import Outcome, audit, outcomes_of, passing
+from validate.positions import read_positions
+from validate.verdict import ALPHA, AUDIT_RULE
+
+
+def of_file(path: Path, ddof: int) -> dict[str, Any]:
+    """The audit of measurements made elsewhere: a CSV file of positions."""
+    return {"file": str(path), **judged_cells(read_positions(path), ddof)}
+
+
+def judged_cells(rows: pd.DataFrame, ddof: int) -> dict[str, Any]:
+    """Cells by every outcome the rows have; `cells` are those of the signed ΔCE."""
+    found = {outcome: audit(rows, outcome, ddof) for outcome in outcomes_of(rows)}
+    signed = found.pop(Outcome.DELTA)
+    return {
+        "rule": AUDIT_RULE,
+        "ddof": ddof,
+        "alpha": ALPHA,
+        "passing": {outcome.value: passing(cells) for outcome, cells in {Outcome.DELTA: signed, **found}.items()},
+        "cells": [cell.to_json() for cell in signed],
+        "outcomes": {outcome.value: [cell.to_json() for cell in cells] for outcome, cells in found.items()},
+    }

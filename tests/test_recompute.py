@@ -1,0 +1,163 @@
+"""Every p-value and interval of a report, recomputed from the raw rows that lie beside it: csv, numpy and scipy alone."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+from typer.testing import CliRunner
+
+from prune.cli import app
+from tests.test_run import recipe_path  # noqa: F401 - a fixture
+
+Rows = dict[str, np.ndarray[Any, Any]]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    import csv
+
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def by_digest(rows: list[dict[str, str]], column: str) -> Rows:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["digest"], []).append(float(row[column]))
+    return {digest: np.array(values) for digest, values in found.items()}
+
+
+def interval(differences: Any, weights: Any, clusters: Any, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap of the weighted mean over clusters in the order of their first row."""
+    order = list(dict.fromkeys(clusters))
+    sums = np.array([sum(d * w for d, w, c in zip(differences, weights, clusters, strict=True) if c == one) for one in order])
+    sizes = np.array([sum(w for w, c in zip(weights, clusters, strict=True) if c == one) for one in order])
+    found = stats.bootstrap(
+        (sums, sizes),
+        lambda total, size, axis: total.sum(axis=axis) / size.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=9999,
+        method="percentile",
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return found.low, found.high
+
+
+def holm(p: list[float]) -> list[float]:
+    order, found, highest = np.argsort(p), [0.0] * len(p), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, p[place] * (len(p) - rank)))
+        found[place] = highest
+    return found
+
+
+def chance(kind: str, delta: float, null: Any) -> tuple[float, float]:
+    if kind == "counted":
+        return (1 + sum(null <= delta)) / (len(null) + 1), (1 + sum(null >= delta)) / (len(null) + 1)
+    t = (delta - null.mean()) / (null.std(ddof=1) * math.sqrt(1 + 1 / len(null)))
+    return stats.t.cdf(t, len(null) - 1), stats.t.sf(t, len(null) - 1)
+
+
+@pytest.fixture
+def compared(recipe_path: Path, tmp_path: Path) -> Callable[[str], tuple[dict[str, Any], Path]]:  # noqa: F811
+    """A comparison with a task, in both scopes."""
+    (tmp_path / "tasks").mkdir()
+    rng = np.random.default_rng(0)
+    items = [
+        {"context": f"{rng.integers(1e6)} is", "choices": [f" {a}" for a in rng.integers(1000, size=3)], "answer": 1} for _ in range(24)
+    ]
+    (tmp_path / "tasks" / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    task = {
+        "task": "guess",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "items.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "tasks" / "guess.yaml").write_text(yaml.safe_dump(task))
+    data = yaml.safe_load(recipe_path.read_text())
+    data |= {
+        "criteria": ["reap", "utilization", "reversed:reap"],
+        "compare": {"fractions": [0.25], "scopes": ["layer", "global"], "seeds": 2},
+    }
+
+    def run(kind: str) -> tuple[dict[str, Any], Path]:
+        plans = {"counted": 119, "normal": 20}[kind]
+        data["validate"] |= {"chance": kind, "random_plans": plans, "tasks": {"names": "guess", "include": "tasks"}}
+        recipe_path.write_text(yaml.safe_dump(data))
+        done = CliRunner().invoke(app, ["compare", str(recipe_path), "-o", str(tmp_path / kind), "--quiet", "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout), tmp_path / kind
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["counted", "normal"])
+def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any], Path]]) -> None:
+    result, folder = compared(kind)
+    losses, items = rows_of(folder / "losses.csv"), rows_of(folder / "items.csv")
+    first = [row for row in losses if row["digest"] == "full"]
+    tokens, documents = np.array([float(row["tokens"]) for row in first]), [row["document"] for row in first]
+    loss, scores = by_digest(losses, "loss"), {digest: -values for digest, values in by_digest(items, "score").items()}
+    yardsticks = {"loss": (loss, tokens, documents), "guess": (scores, np.ones(24), list(range(24)))}
+    for name, (values, weights, clusters) in yardsticks.items():
+        costs = [(plan, plan if name == "loss" else plan["tasks"][0]) for plan in result["plans"]]
+        for plan, cost in costs:
+            own, full = values[plan["digest"]], values["full"]
+            assert cost["delta"] == pytest.approx(np.average(own - full, weights=weights), abs=1e-12)
+            np.testing.assert_allclose(cost["delta_interval"], interval(own - full, weights, clusters, 0), atol=1e-12)
+            assert cost["reversed_delta"] == pytest.approx(np.average(values[plan["reversed_digest"]] - full, weights=weights), abs=1e-12)
+            for against in filter(None, (cost, cost["equal_counts"])):
+                randoms = np.array([values[digest] for digest in against["random"]["digests"]])
+                null = np.array([np.average(row - full, weights=weights) for row in randoms])
+                np.testing.assert_allclose(against["random"]["values"], null, atol=1e-12)
+                assert (against["p"], against["p_worse"]) == pytest.approx(
+                    chance(kind, cost["delta"], np.array(against["random"]["values"]))
+                )
+                assert against["effect"] == pytest.approx((null.mean() - cost["delta"]) / null.std(ddof=1))
+                np.testing.assert_allclose(against["interval"], interval(randoms.mean(axis=0) - own, weights, clusters, 0), atol=1e-12)
+                assert against["random"]["normality_p"] == pytest.approx(stats.shapiro(null).pvalue, rel=1e-6)
+                reach = stats.t.ppf(0.95, len(null) - 1) * math.sqrt(1 + 1 / len(null)) + stats.norm.ppf(0.8)
+                assert against["smallest_detectable"] == pytest.approx(reach * null.std(ddof=1))
+        assert [cost["p_corrected"] for _, cost in costs] == pytest.approx(holm([cost["p"] for _, cost in costs]))
+        assert [cost["p_worse_corrected"] for _, cost in costs] == pytest.approx(holm([cost["p_worse"] for _, cost in costs]))
+        unequal = [cost["equal_counts"] for _, cost in costs if cost["equal_counts"]]
+        assert unequal, "scope global gives unequal counts"
+        assert [one["p_corrected"] for one in unequal] == pytest.approx(holm([one["p"] for one in unequal]))
+        recompute_pairs(result, name, values, weights, clusters)
+    assert {plan["verdict"] for plan in result["plans"]} <= {"beats random", "not distinguishable", "worse than random"}
+
+
+def recompute_pairs(result: dict[str, Any], name: str, values: Rows, weights: Any, clusters: list[Any]) -> None:
+    found = {(plan["criterion"], plan["scope"]): values[plan["digest"]] for plan in result["plans"]}
+    pairs = [pair for pair in result["pairs"] if pair["name"] == name]
+    assert len(pairs) == 2 * 3
+    expected = []
+    for pair in pairs:
+        one, other = (found[pair[side], pair["scope"]] for side in ("first", "second"))
+        assert pair["difference"] == pytest.approx(np.average(one - other, weights=weights), abs=1e-12)
+        np.testing.assert_allclose([pair["low"], pair["high"]], interval(one - other, weights, clusters, 0), atol=1e-12)
+        order = list(dict.fromkeys(clusters))
+        if name == "loss":
+            sums = [sum(w * d for w, d, c in zip(weights, one - other, clusters, strict=True) if c == document) for document in order]
+            p = stats.permutation_test((sums,), np.sum, permutation_type="samples", vectorized=False, rng=np.random.default_rng(0)).pvalue
+        else:
+            b, c = int(((one < 0) & (other == 0)).sum()), int(((one == 0) & (other < 0)).sum())
+            p = stats.binomtest(b, b + c, 0.5).pvalue if b + c else math.nan
+        assert (math.nan if pair["p"] is None else pair["p"]) == pytest.approx(p, nan_ok=True)
+        expected.append(1.0 if math.isnan(p) else p)
+    for pair, p in zip(pairs, holm(expected), strict=True):
+        assert pair["p"] is None or pair["p_corrected"] == pytest.approx(p)
+        assert pair["differ"] == (pair["p"] is not None and p <= 0.05)

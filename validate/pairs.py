@@ -1,0 +1,83 @@
+"""Which criteria really differ? Paired tests between criteria at the same budget, on the same rows, not only against random plans."""
+
+import itertools
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from criteria.statistics import Array
+from validate.null import Evidence, Yardstick, number
+from validate.statistics import Interval, Test, clustered_interval, clustered_p, corrected, mcnemar, resamples_for
+from validate.verdict import ALPHA, Correction
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Cost of `first` − cost of `second` (smaller cost = better), with its interval and two-sided p over documents or items.
+
+    differ: p_corrected ≤ α. reason: why there is no p, else empty.
+    """
+
+    name: str
+    scope: str
+    fraction: float
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    test: str
+    p_corrected: float = float("nan")
+    differ: bool = False
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: number(value) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+def count(criteria: int, budgets: int) -> int:
+    """How many differences there are by one yardstick."""
+    return criteria * (criteria - 1) // 2 * budgets
+
+
+def differences(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:
+    """Every pair of criteria at every budget, by every yardstick; Holm over all of one yardstick."""
+    budgets: dict[tuple[str, float], list[Evidence]] = {}
+    for one in evidence:
+        budgets.setdefault((one.scope, round(one.plan.fraction, 6)), []).append(one)
+    pairs = [(budget, *pair) for budget, members in budgets.items() for pair in itertools.combinations(members, 2)]
+    found = []
+    for stick in sticks:
+        tested = [_difference(stick, budget, first, second, len(pairs), seed) for budget, first, second in pairs]
+        after = corrected([difference.p for difference in tested], Correction.HOLM)
+        found += [replace(difference, p_corrected=float(p), differ=bool(p <= ALPHA)) for difference, p in zip(tested, after, strict=True)]
+    return found
+
+
+def _difference(stick: Yardstick, budget: tuple[str, float], first: Evidence, second: Evidence, family: int, seed: int) -> Difference:
+    one, other = stick.values(first.plan), stick.values(second.plan)
+    binary = set(np.unique(np.concatenate([one, other]) * stick.sign)) <= {0.0, 1.0} and stick.sign < 0
+    if first.plan.digest == second.plan.digest:
+        interval, tested = Interval(0.0, 0.0, 0), Test(np.nan, np.nan, len(one), "both keep the same experts")
+    else:
+        interval = clustered_interval(one - other, stick.weights, stick.clusters, seed)
+        tested = mcnemar(one < 0, other < 0) if binary else _sign_flip(stick, one - other, family, seed)
+    return Difference(
+        name=stick.name,
+        scope=budget[0],
+        fraction=budget[1],
+        first=first.criterion,
+        second=second.criterion,
+        difference=stick.mean(one - other),
+        low=interval.low,
+        high=interval.high,
+        p=tested.p,
+        test="exact McNemar over items" if binary else "sign flips over documents",
+        reason=tested.reason,
+    )
+
+
+def _sign_flip(stick: Yardstick, differences: Array, family: int, seed: int) -> Test:
+    return clustered_p(differences, stick.weights, stick.clusters, seed, resamples_for(family, ALPHA))

@@ -1,0 +1,90 @@
+"""Differences whose rows belong together: what is drawn, or has its sign flipped, is a whole document. scipy does the work."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from validate.statistics.paired import Test, unfit
+
+Array = NDArray[np.float64]
+LEVEL = 0.95
+RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A percentile bootstrap interval. clusters: number of documents resampled; reason: why low and high are nan, else empty."""
+
+    low: float
+    high: float
+    clusters: int
+    reason: str = ""
+
+
+def clustered_interval(differences: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0) -> Interval:
+    """95 % interval of the weighted mean of `differences` [N] (weights: tokens of each row), resampling whole documents, not rows.
+
+    Rows of one document are not independent. Percentile bootstrap by scipy.stats.bootstrap over per-document sums and weights.
+    """
+    sums, counts = _per_cluster(differences, weights, clusters)
+    if len(sums) < 2:
+        return Interval(float("nan"), float("nan"), len(sums), "one document only: an interval over documents needs two")
+    if not np.isfinite(sums).all():
+        return Interval(float("nan"), float("nan"), len(sums), "a difference is not finite")
+
+    def mean(total: Array, size: Array, axis: int = -1) -> Array:
+        quotient: Array = total.sum(axis=axis) / size.sum(axis=axis)
+        return quotient
+
+    found = stats.bootstrap(
+        (sums, counts),
+        mean,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high), len(sums))
+
+
+def clustered_p(differences: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0, resamples: int = RESAMPLES) -> Test:
+    """Two-sided permutation test that the weighted mean of `differences` [N] is 0: the signs of whole documents are flipped.
+
+    All 2ⁿ sign patterns of n documents where there are at most `resamples`, else as many random ones (scipy.stats.permutation_test).
+    """
+    if reason := unfit(differences):
+        return Test(np.nan, np.nan, len(differences), reason)
+    sums = _per_cluster(differences, weights, clusters)[0]
+    if len(sums) < 2:
+        return Test(np.nan, np.nan, len(differences), "one document only: a test over documents needs two")
+
+    def total(flipped: Array, axis: int = -1) -> Array:
+        added: Array = flipped.sum(axis=axis)
+        return added
+
+    found = stats.permutation_test(
+        (sums,),
+        total,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    )
+    return Test(float(found.statistic / weights.sum()), float(found.pvalue), len(differences))
+
+
+def resamples_for(tests: int, alpha: float) -> int:
+    """Sign patterns enough for the smallest p, 2 / (n + 1), to stay ten times below α / tests."""
+    return max(RESAMPLES, int(20 * tests / alpha))
+
+
+def _per_cluster(differences: Array, weights: Array, clusters: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Weighted sums and weights of the documents that have any weight."""
+    sums, counts = (np.bincount(clusters, weights=values).astype(np.float64) for values in (differences * weights, weights))
+    return sums[counts > 0], counts[counts > 0]

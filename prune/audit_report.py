@@ -39,7 +39,7 @@ def _row(cell: dict[str, Any], ranked: bool) -> tuple[str, ...]:
         probability(cell["p_clustered"], 4),
         f"{cell['share_high_larger']:.0%}",
         "nan" if cell["smallest_detectable_d"] is None else f"{cell['smallest_detectable_d']:.2f}",
-        "passes" if cell["passes"] else cell["reason"] or "no",
+        "passes" if cell["passes"] else "inverted" if cell["inverted"] else cell["reason"] or "no",
         *((signed(cell["spearman"], 2),) if ranked else ()),
     )
 

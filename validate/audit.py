@@ -42,6 +42,7 @@ class Cell:
     """One (layer, criterion). d: Cohen's d of the paired differences with its 95 % interval; p_*: two-sided, not corrected.
 
     passes: both tests hold after Bonferroni and the high-ranked expert's removal costs more; passes_by: the same under each correction.
+    inverted: both tests hold, and it costs less: the criterion ranks the wrong way round.
     p_clustered, low, high: permutation test and interval of the mean difference that treat a document, not a position, as one draw.
     smallest_detectable_d: what the t-test at the corrected α finds with 80 % power. spearman: mean over positions, inside the active set.
     """
@@ -64,6 +65,7 @@ class Cell:
     smallest_detectable_d: float
     alpha: float
     passes: bool = False
+    inverted: bool = False
     passes_by: dict[str, bool] | None = None
     spearman: float = math.nan
     reason: str = ""
@@ -132,18 +134,19 @@ def _sides(group: pd.DataFrame, outcome: Outcome) -> tuple[Array, Array]:
 
 def _judged(cells: list[Cell], alpha: float) -> list[Cell]:
     """The family's cells with their verdicts: both tests must hold, and high must cost more than low."""
-    passing = {}
+    holds, more = {}, np.array([cell.mean_high > cell.mean_low for cell in cells])
     for correction in CORRECTIONS:
         t, signed = (corrected([getattr(cell, name) for cell in cells], correction) for name in ("p_t", "p_wilcoxon"))
-        passing[correction.value] = (t <= alpha) & (signed <= alpha) & np.array([cell.mean_high > cell.mean_low for cell in cells])
+        holds[correction.value] = (t <= alpha) & (signed <= alpha)
     level = alpha / len(cells)
     return [
         replace(
             cell,
             alpha=level,
             smallest_detectable_d=smallest_detectable_d(cell.n, level),
-            passes=bool(passing[Correction.BONFERRONI.value][number]),
-            passes_by={name: bool(held[number]) for name, held in passing.items()},
+            passes=bool(holds[Correction.BONFERRONI.value][number] and more[number]),
+            inverted=bool(holds[Correction.BONFERRONI.value][number] and not more[number]),
+            passes_by={name: bool(held[number] and more[number]) for name, held in holds.items()},
         )
         for number, cell in enumerate(cells)
     ]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.comparison_report import Table, probability
-from prune.report import signed
+from prune.comparison_report import Table
+from prune.format import markdown_table, probability, signed
 
 NAMES = {"delta": "signed ΔCE", "absolute": "|ΔCE|", "kl": "KL(clean ‖ ablated)"}
 
@@ -79,8 +79,7 @@ def markdown(result: dict[str, Any]) -> str:
     parts = [f"# {result['model']['name']}: token-level audit\n", "\n".join(f"- {line}" for line in summary(result)) + "\n"]
     for outcome in result["passing"]:
         for title, head, lines in tables(result if outcome == "delta" else {**result, "progressive": {"curves": []}}, outcome):
-            body = [head, tuple("---" for _ in head), *lines]
-            parts.append(f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in body) + "\n")
+            parts.append(f"## {title}\n\n{markdown_table(head, lines)}\n")
     formulas = "\n".join(f"- {name}: {formula}" for name, formula in result["formulas"].items())
     parts.append(f"## Rule\n{result['rule']}\n\n## Scores\n{formulas}\n\n## How it was computed\n{METHODS.format(**result)}")
     return "\n".join(parts)

@@ -206,9 +206,9 @@ def export(
         from experts.plan import Plan
         from prune.card import plan_card
         from prune.checkpoint import export as write
+        from prune.format import human
         from prune.layout import lay_out
         from prune.locate import model_folder
-        from prune.report import human
         from prune.shards import fingerprint, open_checkpoint
 
         chosen = Plan.read(plan)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.report import signed
+from prune.format import markdown_table, probability, signed
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, head, rows
 
@@ -94,11 +94,6 @@ def _equal(cost: dict[str, Any]) -> str:
     return f"{equal['verdict']} (p Holm {probability(equal['p_corrected'])})" if equal else "counts are equal"
 
 
-def probability(value: float | None, digits: int = 3) -> str:
-    """A p value as text: small ones as a power of ten."""
-    return "nan" if value is None else f"{value:.{digits}f}" if value >= 10**-digits else f"{value:.0e}"
-
-
 def _differences(result: dict[str, Any], name: str) -> Iterator[Table]:
     """Which pairs differ: `<` the row's criterion costs significantly less, `>` more, `·` not told apart, `=` same plan."""
     ordered = costs_of(result, name)
@@ -121,8 +116,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The whole report."""
     parts = [f"# {result['model']['name']}: criteria head to head\n"]
     for title, head, lines in tables(result):
-        body = [head, tuple("---" for _ in head), *lines]
-        parts.append(f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in body) + "\n")
+        parts.append(f"## {title}\n\n{markdown_table(head, lines)}\n")
     checks = "\n".join(f"- passed: {check['name']} ({check['evidence']})" for check in result["checks"])
     parts.append(f"## Rules\n- Verdict. {result['rule']}\n- Pairs. {result['pair_rule']}\n")
     parts.append(f"## How it was computed\n{methods(result)}\n")

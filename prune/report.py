@@ -1,10 +1,15 @@
 """report.md: the table, the rule, the evidence and the formulas of one run."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-if TYPE_CHECKING:  # human() serves commands that start fast: pydantic stays out
-    from prune.recipe import Recipe
+from prune.format import human, markdown_table, probability, signed
+from prune.recipe import Recipe
 
+P_RULES = {
+    "counted": "p = (1 + #random plans at least as good) / (R + 1).",
+    "normal": "p: one-sided t of (plan − mean random) / (sd·√(1 + 1/R)), R − 1 degrees of freedom.",
+}
 HEAD = ("criterion", "scope", "kept", "size before → after", "ΔCE", "ΔCE random (mean ± sd)", "ΔCE reversed", "p", "verdict")
 
 
@@ -19,7 +24,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{plan['delta']:+.4f}",
             f"{plan['random']['mean']:+.4f} ± {plan['random']['sd']:.4f}",
             f"{plan['reversed_delta']:+.4f}",
-            f"{plan['p']:.3f}",
+            probability(plan["p"]),
             plan["verdict"],
         )
         for plan in result["plans"]
@@ -32,39 +37,54 @@ def sizes(result: dict[str, Any], plan: dict[str, Any]) -> str:
     return f"{human(before)} → {human(before - removed)}" if plan["kept"] == result["plans"][0]["kept"] else ""
 
 
-def human(size: int) -> str:
-    """Bytes with a decimal unit."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size} B"
+TASK_HEAD = ("task", "criterion", "scope", "unpruned", "pruned", "random (mean ± sd)", "reversed", "p", "verdict")
 
 
-def signed(value: float | None, digits: int = 4) -> str:
-    """A number with its sign; a missing one as what it is."""
-    return "nan" if value is None else f"{value:+.{digits}f}"
+def task_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per task and tested plan: the metric itself, larger is better."""
+    found = []
+    for plan in result["plans"]:
+        for task in plan["tasks"]:
+            full, random = task["full"], task["random"]
+            spread = f"{full - random['mean']:.3f} ± {random['sd']:.3f}"
+            values = (f"{full:.3f}", f"{task['value']:.3f}", spread, f"{full - task['reversed_delta']:.3f}")
+            found.append(
+                (f"{task['name']} ({task['metric']})", plan["criterion"], plan["scope"], *values, probability(task["p"]), task["verdict"])
+            )
+    return sorted(found, key=lambda row: row[0])
 
 
 def table(result: dict[str, Any]) -> str:
-    """The table in Markdown."""
-    lines = [HEAD, tuple("---" for _ in HEAD), *rows(result)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """The tables in Markdown: the loss, and the tasks if there are some."""
+    tasks = task_rows(result)
+    return markdown_table(HEAD, rows(result)) + (f"\n\n{markdown_table(TASK_HEAD, tasks)}" if tasks else "")
 
 
 def evidence(result: dict[str, Any]) -> str:
-    """What each verdict rests on, a paragraph per plan."""
-    parts = []
-    for plan in result["plans"]:
-        low, high = map(signed, plan["interval"])
-        note = f" ({plan['interval_note']})" if plan["interval_note"] else ""
-        parts.append(
-            f"- **{plan['criterion']}**, scope {plan['scope']}, score = {plan['formula']}: {plan['verdict']}. Advantage over the mean of "
-            f"{len(plan['random']['values'])} random plans {plan['random']['mean'] - plan['delta']:+.4f} nats, 95 % interval "
-            f"[{low}, {high}] over {plan['clusters']} documents{note}; effect {signed(plan['effect'], 2)} sd of the random plans; "
-            f"p = {plan['p']:.4f} (as good by chance), {plan['p_worse']:.4f} (as bad by chance). Smallest difference this test finds with "
-            f"80 % power: {signed(plan['smallest_detectable'])} nats. Kept per layer: {_counts(plan['kept_per_layer'])}."
-        )
-    return "\n".join(parts)
+    """What each verdict rests on, a paragraph per plan and yardstick."""
+    return "\n".join(line for plan in result["plans"] for line in _evidence(plan))
+
+
+def _evidence(plan: dict[str, Any]) -> Iterator[str]:
+    head = f"- **{plan['criterion']}**, scope {plan['scope']}, score = {plan['formula']}"
+    yield f"{head}: {_against(plan, 'nats', 'documents')} Kept per layer: {_counts(plan['kept_per_layer'])}."
+    if plan["equal_counts"]:
+        equal = {**plan, **plan["equal_counts"]}
+        yield f"{head}, against random plans of the same total with equal counts per layer: {_against(equal, 'nats', 'documents')}"
+    for task in plan["tasks"]:
+        yield f"{head}, by {task['name']} ({task['metric']}): {_against(task, 'of the items', 'items')}"
+
+
+def _against(cost: dict[str, Any], unit: str, clusters: str) -> str:
+    low, high = map(signed, cost["interval"])
+    note = f" ({cost['interval_note']})" if cost["interval_note"] else ""
+    return (
+        f"{cost['verdict']}. Advantage over the mean of {len(cost['random']['values'])} random plans "
+        f"{cost['random']['mean'] - cost['delta']:+.4f} {unit}, 95 % interval [{low}, {high}] over {cost['clusters']} {clusters}{note}; "
+        f"effect {signed(cost['effect'], 2)} sd of the random plans; p = {probability(cost['p'], 4)} (as good by chance), "
+        f"{probability(cost['p_worse'], 4)} (as bad by chance). Smallest difference this test finds with 80 % power: "
+        f"{signed(cost['smallest_detectable'])} {unit}."
+    )
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -72,7 +92,7 @@ def _counts(counts: dict[str, int]) -> str:
     return f"{different.pop()} in every layer" if len(different) == 1 else ", ".join(f"layer {layer}: {n}" for layer, n in counts.items())
 
 
-def markdown(recipe: "Recipe", result: dict[str, Any]) -> str:
+def markdown(recipe: Recipe, result: dict[str, Any]) -> str:
     """The whole report."""
     text = result["text"]
     checks = "\n".join(f"- passed: {check['name']} ({check['evidence']})" for check in result["checks"])
@@ -88,12 +108,12 @@ measured by really removing the experts (restricted = cut = reloaded, bit-equal)
 {result["rule"]}
 
 Random plans keep as many experts in every layer as the criterion's plan{_protection(result)}.
-p = (1 + #random plans at least as good) / (R + 1). Interval: percentile bootstrap that resamples documents.
+{P_RULES[result["chance"]]} Interval: percentile bootstrap that resamples documents (of tasks: items).
 
 ## Evidence
 {evidence(result)}
 
-Raw rows, one per plan and window: `losses.csv`.
+Raw rows, one per plan and window: `losses.csv`; of tasks, per plan and item: `items.csv`.
 
 {_agreement(result)}## Text
 - calibration: {_describe(text["calibration"])}

@@ -13,9 +13,11 @@ def verdicts(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    from prune.report import HEAD, rows
+    from prune.report import HEAD, TASK_HEAD, rows, task_rows
 
     table(HEAD, rows(result))
+    if tasks := task_rows(result):
+        table(TASK_HEAD, tasks)
     print("ΔCE: rise of the held-out loss, nats per token, smaller is better. p: chance does as well.")
     print(f"checkpoint: {result['checkpoint'] or 'none, the recipe stops on this verdict'}")
     print(f"report:     {result['run']}/report.md")
@@ -60,7 +62,7 @@ def effects(done: dict[str, Any]) -> None:
 
 def model(found: dict[str, Any]) -> None:
     """The facts of `excise inspect`."""
-    from prune.report import human
+    from prune.format import human
 
     groups = "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
     inside, elsewhere = found["parameters"]["experts"], found["parameters"]["elsewhere"]

@@ -3,6 +3,7 @@
 The columns are those of the released measurements of arXiv 2606.10703, so that one reader serves theirs and ours.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ def read_positions(path: Path) -> pd.DataFrame:
     Adds `text`: a number per document (−1 for all where the file names none). Raises ExciseError that names row and column.
     """
     table = _read(path)
+    has = f"it has {', '.join(map(str, table.columns))}"
     if "criterion" not in table and "metric" in table:
         table = table.rename(columns={"metric": "criterion"})
     if missing := [name for name in ("criterion", *NEEDED) if name not in table]:
-        has = f"it has {', '.join(map(str, table.columns))}"
         raise ExciseError(f"{path}: no column {' or '.join(missing)}{' (or metric)' if 'criterion' in missing else ''}; {has}")
     if table.empty:
         raise ExciseError(f"{path}: no rows below its header")
@@ -46,12 +47,14 @@ def read_positions(path: Path) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells than the header has names
+            return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except FileNotFoundError as error:
         raise ExciseError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise ExciseError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (ValueError, pd.errors.ParserError) as error:  # EmptyDataError is a ValueError
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:  # EmptyDataError is a ValueError
         raise ExciseError(f"{path}: not a CSV table ({one_line(error)})") from error
 
 

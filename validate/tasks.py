@@ -26,7 +26,8 @@ from validate.rows import Evaluator
 SEED = 1234  # of the few-shot examples, lm-eval's own
 PREFERRED = ("acc", "exact_match")  # of several metrics; else the first that has a number per item
 # What lm-eval and datasets raise for a task that cannot be built.
-FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, IndexError, AssertionError)
+MISTAKES = (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
+FAILURES = (*MISTAKES, OSError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,11 @@ class Benchmark:
                 task.set_fewshot_seed(SEED)  # every time anew: the same examples for every plan
             # Half precision would round log-likelihoods of whole continuations to ties.
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
-            samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True)["samples"]
+            try:
+                samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True)["samples"]
+            except MISTAKES as error:
+                what = f"{', '.join(self.tasks)} cannot be evaluated ({type(error).__name__}: {one_line(error)})"
+                raise ExciseError(f"validate.tasks: {what}") from error
         return np.concatenate([self._of(part, samples[part.task]) for part in self.parts])
 
     def _of(self, part: Part, samples: list[dict[str, Any]]) -> Array:
@@ -125,7 +130,7 @@ def _check_files(folder: Path) -> None:
         try:
             found = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a safe loader
         except (yaml.YAMLError, ValueError) as error:
-            raise ExciseError(f"{file}: not a task file: {one_line(error)}") from error
+            raise ExciseError(f"{file}: not a task file: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
             raise ExciseError(f"{file}: not a task file: a mapping of keys is expected, found {type(found).__name__}")
 

@@ -1,0 +1,235 @@
+"""Measurements made elsewhere: the released positions of arXiv 2606.10703, files that are not what they should be, and the pairs we pick."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from criteria.scores import Scores
+from experts.errors import ExciseError
+from prune.cli import app
+from validate.audit import Outcome, audit
+from validate.positions import GATE_WEIGHT, RANDOM_PAIR, pairs, read_positions
+
+# METHODS 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p (t), p (Wilcoxon). The one d that is
+# printed there as .050 is .05059 at ddof 0 (.05046 at ddof 1).
+PUBLISHED = [
+    (0, "utilization_rate", -0.0052, 0.0125, -0.071, 0.3188, 0.2590),
+    (4, "activation_norm", 0.0331, -0.0013, 0.119, 0.0944, 0.1431),
+    (7, "mean_routing_weight_when_active", 0.0145, 0.0024, 0.072, 0.3124, 0.0502),
+    (11, "activation_std", 0.0684, 0.0194, 0.141, 0.0476, 0.0148),
+    (15, "utilization_rate", 0.0348, 0.0167, 0.051, 0.4763, 0.8385),
+    (15, "mean_routing_weight_when_active", 0.0057, 0.0362, -0.095, 0.1795, 0.0283),
+]
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["audit", *map(str, arguments), "--quiet"])
+
+
+@pytest.fixture
+def released(shared: Path) -> Path:
+    return shared / "reference" / "causal-audit" / "olmoe-positions.csv"
+
+
+def test_the_published_figures(released: Path) -> None:
+    done = invoke("--positions", released, "--ddof", 0, "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    cells = {(cell["layer"], cell["criterion"]): cell for cell in result["cells"]}
+    assert len(cells) == 20
+    for layer, criterion, high, low, d, p_t, p_wilcoxon in PUBLISHED:
+        cell = cells[layer, criterion]
+        assert (round(cell["mean_high"], 4), round(cell["mean_low"], 4), round(cell["d"], 3)) == (high, low, d)
+        assert (round(cell["p_t"], 4), round(cell["p_wilcoxon"], 4)) == (p_t, p_wilcoxon)
+        assert cell["n"] == 200
+    assert result["passing"] == {"delta": {"cells": 0, "of": 20}, "absolute": {"cells": 6, "of": 20}}
+    assert sum(cell["passes"] for cell in result["outcomes"]["absolute"]) == 6
+
+
+def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
+    """No pandas, none of our statistics."""
+    with released.open() as file:
+        rows = list(csv.DictReader(file))
+    for cell in json.loads(invoke("--positions", released, "--ddof", 0, "--json").stdout)["cells"]:
+        mine = [row for row in rows if (row["metric"], int(row["layer"])) == (cell["criterion"], cell["layer"])]
+        high, low = (np.array([float(row[f"{side}_delta"]) for row in mine]) for side in ("high", "low"))
+        difference = high - low
+        assert cell["d"] == pytest.approx(difference.mean() / difference.std())
+        assert cell["p_t"] == pytest.approx(stats.ttest_rel(high, low).pvalue)
+        assert cell["p_wilcoxon"] == stats.wilcoxon(difference).pvalue
+        assert cell["share_high_larger"] == np.mean(high > low)
+        texts = [(row["sample"], row["batch"]) for row in mine]
+        order = [
+            text for text in dict.fromkeys((row["sample"], row["batch"]) for row in rows) if text in texts
+        ]  # as they stand in the file
+        sums = np.array([sum(d for d, text in zip(difference, texts, strict=True) if text == one) for one in order])
+        rng = np.random.default_rng(0)
+        flipped = stats.permutation_test(
+            (sums,), lambda x, axis: x.sum(axis=axis), permutation_type="samples", vectorized=True, rng=rng, batch=1000
+        )
+        assert cell["p_clustered"] == pytest.approx(flipped.pvalue)
+        assert cell["documents"] == len(order)
+        assert cell["smallest_detectable_d"] == pytest.approx(0.276, abs=0.001)
+        assert cell["passes"] == (cell["p_t"] * 20 <= 0.05 and cell["p_wilcoxon"] * 20 <= 0.05 and high.mean() > low.mean())
+
+
+def test_ddof_is_a_parameter_and_is_printed(released: Path) -> None:
+    zero, one = (json.loads(invoke("--positions", released, "--ddof", ddof, "--json").stdout) for ddof in (0, 1))
+    assert (zero["ddof"], one["ddof"]) == (0, 1)
+    assert one["cells"][0]["d"] == pytest.approx(zero["cells"][0]["d"] * np.sqrt(199 / 200))
+    assert "d (ddof 0)" in invoke("--positions", released, "--ddof", 0).stdout
+    assert "6 of 20 cells pass" in invoke("--positions", released, "--outcome", "absolute").stdout
+
+
+# Files that are not what they should be.
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+HEAD = "layer,metric,sample,high_delta,low_delta"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("layer,metric,high_delta", "0,a,1"), r"no column low_delta; it has layer, metric, high_delta"),
+        (("layer,high_delta,low_delta", "0,1,2"), r"no column criterion \(or metric\)"),
+        ((HEAD, "0,a,1,0.5,0.1", "0,a,1,much,0.1"), r"row 3, column high_delta: 'much' is not a finite number \(1 such cells"),
+        ((HEAD, "0,a,1,0.5,", "0,a,1,0.2,0.1"), r"row 2, column low_delta: '' is not a finite number"),
+        ((HEAD, "0,a,1,0.5,inf"), r"row 2, column low_delta: 'inf' is not a finite number"),
+        ((HEAD, "0,a,1,nan,0"), r"row 2, column high_delta: 'nan' is not a finite number"),
+        ((HEAD, "top,a,1,0.5,0.1"), r"row 2, column layer: 'top' is not a layer number"),
+        ((HEAD, "1.5,a,1,0.5,0.1"), r"row 2, column layer: '1.5' is not a layer number"),
+        ((HEAD,), r"no rows below its header"),
+        (("",), r"not a CSV table"),
+        ((HEAD, "0,a,1,0.5,0.1,7,8,9"), r"not a CSV table"),
+        ((HEAD, "0,a,1,0.5,0.1", "0,a,1,0.5,0.1,7,8,9"), r"not a CSV table .*line 3"),
+        ((f"model,{HEAD}", "m,0,a,1,0.5,0.1", "n,0,a,1,0.5,0.1"), r"rows of 2 models \(m, n\)"),
+    ],
+)
+def test_files_that_are_refused(lines: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", *lines)
+    with pytest.raises(ExciseError, match=message):
+        read_positions(path)
+    done = invoke("--positions", path)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"excise: {path}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_other_refusals(tmp_path: Path) -> None:
+    assert "no such file" in invoke("--positions", tmp_path / "none.csv").stderr
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
+    assert "not UTF-8" in invoke("--positions", tmp_path / "binary.csv").stderr
+    assert invoke().exit_code == 2
+    assert invoke("demo", "--positions", tmp_path / "none.csv").exit_code == 2
+    path = write(tmp_path / "p.csv", HEAD, "0,a,1,0.5,0.1", "0,a,2,0.4,0.2")
+    assert "no columns high_kl and low_kl" in invoke("--positions", path, "--outcome", "kl").stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (["0,a,1,0.5,0.1"], "n = 1"),
+        (["0,a,1,0.5,0.5", "0,a,2,0.1,0.1"], "all differences are 0"),
+        (["0,a,1,0.5,0.25", "0,a,2,0.75,0.5"], "no spread"),
+    ],
+)
+def test_degenerate_cells_have_a_reason_and_never_pass(rows: list[str], reason: str, tmp_path: Path) -> None:
+    result = json.loads(invoke("--positions", write(tmp_path / "p.csv", HEAD, *rows), "--json").stdout)
+    (cell,) = result["cells"]
+    assert reason in cell["reason"]
+    assert cell["p_t"] is None
+    assert cell["d"] is None
+    assert not cell["passes"]
+    assert reason in invoke("--positions", tmp_path / "p.csv").stdout
+
+
+def test_documents_may_be_missing(tmp_path: Path) -> None:
+    """Then every position is a document of its own."""
+    (cell,) = audit(read_positions(write(tmp_path / "p.csv", "layer,criterion,high_delta,low_delta", "0,a,1,0", "0,a,3,1", "0,a,2,0.5")))
+    assert cell.documents == 3
+
+
+def test_an_inverted_cell_does_not_pass() -> None:
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {"layer": 0, "criterion": "a", "text": np.arange(300), "high_delta": rng.normal(0, 1, 300), "low_delta": rng.normal(1, 1, 300)}
+    )
+    (cell,) = audit(rows)
+    assert (cell.passes, cell.inverted) == (False, True)
+    (absolute,) = audit(rows.assign(low_delta=-rows["low_delta"]), Outcome.ABSOLUTE)
+    assert absolute.mean_low == pytest.approx(rows["low_delta"].abs().mean())
+
+
+def test_controls_have_families_of_their_own() -> None:
+    """Two criteria at two layers: α / 4 for each cell; each control α / 2."""
+    rng = np.random.default_rng(0)
+    names = ["a", "b", GATE_WEIGHT, RANDOM_PAIR]
+    rows = pd.concat(
+        pd.DataFrame({"layer": layer, "criterion": name, "text": np.arange(50), "high_delta": rng.normal(size=50), "low_delta": 0.0})
+        for name in names
+        for layer in (0, 3)
+    )
+    assert [(cell.criterion, cell.layer, cell.alpha) for cell in audit(rows)] == [
+        *((name, layer, 0.05 / 4) for name in ("a", "b") for layer in (0, 3)),
+        *((name, layer, 0.05 / 2) for name in (GATE_WEIGHT, RANDOM_PAIR) for layer in (0, 3)),
+    ]
+
+
+# The pairs we pick.
+
+
+def effects_table(k: int = 3, positions: int = 400) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"layer": 2, "document": p % 7, "window": p % 7, "position": p, "expert": int(e), "rank": rank, "gate_weight": 0.5 - 0.1 * rank}
+        | {"baseline_loss": 1.0, "delta": float(e), "kl": float(e) / 10}
+        for p in range(positions)
+        for rank, e in enumerate(rng.permutation(6)[:k])
+    ]
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)  # the order of the rows must not matter
+
+
+def scores(*values: float) -> Scores:
+    array = np.array([values])
+    return Scores(array, np.zeros(array.shape, bool), (2,), "mine", "")
+
+
+def test_high_and_low_are_the_extremes_of_the_active_set() -> None:
+    table = effects_table()
+    found = pairs(table, [scores(5, 4, 3, 2, 1, np.nan)], seed=0)
+    mine = found[found["criterion"] == "mine"]
+    assert len(mine) == 400
+    for _, row in mine.iterrows():
+        active = table[(table["window"] == row["window"]) & (table["position"] == row["position"])]["expert"]
+        assert row["high_expert"] == active.min()
+        assert row["low_expert"] == active.max(), "an expert without score (nan) is lowest"
+        assert (row["high_delta"], row["low_delta"]) == (row["high_expert"], row["low_expert"]), "the effect belongs to the expert"
+    by_gate = found[found["criterion"] == GATE_WEIGHT].merge(
+        table, left_on=["window", "position", "high_expert"], right_on=["window", "position", "expert"]
+    )
+    assert (by_gate["rank"] == 0).all()
+
+
+def test_ties_and_the_random_pair_are_drawn_evenly() -> None:
+    """A constant criterion is the negative control: two different experts, each with the same chance, whatever their rank."""
+    found = pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
+    for name in ("mine", RANDOM_PAIR):
+        rows = found[found["criterion"] == name]
+        assert (rows["high_expert"] != rows["low_expert"]).all()
+        for side in ("high_expert", "low_expert"):
+            assert stats.chisquare(rows[side].value_counts()).pvalue > 0.001
+    again = pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
+    pd.testing.assert_frame_equal(found, again)
+    assert not found.equals(pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=1))

@@ -89,8 +89,8 @@ def test_no_spread_is_no_certainty(values: list[float]) -> None:
 
 
 def test_an_interval_too_far_out_says_so() -> None:
-    found = cohens_d(np.array([1.0, 1.0 + 1e-9, 1.0 - 1e-9]))
-    assert found.d > 1e8
+    found = cohens_d(np.array([1.0, 1.0 + 1e-5, 1.0 - 1e-5]))
+    assert found.d > 1e4
     assert (math.isfinite(found.low) and math.isfinite(found.high)) or found.reason
 
 

@@ -118,7 +118,8 @@ def test_every_shipped_recipe_is_valid() -> None:
     for file in files:
         assert read_recipe(file).criteria
         head = file.read_text().splitlines()[:12]
-        for word in ("excise prune", "Hardware:", "Expect:"):
+        command = {"demo-compare": "compare", "demo-causal": "compare", "demo-audit": "audit"}.get(file.stem, "prune")
+        for word in (f"excise {command} {file.stem}", "Hardware:", "Expect:"):
             assert any(word in line for line in head), f"{file.name} does not say {word!r} in its header"
 
 

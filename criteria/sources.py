@@ -1,10 +1,13 @@
 """Where text comes from, as a recipe writes it. No torch."""
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from experts.errors import ExciseError
 
 
 class Source(BaseModel):
@@ -51,6 +54,12 @@ class Source(BaseModel):
 
 
 def anchor(path: Path, folder: Path) -> Path:
-    """Absolute: relative paths of a recipe start from its folder, or, where nothing is there, from the working directory."""
+    """Absolute: relative paths of a recipe start from its folder, or, where nothing is there, from the working directory.
+
+    `~` and `$NAME` are replaced; a variable that is not set is an error.
+    """
+    path = Path(os.path.expandvars(path)).expanduser()
+    if unset := re.search(r"\$(\w+|\{\w+\})", str(path)):
+        raise ExciseError(f"{path}: the environment variable {unset.group(1).strip('{}')} is not set; export it, or write the path out")
     beside = (folder / path).absolute()
     return path.absolute() if not beside.exists() and path.exists() else beside

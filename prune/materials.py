@@ -81,7 +81,7 @@ class Materials:
 
         tasks = self.recipe.validation.tasks
         assert tasks is not None, "asked for only where there are some"
-        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot)
+        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data)
 
     def read(self) -> None:
         """Text and tasks: what cannot be used is refused before anything is written."""

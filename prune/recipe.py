@@ -89,7 +89,8 @@ class Tasks(Part):
     """lm-eval tasks, run on the restricted model in this process."""
 
     names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups that lm-eval knows, or that `include` defines")
-    include: Path | None = Field(default=None, description="folder of lm-eval task files; their data_files start from that folder")
+    include: Path | None = Field(default=None, description="folder of lm-eval task files")
+    data: Path | None = Field(default=None, description="folder their relative data_files start from; none = that of the task files")
     limit: int | None = Field(default=None, gt=0, description="items per task, the first ones; none = all")
     fewshot: int | None = Field(default=None, ge=0, description="examples before each item; none = what the task says")
     batch: int = Field(default=16, gt=0, description="requests per forward")
@@ -239,8 +240,9 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         return {"data": tuple(source.anchored(folder) for source in part.data)}
 
     model, tasks = anchor(Path(recipe.model), folder), recipe.validation.tasks
-    if tasks and tasks.include:
-        tasks = tasks.model_copy(update={"include": anchor(tasks.include, folder)})
+    if tasks:
+        folders = {name: path and anchor(path, folder) for name, path in (("include", tasks.include), ("data", tasks.data))}
+        tasks = tasks.model_copy(update=folders)
     return recipe.model_copy(
         update={
             "model": str(model) if recipe.model != "demo" and model.is_dir() else recipe.model,

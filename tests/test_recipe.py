@@ -112,13 +112,16 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-def test_every_shipped_recipe_is_valid() -> None:
+def test_every_shipped_recipe_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXCISE_SHARED", str(tmp_path))
     files = sorted(recipes_folder().glob("*.yaml"))
     assert len(files) >= 6
     for file in files:
         assert read_recipe(file).criteria
         head = file.read_text().splitlines()[:12]
-        command = {"demo-compare": "compare", "demo-causal": "compare", "demo-audit": "audit"}.get(file.stem, "prune")
+        command = {"demo-compare": "compare", "demo-blimp": "compare", "demo-causal": "compare", "demo-audit": "audit"}.get(
+            file.stem, "prune"
+        )
         for word in (f"excise {command} {file.stem}", "Hardware:", "Expect:"):
             assert any(word in line for line in head), f"{file.name} does not say {word!r} in its header"
 
@@ -140,3 +143,13 @@ def test_every_key_is_documented() -> None:
         for name, field in table.model_fields.items():
             assert f"| `{field.alias or name}` |" in text
             assert (field.description or "").replace("|", "/") in text
+
+
+def test_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTS", str(tmp_path))
+    data = {**GOOD, "calibration": {"data": {"text": ["$TEXTS/a.txt", "${TEXTS}/b.txt"]}}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(data))
+    assert read_recipe(tmp_path / "r.yaml").calibration.data[0].text == (tmp_path / "a.txt", tmp_path / "b.txt")
+    monkeypatch.delenv("TEXTS")
+    with pytest.raises(ExciseError, match="the environment variable TEXTS is not set"):
+        read_recipe(tmp_path / "r.yaml")

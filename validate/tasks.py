@@ -51,16 +51,23 @@ class Part:
 class Benchmark:
     """Tasks by name, with their items. limit: the first items of each; fewshot: None = what the task says.
 
-    include: folder of task files, in which relative data_files start. Raises ExciseError for what lm-eval does not know or cannot read.
+    include: folder of task files; data: where their relative data_files start, None = in that folder. Raises ExciseError for what lm-eval
+    does not know or cannot read.
     """
 
-    def __init__(self, names: tuple[str, ...], include: Path | None, limit: int | None, fewshot: int | None) -> None:
+    def __init__(
+        self, names: tuple[str, ...], include: Path | None, limit: int | None, fewshot: int | None, data: Path | None = None
+    ) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.limit = limit
         if include is not None:
+            include = include.absolute()
             _check_files(include)
         manager = _manager(names, include)
-        with _quiet(), contextlib.chdir(include or Path()):
+        where = data or include or Path()
+        if not where.is_dir():
+            raise ExciseError(f"validate.tasks.data: {where} is not a folder")
+        with _quiet(), contextlib.chdir(where):
             self.loaded = _load(manager, list(names))
         self.tasks: dict[str, Any] = self.loaded["tasks"]
         if fewshot is not None:

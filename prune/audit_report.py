@@ -14,7 +14,8 @@ def tables(result: dict[str, Any], outcome: str = "delta") -> Iterator[Table]:
     cells = cells_of(result, outcome)
     ranked = any("spearman" in cell and cell["spearman"] is not None for cell in cells)
     size = f"d (ddof {result['ddof']}) [95 %]"
-    head = ("criterion", "layer", "n", "high", "low", size, "p (t)", "p (Wilcoxon)", "p (documents)", "high > low", "smallest d", "passes")
+    head = ("criterion", "layer", "n", "high", "low", size, "p (t)", "p (Wilcoxon)", "p (documents)", "high > low")
+    head += ("smallest d", "n for this d", "passes")
     yield f"Audit by {NAMES[outcome]}", (*head, *(("Spearman",) if ranked else ())), [_row(cell, ranked) for cell in cells]
     if "progressive" in result:
         yield from _curves(result["progressive"])
@@ -39,6 +40,7 @@ def _row(cell: dict[str, Any], ranked: bool) -> tuple[str, ...]:
         probability(cell["p_clustered"], 4),
         f"{cell['share_high_larger']:.0%}",
         "nan" if cell["smallest_detectable_d"] is None else f"{cell['smallest_detectable_d']:.2f}",
+        f"{cell['needed_n']:,}" if cell["needed_n"] else "none",
         "passes" if cell["passes"] else "inverted" if cell["inverted"] else cell["reason"] or "no",
         *((signed(cell["spearman"], 2),) if ranked else ()),
     )
@@ -91,7 +93,8 @@ METHODS = """\
 - diff = outcome(high) − outcome(low), a row per position (`positions.csv`; `effects.parquet` has every active expert).
 - p (t): scipy.stats.ttest_1samp; p (Wilcoxon): scipy.stats.wilcoxon; d = mean / sd, its interval from the noncentral t; p (documents):
   the signs of whole documents flipped (scipy.stats.permutation_test), because positions of one text are not independent.
-- smallest d: what the t-test finds with 80 % power at the corrected α. Spearman: mean over positions, inside the active set.
+- smallest d: what the t-test finds with 80 % power at the corrected α; n for this d: the positions it would need for the d that was seen.
+- Spearman: mean over positions, inside the active set.
 - Progressive removal: at a token the active experts in descending gate weight (mode zero, that token alone); from a layer in the order of
   the scores, lowest first (mode reroute, every token). p of a point: (1 + #random orders at least as good) / (draws + 1). Rows:
   `progressive.csv`.

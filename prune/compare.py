@@ -116,7 +116,7 @@ class Comparison:
 
     @property
     def _pairs(self) -> int:
-        return max(1, pairs.count(len(self.prepared.criteria), len(self.prepared.compared)))
+        return pairs.count(len(self.prepared.criteria), len(self.prepared.compared))
 
     def _differences(self, evidence: list[Evidence], sticks: list[Yardstick]) -> list[dict[str, Any]]:
         return [one.to_json() for one in pairs.differences(evidence, sticks, self.recipe.validation.random_seed)]

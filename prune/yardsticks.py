@@ -4,12 +4,14 @@ import numpy as np
 
 from experts.anatomy import load_tokenizer
 from experts.errors import ExciseError
+from experts.notes import tell
 from prune.materials import Materials
 from prune.recipe import Tasks
 from prune.stages import key_of
 from validate.null import LOSS, Yardstick
 from validate.rows import LossEvaluator
 from validate.statistics import documents_needed
+from validate.verdict import ALPHA
 
 
 def row_key(materials: Materials) -> str:
@@ -18,9 +20,18 @@ def row_key(materials: Materials) -> str:
     return key_of("rows", materials.fingerprint, recipe.dtype, materials.validation.hash, recipe.validation.batch)
 
 
-def yardsticks(materials: Materials, tests: int = 1) -> list[Yardstick]:
-    """The loss first, then a yardstick per task. tests: how many share α; fewer items than one of them needs are refused."""
+def yardsticks(materials: Materials, pairs: int = 0) -> list[Yardstick]:
+    """The loss first, then a yardstick per task. pairs: differences between criteria that share α.
+
+    Raises ExciseError for fewer items than a test needs; fewer documents than that still tell plans from chance, so they are a note.
+    """
     settings, windows = materials.recipe.validation, materials.validation
+    tests, documents = max(1, pairs), len(np.unique(windows.document))
+    if pairs and documents < (needed := documents_needed(pairs, ALPHA)):
+        tell(
+            f"the validation text has {documents} documents: by loss no two criteria can be told apart, which takes {needed} after "
+            f"Holm over {pairs} pairs; add text, or split it with `separator`"
+        )
     tasks = _tasks(materials, settings.tasks, tests) if settings.tasks else []
     losses = LossEvaluator(materials.anatomy, windows, materials.folder.path / "losses.csv", row_key(materials), settings.batch)
     return [Yardstick(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
@@ -29,10 +40,12 @@ def yardsticks(materials: Materials, tests: int = 1) -> list[Yardstick]:
 def _tasks(materials: Materials, settings: Tasks, tests: int) -> list[Yardstick]:
     from validate.tasks import ItemEvaluator
 
-    benchmark, needed = materials.benchmark, documents_needed(tests, 0.05)
+    benchmark, needed = materials.benchmark, documents_needed(tests, ALPHA)
     for part in benchmark.parts:
         if part.items < needed:
-            raise ExciseError(f"validate.tasks: {part.task} has {part.items} items; {tests} tests at α = 0.05 need at least {needed}")
+            raise ExciseError(
+                f"validate.tasks: {part.task} has {part.items} items; {tests} tests at α = 0.05 need at least {needed}; raise limit"
+            )
     key = key_of("items", materials.fingerprint, materials.recipe.dtype, benchmark.hash, settings.batch)
     tokenizer = load_tokenizer(materials.prepared.source, materials.recipe.trust_remote_code)
     items = ItemEvaluator(materials.anatomy, benchmark, tokenizer, materials.folder.path / "items.csv", key, settings.batch)

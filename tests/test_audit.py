@@ -268,6 +268,14 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
         )
         assert len(draws) == 5
         assert curve["p"] == pytest.approx([(1 + (draws[j] <= curve["mean"][j - 1]).sum()) / 6 for j in (1, 2, 3)])
+        windows_of = [float(mine[mine["window"] == window]["delta"].iloc[0]) for window in mine["window"]]
+        per_document = mine.groupby("document", sort=True)["delta"].agg(["sum", "size"])
+        found = stats.bootstrap(
+            (per_document["sum"].to_numpy() * 63, per_document["size"].to_numpy() * 63.0),
+            lambda total, size, axis: total.sum(axis=axis) / size.sum(axis=axis),
+            paired=True, n_resamples=9999, method="percentile", batch=1000, rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+        assert curve["interval"][1] == pytest.approx([found.low, found.high], abs=1e-9), windows_of
         (chance,) = (one for one in result["curves"] if (one["layer"], one["order"]) == (index, "random"))
         np.testing.assert_allclose(chance["mean"], draws.mean())
 

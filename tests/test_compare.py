@@ -17,6 +17,7 @@ from prune import materials
 from prune.cli import app
 from prune.comparison_report import agreement_rows
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
+from tests.test_tasks import task_file
 from validate.agreement import agreement, spearman
 
 CRITERIA = [
@@ -179,4 +180,37 @@ def test_errors_before_the_work(change: str, message: str, recipe_path: Path, tm
     done = invoke("compare", recipe_path, "-o", tmp_path / "c", "--set", change)
     assert done.exit_code == 1
     assert message in done.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_fewer_items_or_documents_than_a_test_needs(recipe_path: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Three pairs: a two-sided sign test over n items has at best p = 2/2ⁿ, and 3 · 2/2ⁿ ≤ .05 takes n = 7."""
+    task_file(tmp_path / "tasks")
+    tasks = (
+        "--set",
+        "validate.tasks={names: guess, include: tasks}",
+        "--set",
+        "validate.chance=normal",
+        "--set",
+        "criteria=[reap,utilization,random]",
+    )
+    few = invoke("compare", recipe_path, "-o", tmp_path / "a", *tasks, "--set", "validate.tasks.limit=6")
+    assert few.exit_code == 1
+    assert few.stderr == "excise: validate.tasks: guess has 6 items; 3 tests at α = 0.05 need at least 7; raise limit\n"
+    options = ("-o", str(tmp_path / "b"), *tasks[2:], "--set", "validate.sequences=5")
+    noted = CliRunner().invoke(app, ["compare", str(recipe_path), *options])
+    assert noted.exit_code == 0
+    assert "no two criteria can be told apart, which takes 7 after Holm over 3 pairs" in noted.stderr
+
+
+def test_too_few_plans_to_count(recipe_path: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Refused before torch is loaded, with the number that is needed; the limit of the tasks counts too."""
+    done = invoke("compare", recipe_path, "-o", tmp_path / "c")
+    assert done.exit_code == 1
+    assert "validate.random_plans is 20: after Holm over 2 tests (criteria × budgets) no p can fall below 0.095" in done.stderr
+    assert "take at least 39" in done.stderr
+    task_file(tmp_path / "tasks")
+    overrides = ("--set", "validate.random_plans=39", "--set", "validate.tasks={names: guess, include: tasks, random_plans: 12}")
+    limited = invoke("compare", recipe_path, "-o", tmp_path / "c", *overrides)
+    assert "validate.tasks.random_plans is 12" in limited.stderr
     assert not (tmp_path / "c").exists()

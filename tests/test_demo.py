@@ -96,3 +96,14 @@ def test_scope_global(tmp_path: Path, demo: tuple[dict[str, Any], Path], monkeyp
     assert min(both["global"]["kept_per_layer"].values()) >= 4
     assert both["global"]["delta"] < both["layer"]["delta"]
     assert np.isfinite(both["global"]["delta"])
+
+
+def test_the_demo_task_is_well_above_chance() -> None:
+    """One of four is right by guessing; the first 80 items, a binomial test."""
+    from scipy import stats
+
+    from validate.tasks import Benchmark
+
+    model, tokenizer = load(MODEL, "float32", False), load_tokenizer(MODEL, False)
+    scores = Benchmark(("demo_continuation",), MODEL.parent / "tasks", 80, None).scores(model, tokenizer, 16)
+    assert stats.binomtest(int(scores.sum()), 80, 0.25, alternative="greater").pvalue < 1e-4

@@ -77,6 +77,19 @@ def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
         assert cell["p_clustered"] == pytest.approx(flipped.pvalue)
         assert cell["documents"] == len(order)
         assert cell["smallest_detectable_d"] == pytest.approx(0.276, abs=0.001)
+        t = difference.mean() / difference.std(ddof=1) * np.sqrt(200)
+        for end, tail in (("d_low", 0.025), ("d_high", 0.975)):  # d (ddof 0) = noncentrality / √(n − 1)
+            assert stats.nct.sf(t, 199, cell[end] * np.sqrt(199)) == pytest.approx(tail, abs=1e-6)
+        reach = stats.bootstrap(
+            (sums, np.array([texts.count(one) for one in order])),
+            lambda total, size, axis: total.sum(axis=axis) / size.sum(axis=axis),
+            paired=True, n_resamples=9999, method="percentile", batch=1000, rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+        assert (cell["low"], cell["high"]) == pytest.approx((reach.low, reach.high))
+        power = stats.nct.sf(
+            stats.t.ppf(1 - 0.00125, cell["needed_n"] - 1), cell["needed_n"] - 1, abs(t / np.sqrt(200)) * np.sqrt(cell["needed_n"])
+        )
+        assert power == pytest.approx(0.8, abs=0.005)
         assert cell["passes"] == (cell["p_t"] * 20 <= 0.05 and cell["p_wilcoxon"] * 20 <= 0.05 and high.mean() > low.mean())
 
 

@@ -19,6 +19,7 @@ from validate.statistics import (
     clustered_p,
     cohens_d,
     corrected,
+    needed_n,
     paired_t,
     share_positive,
     smallest_detectable_d,
@@ -44,7 +45,8 @@ class Cell:
     passes: both tests hold after Bonferroni and the high-ranked expert's removal costs more; passes_by: the same under each correction.
     inverted: both tests hold, and it costs less: the criterion ranks the wrong way round.
     p_clustered, low, high: permutation test and interval of the mean difference that treat a document, not a position, as one draw.
-    smallest_detectable_d: what the t-test at the corrected α finds with 80 % power. spearman: mean over positions, inside the active set.
+    smallest_detectable_d: what the t-test at the corrected α finds with 80 % power; needed_n: positions it needs for the d that was seen.
+    spearman: mean over positions, inside the active set.
     """
 
     layer: int
@@ -63,6 +65,7 @@ class Cell:
     documents: int
     share_high_larger: float
     smallest_detectable_d: float
+    needed_n: int | None
     alpha: float
     passes: bool = False
     inverted: bool = False
@@ -121,6 +124,7 @@ def _cell(criterion: str, layer: int, group: pd.DataFrame, outcome: Outcome, ddo
         documents=len(np.unique(texts)),
         share_high_larger=share_positive(differences),
         smallest_detectable_d=math.nan,
+        needed_n=None,
         alpha=math.nan,
         reason=t.reason or signed.reason or interval.reason,
     )
@@ -144,6 +148,7 @@ def _judged(cells: list[Cell], alpha: float) -> list[Cell]:
             cell,
             alpha=level,
             smallest_detectable_d=smallest_detectable_d(cell.n, level),
+            needed_n=needed_n(cell.d, level),
             passes=bool(holds[Correction.BONFERRONI.value][number] and more[number]),
             inverted=bool(holds[Correction.BONFERRONI.value][number] and not more[number]),
             passes_by={name: bool(held[number] and more[number]) for name, held in holds.items()},

@@ -14,7 +14,7 @@ def tables(result: dict[str, Any], outcome: str = "delta") -> Iterator[Table]:
     cells = cells_of(result, outcome)
     ranked = any("spearman" in cell and cell["spearman"] is not None for cell in cells)
     size = f"d (ddof {result['ddof']}) [95 %]"
-    head = ("criterion", "layer", "n", "high", "low", size, "p (t)", "p (Wilcoxon)", "p (documents)", "high > low")
+    head: tuple[str, ...] = ("criterion", "layer", "n", "high", "low", size, "p (t)", "p (Wilcoxon)", "p (documents)", "high > low")
     head += ("smallest d", "n for this d", "passes")
     yield f"Audit by {NAMES[outcome]}", (*head, *(("Spearman",) if ranked else ())), [_row(cell, ranked) for cell in cells]
     if "progressive" in result:

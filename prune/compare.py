@@ -19,7 +19,7 @@ from prune.prepare import Prepared
 from prune.run import describe
 from prune.stability import stabilities
 from prune.stages import environment, write_json, write_text
-from prune.yardsticks import yardsticks
+from prune.yardsticks import check_rows, yardsticks
 from validate import pairs
 from validate.agreement import agreement, reference_of
 from validate.null import Contest, Evidence, Yardstick, against_random, number, settled
@@ -61,6 +61,7 @@ class Comparison:
     def execute(self) -> dict[str, Any]:
         """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
         self.materials.read()
+        check_rows(self.materials, self._pairs)
         with self.folder.held():
             write_json(self.folder.path / "environment.json", environment())
             observed = self.materials.calibrate()
@@ -88,7 +89,7 @@ class Comparison:
             for scores in tables[budget.scope]
         }
         checks = check_rig(self.materials.anatomy, windows, next(iter(plans.values())))
-        sticks = yardsticks(self.materials, self._pairs)
+        sticks = yardsticks(self.materials)
         tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(measured, tables)]
         evidence = settled(tested, Correction.HOLM)
         reference = reference_of(next(iter(tables.values())))

@@ -29,7 +29,7 @@ from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
 from prune.stages import environment, key_of, write_json, write_text
-from prune.yardsticks import row_key, yardsticks
+from prune.yardsticks import check_rows, row_key, yardsticks
 from validate.agreement import agreement
 from validate.null import Contest, against_random, settled
 from validate.rig import check_reloaded, check_rig, last_logits, require
@@ -151,6 +151,7 @@ class Run:
     def execute(self) -> Outcome:
         """All stages, in order."""
         self.materials.read()
+        check_rows(self.materials)
         with self.folder.held():
             self._keep_recipe()
             statistics = self.materials.measured(self.materials.calibrate(), self.plan_budget)

@@ -20,32 +20,37 @@ def row_key(materials: Materials) -> str:
     return key_of("rows", materials.fingerprint, recipe.dtype, materials.validation.hash, recipe.validation.batch)
 
 
-def yardsticks(materials: Materials, pairs: int = 0) -> list[Yardstick]:
-    """The loss first, then a yardstick per task. pairs: differences between criteria that share α.
+def check_rows(materials: Materials, pairs: int = 0) -> None:
+    """Enough rows for the tests that are asked for? pairs: differences between criteria that share α.
 
-    Raises ExciseError for fewer items than a test needs; fewer documents than that still tell plans from chance, so they are a note.
+    Raises ExciseError for fewer items than a test needs; fewer documents still tell plans from chance, so they are a note.
     """
-    settings, windows = materials.recipe.validation, materials.validation
-    tests, documents = max(1, pairs), len(np.unique(windows.document))
-    if pairs and documents < (needed := documents_needed(pairs, ALPHA)):
+    tests = max(1, pairs)
+    needed = documents_needed(tests, ALPHA)
+    for part in materials.benchmark.parts if materials.recipe.validation.tasks else ():
+        if part.items < needed:
+            has = f"validate.tasks: {part.task} has {part.items} items"
+            raise ExciseError(f"{has}; {tests} tests at α = {ALPHA} need at least {needed}; raise limit, or take a longer task")
+    documents = len(np.unique(materials.validation.document))
+    if pairs and documents < needed:
         tell(
             f"the validation text has {documents} documents: by loss no two criteria can be told apart, which takes {needed} after "
             f"Holm over {pairs} pairs; add text, or split it with `separator`"
         )
-    tasks = _tasks(materials, settings.tasks, tests) if settings.tasks else []
+
+
+def yardsticks(materials: Materials) -> list[Yardstick]:
+    """The loss first, then a yardstick per task."""
+    settings, windows = materials.recipe.validation, materials.validation
+    tasks = _tasks(materials, settings.tasks) if settings.tasks else []
     losses = LossEvaluator(materials.anatomy, windows, materials.folder.path / "losses.csv", row_key(materials), settings.batch)
     return [Yardstick(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
 
 
-def _tasks(materials: Materials, settings: Tasks, tests: int) -> list[Yardstick]:
-    from validate.tasks import ItemEvaluator
+def _tasks(materials: Materials, settings: Tasks) -> list[Yardstick]:
+    from validate.tasks import ItemEvaluator  # lm-eval takes seconds to import
 
-    benchmark, needed = materials.benchmark, documents_needed(tests, ALPHA)
-    for part in benchmark.parts:
-        if part.items < needed:
-            raise ExciseError(
-                f"validate.tasks: {part.task} has {part.items} items; {tests} tests at α = 0.05 need at least {needed}; raise limit"
-            )
+    benchmark = materials.benchmark
     key = key_of("items", materials.fingerprint, materials.recipe.dtype, benchmark.hash, settings.batch)
     tokenizer = load_tokenizer(materials.prepared.source, materials.recipe.trust_remote_code)
     items = ItemEvaluator(materials.anatomy, benchmark, tokenizer, materials.folder.path / "items.csv", key, settings.batch)

@@ -183,7 +183,7 @@ def test_errors_before_the_work(change: str, message: str, recipe_path: Path, tm
     assert not (tmp_path / "c").exists()
 
 
-def test_fewer_items_or_documents_than_a_test_needs(recipe_path: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_fewer_items_or_documents_than_a_test_needs(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Three pairs: a two-sided sign test over n items has at best p = 2/2ⁿ, and 3 · 2/2ⁿ ≤ .05 takes n = 7."""
     task_file(tmp_path / "tasks")
     tasks = (
@@ -196,8 +196,11 @@ def test_fewer_items_or_documents_than_a_test_needs(recipe_path: Path, tmp_path:
     )
     few = invoke("compare", recipe_path, "-o", tmp_path / "a", *tasks, "--set", "validate.tasks.limit=6")
     assert few.exit_code == 1
-    assert few.stderr == "excise: validate.tasks: guess has 6 items; 3 tests at α = 0.05 need at least 7; raise limit\n"
+    assert (
+        few.stderr == "excise: validate.tasks: guess has 6 items; 3 tests at α = 0.05 need at least 7; raise limit, or take a longer task\n"
+    )
     options = ("-o", str(tmp_path / "b"), *tasks[2:], "--set", "validate.sequences=5")
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)  # what --quiet left
     noted = CliRunner().invoke(app, ["compare", str(recipe_path), *options])
     assert noted.exit_code == 0
     assert "no two criteria can be told apart, which takes 7 after Holm over 3 pairs" in noted.stderr

@@ -65,9 +65,9 @@ class Audit:
             _write(self.folder.path / POSITIONS, rows)
             result = {**self._result(read_positions(self.folder.path / POSITIONS), effects, table), "run": str(self.folder.path)}
             if self.recipe.validation.progressive:
-                result["progressive"] = Curves(self.materials, table).execute()
+                result["progressive"] = Curves(self.materials, table, self.layers).execute()
             write_json(self.folder.path / "audit.json", result)
-            _write(self.folder.path / "audit.csv", pd.DataFrame(result["cells"]).drop(columns=["passes_by"]))
+            _write(self.folder.path / "audit.csv", _flat(result))
             write_text(self.folder.path / "audit.md", markdown(result))
             return result
 
@@ -139,6 +139,16 @@ class Audit:
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
             "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
         }
+
+
+def _flat(result: dict[str, Any]) -> pd.DataFrame:
+    """Every cell by every outcome, a row each."""
+    found = []
+    for outcome, cells in {"delta": result["cells"], **result["outcomes"]}.items():
+        for cell in cells:
+            by = {f"passes_{name}": held for name, held in cell["passes_by"].items()}
+            found.append({"outcome": outcome, **{key: value for key, value in cell.items() if key != "passes_by"}, **by})
+    return pd.DataFrame(found)
 
 
 def instrument_of(materials: Materials, mode: Mode) -> Instrument:

@@ -5,12 +5,13 @@ from typing import Any
 
 from prune.comparison_report import Table
 from prune.format import markdown_table, probability, signed
+from validate.verdict import marked_point
 
 NAMES = {"delta": "signed ΔCE", "absolute": "|ΔCE|", "kl": "KL(clean ‖ ablated)"}
 
 
-def tables(result: dict[str, Any], outcome: str = "delta") -> Iterator[Table]:
-    """Title, head and rows: the cells of one outcome, then the curves."""
+def tables(result: dict[str, Any], outcome: str = "delta", intervals: bool = False) -> Iterator[Table]:
+    """Title, head and rows: the cells of one outcome, then the curves, with their intervals where there is room for them."""
     cells = cells_of(result, outcome)
     ranked = any("spearman" in cell and cell["spearman"] is not None for cell in cells)
     size = f"d (ddof {result['ddof']}) [95 %]"
@@ -18,7 +19,7 @@ def tables(result: dict[str, Any], outcome: str = "delta") -> Iterator[Table]:
     head += ("smallest d", "n for this d", "passes")
     yield f"Audit by {NAMES[outcome]}", (*head, *(("Spearman",) if ranked else ())), [_row(cell, ranked) for cell in cells]
     if "progressive" in result:
-        yield from _curves(result["progressive"])
+        yield from _curves(result["progressive"], intervals)
 
 
 def cells_of(result: dict[str, Any], outcome: str) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ def _row(cell: dict[str, Any], ranked: bool) -> tuple[str, ...]:
     )
 
 
-def _curves(result: dict[str, Any]) -> Iterator[Table]:
+def _curves(result: dict[str, Any], intervals: bool) -> Iterator[Table]:
     """Mean ΔCE against the number of removed experts, a table per layer."""
     layers = list(dict.fromkeys(one["layer"] for one in result["curves"]))
     for layer in layers:
@@ -54,19 +55,26 @@ def _curves(result: dict[str, Any]) -> Iterator[Table]:
         most = max(len(one["mean"]) for one in curves)
         lines = []
         for one in curves:
-            values = [_point(mean, p) for mean, p in zip(one["mean"], one["p"], strict=True)]
+            values = [_point(one, number, intervals) for number in range(len(one["mean"]))]
             lines.append((one["order"], *values, *[""] * (most - len(values)), str(one["cliff"] or "none")))
-        title = f"Progressive removal, layer {layer}: mean ΔCE with so many experts gone; * better than 95 % of random orders"
+        title = f"Progressive removal, layer {layer}: mean ΔCE with so many experts gone; * better, ! worse than 95 % of random orders"
         yield title, ("order", *(str(n) for n in range(1, most + 1)), f"cliff (> {result['cliff']})"), lines
 
 
-def _point(mean: float, p: float | None) -> str:
-    return f"{mean:+.4f}{'*' if p is not None and p <= 0.05 else ''}"
+def _point(one: dict[str, Any], number: int, intervals: bool) -> str:
+    mark = marked_point(one["p"][number], one["p_worse"][number])
+    low, high = one["interval"][number]
+    spread = f" ± {one['sd'][number]:.4f}" if one["sd"] else f" [{signed(low)}, {signed(high)}]" if intervals else ""
+    return f"{one['mean'][number]:+.4f}{mark}{spread}"
 
 
 def summary(result: dict[str, Any]) -> list[str]:
     """One line per outcome, and what the controls say."""
-    lines = [f"{NAMES[name]}: {found['cells']} of {found['of']} cells pass" for name, found in result["passing"].items()]
+    lines = [
+        f"{NAMES[name]}: {found['cells']} of {found['of']} cells pass (by Holm {found['cells_holm']}, by Benjamini-Hochberg "
+        f"{found['cells_benjamini-hochberg']})"
+        for name, found in result["passing"].items()
+    ]
     for control in dict.fromkeys(cell["criterion"] for cell in result["cells"] if cell["criterion"].startswith("control:")):
         counts = []
         for name in result["passing"]:
@@ -80,7 +88,9 @@ def markdown(result: dict[str, Any]) -> str:
     """The whole report."""
     parts = [f"# {result['model']['name']}: token-level audit\n", "\n".join(f"- {line}" for line in summary(result)) + "\n"]
     for outcome in result["passing"]:
-        for title, head, lines in tables(result if outcome == "delta" else {**result, "progressive": {"curves": []}}, outcome):
+        for title, head, lines in tables(
+            result if outcome == "delta" else {**result, "progressive": {"curves": []}}, outcome, intervals=True
+        ):
             parts.append(f"## {title}\n\n{markdown_table(head, lines)}\n")
     formulas = "\n".join(f"- {name}: {formula}" for name, formula in result["formulas"].items())
     parts.append(f"## Rule\n{result['rule']}\n\n## Scores\n{formulas}\n\n## How it was computed\n{METHODS.format(**result)}")
@@ -96,6 +106,6 @@ METHODS = """\
 - smallest d: what the t-test finds with 80 % power at the corrected α; n for this d: the positions it would need for the d that was seen.
 - Spearman: mean over positions, inside the active set.
 - Progressive removal: at a token the active experts in descending gate weight (mode zero, that token alone); from a layer in the order of
-  the scores, lowest first (mode reroute, every token). p of a point: (1 + #random orders at least as good) / (draws + 1). Rows:
-  `progressive.csv`.
+  the scores, lowest first (mode reroute, every token). p of a point: (1 + #random orders at least as good, or as bad) / (draws + 1), not
+  corrected for the number of points; ± of random: sd over its orders. Intervals resample documents. Rows: `progressive.csv`.
 """

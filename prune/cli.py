@@ -77,7 +77,7 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Put the criteria of a recipe head to head: same windows, several budgets, random plans; rank agreement with measured removals."""
+    """Put criteria head to head: overlap, stability, loss and lm-eval tasks against random plans (Holm), and against each other."""
 
     def work() -> int:
         from prune.locate import recipe_file
@@ -116,6 +116,8 @@ def audit(
     """Ask, token by token, whether a criterion ranks the active experts by what removing them costs."""
     if (recipe is None) == (positions is None):
         raise typer.BadParameter("give a recipe, or --positions FILE.csv")
+    if positions is not None and (output or overrides or force):
+        raise typer.BadParameter("--positions reads a file and prints: --output, --set and --force belong to a recipe")
 
     def work() -> int:
         from prune.audit_report import NAMES

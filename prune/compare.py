@@ -47,6 +47,11 @@ COLUMNS = (
     "high",
     "verdict",
     "verdict_equal_counts",
+    "smallest_detectable",
+    "effect",
+    "clusters",
+    "p_full",
+    "ends_alike",
     "stability",
 )
 
@@ -91,11 +96,11 @@ class Comparison:
         checks = check_rig(self.materials.anatomy, windows, next(iter(plans.values())))
         sticks = yardsticks(self.materials)
         tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(measured, tables)]
-        evidence = settled(tested, Correction.HOLM)
+        evidence = settled(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
-            "stability": stabilities(self.materials, self.prepared.compared, plans),
+            **stabilities(self.materials, self.prepared.compared, plans),
             "agreement": {
                 "reference": reference and reference.criterion,
                 "layers": list(self.shape.layers),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.format import markdown_table, probability, signed
+from prune.format import markdown_table, probability, signed, verdict
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, head, rows
 
@@ -32,13 +32,15 @@ def _overlaps(result: dict[str, Any]) -> Iterator[Table]:
     stable = {(row["criterion"], row["scope"], row["fraction"]): row for row in result["stability"]}
     for block in result["overlap"]:
         names = block["criteria"]
-        head = ("criterion", *(str(number) for number in range(1, len(names) + 1)), "other seeds (smallest)")
+        shared = result["windows_shared_by_seeds"]
+        others = "other seeds (smallest)" if shared is None else f"other seeds, {shared:.0%} same text (smallest)"
+        head = ("criterion", *(str(number) for number in range(1, len(names) + 1)), others)
         lines = []
         for number, (name, values) in enumerate(zip(names, block["matrix"], strict=True), 1):
             seeds = stable[name, block["scope"], block["fraction"]]
-            again = f"{signed(seeds['mean'], 2)} ({signed(seeds['smallest'], 2)})" if seeds["seeds"] > 1 else "not repeated"
+            again = f"{signed(seeds['mean'], 2)} ({signed(seeds['smallest'], 2)})" if seeds["mean"] is not None else "not repeated"
             lines.append((f"{number} {name}", *(signed(value, 2) for value in values), again))
-        yield f"Overlap of plans beyond chance, {_budget(block)} (1 = the same experts, 0 = as random plans)", head, lines
+        yield f"Overlap of plans beyond chance, {_budget(block)} (1 = as alike as their counts allow, 0 = as random plans)", head, lines
 
 
 def agreement_rows(agreement: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -67,7 +69,18 @@ def _costs(result: dict[str, Any], name: str) -> Table:
         values: tuple[str, ...] = (task["metric"], "lost [95 %]")
     else:
         title, values = f"loss: {result['loss']:.4f} nats per token unpruned", ("ΔCE [95 %]",)
-    head = ("scope", "fraction", "criterion", *values, "random (mean ± sd)", "reversed", "p good, bad", "after Holm", "verdict")
+    head = (
+        "scope",
+        "fraction",
+        "criterion",
+        *values,
+        "random (mean ± sd)",
+        "reversed",
+        "p good, bad",
+        "after Holm",
+        "detectable",
+        "verdict",
+    )
     lines = []
     for plan, cost in costs_of(result, name):
         low, high = cost["delta_interval"]
@@ -82,16 +95,19 @@ def _costs(result: dict[str, Any], name: str) -> Table:
                 f"{cost['reversed_delta']:+.4f}",
                 f"{probability(cost['p'])}, {probability(cost['p_worse'])}",
                 f"{probability(cost['p_corrected'])}, {probability(cost['p_worse_corrected'])}",
-                cost["verdict"],
+                "none" if cost["smallest_detectable"] is None else f"{cost['smallest_detectable']:.3f}",
+                verdict(cost),
                 *((_equal(cost),) if unequal else ()),
             )
         )
-    return title, (*head, *(("against equal counts",) if unequal else ())), lines
+    return title, (*head, *(("against equal counts (after Holm)",) if unequal else ())), lines
 
 
 def _equal(cost: dict[str, Any]) -> str:
     equal = cost["equal_counts"]
-    return f"{equal['verdict']} (p Holm {probability(equal['p_corrected'])})" if equal else "counts are equal"
+    if not equal:
+        return "counts are equal"
+    return f"{equal['verdict']} ({probability(equal['p_corrected'])}, {probability(equal['p_worse_corrected'])})"
 
 
 def _differences(result: dict[str, Any], name: str) -> Iterator[Table]:
@@ -104,7 +120,7 @@ def _differences(result: dict[str, Any], name: str) -> Iterator[Table]:
             if (pair["name"], pair["scope"], pair["fraction"]) == (name, scope, fraction):
                 first, second = pair["first"], pair["second"]
                 lower = "<" if pair["difference"] < 0 else ">"
-                mark = lower if pair["differ"] else "=" if pair["reason"].startswith("both keep") else "·"
+                mark = lower if pair["differ"] else "=" if pair["same_plan"] else "·"
                 marks[first, second], marks[second, first] = mark, mark.translate(str.maketrans("<>", "><"))
         rows = [(f"{n} {row}", *(marks.get((row, column), "") for column in names)) for n, row in enumerate(names, 1)]
         title = f"Which differ by {name}, scope {scope}, {fraction:.0%} pruned: < the row costs less, > more, · not told apart, = same plan"
@@ -148,6 +164,7 @@ def _evidence(result: dict[str, Any]) -> Iterator[str]:
                 f"- **{plan['criterion']}**, {_budget(plan)}, by {name}; score = {plan['formula']}: {cost['verdict']}. Advantage over the "
                 f"mean of {len(cost['random']['values'])} random plans [{low}, {high}] (95 %, {cost['clusters']} clusters{note}), effect "
                 f"{signed(cost['effect'], 2)} sd, p as good {p}, as bad {worse} (Holm {p_holm}, {worse_holm}), Shapiro-Wilk p of the "
-                f"random plans {probability(cost['random']['normality_p'])}; smallest difference found with 80 % power at α = 0.05: "
+                f"random plans {probability(cost['random']['normality_p'])}; smallest difference found with "
+                f"80 % power at the first step of Holm: "
                 f"{signed(cost['smallest_detectable'])}."
             )

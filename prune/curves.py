@@ -1,6 +1,6 @@
 """The curves of progressive removal of a recipe: measured layer by layer, kept, and written with their raw rows."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,12 @@ ROWS = "progressive.csv"
 
 
 class Curves:
-    """Of the scores in `table`, on evenly spread validation windows."""
+    """Of the scores in `table`, on evenly spread validation windows. layers: positions among the MoE layers."""
 
-    def __init__(self, materials: Materials, table: list[Scores]) -> None:
+    def __init__(self, materials: Materials, table: list[Scores], layers: tuple[int, ...]) -> None:
         settings = materials.recipe.validation.progressive
         assert settings is not None, "asked for only where there are some"
-        self.settings, self.materials, self.table, self.shape = settings, materials, table, materials.shape
+        self.settings, self.materials, self.table, self.shape, self.layers = settings, materials, table, materials.shape, layers
         count = min(settings.windows, len(materials.validation))
         self.numbers = np.unique(np.linspace(0, len(materials.validation) - 1, count).round().astype(np.int64))
         self.windows = materials.validation.select(self.numbers)
@@ -41,9 +41,9 @@ class Curves:
         """Writes the raw rows; gives the curves."""
         arrays = self._measured()
         fresh = self.materials.folder.path / f"{ROWS}.new"
-        pd.concat([self._rows(layer, arrays) for layer in range(len(self.shape.layers))]).to_csv(fresh, index=False)
+        pd.concat([self._rows(layer, arrays) for layer in self.layers]).to_csv(fresh, index=False)
         fresh.replace(self.materials.folder.path / ROWS)
-        curves = [one for layer in range(len(self.shape.layers)) for one in self._curves(layer, arrays)]
+        curves = [one for layer in self.layers for one in self._curves(layer, arrays)]
         return {
             "cliff": CLIFF,
             "windows": len(self.windows),
@@ -61,7 +61,7 @@ class Curves:
         key = key_of("progressive", materials.fingerprint, materials.recipe.dtype, self.windows.hash, self.settings.model_dump(), identity)
         store = Store(materials.folder.path / "progressive.safetensors", key)
         arrays = store.read()
-        missing = [layer for layer in range(len(self.shape.layers)) if f"{layer}/{AT_TOKEN}" not in arrays]
+        missing = [layer for layer in self.layers if f"{layer}/{AT_TOKEN}" not in arrays]
         if missing:
             tokens = torch.from_numpy(self.windows.tokens).to(next(materials.anatomy.model.parameters()).device)
             at_token, from_layer = self._instruments(tokens)
@@ -106,7 +106,8 @@ class Curves:
         for scores in self.table:
             both = (scores.criterion, f"reversed:{scores.criterion}")
             found += [curve(index, name, arrays[f"{layer}/{name}"], weights, documents, chance) for name in both]
-        return [*found, curve(index, RANDOM, draws.mean(axis=0), weights, documents)]
+        spread = tuple(map(float, chance.std(axis=0, ddof=1)))
+        return [*found, replace(curve(index, RANDOM, draws.mean(axis=0), weights, documents), sd=spread)]
 
     def _rows(self, layer: int, arrays: dict[str, Array]) -> pd.DataFrame:
         """layer, order, removed, window, position (empty where the whole window is read), document, delta."""
@@ -131,4 +132,10 @@ class Curves:
 
 def _json(one: Curve) -> dict[str, Any]:
     intervals = [[number(interval.low), number(interval.high)] for interval in one.interval]
-    return {**asdict(one), "interval": intervals, "p": [number(value) for value in one.p], "cliff": one.cliff}
+    return {
+        **asdict(one),
+        "interval": intervals,
+        "p": [number(value) for value in one.p],
+        "p_worse": [number(value) for value in one.p_worse],
+        "cliff": one.cliff,
+    }

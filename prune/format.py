@@ -1,6 +1,9 @@
 """Numbers and tables as text."""
 
 from collections.abc import Sequence
+from typing import Any
+
+LEAST = 1e-4  # a smaller p is an extrapolation, from some dozens of plans or some thousands of resamples
 
 
 def human(size: int) -> str:
@@ -17,8 +20,16 @@ def signed(value: float | None, digits: int = 4) -> str:
 
 
 def probability(value: float | None, digits: int = 3) -> str:
-    """A p value: small ones as a power of ten."""
-    return "nan" if value is None else f"{value:.{digits}f}" if value >= 10**-digits else f"{value:.0e}"
+    """A p value; small ones are not shown to more digits than they can have."""
+    if value is None:
+        return "nan"
+    return f"{value:.{digits}f}" if value >= 10**-digits else f"{value:.0e}" if value >= LEAST else f"<{LEAST:.0e}"
+
+
+def verdict(cost: dict[str, Any]) -> str:
+    """With what a reader has to know beside it: why nothing can be claimed, or that the ranking carries no information."""
+    notes = [cost["interval_note"]] * bool(cost["interval_note"]) + ["two ends alike"] * cost["ends_alike"]
+    return f"{cost['verdict']} ({'; '.join(notes)})" if notes else str(cost["verdict"])
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -81,7 +81,7 @@ class Progressive(Part):
     max_removed: int = Field(default=7, gt=0, description="experts removed at most")
     positions: int = Field(default=200, gt=0, description="positions per layer, for removal at each token by gate weight")
     windows: int = Field(default=16, gt=0, description="validation windows, for removal from the layer; evenly spread")
-    draws: int = Field(default=20, ge=2, description="random orders")
+    draws: int = Field(default=20, ge=19, description="random orders; fewer could not tell anything at α = 0.05")
     seed: int = Field(default=0, ge=0, description="seed of the positions and of the random orders")
 
 
@@ -94,7 +94,7 @@ class Tasks(Part):
     limit: int | None = Field(default=None, gt=0, description="items per task, the first ones; none = all")
     fewshot: int | None = Field(default=None, ge=0, description="examples before each item; none = what the task says")
     batch: int = Field(default=16, gt=0, description="requests per forward")
-    random_plans: int | None = Field(default=None, gt=1, description="random plans the tasks are run on; none = all")
+    random_plans: int | None = Field(default=None, ge=5, description="random plans the tasks are run on; none = all")
 
     @field_validator("names", mode="before")
     @classmethod
@@ -121,6 +121,12 @@ class Compare(Part):
 
     fractions: tuple[float, ...] = Field(default=(), description="shares of experts to remove, in (0, 1); none = the budget of `prune`")
     scopes: tuple[Literal["layer", "global"], ...] = Field(default=(), description="none = the scope of `prune`")
+
+    @field_validator("fractions", "scopes", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, (int, float, str)) else value
+
     seeds: int = Field(default=3, gt=0, description="calibration seeds for the stability of plans; 1 = not measured")
     stability_cost: float = Field(default=10.0, ge=0, description="criteria that cost more plain forwards are not calibrated again")
 
@@ -141,6 +147,13 @@ class Recipe(Part):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("criteria")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := next((name for name in value if value.count(name) > 1), ""):
+            raise ValueError(f"{twice} is listed twice; every criterion is a test of its own, so it would be corrected for twice")
+        return value
 
 
 def parse_size(text: str) -> int:

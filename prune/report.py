@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.format import human, markdown_table, probability, signed
+from prune.format import human, markdown_table, probability, signed, verdict
 from prune.recipe import Recipe
 
 P_RULES = {
@@ -25,7 +25,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{plan['random']['mean']:+.4f} ± {plan['random']['sd']:.4f}",
             f"{plan['reversed_delta']:+.4f}",
             probability(plan["p"]),
-            plan["verdict"],
+            verdict(plan),
         )
         for plan in result["plans"]
     ]
@@ -49,7 +49,7 @@ def task_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             spread = f"{full - random['mean']:.3f} ± {random['sd']:.3f}"
             values = (f"{full:.3f}", f"{task['value']:.3f}", spread, f"{full - task['reversed_delta']:.3f}")
             found.append(
-                (f"{task['name']} ({task['metric']})", plan["criterion"], plan["scope"], *values, probability(task["p"]), task["verdict"])
+                (f"{task['name']} ({task['metric']})", plan["criterion"], plan["scope"], *values, probability(task["p"]), verdict(task))
             )
     return sorted(found, key=lambda row: row[0])
 

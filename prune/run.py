@@ -85,7 +85,7 @@ class Run:
         checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
         sticks = yardsticks(self.materials)
         tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(statistics, table)]
-        evidence = [one.to_json() for one in settled(tested, Correction.NONE)]
+        evidence = [one.to_json() for one in settled(tested, Correction.NONE, settings.chance)]
         result = {
             "plans": evidence,
             "rule": f"{RULE} Not corrected for the number of criteria.",

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from criteria.budget import Budget
 from criteria.registry import Criterion
 from criteria.select import select
+from experts.notes import tell
 from experts.plan import Plan
 from prune.materials import Materials
 from prune.prepare import Prepared
@@ -13,25 +17,40 @@ from validate.overlap import stability
 
 
 def affordable(prepared: Prepared) -> tuple[Criterion, ...]:
-    """Criteria that are calibrated again: cheap enough, and not plain baselines of the calibration's own noise."""
+    """Criteria that are calibrated again: those that are cheap enough."""
     return tuple(one for one in prepared.criteria if one.cost <= prepared.recipe.compare.stability_cost)
 
 
-def stabilities(materials: Materials, budgets: tuple[Budget, ...], known: dict[tuple[str, Budget], Plan]) -> list[dict[str, Any]]:
-    """Mean and smallest chance-corrected overlap of the plans of all seeds, per criterion and budget; None for what was not repeated."""
+def stabilities(materials: Materials, budgets: tuple[Budget, ...], known: dict[tuple[str, Budget], Plan]) -> dict[str, Any]:
+    """Mean and smallest chance-corrected overlap of the plans of all seeds, per criterion and budget; None for what was not repeated.
+
+    windows_shared_by_seeds: mean share of the first seed's windows that the others drew too. Where a text is used up all seeds draw the
+    same: then nothing was repeated, and a note says so.
+    """
     prepared = materials.prepared
-    plans = {key: [plan] for key, plan in known.items()}
-    chosen = affordable(prepared)
-    first = prepared.recipe.calibration.seed
+    plans, shared = {key: [plan] for key, plan in known.items()}, []
+    chosen, first = affordable(prepared), prepared.recipe.calibration.seed
     for seed in range(first + 1, first + prepared.recipe.compare.seeds):
-        for key, plan in _plans(materials.reseeded(seed, chosen), budgets).items():
-            plans[key].append(plan)
-    rows = []
-    for (criterion, budget), found in plans.items():
-        mean, smallest = stability(found)
-        common = {"criterion": criterion, "scope": budget.scope, "fraction": round(found[0].fraction, 6)}
-        rows.append({**common, "seeds": len(found), "mean": number(mean), "smallest": number(smallest)})
-    return rows
+        other = materials.reseeded(seed, chosen)
+        shared.append(_shared(materials.calibration.tokens, other.calibration.tokens))
+        if shared[-1] < 1:
+            for key, plan in _plans(other, budgets).items():
+                plans[key].append(plan)
+    if shared and min(shared) == 1:
+        tell("stability is not measured: every calibration seed takes the same windows; add calibration text, or lower its sequences")
+    return {"windows_shared_by_seeds": sum(shared) / len(shared) if shared else None, "stability": [_row(*one) for one in plans.items()]}
+
+
+def _row(key: tuple[str, Budget], plans: list[Plan]) -> dict[str, Any]:
+    mean, smallest = stability(plans)
+    common = {"criterion": key[0], "scope": key[1].scope, "fraction": round(plans[0].fraction, 6)}
+    return {**common, "seeds": len(plans), "mean": number(mean), "smallest": number(smallest)}
+
+
+def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+    """Share of the windows [N, W] of `one` that are among those of `other`."""
+    known = {row.tobytes() for row in other}
+    return sum(row.tobytes() in known for row in one) / len(one)
 
 
 def _plans(materials: Materials, budgets: tuple[Budget, ...]) -> dict[tuple[str, Budget], Plan]:

@@ -95,6 +95,10 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     with (tmp_path / "c" / "comparison.csv").open() as file:
         flat = list(csv.DictReader(file))
     assert [(row["criterion"], float(row["delta"])) for row in flat] == [(plan["criterion"], plan["delta"]) for plan in result["plans"]]
+    for row, plan in zip(flat, result["plans"], strict=True):
+        columns = {"delta_low": plan["delta_interval"][0], "low": plan["interval"][0], "smallest_detectable": plan["smallest_detectable"]}
+        assert {name: float(row[name]) for name in columns} == columns
+        assert row["verdict"] == plan["verdict"]
     assert {row["verdict_equal_counts"] for row in flat if row["scope"] == "layer"} == {""}
     assert any(row["verdict_equal_counts"] for row in flat if row["scope"] == "global"), "unequal counts have a second null"
     repeated = {row["criterion"] for row in result["stability"] if row["seeds"] == 3}
@@ -112,9 +116,9 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     mean = {digest: np.mean([float(row["loss"]) for row in rows if row["digest"] == digest]) for digest in {row["digest"] for row in rows}}
     named = {row["plan"]: row["digest"] for row in rows}
     assert result["loss"] == pytest.approx(mean[named["full"]])
-    measured = np.array([mean[digest] - result["loss"] for digest in mean])
     for plan in result["plans"]:
-        assert np.abs(measured - plan["delta"]).min() < 1e-12
+        assert plan["delta"] == pytest.approx(mean[plan["digest"]] - result["loss"], abs=1e-12)
+        assert plan["reversed_delta"] == pytest.approx(mean[plan["reversed_digest"]] - result["loss"], abs=1e-12)
 
     found = result["agreement"]
     assert found["reference"] == CRITERIA[0]

@@ -115,7 +115,7 @@ class Shifted(Evaluator):
 def test_false_positive_rate(pool: Pool, null: Null) -> None:
     """400 simulated criteria that are random, the whole rule (p and interval): at most 7 % beat random at α = .05."""
     verdicts = [
-        settled([against_random(test, [pool.stick()], null, 0)], Correction.NONE)[0].costs[0].own.verdict for test in pool.draws(20)
+        settled([against_random(test, [pool.stick()], null, 0)], Correction.NONE, null)[0].costs[0].own.verdict for test in pool.draws(20)
     ]
     rate = {verdict: verdicts.count(verdict) / ROUNDS for verdict in set(verdicts)}
     print(f"{null}: {rate}")  # pytest -rP shows it
@@ -131,10 +131,10 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
     for number, test in enumerate(pool.draws(20)):
         if number == 150:
             break
-        plain = against_random(test, [pool.stick()], null, 0).costs[0].own
+        plain = settled([against_random(test, [pool.stick()], null, 0)], Correction.NONE, null)[0].costs[0].own
         for factor, hits in found.items():
             shift = Shifted(pool, test.plan, factor * plain.smallest_detectable)
-            judged = settled([against_random(test, [pool.stick(shift)], null, 0)], Correction.NONE)[0].costs[0].own
+            judged = settled([against_random(test, [pool.stick(shift)], null, 0)], Correction.NONE, null)[0].costs[0].own
             hits.append(judged.verdict == "beats random")
     power = {factor: float(np.mean(hits)) for factor, hits in found.items()}
     print(f"{null}: {power}")  # pytest -rP shows it
@@ -146,17 +146,46 @@ def test_holm_is_over_all_criteria(pool: Pool) -> None:
     """Twenty random criteria at once: the family hardly ever has a winner, where each alone would have one in 21."""
     tests = list(pool.draws(20))[:200]
     evidence = [against_random(test, [pool.stick()], Null.NORMAL, 0) for test in tests]
-    alone = [one.costs[0].own.verdict for one in settled(evidence, Correction.NONE)]
-    families = [settled(evidence[start : start + 20], Correction.HOLM) for start in range(0, 200, 20)]
+    alone = [one.costs[0].own.verdict for one in settled(evidence, Correction.NONE, Null.NORMAL)]
+    families = [settled(evidence[start : start + 20], Correction.HOLM, Null.NORMAL) for start in range(0, 200, 20)]
     assert alone.count("beats random") > 0
     assert sum(any(one.costs[0].own.verdict == "beats random" for one in family) for family in families) <= 2
 
 
 def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
-    one, other = (settled([against_random(test, [pool.stick()], Null.COUNTED, 0)], Correction.NONE)[0] for test in list(pool.draws(20))[:2])
+    one, other = (
+        settled([against_random(test, [pool.stick()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0]
+        for test in list(pool.draws(20))[:2]
+    )
     same, different = differences([one, one], [pool.stick()], 0)[0], differences([one, other], [pool.stick()], 0)[0]
     assert "same experts" in same.reason
+    assert (same.same_plan, different.same_plan) == (True, False)
     assert not same.differ
     assert different.p_corrected == different.p
     assert different.difference == pytest.approx(one.costs[0].delta - other.costs[0].delta)
     assert different.low <= different.difference <= different.high
+
+
+def test_what_is_detectable_after_holm(pool: Pool) -> None:
+    """Twenty tests: the effect that is printed is found at α / 20, the first step of Holm; by counting 20 plans nothing could be."""
+    tests = list(pool.draws(20))[:100]
+    evidence = [against_random(test, [pool.stick()], Null.NORMAL, 0) for test in tests]
+    families = [settled(evidence[start : start + 20], Correction.HOLM, Null.NORMAL) for start in range(0, 100, 20)]
+    hits = []
+    for test, one in zip(tests, (one for family in families for one in family), strict=True):
+        own = one.costs[0].own
+        assert own.smallest_detectable > settled([one], Correction.NONE, Null.NORMAL)[0].costs[0].own.smallest_detectable
+        shift = Shifted(pool, test.plan, own.smallest_detectable + one.costs[0].delta - float(np.mean(own.values)))
+        hits.append(against_random(test, [pool.stick(shift)], Null.NORMAL, 0).costs[0].own.p <= 0.05 / 20)
+    assert np.mean(hits) >= 0.75, "a plan that is better by so much, on average"
+    counted = settled(evidence[:20], Correction.HOLM, Null.COUNTED)
+    assert all(np.isnan(one.costs[0].own.smallest_detectable) for one in counted)
+
+
+def test_two_ends_alike(pool: Pool) -> None:
+    """A criterion whose reverse costs the same says nothing, and the report says so."""
+    test = next(iter(pool.draws(20)))
+    same = Contest(test.plan, test.plan, test.randoms, "", "layer")
+    found = settled([against_random(same, [pool.stick()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0].to_json()
+    assert found["ends_alike"]
+    assert found["ends_interval"] == [0, 0]

@@ -119,6 +119,9 @@ def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any],
             assert cost["delta"] == pytest.approx(np.average(own - full, weights=weights), abs=1e-12)
             np.testing.assert_allclose(cost["delta_interval"], interval(own - full, weights, clusters, 0), atol=1e-12)
             assert cost["reversed_delta"] == pytest.approx(np.average(values[plan["reversed_digest"]] - full, weights=weights), abs=1e-12)
+            reverse = values[plan["reversed_digest"]]
+            np.testing.assert_allclose(cost["ends_interval"], interval(reverse - own, weights, clusters, 0), atol=1e-12)
+            assert cost["p_full"] == pytest.approx(paired_p(name, own, full, weights, clusters))
             for against in filter(None, (cost, cost["equal_counts"])):
                 randoms = np.array([values[digest] for digest in against["random"]["digests"]])
                 null = np.array([np.average(row - full, weights=weights) for row in randoms])
@@ -129,7 +132,8 @@ def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any],
                 assert against["effect"] == pytest.approx((null.mean() - cost["delta"]) / null.std(ddof=1))
                 np.testing.assert_allclose(against["interval"], interval(randoms.mean(axis=0) - own, weights, clusters, 0), atol=1e-12)
                 assert against["random"]["normality_p"] == pytest.approx(stats.shapiro(null).pvalue, rel=1e-6)
-                reach = stats.t.ppf(0.95, len(null) - 1) * math.sqrt(1 + 1 / len(null)) + stats.norm.ppf(0.8)
+                family = len(costs) if against is cost else sum(bool(one["equal_counts"]) for _, one in costs)
+                reach = stats.t.ppf(1 - 0.05 / family, len(null) - 1) * math.sqrt(1 + 1 / len(null)) + stats.norm.ppf(0.8)
                 assert against["smallest_detectable"] == pytest.approx(reach * null.std(ddof=1))
         assert [cost["p_corrected"] for _, cost in costs] == pytest.approx(holm([cost["p"] for _, cost in costs]))
         assert [cost["p_worse_corrected"] for _, cost in costs] == pytest.approx(holm([cost["p_worse"] for _, cost in costs]))
@@ -138,6 +142,16 @@ def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any],
         assert [one["p_corrected"] for one in unequal] == pytest.approx(holm([one["p"] for one in unequal]))
         recompute_pairs(result, name, values, weights, clusters)
     assert {plan["verdict"] for plan in result["plans"]} <= {"beats random", "not distinguishable", "worse than random"}
+
+
+def paired_p(name: str, one: Any, other: Any, weights: Any, clusters: list[Any]) -> Any:
+    """Sign flips over documents, or exact McNemar over items."""
+    if name != "loss":
+        b, c = int(((one < 0) & (other == 0)).sum()), int(((one == 0) & (other < 0)).sum())
+        return stats.binomtest(b, b + c, 0.5).pvalue if b + c else None
+    order = list(dict.fromkeys(clusters))
+    sums = [sum(w * d for w, d, c in zip(weights, one - other, clusters, strict=True) if c == document) for document in order]
+    return stats.permutation_test((sums,), np.sum, permutation_type="samples", vectorized=False, rng=np.random.default_rng(0)).pvalue
 
 
 def recompute_pairs(result: dict[str, Any], name: str, values: Rows, weights: Any, clusters: list[Any]) -> None:
@@ -149,13 +163,8 @@ def recompute_pairs(result: dict[str, Any], name: str, values: Rows, weights: An
         one, other = (found[pair[side], pair["scope"]] for side in ("first", "second"))
         assert pair["difference"] == pytest.approx(np.average(one - other, weights=weights), abs=1e-12)
         np.testing.assert_allclose([pair["low"], pair["high"]], interval(one - other, weights, clusters, 0), atol=1e-12)
-        order = list(dict.fromkeys(clusters))
-        if name == "loss":
-            sums = [sum(w * d for w, d, c in zip(weights, one - other, clusters, strict=True) if c == document) for document in order]
-            p = stats.permutation_test((sums,), np.sum, permutation_type="samples", vectorized=False, rng=np.random.default_rng(0)).pvalue
-        else:
-            b, c = int(((one < 0) & (other == 0)).sum()), int(((one == 0) & (other < 0)).sum())
-            p = stats.binomtest(b, b + c, 0.5).pvalue if b + c else math.nan
+        p = paired_p(name, one, other, weights, clusters)
+        p = math.nan if p is None else p
         assert (math.nan if pair["p"] is None else pair["p"]) == pytest.approx(p, nan_ok=True)
         expected.append(1.0 if math.isnan(p) else p)
     for pair, p in zip(pairs, holm(expected), strict=True):

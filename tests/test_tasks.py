@@ -132,6 +132,7 @@ def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
     [
         ("task: [", r"broken\.yaml: not a task file: .*line 1"),
         ("- a\n- b", r"broken\.yaml: not a task file: a mapping of keys is expected, found list"),
+        ("task: hollow", r"broken\.yaml: not a task file: it names no dataset_path"),
         ("task: !!python/object:os.system x", r"broken\.yaml: not a task file"),
     ],
 )
@@ -146,14 +147,25 @@ def test_task_files_that_do_not_parse(text: str, message: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset_kwargs": {"data_files": {"test": "nothing.jsonl"}}}, r"guess cannot be loaded \(FileNotFoundError.*nothing\.jsonl"),
-        ({"output_type": "riddle"}, r"guess cannot be loaded \(.*riddle"),
-        ({"test_split": "train"}, r"guess cannot be loaded \(KeyError"),
+        (
+            {"dataset_kwargs": {"data_files": {"test": "nothing.jsonl"}}},
+            r"guess\.yaml\) cannot be loaded: FileNotFoundError.*nothing\.jsonl",
+        ),
+        ({"output_type": "riddle"}, r"guess\.yaml\) cannot be loaded: .*riddle"),
+        ({"test_split": "train"}, r"guess\.yaml\) cannot be loaded: KeyError"),
+        ({"doc_to_text": "{{nokey"}, r"guess\.yaml\) cannot be loaded: TemplateSyntaxError: unexpected end of template"),
     ],
 )
 def test_tasks_that_cannot_be_built(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match=message):
         _ = Benchmark(("guess",), task_file(tmp_path / "tasks", **changes), None, None).parts
+
+
+def test_damaged_items(tmp_path: Path) -> None:
+    folder = task_file(tmp_path / "tasks")
+    (folder / "items.jsonl").write_text('{"context": "a", "choices": ["b"], "answer": 0}\n{broken\n')
+    with pytest.raises(ExciseError, match=r"guess\.yaml\) cannot be loaded: .*JSON"):
+        Benchmark(("guess",), folder, None, None)
 
 
 def test_tasks_without_items_to_compare(tmp_path: Path) -> None:

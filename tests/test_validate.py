@@ -179,14 +179,15 @@ def test_false_positive_rate_is_at_most_alpha() -> None:
     assert rate == pytest.approx(1 / 21, abs=0.005)
 
 
-def test_smallest_detectable_has_the_power_it_claims() -> None:
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 20])
+def test_smallest_detectable_has_the_power_it_claims(alpha: float) -> None:
     """A t test for one more draw finds a shift of that size in 80 % of simulated nulls."""
     rng, found = np.random.default_rng(0), []
-    shift = np.mean([smallest_detectable(rng.normal(size=20), 0.05) for _ in range(2000)])
+    shift = np.mean([smallest_detectable(rng.normal(size=20), alpha) for _ in range(2000)])
     for _ in range(4000):
         null, value = rng.normal(size=20), rng.normal() - shift
         t = (np.mean(null) - value) / (np.std(null, ddof=1) * np.sqrt(1 + 1 / 20))
-        found.append(stats.t.sf(t, 19) <= 0.05)
+        found.append(stats.t.sf(t, 19) <= alpha)
     assert np.mean(found) == pytest.approx(0.8, abs=0.04)
 
 
@@ -233,7 +234,7 @@ def run_test(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
     evaluator = LossEvaluator(anatomy, windows(), path, key)
     stick = Yardstick(LOSS, "nats per token", evaluator, evaluator.weights, evaluator.windows.document)
     contest = Contest(plan, reverse, random_plans(plan, SHAPE, NOTHING, 20, 0), "f", "layer")
-    return settled([against_random(contest, [stick], Null.COUNTED, 0)], Correction.NONE)[0]
+    return settled([against_random(contest, [stick], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0]
 
 
 def test_everything_can_be_recomputed_from_the_raw_rows(anatomy: Anatomy, tmp_path: Path) -> None:
@@ -268,3 +269,11 @@ def test_rows_are_used_again_and_only_under_the_same_key(anatomy: Anatomy, tmp_p
     assert len(measured) == 1
     run_test(anatomy, tmp_path / "losses.csv", key="another model")
     assert len(measured) == 1 + 23
+
+
+@pytest.mark.parametrize("damage", [("digest", "digset"), (",0.", ",zero."), (",3", ",x3")])
+def test_damaged_rows_are_measured_again(damage: tuple[str, str], anatomy: Anatomy, tmp_path: Path) -> None:
+    first = run_test(anatomy, tmp_path / "losses.csv")
+    path = tmp_path / "losses.csv"
+    path.write_text(path.read_text().replace(*damage))
+    assert run_test(anatomy, path) == first

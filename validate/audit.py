@@ -19,13 +19,14 @@ from validate.statistics import (
     clustered_p,
     cohens_d,
     corrected,
+    documents_needed,
     needed_n,
     paired_t,
     share_positive,
     smallest_detectable_d,
     wilcoxon,
 )
-from validate.verdict import ALPHA, Correction
+from validate.verdict import ALPHA, Correction, cell_passes
 
 CORRECTIONS = (Correction.BONFERRONI, Correction.HOLM, Correction.BENJAMINI_HOCHBERG)
 
@@ -86,7 +87,7 @@ def outcomes_of(rows: pd.DataFrame) -> list[Outcome]:
     return [Outcome.DELTA, Outcome.ABSOLUTE, *([Outcome.KL] if "high_kl" in rows else [])]
 
 
-def audit(rows: pd.DataFrame, outcome: Outcome = Outcome.DELTA, ddof: int = 1, alpha: float = ALPHA) -> list[Cell]:
+def audit(rows: pd.DataFrame, outcome: Outcome = Outcome.DELTA, ddof: int = 1) -> list[Cell]:
     """Every cell of `rows` (validate.positions), criteria first, then the controls.
 
     Correction: α / (criteria × layers) for criteria, α / layers for each control, as published. A cell that cannot be tested counts.
@@ -94,7 +95,7 @@ def audit(rows: pd.DataFrame, outcome: Outcome = Outcome.DELTA, ddof: int = 1, a
     families: dict[str, list[Cell]] = {}
     for (criterion, layer), group in rows.groupby(["criterion", "layer"], sort=False):
         families.setdefault(criterion if criterion in CONTROLS else "", []).append(_cell(criterion, int(layer), group, outcome, ddof))
-    found = [cell for cells in families.values() for cell in _judged(cells, alpha)]
+    found = [cell for cells in families.values() for cell in _judged(cells)]
     order = list(dict.fromkeys(rows["criterion"]))
     return sorted(found, key=lambda cell: (cell.is_control, order.index(cell.criterion), cell.layer))
 
@@ -126,7 +127,7 @@ def _cell(criterion: str, layer: int, group: pd.DataFrame, outcome: Outcome, ddo
         smallest_detectable_d=math.nan,
         needed_n=None,
         alpha=math.nan,
-        reason=t.reason or signed.reason or interval.reason,
+        reason=t.reason or signed.reason,
     )
 
 
@@ -136,28 +137,35 @@ def _sides(group: pd.DataFrame, outcome: Outcome) -> tuple[Array, Array]:
     return (np.abs(high), np.abs(low)) if outcome is Outcome.ABSOLUTE else (high, low)
 
 
-def _judged(cells: list[Cell], alpha: float) -> list[Cell]:
+def _judged(cells: list[Cell]) -> list[Cell]:
     """The family's cells with their verdicts: both tests must hold, and high must cost more than low."""
-    holds, more = {}, np.array([cell.mean_high > cell.mean_low for cell in cells])
-    for correction in CORRECTIONS:
-        t, signed = (corrected([getattr(cell, name) for cell in cells], correction) for name in ("p_t", "p_wilcoxon"))
-        holds[correction.value] = (t <= alpha) & (signed <= alpha)
-    level = alpha / len(cells)
-    return [
-        replace(
-            cell,
-            alpha=level,
-            smallest_detectable_d=smallest_detectable_d(cell.n, level),
-            needed_n=needed_n(cell.d, level),
-            passes=bool(holds[Correction.BONFERRONI.value][number] and more[number]),
-            inverted=bool(holds[Correction.BONFERRONI.value][number] and not more[number]),
-            passes_by={name: bool(held[number] and more[number]) for name, held in holds.items()},
+    after = {
+        correction: [corrected([getattr(cell, name) for cell in cells], correction) for name in ("p_t", "p_wilcoxon")]
+        for correction in CORRECTIONS
+    }
+    level, fewest, found = ALPHA / len(cells), documents_needed(len(cells), ALPHA), []
+    for number, cell in enumerate(cells):
+        p = {correction.value: (float(t[number]), float(signed[number])) for correction, (t, signed) in after.items()}
+        few = f"n = {cell.n}: after correction for {len(cells)} cells the Wilcoxon test cannot pass with fewer than {fewest} positions"
+        pairs_needed = needed_n(cell.d, level)
+        found.append(
+            replace(
+                cell,
+                alpha=level,
+                smallest_detectable_d=smallest_detectable_d(cell.n, level) if cell.n >= fewest else math.nan,
+                needed_n=pairs_needed and max(pairs_needed, fewest),
+                passes=cell_passes(*p[Correction.BONFERRONI.value], cell.mean_high, cell.mean_low),
+                inverted=cell_passes(*p[Correction.BONFERRONI.value], cell.mean_low, cell.mean_high),
+                passes_by={name: cell_passes(*both, cell.mean_high, cell.mean_low) for name, both in p.items()},
+                reason=cell.reason or (few if cell.n < fewest else ""),
+            )
         )
-        for number, cell in enumerate(cells)
-    ]
+    return found
 
 
 def passing(cells: list[Cell]) -> dict[str, int]:
     """How many cells of criteria pass, of how many; controls are not among them."""
     judged = [cell for cell in cells if not cell.is_control]
-    return {"cells": sum(cell.passes for cell in judged), "of": len(judged)}
+    others = (Correction.HOLM, Correction.BENJAMINI_HOCHBERG)
+    by = {f"cells_{name}": sum((cell.passes_by or {})[name] for cell in judged) for name in others}
+    return {"cells": sum(cell.passes for cell in judged), "of": len(judged), **by}

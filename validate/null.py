@@ -14,14 +14,17 @@ from validate.rows import Evaluator, digest_of
 from validate.statistics import (
     Interval,
     clustered_interval,
+    clustered_p,
     corrected,
+    mcnemar,
     normal_p,
     normality_p,
     permutation_p,
+    random_plans_needed,
     smallest_detectable,
     standardized_effect,
 )
-from validate.verdict import ALPHA, Correction, Null, Verdict, judge
+from validate.verdict import ALPHA, Correction, Null, Verdict, ends_alike, judge
 
 LOSS = "loss"
 
@@ -63,6 +66,11 @@ class Yardstick:
     rows: slice = field(default_factory=lambda: slice(None))
     randoms: int | None = None
 
+    @property
+    def binary(self) -> bool:
+        """Are the items answered right or wrong? Then McNemar's test is exact."""
+        return self.sign < 0 and bool(np.isin(self.values(None), (0.0, -1.0)).all())
+
     def values(self, plan: Plan | None) -> Array:
         """Value of every row [N], smaller = better."""
         return self.sign * self.evaluator.values(plan)[self.rows]
@@ -76,7 +84,8 @@ class Chance:
     """A plan against random plans. cost = rise over the unpruned model: nats, or share of items lost; smaller is better.
 
     interval: of the advantage, mean random cost − the plan's; positive = better than chance. effect: in sd of the random plans.
-    p, p_worse: one-sided, that chance does as well, as badly; p_corrected: over the family the report names.
+    p, p_worse: one-sided, that chance does as well, as badly; p_corrected: over the family the report names. smallest_detectable: found
+    with 80 % power at the level of that correction; nan where so few plans are counted that nothing could be found.
     """
 
     values: tuple[float, ...]
@@ -113,7 +122,9 @@ class Chance:
 class Cost:
     """What a plan costs by one yardstick, against its nulls. full: value of the unpruned model; delta: mean rise of the plan over it.
 
-    interval: of delta, over documents or items. equal: against random plans with equal counts, where the plan's counts differ.
+    delta_interval: of delta, over documents or items; p_full: two-sided, that the plan is as good as the unpruned model (exact
+    McNemar, or sign flips over documents); ends: interval of reversed − plan. equal: against random plans with
+    equal counts, where the plan's counts differ.
     """
 
     name: str
@@ -122,7 +133,9 @@ class Cost:
     full: float
     delta: float
     delta_interval: Interval
+    p_full: float
     reversed_delta: float
+    ends: Interval
     own: Chance
     equal: Chance | None
 
@@ -135,7 +148,10 @@ class Cost:
             "value": self.sign * (self.full + self.delta),
             "delta": self.delta,
             "delta_interval": interval,
+            "p_full": number(self.p_full),
             "reversed_delta": self.reversed_delta,
+            "ends_interval": [number(self.ends.low), number(self.ends.high)],
+            "ends_alike": ends_alike(self.ends.low, self.ends.high),
             **self.own.to_json(),
             "equal_counts": self.equal and self.equal.to_json(),
         }
@@ -198,10 +214,16 @@ def _cost(test: Contest, stick: Yardstick, null: Null, seed: int) -> Cost:
         full=stick.mean(full),
         delta=stick.mean(own - full),
         delta_interval=clustered_interval(own - full, stick.weights, stick.clusters, seed),
+        p_full=_p_full(stick, own, full, seed),
         reversed_delta=stick.mean(reverse - full),
+        ends=clustered_interval(reverse - own, stick.weights, stick.clusters, seed),
         own=_chance(own, test.randoms, stick, null, seed),
         equal=None if test.equal is None else _chance(own, test.equal, stick, null, seed),
     )
+
+
+def _p_full(stick: Yardstick, own: Array, full: Array, seed: int) -> float:
+    return (mcnemar(own < 0, full < 0) if stick.binary else clustered_p(own - full, stick.weights, stick.clusters, seed)).p
 
 
 def _chance(own: Array, randoms: list[Plan], stick: Yardstick, null: Null, seed: int) -> Chance:
@@ -218,29 +240,45 @@ def _chance(own: Array, randoms: list[Plan], stick: Yardstick, null: Null, seed:
         p_worse=probability(-delta, -costs),
         effect=standardized_effect(delta, costs),
         interval=clustered_interval(rows.mean(axis=0) - own, stick.weights, stick.clusters, seed),
-        smallest_detectable=smallest_detectable(costs, ALPHA),
+        smallest_detectable=math.nan,
         normality=normality_p(costs),
     )
 
 
-def settled(evidence: list[Evidence], correction: Correction) -> list[Evidence]:
-    """The same with corrected p and verdicts. One family per yardstick and null: all criteria and budgets in `evidence`."""
+def settled(evidence: list[Evidence], correction: Correction, null: Null) -> list[Evidence]:
+    """The same with corrected p, verdicts, and what could have been found.
+
+    One family per yardstick and null: all criteria and budgets in `evidence`.
+    """
     found = evidence
     for stick in range(len(evidence[0].costs)):
         for name in ("own", "equal"):
-            found = _family(found, stick, name, correction)
+            found = _family(found, stick, name, correction, null)
     return found
 
 
-def _family(evidence: list[Evidence], stick: int, name: str, correction: Correction) -> list[Evidence]:
+def _family(evidence: list[Evidence], stick: int, name: str, correction: Correction, null: Null) -> list[Evidence]:
     members = [number for number, one in enumerate(evidence) if getattr(one.costs[stick], name) is not None]
     chances: list[Chance] = [getattr(evidence[member].costs[stick], name) for member in members]
     p, worse = (corrected(values, correction) for values in ([one.p for one in chances], [one.p_worse for one in chances]))
-    found = list(evidence)
+    found, tests = list(evidence), 1 if correction is Correction.NONE else len(members)
     for place, (member, chance) in enumerate(zip(members, chances, strict=True)):
         verdict = judge(p[place], worse[place], chance.interval.low, chance.interval.high)
-        judged = replace(chance, p_corrected=float(p[place]), p_worse_corrected=float(worse[place]), verdict=verdict)
+        judged = replace(
+            chance,
+            p_corrected=float(p[place]),
+            p_worse_corrected=float(worse[place]),
+            smallest_detectable=_detectable(chance, tests, null),
+            verdict=verdict,
+        )
         costs = list(found[member].costs)
         costs[stick] = replace(costs[stick], own=judged) if name == "own" else replace(costs[stick], equal=judged)
         found[member] = replace(found[member], costs=tuple(costs))
     return found
+
+
+def _detectable(chance: Chance, tests: int, null: Null) -> float:
+    """At α / tests, the level of the first step of Holm: the hardest one."""
+    if null is Null.COUNTED and len(chance.values) < random_plans_needed(tests, ALPHA):
+        return math.nan
+    return smallest_detectable(np.array(chance.values), ALPHA / tests)

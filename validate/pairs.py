@@ -9,7 +9,7 @@ import numpy as np
 from criteria.statistics import Array
 from validate.null import Evidence, Yardstick, number
 from validate.statistics import Interval, Test, clustered_interval, clustered_p, corrected, mcnemar, resamples_for
-from validate.verdict import ALPHA, Correction
+from validate.verdict import ALPHA, Correction, differ
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Difference:
     test: str
     p_corrected: float = float("nan")
     differ: bool = False
+    same_plan: bool = False
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -52,18 +53,18 @@ def differences(evidence: list[Evidence], sticks: list[Yardstick], seed: int) ->
     for stick in sticks:
         tested = [_difference(stick, budget, first, second, len(pairs), seed) for budget, first, second in pairs]
         after = corrected([difference.p for difference in tested], Correction.HOLM)
-        found += [replace(difference, p_corrected=float(p), differ=bool(p <= ALPHA)) for difference, p in zip(tested, after, strict=True)]
+        found += [replace(difference, p_corrected=float(p), differ=differ(float(p))) for difference, p in zip(tested, after, strict=True)]
     return found
 
 
 def _difference(stick: Yardstick, budget: tuple[str, float], first: Evidence, second: Evidence, family: int, seed: int) -> Difference:
     one, other = stick.values(first.plan), stick.values(second.plan)
-    binary = set(np.unique(np.concatenate([one, other]) * stick.sign)) <= {0.0, 1.0} and stick.sign < 0
-    if first.plan.digest == second.plan.digest:
+    same = first.plan.digest == second.plan.digest
+    if same:
         interval, tested = Interval(0.0, 0.0, 0), Test(np.nan, np.nan, len(one), "both keep the same experts")
     else:
         interval = clustered_interval(one - other, stick.weights, stick.clusters, seed)
-        tested = mcnemar(one < 0, other < 0) if binary else _sign_flip(stick, one - other, family, seed)
+        tested = mcnemar(one < 0, other < 0) if stick.binary else _sign_flip(stick, one - other, family, seed)
     return Difference(
         name=stick.name,
         scope=budget[0],
@@ -74,7 +75,8 @@ def _difference(stick: Yardstick, budget: tuple[str, float], first: Evidence, se
         low=interval.low,
         high=interval.high,
         p=tested.p,
-        test="exact McNemar over items" if binary else "sign flips over documents",
+        same_plan=same,
+        test="exact McNemar over items" if stick.binary else "sign flips over documents",
         reason=tested.reason,
     )
 

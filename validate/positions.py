@@ -41,6 +41,12 @@ def read_positions(path: Path) -> pd.DataFrame:
         table[column] = _numbers(path, table, column)
     table["layer"] = table["layer"].astype(int)
     named = [name for name in TEXT_OF if name in table]
+    for column in ("criterion", *named):
+        if len(empty := np.flatnonzero(table[column] == "")):
+            raise ExciseError(f"{path}: row {int(empty[0]) + 2}, column {column}: is empty ({len(empty)} such cells; row 1 is the header)")
+    key = ["layer", "criterion", *named, "position"]
+    if "position" in table and len(twice := np.flatnonzero(table.duplicated(key))):
+        raise ExciseError(f"{path}: row {int(twice[0]) + 2} repeats an earlier one ({', '.join(key)} are the same; {len(twice)} such rows)")
     table["text"] = table.groupby(named, sort=False).ngroup() if named else -1
     return table
 
@@ -49,18 +55,23 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells than the header has names
-            return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+            # Blank lines are kept, so that a row's number is its line's.
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
     except FileNotFoundError as error:
         raise ExciseError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise ExciseError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:  # EmptyDataError is a ValueError
         raise ExciseError(f"{path}: not a CSV table ({one_line(error)})") from error
+    table = table.fillna("")  # cells that a short line lacks
+    while len(table) and (table.iloc[-1] == "").all():
+        table = table.iloc[:-1]
+    return table
 
 
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> NDArray[np.float64]:
     values: Array = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
-    whole = column != "layer" or np.equal(np.mod(values, 1), 0)
+    whole = column != "layer" or (np.equal(np.mod(values, 1), 0) & (values >= 0) & (values < 10**6))
     if len(wrong := np.flatnonzero(~(np.isfinite(values) & whole))):
         row = int(wrong[0])
         found = f"{table[column].iloc[row]!r} is not a {'layer number' if column == 'layer' else 'finite number'}"

@@ -28,7 +28,8 @@ Order = NDArray[np.int64]
 class Curve:
     """mean, interval: of ΔCE after 1, 2, … removals [J]; cliff: the first number with a mean above 0.1 nats, None without one.
 
-    p: one-sided, that random orders do as well after as many removals [J]; nan where the curve is not compared with them.
+    p, p_worse: one-sided, that random orders do as well, as badly after as many removals [J]; nan where the curve is not compared with
+    them. sd: over the orders, where the curve is the mean of several.
     """
 
     layer: int
@@ -36,6 +37,8 @@ class Curve:
     mean: tuple[float, ...]
     interval: tuple[Interval, ...]
     p: tuple[float, ...]
+    p_worse: tuple[float, ...]
+    sd: tuple[float, ...] = ()
 
     @property
     def cliff(self) -> int | None:
@@ -46,8 +49,12 @@ def curve(layer: int, order: str, rows: Array, weights: Array, clusters: NDArray
     """The curve of raw rows [J, N]; chance: the means of random orders [R, J]."""
     means = tuple(float(np.average(row, weights=weights)) for row in rows)
     intervals = tuple(clustered_interval(row, weights, clusters) for row in rows)
-    p = tuple(float("nan") if chance is None else permutation_p(mean, chance[:, number]) for number, mean in enumerate(means))
-    return Curve(layer, order, means, intervals, p)
+    nothing = (float("nan"),) * len(means)
+    if chance is None:
+        return Curve(layer, order, means, intervals, nothing, nothing)
+    p = tuple(permutation_p(mean, chance[:, number]) for number, mean in enumerate(means))
+    worse = tuple(permutation_p(-mean, -chance[:, number]) for number, mean in enumerate(means))
+    return Curve(layer, order, means, intervals, p, worse)
 
 
 def by_gate_weight(instrument: Instrument, tokens: Tensor, layer: int, chosen: NDArray[np.bool_], removed: int) -> Array:

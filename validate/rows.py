@@ -68,12 +68,16 @@ class Evaluator(ABC):
         """Takes over complete plans of the same key and rewrites the file without the rest."""
         found: dict[str, dict[tuple[str, ...], float]] = {}
         if self.path.exists():
-            whole = self.path.read_text(encoding="utf-8").rpartition("\n")[0]  # a kill may have left half a number in the last line
-            for row in csv.DictReader(io.StringIO(whole)):
-                if row.get("key") == self.key and row.get(self.value):
-                    label = tuple(row[column] for column in self.columns)
-                    found.setdefault(row["digest"], {})[label] = float(row[self.value])
-                    self._names[row["digest"]] = row["plan"]
+            # A kill may have left half a number at the end.
+            whole = self.path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+            try:
+                for row in csv.DictReader(io.StringIO(whole)):
+                    if row["key"] == self.key:
+                        label = tuple(row[column] for column in self.columns)
+                        found.setdefault(row["digest"], {})[label] = float(row[self.value])
+                        self._names[row["digest"]] = row["plan"]
+            except (KeyError, TypeError, ValueError):  # damaged: measured again
+                found = {}
         labels = [tuple(map(str, label)) for label in self.labels]
         complete = {digest: rows for digest, rows in found.items() if rows.keys() == set(labels)}
         self.known = {digest: np.array([rows[label] for label in labels]) for digest, rows in complete.items()}

@@ -21,18 +21,16 @@ from lm_eval.tasks import TaskManager
 from criteria.statistics import Array
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError, one_line
+from experts.memory import is_out_of_memory
 from validate.rows import Evaluator
 
 SEED = 1234  # of the few-shot examples, lm-eval's own
 PREFERRED = ("acc", "exact_match")  # of several metrics; else the first that has a number per item
-# What lm-eval and datasets raise for a task that cannot be built.
-MISTAKES = (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
-FAILURES = (*MISTAKES, OSError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Part:
-    """The items of one task: rows start to stop of an evaluator's values. chance: accuracy of guessing, nan where it is not known."""
+    """The items of one task: rows start to stop of an evaluator's values."""
 
     task: str
     metric: str
@@ -58,7 +56,8 @@ class Benchmark:
     def __init__(
         self, names: tuple[str, ...], include: Path | None, limit: int | None, fewshot: int | None, data: Path | None = None
     ) -> None:
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        for library in ("lm_eval", "huggingface_hub", "datasets"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         self.limit = limit
         if include is not None:
             include = include.absolute()
@@ -99,7 +98,9 @@ class Benchmark:
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
             try:
                 samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True)["samples"]
-            except MISTAKES as error:
+            except Exception as error:
+                if isinstance(error, ExciseError) or is_out_of_memory(error):
+                    raise
                 what = f"{', '.join(self.tasks)} cannot be evaluated ({type(error).__name__}: {one_line(error)})"
                 raise ExciseError(f"validate.tasks: {what}") from error
         return np.concatenate([self._of(part, samples[part.task]) for part in self.parts])
@@ -140,6 +141,8 @@ def _check_files(folder: Path) -> None:
             raise ExciseError(f"{file}: not a task file: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
             raise ExciseError(f"{file}: not a task file: a mapping of keys is expected, found {type(found).__name__}")
+        if "task" in found and not found.keys() & {"group", "include", "class", "dataset_path", "custom_dataset"}:
+            raise ExciseError(f"{file}: not a task file: it names no dataset_path, so there are no items")
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,11 +167,19 @@ def _manager(names: tuple[str, ...], include: Path | None) -> TaskManager:
     return manager
 
 
+def _cause(error: BaseException) -> str:
+    """The message, and that of what it came from: datasets says what is wrong only there."""
+    inner = error.__cause__ or error.__context__
+    return one_line(error) + (f" ({one_line(inner)})" if inner is not None and one_line(inner) not in one_line(error) else "")
+
+
 def _load(manager: TaskManager, names: list[str]) -> Any:
     try:
         return manager.load(names)
-    except FAILURES as error:
-        raise ExciseError(f"validate.tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {one_line(error)})") from error
+    except Exception as error:
+        files = [str(entry.yaml_path) for name in names if (entry := manager.task_index.get(name)) and entry.yaml_path]
+        where = f" ({', '.join(files)})" if files else ""
+        raise ExciseError(f"validate.tasks: {', '.join(names)}{where} cannot be loaded: {type(error).__name__}: {_cause(error)}") from error
 
 
 def _metric(name: str, task: Any) -> str:

@@ -24,7 +24,7 @@ class Correction(StrEnum):
 
 RULE = (
     "beats random: one-sided p ≤ 0.05 and the 95 % interval of (mean random − criterion) above 0; worse than random: the "
-    "mirror image; not distinguishable: everything else."
+    "mirror image; not distinguishable: everything else. Two ends alike: the 95 % interval of (reversed − criterion) holds 0."
 )
 AUDIT_RULE = (
     "a cell (criterion, layer) passes when the paired t-test and the Wilcoxon signed rank test are both significant after Bonferroni "
@@ -34,6 +34,26 @@ PAIR_RULE = (
     "two criteria differ when the two-sided sign-flip permutation test over documents (of tasks: exact McNemar over items) is at most "
     "0.05 after Holm over all pairs and fractions."
 )
+
+
+def cell_passes(p_t: float, p_wilcoxon: float, high: float, low: float) -> bool:
+    """Of an audit (AUDIT_RULE). p_t, p_wilcoxon: corrected; high, low: mean outcomes. nan never passes."""
+    return p_t <= ALPHA and p_wilcoxon <= ALPHA and high > low
+
+
+def differ(p: float) -> bool:
+    """Of two criteria (PAIR_RULE). p: corrected."""
+    return p <= ALPHA
+
+
+def marked_point(p: float | None, p_worse: float | None) -> str:
+    """Of a curve of progressive removal: better (*) or worse (!) than random orders, at each point by itself. None: not compared."""
+    return "*" if p is not None and p <= ALPHA else "!" if p_worse is not None and p_worse <= ALPHA else ""
+
+
+def ends_alike(low: float, high: float) -> bool:
+    """Do a criterion and its reverse cost the same? low, high: 95 % interval of the difference. Such a ranking carries no information."""
+    return low <= 0 <= high
 
 
 def judge(p: float, p_worse: float, low: float, high: float) -> Verdict:

@@ -44,7 +44,7 @@ def read_positions(path: Path) -> pd.DataFrame:
     for column in ("criterion", *named):
         if len(empty := np.flatnonzero(table[column] == "")):
             raise ExciseError(f"{path}: row {int(empty[0]) + 2}, column {column}: is empty ({len(empty)} such cells; row 1 is the header)")
-    key = ["layer", "criterion", *named, "position"]
+    key = ["layer", "criterion", *named, *(["window"] if "window" in table else []), "position"]
     if "position" in table and len(twice := np.flatnonzero(table.duplicated(key))):
         raise ExciseError(f"{path}: row {int(twice[0]) + 2} repeats an earlier one ({', '.join(key)} are the same; {len(twice)} such rows)")
     table["text"] = table.groupby(named, sort=False).ngroup() if named else -1

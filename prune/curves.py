@@ -99,7 +99,8 @@ class Curves:
     def _curves(self, layer: int, arrays: dict[str, Array]) -> list[Curve]:
         weights, documents = (self.windows.mask[:, 1:] & self.windows.mask[:, :-1]).sum(axis=1).astype(float), self.windows.document
         draws = np.stack([arrays[f"{layer}/{RANDOM} {draw}"] for draw in range(self.settings.draws)])  # [R, J, N]
-        chance = np.average(draws, axis=2, weights=weights)
+        # Row by row, as the curves are: an order with the same experts gone must tie to the last bit.
+        chance = np.array([[np.average(row, weights=weights) for row in draw] for draw in draws])
         at = self.windows.document[np.nonzero(self._positions(layer))[0]]
         rows, index = arrays[f"{layer}/{AT_TOKEN}"], self.shape.layers[layer]
         found = [curve(index, AT_TOKEN, rows, np.ones(rows.shape[1]), at)]

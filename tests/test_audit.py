@@ -88,17 +88,15 @@ def test_measured_removals_pass_there(planted_cells: dict[tuple[str, Outcome], C
 
 
 def test_the_negative_control_keeps_alpha() -> None:
-    """Pairs at random on a real (random) model, 200 draws: the whole rule passes, or inverts, in at most α of the cells."""
+    """Pairs at random on a real (random) model, 100 draws: the whole rule passes, or inverts, in at most α of the cells."""
     anatomy = dissect(tiny.build("olmoe"))
     effects = collected(anatomy, torch.from_numpy(windows(3, 24).tokens), Cells(Scope.POSITION))
     effects = effects[effects["layer"] == 1]
-    cells = [
-        cell
-        for seed in range(200)
-        for cell in audit(pairs(effects, [], seed).assign(text=lambda rows: rows["window"]))
-        if cell.criterion == RANDOM_PAIR
-    ]
-    assert len(cells) == 200
+    cells = []
+    for seed in range(100):
+        rows = pairs(effects, [], seed).assign(text=lambda rows: rows["window"])
+        cells += audit(rows[rows["criterion"] == RANDOM_PAIR])
+    assert len(cells) == 100
     assert np.mean([cell.passes or cell.inverted for cell in cells]) <= 0.08
     assert np.mean([cell.p_t <= 0.05 for cell in cells]) <= 0.09
 
@@ -133,7 +131,7 @@ def invoke(recipe: Path, output: Path, *overrides: str) -> Any:
 def audit_recipe(recipe_path: Path) -> Path:  # noqa: F811
     data = yaml.safe_load(recipe_path.read_text())
     data["criteria"] = ["utilization", "reap"]
-    data["validate"] |= {"audit": {"positions": 40}, "progressive": {"max_removed": 3, "positions": 30, "windows": 4, "draws": 19}}
+    data["validate"] |= {"audit": {"positions": 40}, "progressive": {"max_removed": 3, "positions": 30, "windows": 2, "draws": 19}}
     recipe_path.write_text(yaml.safe_dump(data))
     return recipe_path
 
@@ -176,7 +174,7 @@ def test_the_command(audit_recipe: Path, tmp_path: Path) -> None:
 
 def test_spearman_and_pairs_from_the_raw_effects(audit_recipe: Path, tmp_path: Path) -> None:
     """From effects.parquet by scipy alone: the order of the gate weights inside the active set."""
-    result = json.loads(invoke(audit_recipe, tmp_path / "a").stdout)
+    result = json.loads(invoke(audit_recipe, tmp_path / "a", "validate.progressive=null").stdout)
     effects = pd.read_parquet(tmp_path / "a" / "effects.parquet")
     for cell in result["cells"]:
         if cell["criterion"] == GATE_WEIGHT:
@@ -198,14 +196,16 @@ def test_an_interrupted_audit_resumes(audit_recipe: Path, tmp_path: Path, monkey
         return position(*arguments)
 
     monkeypatch.setattr(effects_module, "_position", interrupted)
-    stopped = invoke(audit_recipe, tmp_path / "a")
+    stopped = invoke(audit_recipe, tmp_path / "a", "validate.progressive=null")
     assert stopped.exit_code == 1
     assert "resumes" in stopped.stderr
-    resumed = invoke(audit_recipe, tmp_path / "a")
+    resumed = invoke(audit_recipe, tmp_path / "a", "validate.progressive=null")
     assert len(measured) == 8 * 3 + 1, "a finished layer of a window was measured again"
-    assert json.loads(resumed.stdout)["cells"] == json.loads(invoke(audit_recipe, tmp_path / "b").stdout)["cells"]
+    assert (
+        json.loads(resumed.stdout)["cells"] == json.loads(invoke(audit_recipe, tmp_path / "b", "validate.progressive=null").stdout)["cells"]
+    )
     before = len(measured)
-    assert json.loads(invoke(audit_recipe, tmp_path / "a").stdout) == json.loads(resumed.stdout)
+    assert json.loads(invoke(audit_recipe, tmp_path / "a", "validate.progressive=null").stdout) == json.loads(resumed.stdout)
     assert len(measured) == before, "a finished audit measures nothing"
 
 
@@ -271,7 +271,7 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
             rows[(rows["layer"] == index) & rows["order"].str.startswith("random ")].groupby(["order", "removed"])["delta"].mean().unstack()
         )
         assert len(draws) == 19
-        assert curve["p"] == pytest.approx([(1 + (draws[j] <= curve["mean"][j - 1]).sum()) / 20 for j in (1, 2, 3)])
+        assert curve["p"] == pytest.approx([(1 + (draws[j] <= curve["mean"][j - 1] + 1e-12).sum()) / 20 for j in (1, 2, 3)])
         windows_of = [float(mine[mine["window"] == window]["delta"].iloc[0]) for window in mine["window"]]
         per_document = mine.groupby("document", sort=True)["delta"].agg(["sum", "size"])
         found = stats.bootstrap(

@@ -1,13 +1,11 @@
 """`excise audit`: token by token, does a criterion rank the active experts by what removing them costs? And layer by layer, its curves."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from criteria.scores import Scores
 from experts.effects import Instrument
@@ -18,14 +16,14 @@ from experts.notes import tell
 from experts.precision import HALF
 from prune.audit_report import markdown
 from prune.curves import Curves
-from prune.effects import half_plan
+from prune.effects import fill, half_plan
 from prune.materials import Materials
 from prune.parts import Parts
 from prune.positions_file import judged_cells
 from prune.prepare import Prepared
 from prune.run import describe
 from prune.stages import environment, key_of, write_json, write_text
-from validate.effects import Cells, Table, measure
+from validate.effects import Cells
 from validate.positions import orders, pairs, read_positions
 from validate.rig import check_rig
 from validate.statistics import documents_needed, spearman_within
@@ -62,12 +60,12 @@ class Audit:
             table = self.materials.rank(statistics)
             effects = self._effects(chosen)
             rows = pairs(effects, table, self.settings.seed)
-            _write(self.folder.path / POSITIONS, rows)
+            write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
             result = {**self._result(read_positions(self.folder.path / POSITIONS), effects, table), "run": str(self.folder.path)}
             if self.recipe.validation.progressive:
                 result["progressive"] = Curves(self.materials, table, self.layers).execute()
             write_json(self.folder.path / "audit.json", result)
-            _write(self.folder.path / "audit.csv", _flat(result))
+            write_text(self.folder.path / "audit.csv", _flat(result).to_csv(index=False))
             write_text(self.folder.path / "audit.md", markdown(result))
             return result
 
@@ -113,16 +111,7 @@ class Audit:
             tell(note)
         if anatomy.model.dtype in HALF:
             tell(f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; dtype: float32 avoids it")
-        what = f"audit ({scope}, {self.settings.mode})"
-        with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
-
-            def keep(number: int, layer: int, table: Table) -> None:
-                if not np.isfinite(table["delta"]).all():
-                    raise ExciseError(f"window {number}: an effect is not finite; is the model sound in {anatomy.model.dtype}? Try float32")
-                parts.keep(number, layer, table)
-                bar.update()
-
-            measure(instrument, tokens, missing, Cells(scope, positions=chosen), keep)
+        fill(parts, instrument, tokens, missing, Cells(scope, positions=chosen), f"audit ({scope}, {self.settings.mode})")
 
     def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> dict[str, Any]:
         judged = judged_cells(rows, self.settings.ddof)
@@ -162,10 +151,3 @@ def instrument_of(materials: Materials, mode: Mode) -> Instrument:
 def tokens_of(materials: Materials) -> torch.Tensor:
     """The validation windows on the model's device."""
     return torch.from_numpy(materials.validation.tokens).to(next(materials.anatomy.model.parameters()).device)
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    """CSV with every digit, atomic."""
-    fresh = path.with_name(path.name + ".new")
-    table.to_csv(fresh, index=False)
-    fresh.replace(path)

@@ -16,7 +16,7 @@ from experts.effects import Instrument
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.materials import Materials
-from prune.stages import key_of
+from prune.stages import key_of, write_text
 from validate.null import number
 from validate.progressive import CLIFF, Curve, by_gate_weight, by_order, curve, orders_of
 
@@ -40,9 +40,8 @@ class Curves:
     def execute(self) -> dict[str, Any]:
         """Writes the raw rows; gives the curves."""
         arrays = self._measured()
-        fresh = self.materials.folder.path / f"{ROWS}.new"
-        pd.concat([self._rows(layer, arrays) for layer in self.layers]).to_csv(fresh, index=False)
-        fresh.replace(self.materials.folder.path / ROWS)
+        rows = pd.concat([self._rows(layer, arrays) for layer in self.layers])
+        write_text(self.materials.folder.path / ROWS, rows.to_csv(index=False))
         curves = [one for layer in self.layers for one in self._curves(layer, arrays)]
         return {
             "cliff": CLIFF,

@@ -70,19 +70,24 @@ def _measure(request: Request, anatomy: Anatomy, windows: Windows, missing: dict
     notes = [*instrument.notes, *_cautions(anatomy, request)]
     for note in notes:
         tell(note)
-    begun, what = time.monotonic(), f"effects ({request.scope}, {request.mode})"
+    begun = time.monotonic()
+    cells = Cells(request.scope, request.experts or None)
+    fill(parts, instrument, tokens, missing, cells, f"effects ({request.scope}, {request.mode})")
+    return time.monotonic() - begun, notes
+
+
+def fill(parts: Parts, instrument: Instrument, tokens: torch.Tensor, missing: dict[int, list[int]], cells: Cells, what: str) -> None:
+    """Measures the missing layers of windows (window -> layers) and keeps each as it is finished. what: beside the progress bar."""
     with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
 
         def keep(number: int, layer: int, table: Table) -> None:
             if not np.isfinite(table["delta"]).all():
-                raise ExciseError(
-                    f"window {number}: an effect is not finite; is the model sound in {anatomy.model.dtype}? Try --dtype float32"
-                )
+                dtype = instrument.anatomy.model.dtype
+                raise ExciseError(f"window {number}: an effect is not finite; is the model sound in {dtype}? Try float32")
             parts.keep(number, layer, table)
             bar.update()
 
-        measure(instrument, tokens, missing, Cells(request.scope, request.experts or None), keep)
-    return time.monotonic() - begun, notes
+        measure(instrument, tokens, missing, cells, keep)
 
 
 def _cautions(anatomy: Anatomy, request: Request) -> list[str]:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experts.errors import ExciseError
+from experts.errors import ExciseError, naming
 
 RECORD, LOCK = "stages.json", ".lock"
 FORMAT = 1  # raise when a stage computes something else from the same inputs
@@ -26,8 +26,9 @@ def key_of(*inputs: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Atomic: a reader sees the old file or the new one, never a part."""
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    with naming(path):
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -101,6 +101,7 @@ def test_identity_follows_the_items(tmp_path: Path) -> None:
     folder = task_file(tmp_path / "tasks")
     before = Benchmark(("guess",), folder, None, None).hash
     assert Benchmark(("guess",), folder, None, None).hash == before
+    assert Benchmark(("guess",), task_file(tmp_path / "elsewhere"), None, None).hash == before, "where the file lies is not what it asks"
     assert Benchmark(("guess",), folder, 5, None).hash != before
     task_file(tmp_path / "tasks", doc_to_text="Well, {{context}}")
     assert Benchmark(("guess",), folder, None, None).hash != before

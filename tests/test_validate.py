@@ -277,3 +277,14 @@ def test_damaged_rows_are_measured_again(damage: tuple[str, str], anatomy: Anato
     path = tmp_path / "losses.csv"
     path.write_text(path.read_text().replace(*damage))
     assert run_test(anatomy, path) == first
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """The system's own error of a write has no file name."""
+    from errno import ENOSPC
+
+    from experts.errors import naming
+
+    with pytest.raises(OSError, match="No space") as caught, naming(tmp_path / "losses.csv"):
+        raise OSError(ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "losses.csv")

@@ -44,10 +44,6 @@ class Contest:
     scope: str
     equal: list[Plan] | None = None
 
-    @property
-    def plans(self) -> list[Plan]:
-        return [self.plan, self.reversed_plan, *self.randoms, *(self.equal or [])]
-
 
 @dataclass(frozen=True)
 class Yardstick:
@@ -122,9 +118,8 @@ class Chance:
 class Cost:
     """What a plan costs by one yardstick, against its nulls. full: value of the unpruned model; delta: mean rise of the plan over it.
 
-    delta_interval: of delta, over documents or items; p_full: two-sided, that the plan is as good as the unpruned model (exact
-    McNemar, or sign flips over documents); ends: interval of reversed − plan. equal: against random plans with
-    equal counts, where the plan's counts differ.
+    delta_interval: of delta, over documents or items; p_full: two-sided, that the plan is as good as the unpruned model (exact McNemar,
+    or sign flips over documents); ends: interval of reversed − plan; equal: against random plans of equal counts, where the plan's differ.
     """
 
     name: str

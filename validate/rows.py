@@ -14,7 +14,7 @@ from criteria.statistics import Array
 from criteria.text import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
-from experts.errors import ExciseError
+from experts.errors import ExciseError, naming
 from experts.plan import Plan
 from validate.loss import window_losses
 
@@ -49,7 +49,7 @@ class Evaluator(ABC):
             self._names[digest] = FULL if plan is None else plan.criterion
             with restricted(self.anatomy, plan) if plan else nullcontext():
                 self.known[digest] = self._finite(self.measure(), self._names[digest])
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(self._rows(digest))
         return self.known[digest]
 
@@ -82,7 +82,7 @@ class Evaluator(ABC):
         complete = {digest: rows for digest, rows in found.items() if rows.keys() == set(labels)}
         self.known = {digest: np.array([rows[label] for label in labels]) for digest, rows in complete.items()}
         fresh = self.path.with_name(self.path.name + ".new")
-        with fresh.open("w", newline="", encoding="utf-8") as file:
+        with naming(self.path), fresh.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("key", "plan", "digest", *self.columns, self.value))
             for digest in self.known:

@@ -86,7 +86,11 @@ class Benchmark:
     @cached_property
     def hash(self) -> str:
         """Identity of everything that is asked: items, prompts, examples."""
-        asked = [(task.dump_config(), [doc for _, doc in task.doc_iterator(limit=self.limit)]) for task in self.tasks.values()]
+        asked = []
+        for task in self.tasks.values():
+            config = task.dump_config()
+            metadata = {name: value for name, value in (config.get("metadata") or {}).items() if name != "config_source"}  # where, not what
+            asked.append(({**config, "metadata": metadata}, [doc for _, doc in task.doc_iterator(limit=self.limit)]))
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def scores(self, model: Any, tokenizer: Any, batch: int) -> Array:

@@ -93,13 +93,13 @@ def overlap(calibration: Windows, validation: Windows) -> list[int]:
     return [int(i) for i in np.flatnonzero(shared > 0.5)]
 
 
-def check_disjoint(calibration: Windows, validation: Windows) -> None:
-    """Raises ExciseError when validation text was seen in calibration: a criterion must not be tested on what it was fitted to."""
-    if repeated := overlap(calibration, validation):
-        name = validation.documents[validation.document[repeated[0]]]
+def check_disjoint(seen: Windows, validation: Windows, name: str = "calibration") -> None:
+    """Raises ExciseError when validation text was seen before: nothing must be tested on what it was fitted to. name: of what saw it."""
+    if repeated := overlap(seen, validation):
+        first = validation.documents[validation.document[repeated[0]]]
         raise ExciseError(
-            f"calibration and validation text overlap: {len(repeated)} of {len(validation)} validation windows "
-            f"(the first in {name}) are calibration text too; use other files or another split for validate.data"
+            f"{name} and validation text overlap: {len(repeated)} of {len(validation)} validation windows "
+            f"(the first in {first}) are {name} text too; use other files or another split for validate.data"
         )
 
 

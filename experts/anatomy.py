@@ -105,18 +105,21 @@ def _device(model: Any) -> str:
     return "cuda" if model.get_memory_footprint() < 0.8 * free else "cpu"
 
 
-def dissect(model: PreTrainedModel) -> Anatomy:
-    """Finds the MoE layers. Raises ExciseError for a dense model or one whose experts bypass the interface."""
+def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
+    """Finds the MoE layers. Raises ExciseError for a dense model or one whose experts bypass the interface.
+
+    pruned: layers may hold different numbers of experts; E is then the largest.
+    """
     modules = dict(model.named_modules())
     layers = tuple(_layer(name, modules) for name, module in modules.items() if _is_experts(module))
     config = model.config.get_text_config()
     if not layers:
         raise ExciseError(_why_none(config))
     counts = {layer.index: _expert_count(layer.experts) for layer in layers}
-    if len(set(counts.values())) > 1:
+    if len(set(counts.values())) > 1 and not pruned:
         raise ExciseError(f"the MoE layers have different numbers of experts ({counts}): prune the original model, not a pruned one")
     groups, top_groups = router_groups(config.to_dict())
-    return Anatomy(model, layers, counts[layers[0].index], _top_k(config, layers[0]), groups, top_groups)
+    return Anatomy(model, layers, max(counts.values()), _top_k(config, layers[0]), groups, top_groups)
 
 
 def _is_experts(module: nn.Module) -> bool:

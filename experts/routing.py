@@ -14,6 +14,9 @@ from experts.seam import replaced
 CORRECTION = "e_score_correction_bias"
 
 
+Kept = list[tuple[dict[str, Any], str, Any]]  # (table of attributes, name, value before)
+
+
 class _Routed(Exception):  # noqa: N818 - not an error: the way out of a block whose experts need not run
     """Carries the routing of a block: expert ids and gate weights [T, k]."""
 
@@ -24,18 +27,28 @@ class _Routed(Exception):  # noqa: N818 - not an error: the way out of a block w
 @contextmanager
 def small_router(layer: MoELayer, kept: tuple[int, ...]) -> Iterator[None]:
     """Inside the block the router has only the kept rows, as after pruning; it gives ids 0..len(kept) − 1."""
-    before: list[tuple[dict[str, Any], str, Any]] = []
+    before: Kept = []
     try:
-        for module, key in layer.router_tensors:
-            tensor = getattr(module, key)
-            _swap(module, key, tensor.detach()[torch.tensor(kept, device=tensor.device)], before)
-        for module, key in layer.counters:
-            before.append((vars(module), key, vars(module)[key]))
-            vars(module)[key] = len(kept)
+        shrink_router(layer, kept, before)
         yield
     finally:
         for table, key, value in reversed(before):
             table[key] = value
+
+
+def shrink_router(layer: MoELayer, kept: tuple[int, ...], before: Kept) -> None:
+    """Leaves the router only the kept rows; what was there is added to `before`."""
+    for module, key in layer.router_tensors:
+        tensor = getattr(module, key)
+        _swap(module, key, tensor.detach()[torch.tensor(kept, device=tensor.device)], before)
+    for module, key in layer.counters:
+        swap_value(vars(module), key, len(kept), before)
+
+
+def swap_value(table: dict[str, Any], key: str, value: Any, before: Kept) -> None:
+    """Puts a value into a table of attributes; the one that was there is added to `before`."""
+    before.append((table, key, table[key]))
+    table[key] = value
 
 
 @torch.no_grad()
@@ -86,7 +99,7 @@ def _barred(layer: MoELayer, removed: Tensor) -> Iterator[None]:
             f"{layer.name}: the router chooses among groups, and an uneven removal would shift them; "
             "remove equally many experts of every group, or use another mode than reroute"
         )
-    before: list[tuple[dict[str, Any], str, Any]] = []
+    before: Kept = []
     try:
         for module, key in biases:
             bias = getattr(module, key).detach()
@@ -97,7 +110,6 @@ def _barred(layer: MoELayer, removed: Tensor) -> Iterator[None]:
             table[key] = value
 
 
-def _swap(module: nn.Module, key: str, value: Tensor, before: list[tuple[dict[str, Any], str, Any]]) -> None:
+def _swap(module: nn.Module, key: str, value: Tensor, before: Kept) -> None:
     table: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
-    before.append((table, key, table[key]))
-    table[key] = nn.Parameter(value, requires_grad=False) if table is module._parameters else value
+    swap_value(table, key, nn.Parameter(value, requires_grad=False) if table is module._parameters else value, before)

@@ -21,8 +21,7 @@ from prune.materials import Materials
 from prune.parts import Parts
 from prune.positions_file import judged_cells
 from prune.prepare import Prepared
-from prune.run import describe
-from prune.stages import environment, key_of, write_json, write_text
+from prune.stages import describe, environment, key_of, write_json, write_text
 from validate.effects import Cells
 from validate.positions import orders, pairs, read_positions
 from validate.rig import check_rig

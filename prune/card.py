@@ -9,6 +9,7 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.layout import Layout
 from prune.recipe import Recipe
+from prune.recovery_report import training_in_words
 from prune.report import evidence, table
 from prune.shards import Checkpoint
 
@@ -46,12 +47,30 @@ The ids of the kept experts, in the numbering of the source, stand in `excise_pl
 {_how_to_load(plan)}"""
 
 
+def recovered_card(recipe: Recipe, layout: Layout, plan: Plan, training: dict[str, Any]) -> str:
+    """The card of a pruned checkpoint whose weights were trained since."""
+    return f"""{_front_matter(recipe.model, layout.checkpoint)}
+# {recipe.model.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed, recovered
+
+{_kept(layout, plan)} Plan: {plan.criterion or "made by hand"}; {plan.budget or "no budget recorded"}.
+
+Then trained: {training_in_words(training)} The adapters are merged; all other tensors are byte-identical to the source.
+What pruning took, what this gave back, and whether the choice of experts still matters after it stands in the run's `recovery.md`.
+
+The ids of the kept experts, in the numbering of the source, stand in `excise_plan.json`, the training in `excise_recovery.json`.
+{_how_to_load(plan)}"""
+
+
 def _what(layout: Layout, plan: Plan) -> str:
+    return f"{_kept(layout, plan)} No weight was changed; kept tensors are byte-identical to the source."
+
+
+def _kept(layout: Layout, plan: Plan) -> str:
     each = next(iter(plan.counts.values())) if plan.uniform else f"{min(plan.counts.values())} to {max(plan.counts.values())}"
     dropped = f" {len(layout.predicting)} tensors of multi-token-prediction layers were dropped." if layout.predicting else ""
     return (
         f"Keeps {plan.total} of {plan.experts * len(plan.kept)} routed experts ({each} of {plan.experts} in each of {len(plan.kept)} MoE "
-        f"layers, top-{layout.top_k}). No weight was changed; kept tensors are byte-identical to the source.{dropped}"
+        f"layers, top-{layout.top_k}).{dropped}"
     )
 
 

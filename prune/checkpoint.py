@@ -8,10 +8,11 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from tqdm import tqdm
@@ -20,11 +21,11 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.layout import Layout
 from prune.modeling_template import modeling_source
-from prune.shards import INDEX, SINGLE, read_header
+from prune.shards import INDEX, SINGLE, Stored, read_header
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
 
 BUFFER = 2**20  # bytes held per thread
-PLAN = "excise_plan.json"
+PLAN, RECOVERY = "excise_plan.json", "excise_recovery.json"
 SPAN = 64 * 2**20  # bytes copied, synced and read back at once
 THREADS = 4  # more than cores: some wait for the disk
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")
@@ -41,6 +42,14 @@ class Exported:
 
 
 @dataclass(frozen=True)
+class Recovered:
+    """changed: tensors whose bytes stand in other files than the source's; provenance: becomes excise_recovery.json."""
+
+    changed: Mapping[str, Stored]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class _Copy:
     source: Path
     start: int
@@ -49,12 +58,17 @@ class _Copy:
     offset: int
 
 
-def export(layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = False, fingerprint: str = "") -> Exported:
-    """Writes the checkpoint that keeps what `plan` keeps. `card` becomes README.md. Raises ExciseError and leaves nothing behind."""
+def export(
+    layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = False, fingerprint: str = "", recovered: Recovered | None = None
+) -> Exported:
+    """Writes the checkpoint that keeps what `plan` keeps. `card` becomes README.md; recovered: weights that were trained since.
+
+    Raises ExciseError and leaves nothing behind.
+    """
     plan.check_model(layout.layers, layout.experts, fingerprint)
     layout.shape.check_kept(plan.kept)
     _check_output(layout.checkpoint.folder, out, force)
-    shards = slice_layout(layout, plan)
+    shards = slice_layout(layout, plan, recovered.changed if recovered else {})
     size = sum(piece.size for pieces in shards.values() for piece in pieces)
     _remove_stale(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -64,6 +78,8 @@ def export(layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = 
         _write_shards(layout, shards, partial)
         _verify_shapes(shards, partial)
         _write_rest(layout, plan, shards, partial, card)
+        if recovered:
+            _write_json(partial / RECOVERY, recovered.provenance)
         _sync(partial)
         _rename(partial, out)
     except OSError as error:
@@ -115,7 +131,8 @@ def _check_space(out: Path, size: int) -> None:
 
 
 def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path) -> None:
-    before = {name: _state(pieces[0].source.file) for name, pieces in shards.items()}
+    sources = {piece.source.file for pieces in shards.values() for piece in pieces}
+    before = {file: _state(file) for file in sources}
     spans: list[list[_Copy]] = []
     for name, pieces in shards.items():
         head = header(pieces, layout.checkpoint.metadata[name])
@@ -132,33 +149,33 @@ def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    for name, state in before.items():
-        if _state(layout.checkpoint.folder / name) != state:
-            raise ExciseError(f"{layout.checkpoint.folder / name}: changed while it was being copied; start again")
+    for source, state in before.items():
+        if _state(source) != state:
+            raise ExciseError(f"{source}: changed while it was being copied; start again")
 
 
 def _jobs(pieces: list[Piece], target: Path, offset: int) -> Iterator[_Copy]:
-    """One copy per run of neighbouring bytes, cut at SPAN: kept experts that stand side by side are copied as one."""
-    runs: list[list[int]] = []
+    """One copy per run of neighbouring bytes of a file, cut at SPAN: kept experts that stand side by side are copied as one."""
+    runs: list[tuple[Path, list[int]]] = []
     for piece in pieces:
         for start, end in piece.ranges:
-            if runs and runs[-1][1] == start:
-                runs[-1][1] = end
+            if runs and runs[-1][0] == piece.source.file and runs[-1][1][1] == start:
+                runs[-1][1][1] = end
             else:
-                runs.append([start, end])
-    for first, last in runs:
+                runs.append((piece.source.file, [start, end]))
+    for file, (first, last) in runs:
         for start in range(first, last, SPAN):
             length = min(SPAN, last - start)
-            yield _Copy(pieces[0].source.file, start, length, target, offset)
+            yield _Copy(file, start, length, target, offset)
             offset += length
 
 
 def _spans(jobs: Iterable[_Copy]) -> list[list[_Copy]]:
-    """Neighbouring jobs of one file, together about SPAN bytes: what one thread copies, syncs and reads back."""
+    """Neighbouring jobs from one file to one, together about SPAN bytes: what one thread copies, syncs and reads back."""
     spans: list[list[_Copy]] = []
     room = 0
     for job in jobs:
-        if job.length > room:
+        if job.length > room or job.source != spans[-1][-1].source:
             spans.append([])
             room = SPAN
         spans[-1].append(job)

@@ -150,6 +150,46 @@ def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: boo
 
 
 @app.command()
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="A YAML file with a finetune block, or the name of a recipe that comes with Excise.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; default that of `excise prune`, or runs/<recipe>-finetune.")
+    ] = None,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Recover a pruned model by LoRA, and random plans of its size alike: does the criterion's lead survive? Prunes first if need be."""
+
+    def work() -> int:
+        from prune.locate import recipe_file
+        from prune.prepare import check_recovery, default_output, prepare
+        from prune.recipe import read_recipe
+
+        file = recipe_file(recipe)
+        settings = read_recipe(file, overrides)
+        folder = check_recovery(settings)
+        where = output or (Path("runs") / f"{file.stem}-finetune" if folder else default_output(file.stem, settings))
+        prepared = prepare(settings, where, force)
+        with waiting("loading libraries", quiet):
+            from prune.heal import recover_folder
+            from prune.run import Run
+        if folder:
+            show.recovery(recover_folder(prepared), as_json)
+            return 0
+        outcome = Run(prepared).execute()
+        if outcome.stopped:
+            show.verdicts(outcome.result, as_json)
+            return 3
+        show.recovery(outcome.result["recovery"], as_json)
+        return 0
+
+    guarded(work, quiet, debug)
+
+
+@app.command()
 def effects(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")],
     text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start, no special tokens added.")],

@@ -16,9 +16,8 @@ from experts.plan import Plan
 from prune.comparison_report import markdown
 from prune.materials import Materials
 from prune.prepare import Prepared
-from prune.run import describe
 from prune.stability import stabilities
-from prune.stages import environment, write_json, write_text
+from prune.stages import describe, environment, write_json, write_text
 from prune.yardsticks import check_rows, yardsticks
 from validate import pairs
 from validate.agreement import agreement, reference_of

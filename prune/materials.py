@@ -4,9 +4,11 @@ import gc
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from criteria.budget import Budget
 from criteria.experiment import Measurement, prerequisites
@@ -21,6 +23,7 @@ from criteria.statistics import Array, Statistics
 from criteria.text import Windows, check_disjoint, read_windows
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
+from experts.plan import Plan
 from prune.prepare import Prepared
 from prune.recipe import Text
 from prune.stages import cache_folder, key_of
@@ -61,6 +64,14 @@ class Materials:
         check_disjoint(calibration, validation)
         return calibration, validation
 
+    @cached_property
+    def training(self) -> Windows:
+        """Text of recovery; what validation reads must not stand in it."""
+        assert self.recipe.finetune is not None, "asked for only where there is one"
+        windows = self.read_part(self.recipe.finetune)
+        check_disjoint(windows, self.validation, "finetune")
+        return windows
+
     def read_part(self, part: Text) -> Windows:
         """Windows of one of the recipe's texts."""
         tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
@@ -82,6 +93,14 @@ class Materials:
         tasks = self.recipe.validation.tasks
         assert tasks is not None, "asked for only where there are some"
         return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data)
+
+    def reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
+        """Of a written checkpoint, on the first validation window [1, W, V]; on `device`, because another one rounds differently."""
+        model = load(out, self.recipe.dtype, not plan.uniform or self.recipe.trust_remote_code, device)
+        tokens = torch.from_numpy(self.validation.tokens[:1]).to(device)
+        with torch.no_grad():
+            logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+        return logits
 
     def read(self) -> None:
         """Text and tasks: what cannot be used is refused before anything is written."""

@@ -84,6 +84,13 @@ def check_comparison(prepared: Prepared) -> None:
         )
 
 
+def check_recovery(recipe: Recipe) -> Path | None:
+    """Refuses a recipe without recovery; gives the pruned folder it names, None = its own."""
+    if recipe.finetune is None:
+        raise ExciseError("the recipe has no finetune block; it needs at least finetune.data, the text to train on")
+    return recipe.finetune.checkpoint
+
+
 def default_output(recipe_name: str, recipe: Recipe) -> Path:
     """runs/<recipe>-<criterion>-<budget>-<scope>: one folder per way of pruning, so that none replaces another."""
     budget = next(getattr(recipe.prune, key) for key in BUDGETS if getattr(recipe.prune, key) is not None)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from criteria.sources import Source, anchor
 from experts.errors import ExciseError
 from experts.modes import Mode
+from finetune.settings import Teacher, Training
 from validate.verdict import Null
 
 BUDGETS = ("fraction", "keep", "target_size")
@@ -131,6 +132,20 @@ class Compare(Part):
     stability_cost: float = Field(default=10.0, ge=0, description="criteria that cost more plain forwards are not calibrated again")
 
 
+class Finetune(Text, Training):
+    """Recovery of the pruned model, and of random plans of its size."""
+
+    sequences: int = Field(default=1024, gt=0, description="training windows")
+    seed: int = Field(default=0, ge=0, description="seed of the choice of windows, of the adapters and of the order")
+    batch: int = Field(default=8, gt=0, description="windows per forward")
+
+    @model_validator(mode="after")
+    def _a_step(self) -> "Finetune":
+        if self.batch * self.accumulate > self.sequences:
+            raise ValueError(f"batch × accumulate = {self.batch * self.accumulate} windows make a step, but sequences is {self.sequences}")
+        return self
+
+
 class Recipe(Part):
     """One run: calibrate, rank, test, prune, write."""
 
@@ -142,6 +157,7 @@ class Recipe(Part):
     prune: Prune
     validation: Validate = Field(alias="validate", description="the test against random plans")
     compare: Compare = Field(default=Compare(), description="budgets of `excise compare`")
+    finetune: Finetune | None = Field(default=None, description="recovery of the pruned model")
 
     @field_validator("criteria", mode="before")
     @classmethod
@@ -235,6 +251,8 @@ def _known_keys(path: list[str]) -> list[str]:
         "audit": Audit,
         "progressive": Progressive,
         "tasks": Tasks,
+        "finetune": Finetune,
+        "teacher": Teacher,
     }
     table = next((tables[key] for key in reversed(path) if key in tables), Recipe)
     return [field.alias or name for name, field in table.model_fields.items()]
@@ -252,15 +270,24 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def text(part: Text) -> dict[str, Any]:
         return {"data": tuple(source.anchored(folder) for source in part.data)}
 
-    model, tasks = anchor(Path(recipe.model), folder), recipe.validation.tasks
+    def name(model: str) -> str:
+        path = anchor(Path(model), folder)
+        return str(path) if model != "demo" and path.is_dir() else model
+
+    tasks, finetune = recipe.validation.tasks, recipe.finetune
     if tasks:
-        folders = {name: path and anchor(path, folder) for name, path in (("include", tasks.include), ("data", tasks.data))}
+        folders = {key: path and anchor(path, folder) for key, path in (("include", tasks.include), ("data", tasks.data))}
         tasks = tasks.model_copy(update=folders)
+    if finetune:
+        teacher = finetune.teacher.model_copy(update={"model": finetune.teacher.model and name(finetune.teacher.model)})
+        checkpoint = finetune.checkpoint and anchor(finetune.checkpoint, folder)
+        finetune = finetune.model_copy(update={**text(finetune), "teacher": teacher, "checkpoint": checkpoint})
     return recipe.model_copy(
         update={
-            "model": str(model) if recipe.model != "demo" and model.is_dir() else recipe.model,
+            "model": name(recipe.model),
             "criteria": tuple(_anchored_criterion(name, folder) for name in recipe.criteria),
             "calibration": recipe.calibration.model_copy(update=text(recipe.calibration)),
             "validation": recipe.validation.model_copy(update={**text(recipe.validation), "tasks": tasks}),
+            "finetune": finetune,
         }
     )

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 
 from criteria.budget import Budget
@@ -18,17 +16,17 @@ from criteria.select import select
 from criteria.statistics import Statistics
 from criteria.text import Windows
 from experts.ablation import restricted
-from experts.anatomy import load
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.card import model_card
 from prune.checkpoint import PLAN, export, export_notes
+from prune.heal import Healing
 from prune.materials import Materials
 from prune.prepare import Prepared
 from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
-from prune.stages import environment, key_of, write_json, write_text
+from prune.stages import describe, environment, key_of, write_json, write_text
 from prune.yardsticks import check_rows, row_key, yardsticks
 from validate.agreement import agreement
 from validate.null import Contest, against_random, settled
@@ -77,7 +75,12 @@ class Run:
         plan = select(table[0], self.plan_budget, self.shape)
         # The scores themselves: a user's criterion can change behind an unchanged name.
         asked = self.materials.benchmark.hash if settings.tasks else ""
-        inputs = [scores.digest for scores in table], self.recipe.model_dump(mode="json"), self.materials.calibration.hash, asked
+        inputs = (
+            [scores.digest for scores in table],
+            self.recipe.model_dump(mode="json", exclude={"finetune"}),
+            self.materials.calibration.hash,
+            asked,
+        )
         stage = key_of("validate", key, *inputs)
         if self.folder.valid("validate", stage, "validation.json"):
             result: dict[str, Any] = json.loads((self.folder.path / "validation.json").read_text(encoding="utf-8"))
@@ -126,7 +129,7 @@ class Run:
             damaged = out.exists() and self.folder.valid("export", stage)  # this very checkpoint, but no longer whole
             export(self.layout, plan, out, card, self.prepared.force or damaged, self.fingerprint)
         try:
-            require([check_reloaded(expected, self._reloaded_logits(out, plan, expected.device))])
+            require([check_reloaded(expected, self.materials.reloaded_logits(out, plan, expected.device))])
         except BaseException:
             shutil.rmtree(out)  # unproven, so not left behind
             raise
@@ -140,30 +143,28 @@ class Run:
             return Plan.read(out / PLAN) == plan and open_checkpoint(out).size == size
         return False
 
-    def _reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
-        """On the device of the first model: another one rounds differently, even if the smaller model would fit there."""
-        model = load(out, self.recipe.dtype, not plan.uniform or self.recipe.trust_remote_code, device)
-        tokens = torch.from_numpy(self.materials.validation.tokens[:1]).to(device)
-        with torch.no_grad():
-            logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
-        return logits
-
     def execute(self) -> Outcome:
         """All stages, in order."""
         self.materials.read()
         check_rows(self.materials)
+        if self.recipe.finetune:
+            _ = self.materials.training  # refused before the work
         with self.folder.held():
             self._keep_recipe()
             statistics = self.materials.measured(self.materials.calibrate(), self.plan_budget)
             table = self.rank(statistics)
             plan = select(table[0], self.plan_budget, self.shape)
             write_json(self.folder.path / "plan.json", plan.to_json())
-            result = {**self.validate(statistics, table), "run": str(self.folder.path), "checkpoint": None, "notes": []}
+            places: dict[str, Any] = {"run": str(self.folder.path), "checkpoint": None, "notes": [], "recovery": None}
+            result = {**self.validate(statistics, table), **places}
             stopped = self._stops(result["plans"][0]["verdict"])
             if not stopped:
                 result["checkpoint"] = str(self.write(plan, result))
                 result["notes"] = export_notes(self.layout, plan)
             write_text(self.folder.path / "report.md", markdown(self.recipe, result))
+            if self.recipe.finetune and not stopped:
+                healing = Healing(self.materials, plan, self.materials.protected(statistics), self.folder.path / CHECKPOINT)
+                result["recovery"] = healing.execute()
             return Outcome(result, stopped)
 
     def _stops(self, verdict: Verdict) -> bool:
@@ -199,10 +200,3 @@ class Run:
 def _shared(calibration: Windows, validation: Windows) -> int:
     """Validation documents of which calibration has other windows: not overlap, but not quite unseen either."""
     return len({validation.documents[i] for i in validation.document} & {calibration.documents[i] for i in calibration.document})
-
-
-def describe(windows: Windows) -> dict[str, Any]:
-    """What a report says of a text."""
-    rows, length = windows.tokens.shape
-    documents = len(np.unique(windows.document))
-    return {"windows": rows, "length": length, "documents": documents, "domains": list(windows.domains), "hash": windows.hash}

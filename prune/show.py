@@ -21,6 +21,23 @@ def verdicts(result: dict[str, Any], as_json: bool) -> None:
     print("ΔCE: rise of the held-out loss, nats per token, smaller is better. p: chance does as well.")
     print(f"checkpoint: {result['checkpoint'] or 'none, the recipe stops on this verdict'}")
     print(f"report:     {result['run']}/report.md")
+    if result["recovery"]:
+        recovery(result["recovery"], as_json)
+
+
+def recovery(result: dict[str, Any], as_json: bool) -> None:
+    """The tables of `excise finetune`."""
+    if as_json:
+        print_json(result)
+        return
+    from prune.recovery_report import tables
+
+    for title, head, rows in tables(result):
+        print(f"\n{title}")
+        table(head, rows)
+    print(f"Rule: {result['rule']}" if result["leads"] else "No random plan was recovered, so nothing can be said of the lead.")
+    print(f"recovered:  {result['checkpoint']}, adapter {result['adapter']}")
+    print(f"report:     {result['run']}/recovery.md, recovery.json, healing.csv; raw rows in losses.csv, recovered_losses.csv")
 
 
 def comparison(result: dict[str, Any]) -> None:

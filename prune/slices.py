@@ -3,7 +3,8 @@
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from experts.configuration import text_config
@@ -28,8 +29,11 @@ class Piece:
         return sum(end - start for start, end in self.ranges)
 
 
-def slice_layout(layout: Layout, plan: Plan) -> dict[str, list[Piece]]:
-    """Shard file name -> pieces, in the order of the source's bytes. Multi-token-prediction layers are left out."""
+def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = MappingProxyType({})) -> dict[str, list[Piece]]:
+    """Shard file name -> pieces, in the order of the source's bytes. Multi-token-prediction layers are left out.
+
+    changed: tensors of the new checkpoint, by their names there, whose bytes stand elsewhere (recovered weights).
+    """
     plan.check_model(layout.layers, layout.experts)
     dropped = {tensor.name for tensor in layout.predicting}
     owners = {name: block for block in layout.blocks.values() for name in _names(block)}
@@ -40,8 +44,18 @@ def slice_layout(layout: Layout, plan: Plan) -> dict[str, list[Piece]]:
         block = owners.get(tensor.name)
         piece = _whole(tensor) if block is None else _cut(tensor, plan.kept[block.layer], layout.experts)
         if piece is not None:
-            shards.setdefault(tensor.file.name, []).append(piece)
+            shards.setdefault(tensor.file.name, []).append(_replaced(piece, changed.get(piece.name)))
+    if unknown := changed.keys() - {piece.name for pieces in shards.values() for piece in pieces}:
+        raise ExciseError(f"{layout.checkpoint.folder}: the pruned checkpoint has no tensor {min(unknown)}, so it cannot be changed")
     return shards
+
+
+def _replaced(piece: Piece, other: Stored | None) -> Piece:
+    if other is None:
+        return piece
+    if (other.dtype, other.shape) != (piece.dtype, piece.shape):
+        raise ExciseError(f"{piece.name}: changed to {other.dtype} {list(other.shape)}, stored as {piece.dtype} {list(piece.shape)}")
+    return replace(piece, source=other, ranges=((other.start, other.end),))
 
 
 def removed_bytes(layout: Layout, plan: Plan) -> int:

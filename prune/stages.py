@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experts.errors import ExciseError, naming
+
+if TYPE_CHECKING:
+    from criteria.text import Windows
 
 RECORD, LOCK = "stages.json", ".lock"
 FORMAT = 1  # raise when a stage computes something else from the same inputs
@@ -85,3 +88,10 @@ def environment() -> dict[str, str]:
     packages = ("excise", "torch", "transformers", "safetensors", "numpy", "scipy")
     machine = {"python": sys.version.split()[0], "platform": platform.platform(), "processor": platform.machine()}
     return {**machine, **{name: version(name) for name in packages}}
+
+
+def describe(windows: "Windows") -> dict[str, Any]:
+    """What a report says of a text."""
+    rows, length = windows.tokens.shape
+    documents = len(set(windows.document.tolist()))
+    return {"windows": rows, "length": length, "documents": documents, "domains": list(windows.domains), "hash": windows.hash}

@@ -39,21 +39,27 @@ def check_rows(materials: Materials, pairs: int = 0) -> None:
         )
 
 
-def yardsticks(materials: Materials) -> list[Yardstick]:
-    """The loss first, then a yardstick per task."""
+def yardsticks(materials: Materials, prefix: str = "", recovery: str = "") -> list[Yardstick]:
+    """The loss first, then a yardstick per task. prefix: of the files of raw rows; recovery: identity of a training, for plans after it."""
     settings, windows = materials.recipe.validation, materials.validation
-    tasks = _tasks(materials, settings.tasks) if settings.tasks else []
-    losses = LossEvaluator(materials.anatomy, windows, materials.folder.path / "losses.csv", row_key(materials), settings.batch)
+    tasks = _tasks(materials, settings.tasks, prefix, recovery) if settings.tasks else []
+    path, key = materials.folder.path / f"{prefix}losses.csv", _after(row_key(materials), recovery)
+    losses = LossEvaluator(materials.anatomy, windows, path, key, settings.batch)
     return [Yardstick(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
 
 
-def _tasks(materials: Materials, settings: Tasks) -> list[Yardstick]:
+def _after(key: str, recovery: str) -> str:
+    return key_of(key, recovery) if recovery else key
+
+
+def _tasks(materials: Materials, settings: Tasks, prefix: str, recovery: str) -> list[Yardstick]:
     from validate.tasks import ItemEvaluator  # lm-eval takes seconds to import
 
     benchmark = materials.benchmark
-    key = key_of("items", materials.fingerprint, materials.recipe.dtype, benchmark.hash, settings.batch)
+    path = materials.folder.path / f"{prefix}items.csv"
+    key = _after(key_of("items", materials.fingerprint, materials.recipe.dtype, benchmark.hash, settings.batch), recovery)
     tokenizer = load_tokenizer(materials.prepared.source, materials.recipe.trust_remote_code)
-    items = ItemEvaluator(materials.anatomy, benchmark, tokenizer, materials.folder.path / "items.csv", key, settings.batch)
+    items = ItemEvaluator(materials.anatomy, benchmark, tokenizer, path, key, settings.batch)
     return [
         Yardstick(part.task, part.metric, items, np.ones(part.items), np.arange(part.items), -1, part.rows, settings.random_plans)
         for part in benchmark.parts

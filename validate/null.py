@@ -212,8 +212,8 @@ def _cost(test: Contest, stick: Yardstick, null: Null, seed: int) -> Cost:
         p_full=_p_full(stick, own, full, seed),
         reversed_delta=stick.mean(reverse - full),
         ends=clustered_interval(reverse - own, stick.weights, stick.clusters, seed),
-        own=_chance(own, test.randoms, stick, null, seed),
-        equal=None if test.equal is None else _chance(own, test.equal, stick, null, seed),
+        own=chance_of(own, test.randoms, stick, null, seed),
+        equal=None if test.equal is None else chance_of(own, test.equal, stick, null, seed),
     )
 
 
@@ -221,8 +221,8 @@ def _p_full(stick: Yardstick, own: Array, full: Array, seed: int) -> float:
     return (mcnemar(own < 0, full < 0) if stick.binary else clustered_p(own - full, stick.weights, stick.clusters, seed)).p
 
 
-def _chance(own: Array, randoms: list[Plan], stick: Yardstick, null: Null, seed: int) -> Chance:
-    """own: value of every row under the plan [N]."""
+def chance_of(own: Array, randoms: list[Plan], stick: Yardstick, null: Null, seed: int) -> Chance:
+    """A plan against random plans, not judged yet. own: value of every row under the plan [N]."""
     randoms, full = randoms[: stick.randoms], stick.values(None)
     rows = np.stack([stick.values(random) for random in randoms])  # [R, N]
     costs = np.array([stick.mean(values - full) for values in rows])
@@ -258,18 +258,22 @@ def _family(evidence: list[Evidence], stick: int, name: str, correction: Correct
     p, worse = (corrected(values, correction) for values in ([one.p for one in chances], [one.p_worse for one in chances]))
     found, tests = list(evidence), 1 if correction is Correction.NONE else len(members)
     for place, (member, chance) in enumerate(zip(members, chances, strict=True)):
-        verdict = judge(p[place], worse[place], chance.interval.low, chance.interval.high)
-        judged = replace(
-            chance,
-            p_corrected=float(p[place]),
-            p_worse_corrected=float(worse[place]),
-            smallest_detectable=_detectable(chance, tests, null),
-            verdict=verdict,
-        )
+        ruled = judged(chance, float(p[place]), float(worse[place]), tests, null)
         costs = list(found[member].costs)
-        costs[stick] = replace(costs[stick], own=judged) if name == "own" else replace(costs[stick], equal=judged)
+        costs[stick] = replace(costs[stick], own=ruled) if name == "own" else replace(costs[stick], equal=ruled)
         found[member] = replace(found[member], costs=tuple(costs))
     return found
+
+
+def judged(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Chance:
+    """The same with its verdict, and with what could have been found. p, p_worse: corrected for a family of `tests`."""
+    return replace(
+        chance,
+        p_corrected=p,
+        p_worse_corrected=p_worse,
+        smallest_detectable=_detectable(chance, tests, null),
+        verdict=judge(p, p_worse, chance.interval.low, chance.interval.high),
+    )
 
 
 def _detectable(chance: Chance, tests: int, null: Null) -> float:

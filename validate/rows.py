@@ -38,20 +38,29 @@ class Evaluator(ABC):
         self._restore()
 
     @abstractmethod
-    def measure(self) -> Array:
-        """The value of every row [N], of the model as it is now."""
+    def measure(self, anatomy: Anatomy) -> Array:
+        """The value of every row [N], of a model as it is now."""
 
     def values(self, plan: Plan | None) -> Array:
         """What the plan scores on every row [N]; None = the unpruned model."""
         digest = digest_of(plan)
         if digest not in self.known:
             assert self.anatomy is not None, "rows are missing and no model is loaded"
-            self._names[digest] = FULL if plan is None else plan.criterion
             with restricted(self.anatomy, plan) if plan else nullcontext():
-                self.known[digest] = self._finite(self.measure(), self._names[digest])
-            with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(self._rows(digest))
+                self.keep(plan, self.measure(self.anatomy))
         return self.known[digest]
+
+    def knows(self, plan: Plan | None) -> bool:
+        """Whether the rows of a plan are there."""
+        return digest_of(plan) in self.known
+
+    def keep(self, plan: Plan | None, values: Array) -> None:
+        """Takes the value of every row [N] as the plan's. Raises ExciseError where one is not finite."""
+        digest = digest_of(plan)
+        self._names[digest] = FULL if plan is None else plan.criterion
+        self.known[digest] = self._finite(values, self._names[digest])
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(self._rows(digest))
 
     def _finite(self, values: Array, name: str) -> Array:
         if not np.isfinite(values).all():
@@ -101,9 +110,8 @@ class LossEvaluator(Evaluator):
         names = [windows.documents[document] for document in windows.document]
         super().__init__(anatomy, path, key, [(i, name, int(self.weights[i])) for i, name in enumerate(names)])
 
-    def measure(self) -> Array:
-        assert self.anatomy is not None, "checked by values"
-        return window_losses(self.anatomy.model, self.windows, self.batch)
+    def measure(self, anatomy: Anatomy) -> Array:
+        return window_losses(anatomy.model, self.windows, self.batch)
 
     def mean(self, values: NDArray[np.float64]) -> float:
         """Over all tokens."""

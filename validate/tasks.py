@@ -126,9 +126,8 @@ class ItemEvaluator(Evaluator):
         labels = [(part.task, part.metric, item) for part in benchmark.parts for item in range(part.items)]
         super().__init__(anatomy, path, key, labels)
 
-    def measure(self) -> Array:
-        assert self.anatomy is not None, "checked by values"
-        return self.benchmark.scores(self.anatomy.model, self.tokenizer, self.batch)
+    def measure(self, anatomy: Anatomy) -> Array:
+        return self.benchmark.scores(anatomy.model, self.tokenizer, self.batch)
 
 
 def _check_files(folder: Path) -> None:

@@ -28,7 +28,24 @@ def clustered_interval(differences: Array, weights: Array, clusters: NDArray[np.
 
     Rows of one document are not independent. Percentile bootstrap by scipy.stats.bootstrap over per-document sums and weights.
     """
-    sums, counts = _per_cluster(differences, weights, clusters)
+    return _interval(*_per_cluster(differences, weights, clusters), seed)
+
+
+def clustered_share(parts: Array, wholes: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0) -> tuple[float, Interval]:
+    """Σ w·parts / Σ w·wholes over rows [N], and its 95 % interval over documents: how much of a difference another one makes up.
+
+    nan where the interval of the denominator holds 0: a share of nothing is no number.
+    """
+    whole = clustered_interval(wholes, weights, clusters, seed)
+    if not (whole.low > 0 or whole.high < 0):
+        reason = whole.reason or "what it is a share of is not told from 0"
+        return float("nan"), Interval(float("nan"), float("nan"), whole.clusters, reason)
+    sums = [_per_cluster(values, weights, clusters)[0] for values in (parts, wholes)]
+    return float(sums[0].sum() / sums[1].sum()), _interval(sums[0], sums[1], seed)
+
+
+def _interval(sums: Array, counts: Array, seed: int) -> Interval:
+    """Of Σ sums / Σ counts over documents, which are drawn with replacement."""
     if len(sums) < 2:
         return Interval(float("nan"), float("nan"), len(sums), "one document only: an interval over documents needs two")
     if not np.isfinite(sums).all():

@@ -1,0 +1,107 @@
+"""Does the criterion's lead over random plans survive recovery? Before and after the same training, on the same rows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from criteria.statistics import Array
+from experts.plan import Plan
+from validate.null import Chance, Yardstick, chance_of, judged, number
+from validate.statistics import Interval, clustered_interval, clustered_share
+from validate.verdict import Null, Survival, survival
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What recovery did to one plan by one yardstick. before, after: cost over the unpruned model (nats, or share of items lost).
+
+    gain: before − after, with its interval over documents or items; share: of the cost that recovery took back, nan where there is none.
+    """
+
+    name: str
+    metric: str
+    before: float
+    after: float
+    gain: Interval
+    share: float
+    share_interval: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "metric": self.metric,
+            "before": self.before,
+            "after": self.after,
+            "gain": self.before - self.after,
+            "gain_interval": _ends(self.gain),
+            "share": number(self.share),
+            "share_interval": _ends(self.share_interval),
+            "share_note": self.share_interval.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Lead:
+    """mean random cost − the criterion's cost, before and after recovery. kept: share of the lead of before that is still there after."""
+
+    name: str
+    metric: str
+    before: Chance
+    after: Chance
+    lead_before: float
+    lead_after: float
+    kept: float
+    kept_interval: Interval
+
+    @property
+    def verdict(self) -> Survival:
+        return survival(self.before.verdict, self.after.verdict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "metric": self.metric,
+            "verdict": self.verdict,
+            "lead_before": self.lead_before,
+            "lead_after": self.lead_after,
+            "kept": number(self.kept),
+            "kept_interval": _ends(self.kept_interval),
+            "kept_note": self.kept_interval.reason,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+        }
+
+
+def healed(plan: Plan | None, before: Yardstick, after: Yardstick, seed: int) -> Healed:
+    """One plan by one yardstick; None = the unpruned model, which has nothing to recover."""
+    full, old, new = before.values(None), before.values(plan), after.values(plan)
+    gain = clustered_interval(old - new, before.weights, before.clusters, seed)
+    share, interval = clustered_share(old - new, old - full, before.weights, before.clusters, seed)
+    return Healed(before.name, before.metric, before.mean(old - full), before.mean(new - full), gain, share, interval)
+
+
+def lead(plan: Plan, randoms: list[Plan], before: Yardstick, after: Yardstick, seed: int) -> Lead:
+    """The criterion's plan against random plans that got the same recovery.
+
+    p: from a t distribution through the random plans (counting would need 19 of them for p ≤ 0.05).
+    """
+    old, new = (_judged(stick.values(plan), randoms, stick, seed) for stick in (before, after))
+    leads = [_mean_random(stick, randoms) - stick.values(plan) for stick in (before, after)]
+    kept, interval = clustered_share(leads[1], leads[0], before.weights, before.clusters, seed)
+    return Lead(before.name, before.metric, old, new, before.mean(leads[0]), before.mean(leads[1]), kept, interval)
+
+
+def _judged(own: Array, randoms: list[Plan], stick: Yardstick, seed: int) -> Chance:
+    chance = chance_of(own, randoms, stick, Null.NORMAL, seed)
+    return judged(chance, chance.p, chance.p_worse, 1, Null.NORMAL)
+
+
+def _mean_random(stick: Yardstick, randoms: list[Plan]) -> Array:
+    """Of every row [N]."""
+    mean: Array = np.mean([stick.values(plan) for plan in randoms], axis=0)
+    return mean
+
+
+def _ends(interval: Interval) -> list[float | None]:
+    return [number(interval.low), number(interval.high)]

@@ -1,0 +1,220 @@
+"""Recovery as a stage: the criterion's plan and random plans of its size get the same training. What is left of the lead?"""
+
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from criteria.text import Windows
+from experts.errors import ExciseError
+from experts.plan import Plan
+from finetune.adapters import find_targets
+from finetune.diary import CURVE, read_rows
+from finetune.recover import ADAPTER, Job, Recovered, recovered
+from prune import checkpoint
+from prune.card import recovered_card
+from prune.materials import Marks, Materials
+from prune.merged import Storage
+from prune.prepare import Prepared
+from prune.pruned import pruned_plan
+from prune.recovery_report import markdown
+from prune.recovery_result import described, found, healing_csv
+from prune.shards import read_json
+from prune.slices import slice_layout
+from prune.stages import describe, environment, key_of, write_json, write_text
+from prune.students import FromDisk, InMemory, Student, choose_students
+from prune.yardsticks import row_key, yardsticks
+from validate.draw import random_plans
+from validate.null import Yardstick
+from validate.rig import check_reloaded, last_logits, require
+
+RESULT, REPORT, CHECKPOINT = "recovery.json", "recovery.md", "recovered"
+NOT_THE_MODEL = {"random_plans", "unpruned", "save_steps", "checkpoint", "measure", "teacher", "data"}
+
+
+class Healing:
+    """Of one plan of a recipe. pruned: the folder that holds it; protected: experts that random plans keep too [L, E]."""
+
+    def __init__(self, materials: Materials, plan: Plan, protected: Marks, pruned: Path) -> None:
+        settings = materials.recipe.finetune
+        if settings is None:
+            raise ExciseError("the recipe has no finetune block; add one with at least `data`")
+        self.materials, self.plan, self.protected, self.pruned, self.settings = materials, plan, protected, pruned, settings
+        self.folder = materials.folder
+
+    @property
+    def windows(self) -> Windows:
+        """Training text."""
+        return self.materials.training
+
+    @cached_property
+    def students(self) -> InMemory | FromDisk:
+        return choose_students(self.materials, self.settings, self.windows, self.pruned, self.plan)
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of a training: everything that its result depends on but the plan."""
+        settings = self.settings.model_dump(mode="json", exclude=NOT_THE_MODEL)
+        teacher = [self.students.keep, self.settings.teacher.model, self.settings.teacher.top_k] if self.settings.kl else []
+        return key_of("recovery", self.materials.fingerprint, self.materials.recipe.dtype, self.windows.hash, settings, teacher)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """Folder name -> plan: the criterion's, the random ones, and on request one that keeps everything."""
+        settings, shape = self.materials.recipe.validation, self.materials.shape
+        found = {"criterion": self.plan}
+        if self.settings.random_plans:
+            drawn = random_plans(self.plan, shape, self.protected, self.settings.random_plans, settings.random_seed)
+            found |= {f"random-{number}": plan for number, plan in enumerate(drawn)}
+        if self.settings.unpruned:
+            everything = dict.fromkeys(shape.layers, tuple(range(shape.experts)))
+            found["unpruned"] = Plan(shape.experts, everything, self.plan.model, "unpruned", "")
+        return found
+
+    def execute(self) -> dict[str, Any]:
+        """Writes recovery.json, recovery.md, the adapter and the merged checkpoint; gives the content of recovery.json."""
+        stage = self._stage
+        if self.folder.valid("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
+            kept: dict[str, Any] = json.loads((self.folder.path / RESULT).read_text(encoding="utf-8"))
+            return kept
+        self._check()
+        before, after = self._measured()
+        for name, plan in self.plans.items():
+            if not self._done(name, plan, after):
+                self._recover(name, plan, before[0], after)
+        result = self._result(before, after)
+        write_text(self.folder.path / "healing.csv", healing_csv(result["plans"]))
+        write_json(self.folder.path / RESULT, result)
+        write_text(self.folder.path / REPORT, markdown(result))
+        self.folder.finish("recovery", stage)
+        return result
+
+    @property
+    def _stage(self) -> str:
+        """Of everything that the report depends on."""
+        settings, recipe = self.settings.model_dump(mode="json", exclude={"save_steps", "checkpoint"}), self.materials.recipe
+        asked = self.materials.benchmark.hash if recipe.validation.tasks else ""
+        plans = [plan.digest for plan in self.plans.values()]
+        return key_of(row_key(self.materials), settings, self.windows.hash, plans, asked, recipe.validation.random_seed)
+
+    def _measured(self) -> tuple[list[Yardstick], list[Yardstick]]:
+        """What every plan costs before recovery, and yardsticks for after it. From here on they need no model of their own."""
+        before, after = yardsticks(self.materials), yardsticks(self.materials, "recovered_", self.key)
+        for old, new in zip(before, after, strict=True):
+            for plan in tqdm([None, *self.plans.values()], desc=f"{old.name} before recovery", unit="plan", delay=2):
+                old.values(plan)
+            if not new.evaluator.knows(None):
+                new.evaluator.keep(None, old.evaluator.values(None))
+        for stick in (*before, *after):
+            stick.evaluator.anatomy = None
+        return before, after
+
+    def _check(self) -> None:
+        """Names that match nothing and weights that could not be written back, before any training."""
+        anatomy = self.materials.anatomy
+        weights = dict(anatomy.model.named_parameters())
+        everything = dict.fromkeys(self.plan.kept, tuple(range(self.plan.experts)))
+        storage = Storage(anatomy.model, self._pieces(Plan(self.plan.experts, everything)))
+        storage.check({name: weights[name] for name in find_targets(anatomy, self.settings.targets).weights})
+
+    def _pieces(self, plan: Plan) -> dict[str, Any]:
+        return {piece.name: piece for shard in slice_layout(self.materials.prepared.layout, plan).values() for piece in shard}
+
+    @property
+    def out(self) -> Path:
+        return self.folder.path / CHECKPOINT
+
+    def _done(self, name: str, plan: Plan, after: list[Yardstick]) -> bool:
+        known = all(stick.evaluator.knows(plan) for stick in after)
+        return known and (name != "criterion" or self.folder.valid("recover", key_of(self.key, plan.digest), CHECKPOINT, ADAPTER))
+
+    def _recover(self, name: str, plan: Plan, held_out: Yardstick, after: list[Yardstick]) -> None:
+        """One plan: trained, measured, and the criterion's also written and reloaded."""
+        folder = self.folder.path / "recovery" / name
+        with self.students.student(plan, folder) as student:
+            job = self._job(student, plan, folder, held_out)
+            with recovered(job, student.teacher_of) as merged:
+                for evaluator in dict.fromkeys(stick.evaluator for stick in after):
+                    if not evaluator.knows(plan):
+                        evaluator.keep(plan, evaluator.measure(student.anatomy))
+                if name != "criterion":
+                    return
+                expected = last_logits(student.anatomy, self.materials.validation)
+                self._write(job, merged)
+        self._check_reloaded(job.key, expected)
+
+    def _job(self, student: Student, plan: Plan, folder: Path, held_out: Yardstick) -> Job:
+        storage = Storage(student.anatomy.model, self._pieces(plan))
+
+        def loss() -> float:
+            return held_out.mean(held_out.evaluator.measure(student.anatomy))
+
+        return Job(
+            anatomy=student.anatomy,
+            counts=dict(plan.counts),
+            windows=self.windows,
+            batch=self.settings.batch,
+            seed=self.settings.seed,
+            settings=self.settings,
+            folder=folder,
+            rounded=storage.rounded,
+            held_out=loss,
+            key=key_of(self.key, plan.digest),
+            base=str(self.pruned.absolute()),
+        )
+
+    def _write(self, job: Job, merged: Recovered) -> None:
+        """The merged checkpoint, through the same export as a pruned one, and the adapter beside it."""
+        prepared, shards = self.materials.prepared, self.folder.path / "recovery" / "merged"
+        training = described(self.settings, job, merged.tuned, self.materials.recipe.model, self.students.keep)
+        try:
+            changed = Storage(job.anatomy.model, self._pieces(self.plan)).write(merged.weights, shards)
+            extra = checkpoint.Recovered(changed, {"plan": self.plan.digest, "training": training})
+            card = recovered_card(self.materials.recipe, prepared.layout, self.plan, training)
+            checkpoint.export(prepared.layout, self.plan, self.out, card, prepared.force or self.out.exists(), recovered=extra)
+        finally:
+            shutil.rmtree(shards, ignore_errors=True)
+        shutil.rmtree(self.folder.path / ADAPTER, ignore_errors=True)
+        shutil.copytree(job.folder / ADAPTER, self.folder.path / ADAPTER)
+
+    def _check_reloaded(self, key: str, expected: Tensor) -> None:
+        """What was written, loaded again in the place of the whole model, gives the merged model's logits bit by bit."""
+        self.materials.unload()
+        try:
+            require([check_reloaded(expected, self.materials.reloaded_logits(self.out, self.plan, expected.device))])
+        except BaseException:
+            shutil.rmtree(self.out)
+            raise
+        self.folder.finish("recover", key)
+
+    def _result(self, before: list[Yardstick], after: list[Yardstick]) -> dict[str, Any]:
+        curves = {name: read_rows(self.folder.path / "recovery" / name / CURVE) for name in self.plans}
+        return {
+            **found(self.plans, list(zip(before, after, strict=True)), curves, self.materials.recipe.validation.random_seed),
+            "training": read_json(self.out / checkpoint.RECOVERY)["training"],
+            "text": describe(self.materials.validation),
+            "model": {"name": self.materials.recipe.model, "fingerprint": self.materials.fingerprint},
+            "run": str(self.folder.path),
+            "checkpoint": str(self.out),
+            "adapter": str(self.folder.path / ADAPTER),
+        }
+
+
+def recover_folder(prepared: Prepared) -> dict[str, Any]:
+    """`excise finetune` of a pruned folder that the recipe names: its plan, the recipe's model as teacher and source."""
+    settings = prepared.recipe.finetune
+    assert settings is not None, "checked by the command"
+    assert settings.checkpoint is not None, "checked by the command"
+    plan = pruned_plan(settings.checkpoint, prepared.layout, prepared.fingerprint)
+    materials = Materials(prepared)
+    materials.read()
+    _ = materials.training
+    nothing = np.zeros((len(prepared.shape.layers), prepared.shape.experts), dtype=bool)
+    with prepared.folder.held():
+        write_json(prepared.folder.path / "environment.json", environment())
+        return Healing(materials, plan, nothing, settings.checkpoint).execute()

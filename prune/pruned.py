@@ -1,0 +1,77 @@
+"""A pruned folder and its teacher, before anything is loaded: is it what its provenance says? No torch."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from experts.configuration import text_config
+from experts.errors import ExciseError
+from experts.plan import Plan
+from prune.checkpoint import PLAN, RECOVERY
+from prune.layout import Layout
+from prune.shards import Stored, open_checkpoint, read_json
+from prune.slices import Piece, slice_layout
+
+LOOK = 4096  # bytes compared at both ends of a tensor
+
+
+def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
+    """The plan a pruned folder was written from. Raises ExciseError without provenance, and where folder and model do not fit together."""
+    if not folder.is_dir():
+        raise ExciseError(f"finetune.checkpoint: {folder} is not a folder")
+    if (folder / RECOVERY).is_file():
+        raise ExciseError(f"{folder}: was recovered already ({RECOVERY} is there); recover the pruned folder it was made from")
+    if not (folder / PLAN).is_file():
+        raise ExciseError(
+            f"{folder}: no {PLAN}, so it cannot be told which experts of which model it keeps; prune with Excise, or export the plan again"
+        )
+    plan = Plan.read(folder / PLAN)
+    plan.check_model(layout.layers, layout.experts, fingerprint)
+    found = open_checkpoint(folder).tensors
+    pieces = [piece for shard in slice_layout(layout, plan).values() for piece in shard]
+    if wrong := {piece.name for piece in pieces} ^ found.keys():
+        raise ExciseError(f"{folder}: does not hold the tensors its {PLAN} promises ({min(wrong)}); export the plan again")
+    for piece in pieces:
+        if not _alike(piece, found[piece.name]):
+            raise ExciseError(f"{folder}: {piece.name} is not that of {layout.checkpoint.folder}; was it trained or edited since?")
+    return plan
+
+
+def _alike(piece: Piece, stored: Stored) -> bool:
+    if (piece.dtype, piece.shape) != (stored.dtype, stored.shape):
+        return False
+    first, last = piece.ranges[0], piece.ranges[-1]
+    head, tail = min(LOOK, first[1] - first[0]), min(LOOK, last[1] - last[0])
+    return _read(piece.source.file, first[0], head) == _read(stored.file, stored.start, head) and _read(
+        piece.source.file, last[1] - tail, tail
+    ) == _read(stored.file, stored.end - tail, tail)
+
+
+def _read(file: Path, start: int, length: int) -> bytes:
+    with file.open("rb") as opened:
+        return os.pread(opened.fileno(), length, start)
+
+
+def check_teacher(teacher: Path, student: Path) -> None:
+    """Refuses a teacher whose logits would mean something else: another architecture, another vocabulary."""
+    one, other = (read_json(folder / "config.json") for folder in (teacher, student))
+    for what, key in (("architecture", "model_type"), ("vocabulary", "vocab_size")):
+        values = [_entry(config, key) for config in (one, other)]
+        if values[0] != values[1]:
+            raise ExciseError(f"finetune.teacher.model: {teacher} has another {what} ({key} {values[0]}) than {student} ({values[1]})")
+    words = [_vocabulary(folder) for folder in (teacher, student)]
+    if words[0] != words[1]:
+        raise ExciseError(f"finetune.teacher.model: {teacher} has another vocabulary (tokenizer.json) than {student}")
+
+
+def _entry(config: dict[str, Any], key: str) -> Any:
+    return text_config(config).get(key, config.get(key))
+
+
+def _vocabulary(folder: Path) -> Any:
+    """What tokenizer.json says of the tokens; None where there is no such file (transformers is asked when the text is read)."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = read_json(path)
+    return tokenizer.get("model", {}).get("vocab"), tokenizer.get("added_tokens")

@@ -1,0 +1,121 @@
+"""Where pruned models to be recovered come from, and their teacher: from one set of weights in memory, or one after the other from disk."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from criteria.text import Windows
+from experts.anatomy import Anatomy, dissect, load
+from experts.errors import ExciseError
+from experts.memory import free_bytes
+from experts.notes import tell
+from experts.plan import Plan
+from experts.sharing import sharing
+from finetune.adapters import Adapted, find_targets
+from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
+from prune.checkpoint import export
+from prune.locate import model_folder
+from prune.materials import Materials
+from prune.pruned import check_teacher
+from prune.recipe import Finetune
+from prune.shards import fingerprint, open_checkpoint
+from prune.stages import key_of
+
+TeacherOf = Callable[[Adapted], Teacher | None]
+BYTES_TRAINED = 20  # of a trained parameter: itself, its gradient, two moments of AdamW, the last good copy
+LOGITS_COPIES = 8  # of a batch, in float32: logits, softmax and gradients of both losses
+
+
+@dataclass(frozen=True)
+class Student:
+    """A pruned model, as it stands in memory, and what makes its teacher once the adapters are on."""
+
+    anatomy: Anatomy
+    teacher_of: TeacherOf
+
+
+class InMemory:
+    """The unpruned model is loaded once; each student is a view of it, and it is every student's teacher."""
+
+    keep = "memory"
+
+    def __init__(self, materials: Materials, settings: Finetune) -> None:
+        self.materials, self.settings = materials, settings
+
+    @contextmanager
+    def student(self, plan: Plan, folder: Path) -> Iterator[Student]:  # noqa: ARG002 - nothing has to be written
+        with sharing(self.materials.anatomy, plan) as twin:
+
+            def teacher_of(adapted: Adapted) -> Teacher | None:
+                return SharedTeacher(twin, self.settings.temperature, adapted.peft.disable_adapter) if self.settings.kl else None
+
+            yield Student(twin.anatomy, teacher_of)
+
+
+class FromDisk:
+    """The teacher's best logits are cached first; then one pruned model at a time is loaded."""
+
+    keep = "disk"
+
+    def __init__(self, materials: Materials, settings: Finetune, windows: Windows, pruned: Path, plan: Plan) -> None:
+        self.materials, self.settings, self.windows, self.pruned, self.plan = materials, settings, windows, pruned, plan
+
+    @contextmanager
+    def student(self, plan: Plan, folder: Path) -> Iterator[Student]:
+        teacher = self._teacher() if self.settings.kl else None
+        device = next(self.materials.anatomy.model.parameters()).device if "anatomy" in vars(self.materials) else None
+        self.materials.unload()
+        written, prepared, trust = self.pruned, self.materials.prepared, self.materials.recipe.trust_remote_code
+        if plan.digest != self.plan.digest:
+            written = folder / "pruned"
+            if not written.exists():
+                export(prepared.layout, plan, written)
+        anatomy = dissect(load(written, self.materials.recipe.dtype, not plan.uniform or trust, device), pruned=True)
+        try:
+            yield Student(anatomy, lambda _: teacher)
+        finally:
+            shutil.rmtree(folder / "pruned", ignore_errors=True)
+
+    def _teacher(self) -> Teacher:
+        settings, recipe, name = self.settings, self.materials.recipe, self.settings.teacher.model
+        source = model_folder(name) if name else self.materials.prepared.source
+        print_of = fingerprint(open_checkpoint(source)) if name else self.materials.fingerprint
+        key = key_of("teacher", print_of, recipe.dtype, self.windows.hash, settings.temperature, settings.teacher.top_k)
+        folder = self.materials.folder.path / "teacher"
+        if not is_cached(folder, key):
+            model = load(source, recipe.dtype, recipe.trust_remote_code) if name else self.materials.anatomy.model
+            cache_teacher(model, self.windows, settings.temperature, settings.teacher.top_k, settings.batch, folder, key)
+        return CachedTeacher(folder)
+
+
+def choose_students(materials: Materials, settings: Finetune, windows: Windows, pruned: Path, plan: Plan) -> InMemory | FromDisk:
+    """As `finetune.teacher` says; `auto` shares the weights in memory where the training then fits."""
+    wanted, other = settings.teacher.keep, settings.teacher.model
+    if other:
+        check_teacher(model_folder(other), materials.prepared.source)
+        if wanted == "memory":
+            raise ExciseError("finetune.teacher.keep: memory shares the weights of the unpruned model; another teacher.model needs disk")
+    if other or wanted == "disk" or (wanted == "auto" and not _fits(materials, settings, windows, plan)):
+        return FromDisk(materials, settings, windows, pruned, plan)
+    return InMemory(materials, settings)
+
+
+def _fits(materials: Materials, settings: Finetune, windows: Windows, plan: Plan) -> bool:
+    """Whether adapters, their optimiser, the adapted copies of weights that autograd keeps, and logits fit beside the whole model."""
+    model, kept = materials.anatomy.model, 1 - plan.fraction
+    free = free_bytes(next(model.parameters()).device)
+    needed = LOGITS_COPIES * 4.0 * settings.batch * windows.tokens.shape[1] * int(model.config.get_text_config().vocab_size)
+    weights = dict(model.named_parameters())
+    for name in find_targets(materials.anatomy, settings.targets).weights:
+        size, (rows, columns) = weights[name].numel() * (kept if weights[name].ndim == 3 else 1), weights[name].shape[-2:]
+        needed += BYTES_TRAINED * settings.rank * (rows + columns) * size / (rows * columns)
+        needed += 0 if settings.gradient_checkpointing else size * weights[name].element_size()
+    if needed < 0.8 * free:
+        return True
+    tell(
+        f"recovery beside the unpruned model would take about {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free: the teacher's best logits "
+        "are cached on disk (finetune.teacher.keep=memory insists)"
+    )
+    return False

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups
 from experts.errors import ExciseError, one_line
@@ -83,6 +83,17 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
         raise ExciseError(f"{folder}: the model cannot be loaded ({one_line(error)})") from error
     found: PreTrainedModel = model
     return found
+
+
+def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without its weights: modules, names and shapes, in the time it takes to read a configuration."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
+    except LOADING as error:
+        raise ExciseError(f"{folder}: the model cannot be built ({one_line(error)})") from error
+    return model
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -116,7 +116,7 @@ def _save(job: Job, adapted: Adapted, folder: Path) -> None:
     config.base_model_name_or_path = job.base
     config.target_modules, config.target_parameters = sorted(config.target_modules), sorted(config.target_parameters)  # sets: no order
     with naming(fresh):
-        adapted.peft.save_pretrained(str(fresh))
+        adapted.peft.save_pretrained(str(fresh), save_embedding_layers=False)
         (fresh / "README.md").unlink(missing_ok=True)  # peft's template, with nothing filled in
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
@@ -233,11 +233,13 @@ def _memory_named() -> Iterator[None]:
 
 @contextmanager
 def _quiet_trainer() -> Iterator[None]:
-    """Trainer tells of token ids and of resuming what the diary shows."""
-    logger = logging.getLogger("transformers.trainer")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Trainer tells of token ids, of resuming and of file times what a user need not know."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -20,6 +20,12 @@ class Teacher(BaseModel):
     )
     top_k: int = Field(default=64, gt=0, description="tokens per position that are cached on disk; the rest is one outcome")
 
+    @model_validator(mode="after")
+    def _one_set_of_weights(self) -> "Teacher":
+        if self.model is not None and self.keep == "memory":
+            raise ValueError("keep: memory shares the weights of the unpruned model; another teacher needs keep: disk (or auto)")
+        return self
+
 
 class Training(BaseModel):
     """LoRA on a pruned model: what moves, by which loss, how long."""
@@ -47,7 +53,7 @@ class Training(BaseModel):
 
     @field_validator("targets", mode="before")
     @classmethod
-    def _one_or_many(cls, value: object) -> object:
+    def _one_or_many_targets(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
     @field_validator("random_plans")

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from criteria.text import Windows
+from experts.anatomy import dissect, skeleton
 from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune.adapters import find_targets
@@ -35,6 +36,17 @@ from validate.rig import check_reloaded, last_logits, require
 
 RESULT, REPORT, CHECKPOINT = "recovery.json", "recovery.md", "recovered"
 NOT_THE_MODEL = {"random_plans", "unpruned", "save_steps", "checkpoint", "measure", "teacher", "data"}
+
+
+def check_targets(materials: Materials) -> None:
+    """Names that match nothing and weights that could not be written back, before any work: a model without weights is enough."""
+    settings, prepared = materials.recipe.finetune, materials.prepared
+    assert settings is not None, "asked for only where there is one"
+    anatomy = dissect(skeleton(prepared.source, materials.recipe.trust_remote_code))
+    whole = Plan(prepared.shape.experts, dict.fromkeys(prepared.shape.layers, tuple(range(prepared.shape.experts))))
+    weights = dict(anatomy.model.named_parameters())
+    storage = Storage(anatomy.model, {piece.name: piece for shard in slice_layout(prepared.layout, whole).values() for piece in shard})
+    storage.check({name: weights[name] for name in find_targets(anatomy, settings.targets).weights})
 
 
 class Healing:
@@ -82,7 +94,6 @@ class Healing:
         if self.folder.valid("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
             kept: dict[str, Any] = json.loads((self.folder.path / RESULT).read_text(encoding="utf-8"))
             return kept
-        self._check()
         before, after = self._measured()
         for name, plan in self.plans.items():
             if not self._done(name, plan, after):
@@ -113,14 +124,6 @@ class Healing:
         for stick in (*before, *after):
             stick.evaluator.anatomy = None
         return before, after
-
-    def _check(self) -> None:
-        """Names that match nothing and weights that could not be written back, before any training."""
-        anatomy = self.materials.anatomy
-        weights = dict(anatomy.model.named_parameters())
-        everything = dict.fromkeys(self.plan.kept, tuple(range(self.plan.experts)))
-        storage = Storage(anatomy.model, self._pieces(Plan(self.plan.experts, everything)))
-        storage.check({name: weights[name] for name in find_targets(anatomy, self.settings.targets).weights})
 
     def _pieces(self, plan: Plan) -> dict[str, Any]:
         return {piece.name: piece for shard in slice_layout(self.materials.prepared.layout, plan).values() for piece in shard}
@@ -214,6 +217,7 @@ def recover_folder(prepared: Prepared) -> dict[str, Any]:
     materials = Materials(prepared)
     materials.read()
     _ = materials.training
+    check_targets(materials)
     nothing = np.zeros((len(prepared.shape.layers), prepared.shape.experts), dtype=bool)
     with prepared.folder.held():
         write_json(prepared.folder.path / "environment.json", environment())

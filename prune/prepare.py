@@ -12,6 +12,7 @@ from prune.budget import budget_of
 from prune.card import source_metadata
 from prune.layout import Layout, lay_out
 from prune.locate import model_folder
+from prune.pruned import check_teacher
 from prune.recipe import BUDGETS, Recipe
 from prune.shards import fingerprint, open_checkpoint
 from prune.stages import RunFolder
@@ -52,6 +53,8 @@ def prepare(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
         raise ExciseError(
             f"{lonely[0]} compares domains: calibration.data needs sources with at least two `domain` labels, found {domains}"
         )
+    if recipe.finetune and recipe.finetune.teacher.model:
+        check_teacher(model_folder(recipe.finetune.teacher.model), source)
     # Scope global also tests scope layer, so that the table can show both.
     scopes: list[Scope] = ["global", "layer"] if recipe.prune.scope == "global" else ["layer"]
     budgets = {scope: budget_of(recipe.prune, layout, scope) for scope in scopes}

@@ -20,7 +20,7 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.card import model_card
 from prune.checkpoint import PLAN, export, export_notes
-from prune.heal import Healing
+from prune.heal import Healing, check_targets
 from prune.materials import Materials
 from prune.prepare import Prepared
 from prune.report import markdown
@@ -148,7 +148,10 @@ class Run:
         self.materials.read()
         check_rows(self.materials)
         if self.recipe.finetune:
+            if self.recipe.finetune.checkpoint:
+                raise ExciseError("finetune.checkpoint names a pruned folder: `excise finetune` recovers it, `excise prune` prunes")
             _ = self.materials.training  # refused before the work
+            check_targets(self.materials)
         with self.folder.held():
             self._keep_recipe()
             statistics = self.materials.measured(self.materials.calibrate(), self.plan_budget)

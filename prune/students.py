@@ -8,7 +8,6 @@ from pathlib import Path
 
 from criteria.text import Windows
 from experts.anatomy import Anatomy, dissect, load
-from experts.errors import ExciseError
 from experts.memory import free_bytes
 from experts.notes import tell
 from experts.plan import Plan
@@ -18,7 +17,6 @@ from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teache
 from prune.checkpoint import export
 from prune.locate import model_folder
 from prune.materials import Materials
-from prune.pruned import check_teacher
 from prune.recipe import Finetune
 from prune.shards import fingerprint, open_checkpoint
 from prune.stages import key_of
@@ -69,14 +67,14 @@ class FromDisk:
         self.materials.unload()
         written, prepared, trust = self.pruned, self.materials.prepared, self.materials.recipe.trust_remote_code
         if plan.digest != self.plan.digest:
-            written = folder / "pruned"
+            written = folder.with_name(f"{folder.name}-pruned")
             if not written.exists():
                 export(prepared.layout, plan, written)
         anatomy = dissect(load(written, self.materials.recipe.dtype, not plan.uniform or trust, device), pruned=True)
         try:
             yield Student(anatomy, lambda _: teacher)
         finally:
-            shutil.rmtree(folder / "pruned", ignore_errors=True)
+            shutil.rmtree(folder.with_name(f"{folder.name}-pruned"), ignore_errors=True)
 
     def _teacher(self) -> Teacher:
         settings, recipe, name = self.settings, self.materials.recipe, self.settings.teacher.model
@@ -93,10 +91,6 @@ class FromDisk:
 def choose_students(materials: Materials, settings: Finetune, windows: Windows, pruned: Path, plan: Plan) -> InMemory | FromDisk:
     """As `finetune.teacher` says; `auto` shares the weights in memory where the training then fits."""
     wanted, other = settings.teacher.keep, settings.teacher.model
-    if other:
-        check_teacher(model_folder(other), materials.prepared.source)
-        if wanted == "memory":
-            raise ExciseError("finetune.teacher.keep: memory shares the weights of the unpruned model; another teacher.model needs disk")
     if other or wanted == "disk" or (wanted == "auto" and not _fits(materials, settings, windows, plan)):
         return FromDisk(materials, settings, windows, pruned, plan)
     return InMemory(materials, settings)

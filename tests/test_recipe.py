@@ -8,9 +8,10 @@ import yaml
 
 from criteria.sources import Source
 from experts.errors import ExciseError
+from finetune.settings import Teacher
 from prune.locate import model_folder, recipe_file, recipes_folder
 from prune.prepare import default_output
-from prune.recipe import Audit, Compare, Progressive, Prune, Recipe, Tasks, Text, Validate, parse_size, read_recipe
+from prune.recipe import Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate, parse_size, read_recipe
 
 GOOD: dict[str, Any] = {
     "model": "demo",
@@ -41,7 +42,7 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
         ({"prune": {"fracton": 0.5}}, r"unknown key 'prune\.fracton'; did you mean 'fraction'\?"),
         ({"validate": {**GOOD["validate"], "random_plan": 9}}, r"unknown key 'validate\.random_plan'; did you mean 'random_plans'\?"),
         ({"calibration": {"data": {"txt": ["a"]}}}, r"unknown key 'calibration\.data\.0\.txt'; did you mean 'text'\?"),
-        ({"finetune": {"zzz": 1}}, "unknown key 'finetune'; known here: model, dtype"),
+        ({"zzz": {"zzz": 1}}, "unknown key 'zzz'; known here: model, dtype"),
         ({"prune": {}}, "prune: give exactly one of fraction, keep, target_size"),
         ({"prune": {"fraction": 0.5, "keep": 4}}, "prune: give exactly one of"),
         ({"prune": {"fraction": "half"}}, r"prune\.fraction: input should be a valid number.*got 'half'"),
@@ -119,7 +120,7 @@ def test_every_shipped_recipe_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path
     for file in files:
         assert read_recipe(file).criteria
         head = file.read_text().splitlines()[:12]
-        command = {"demo-compare": "compare", "demo-blimp": "compare", "demo-causal": "compare", "demo-audit": "audit"}.get(
+        command = {"demo-compare": "compare", "demo-blimp": "compare", "demo-causal": "compare", "demo-audit": "audit", "demo-heal": "finetune"}.get(
             file.stem, "prune"
         )
         for word in (f"excise {command} {file.stem}", "Hardware:", "Expect:"):
@@ -139,7 +140,7 @@ def test_names_that_lead_nowhere() -> None:
 def test_every_key_is_documented() -> None:
     """With its meaning, word for word as the model has it."""
     text = (recipes_folder() / "README.md").read_text()
-    for table in (Recipe, Text, Prune, Validate, Audit, Progressive, Tasks, Compare, Source):
+    for table in (Recipe, Text, Prune, Validate, Audit, Progressive, Tasks, Compare, Finetune, Teacher, Source):
         for name, field in table.model_fields.items():
             assert f"| `{field.alias or name}` |" in text
             assert (field.description or "").replace("|", "/") in text

@@ -33,7 +33,7 @@ def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
 
     with ExitStack() as stack:
         for layer in anatomy.layers:
-            stack.enter_context(small_router(layer, plan.kept[layer.index]))
+            stack.enter_context(small_router(layer, plan.kept[layer.index], anatomy.experts))
         stack.enter_context(intercepted(anatomy, map_back))
         yield
 

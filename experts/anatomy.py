@@ -14,9 +14,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups
+from experts.configuration import COUNT_KEYS, TOP_K_KEYS, expert_axis, router_groups
 from experts.errors import ExciseError, one_line
 
 # What transformers raises for configurations and files that do not fit together.
@@ -32,8 +32,10 @@ LOADING = (
     SafetensorError,
     StrictDataclassError,
 )
+ALIGNMENT = 64  # bytes; of every allocation of torch
 # Tensors with an expert axis that are known to be safe to slice on axis 0 on the router's side of a block.
-ROUTER_TENSORS = ("weight", "bias", "e_score_correction_bias")
+ROUTERS = frozenset({"gate", "router", "moe_statics"})
+ROUTER_TENSORS = ("weight", "bias", "e_score_correction_bias", "expert_bias", "per_expert_scale")
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ class Anatomy:
 def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, device: torch.device | None = None) -> PreTrainedModel:
     """The model of a local checkpoint folder, in evaluation mode; without a `device`, on the GPU if it fits there."""
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+        auto = _auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+        model: Any = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
         model.to(device or torch.device(_device(model))).eval()
+        _align(model)
     except torch.OutOfMemoryError as error:
         raise ExciseError(
             f"{folder}: not enough memory on the GPU ({one_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
@@ -85,12 +89,30 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
     return found
 
 
+def _auto_class(config: Any) -> Any:
+    """The class that reads text: of a multimodal wrapper without one of its own, the one that reads images as well."""
+    mapped = AutoModelForImageTextToText._model_mapping
+    other = type(config) in mapped and type(config) not in AutoModelForCausalLM._model_mapping
+    return AutoModelForImageTextToText if other else AutoModelForCausalLM
+
+
+@torch.no_grad()
+def _align(model: Any) -> None:
+    """Weights that lie anywhere in a file's buffer are copied to where torch would put them.
+
+    CPU kernels round by the alignment of their operands: the same weights, read behind a header of another length, would give other logits.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
 def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model without its weights: modules, names and shapes, in the time it takes to read a configuration."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except LOADING as error:
         raise ExciseError(f"{folder}: the model cannot be built ({one_line(error)})") from error
     return model
@@ -167,17 +189,29 @@ def _layer(name: str, modules: dict[str, nn.Module]) -> MoELayer:
 
 def _router_tensors(parent: str, block: nn.Module, experts: nn.Module, count: int) -> tuple[tuple[nn.Module, str], ...]:
     inside = {id(module) for module in experts.modules()}
+    whole_layer = re.search(r"\.\d+$", parent) is not None  # the experts stand in the decoder layer itself
     found: list[tuple[nn.Module, str]] = []
     for path, module in block.named_modules():
         if id(module) in inside or "shared" in path:
             continue
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if count in tensor.shape[:1]:
+            name = ".".join(part for part in (parent, path, key) if part)
+            if whole_layer and not ROUTERS.intersection(path.split(".")):
+                continue  # attention and norms may have that many rows by chance
+            if not tensor.is_floating_point() and tensor.ndim == 2:
+                raise ExciseError(f"{name} is a table of whole numbers, as routers use that choose experts by token id; it cannot be cut")
+            if expert_axis(tensor.shape, count) is not None:
                 if key not in ROUTER_TENSORS:
-                    name = f"{parent}.{path}.{key}"
                     raise ExciseError(f"{name} has {count} rows and is not a known router tensor: refusing to prune around it")
                 found.append((module, key))
     return tuple(found)
+
+
+def expert_rows(tensor: torch.Tensor, kept: tuple[int, ...], experts: int) -> torch.Tensor:
+    """The kept experts' part of a tensor with an expert axis of length `experts`, as a tensor of its own."""
+    axis = expert_axis(tensor.shape, experts)
+    assert axis is not None, "found by structure"
+    return tensor.detach().index_select(axis, torch.tensor(kept, device=tensor.device))
 
 
 def _why_none(config: Any) -> str:

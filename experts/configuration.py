@@ -1,13 +1,13 @@
 """What a model's config.json says about its experts. Plain dictionaries, no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experts.errors import ExciseError
 
 # Keys under which configurations (and modules) store E and k.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
+TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -22,6 +22,14 @@ def router_groups(config: Mapping[str, Any]) -> tuple[int, int]:
     if groups == 1 or config.get("topk_method") == "greedy":
         return 1, 1
     return groups, whole(config, "topk_group") or groups
+
+
+def expert_axis(shape: Sequence[int], experts: int) -> int | None:
+    """Where a tensor has its experts: on the first axis, or behind axes of length 1 ([1, E]); None where it has no expert axis.
+
+    Either way an expert's part is one run of bytes.
+    """
+    return next((axis for axis, size in enumerate(shape) if size == experts and all(before == 1 for before in shape[:axis])), None)
 
 
 def whole(config: Mapping[str, Any], key: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from experts.anatomy import Anatomy, MoELayer
+from experts.anatomy import Anatomy, MoELayer, expert_rows
 from experts.errors import ExciseError
 from experts.seam import replaced
 
@@ -25,22 +25,21 @@ class _Routed(Exception):  # noqa: N818 - not an error: the way out of a block w
 
 
 @contextmanager
-def small_router(layer: MoELayer, kept: tuple[int, ...]) -> Iterator[None]:
+def small_router(layer: MoELayer, kept: tuple[int, ...], experts: int) -> Iterator[None]:
     """Inside the block the router has only the kept rows, as after pruning; it gives ids 0..len(kept) − 1."""
     before: Kept = []
     try:
-        shrink_router(layer, kept, before)
+        shrink_router(layer, kept, experts, before)
         yield
     finally:
         for table, key, value in reversed(before):
             table[key] = value
 
 
-def shrink_router(layer: MoELayer, kept: tuple[int, ...], before: Kept) -> None:
+def shrink_router(layer: MoELayer, kept: tuple[int, ...], experts: int, before: Kept) -> None:
     """Leaves the router only the kept rows; what was there is added to `before`."""
     for module, key in layer.router_tensors:
-        tensor = getattr(module, key)
-        _swap(module, key, tensor.detach()[torch.tensor(kept, device=tensor.device)], before)
+        _swap(module, key, expert_rows(getattr(module, key), kept, experts), before)
     for module, key in layer.counters:
         swap_value(vars(module), key, len(kept), before)
 
@@ -65,7 +64,7 @@ def routing_without(anatomy: Anatomy, position: int, hidden: Tensor, removed: Te
             "remove fewer, or use mode zero"
         )
     if _even(anatomy, kept):
-        with small_router(layer, kept):
+        with small_router(layer, kept, anatomy.experts):
             index, weight = _route(layer, hidden)
         return torch.tensor(kept, device=index.device)[index], weight
     with _barred(layer, removed):

@@ -57,6 +57,7 @@ def sharing(anatomy: Anatomy, plan: Plan) -> Iterator[Twin]:
     try:
         for layer, order in zip(anatomy.layers, orders, strict=True):
             _share(layer, plan.kept[layer.index], order, slots, moved)
+            shrink_router(layer, plan.kept[layer.index], anatomy.experts, slots)
         if plan.uniform:
             config = vars(anatomy.model.config.get_text_config())
             for key in COUNT_KEYS:
@@ -75,14 +76,13 @@ def _order(kept: tuple[int, ...], experts: int) -> Tensor:
 
 
 def _share(layer: MoELayer, kept: tuple[int, ...], order: Tensor, slots: Kept, moved: list[tuple[Tensor, Tensor]]) -> None:
-    """Puts the pruned tensors and counters of one layer in place. moved: tensors whose rows have another order now."""
+    """Puts the pruned experts of one layer in place. moved: tensors whose rows have another order now."""
     for name, parameter in list(layer.experts.named_parameters()):
         owner, _, key = name.rpartition(".")
         _permute(parameter.data, order)
         moved.append((parameter.data, order))
         view = nn.Parameter(parameter.data[: len(kept)], requires_grad=False)
         swap_value(layer.experts.get_submodule(owner)._parameters, key, view, slots)
-    shrink_router(layer, kept, slots)
     for key in COUNT_KEYS:
         if key in vars(layer.experts):
             swap_value(vars(layer.experts), key, len(kept), slots)
@@ -115,7 +115,8 @@ def kept_counts(anatomy: Anatomy) -> dict[int, int]:
     """Experts that every MoE layer now holds, by decoder layer; router and experts must agree."""
     found = {}
     for layer in anatomy.layers:
-        counts = {len(parameter) for parameter in layer.experts.parameters()} | {len(getattr(m, key)) for m, key in layer.router_tensors}
+        rows = {next((size for size in getattr(module, key).shape if size > 1), 1) for module, key in layer.router_tensors}
+        counts = rows | {len(parameter) for parameter in layer.experts.parameters()}
         if len(counts) > 1:
             raise ExciseError(f"{layer.name}: router and experts hold different numbers of experts ({sorted(counts)})")
         found[layer.index] = counts.pop()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from experts.anatomy import Anatomy, MoELayer, dissect
+from experts.anatomy import Anatomy, MoELayer, dissect, expert_rows
 from experts.configuration import COUNT_KEYS
 from experts.plan import Plan
 
@@ -17,7 +17,7 @@ def cut(anatomy: Anatomy, plan: Plan) -> Anatomy | None:
     """
     plan.check_model(anatomy.indices, anatomy.experts)
     for layer in anatomy.layers:
-        cut_layer(layer, plan.kept[layer.index])
+        cut_layer(layer, plan.kept[layer.index], anatomy.experts)
     if not plan.uniform:
         return None
     set_count(anatomy.model.config.get_text_config(), len(next(iter(plan.kept.values()))))
@@ -25,13 +25,13 @@ def cut(anatomy: Anatomy, plan: Plan) -> Anatomy | None:
 
 
 @torch.no_grad()
-def cut_layer(layer: MoELayer, kept: tuple[int, ...]) -> None:
-    """Slices the experts, the router and the counters of one MoE block."""
+def cut_layer(layer: MoELayer, kept: tuple[int, ...], experts: int) -> None:
+    """Slices the experts, the router and the counters of one MoE block of `experts` experts."""
     for name, parameter in list(layer.experts.named_parameters()):
         owner, _, key = name.rpartition(".")
-        _replace(layer.experts.get_submodule(owner), key, _rows(parameter, kept))
+        _replace(layer.experts.get_submodule(owner), key, expert_rows(parameter, kept, experts))
     for module, key in layer.router_tensors:
-        _replace(module, key, _rows(getattr(module, key), kept))
+        _replace(module, key, expert_rows(getattr(module, key), kept, experts))
     for module, key in (*layer.counters, *((layer.experts, key) for key in COUNT_KEYS if hasattr(layer.experts, key))):
         setattr(module, key, len(kept))
 
@@ -41,10 +41,6 @@ def set_count(config: PreTrainedConfig, count: int) -> None:
     for key in COUNT_KEYS:
         if getattr(config, key, None) is not None:
             setattr(config, key, count)
-
-
-def _rows(tensor: Tensor, kept: tuple[int, ...]) -> Tensor:
-    return tensor.detach()[torch.tensor(kept, device=tensor.device)].contiguous()
 
 
 def _replace(module: nn.Module, key: str, value: Tensor) -> None:

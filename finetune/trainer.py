@@ -45,6 +45,7 @@ class RecoveryTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean per batch: Trainer divides it by the batches of a step
         self.parts: list[tuple[float, float, float]] = []
         self.good: dict[str, Tensor] = {}
+        self.good_step = -1
         self.tuned = {name: p for name, p in self.wrapped.named_parameters() if p.requires_grad}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
@@ -58,7 +59,8 @@ class RecoveryTrainer(Trainer):
         self.parts.append((float(loss.detach()), float(ce.detach()), float(kl.detach())))
         if not math.isfinite(self.parts[-1][0]):
             raise NotFiniteError(f"the loss is {self.parts[-1][0]} at step {self.state.global_step + 1}")
-        self.good = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.tuned.items()}
+        if self.state.global_step != self.good_step:  # the first batch of a step: the weights are those that the step before made
+            self.good, self.good_step = {name: p.detach().to("cpu", copy=True) for name, p in self.tuned.items()}, self.state.global_step
         return loss
 
 

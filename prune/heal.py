@@ -35,7 +35,7 @@ from validate.null import Yardstick
 from validate.rig import check_reloaded, last_logits, require
 
 RESULT, REPORT, CHECKPOINT = "recovery.json", "recovery.md", "recovered"
-NOT_THE_MODEL = {"random_plans", "unpruned", "save_steps", "checkpoint", "measure", "teacher", "data"}
+NOT_THE_MODEL = {"random_plans", "unpruned", "save_steps", "checkpoint", "teacher", "data"}
 
 
 def check_targets(materials: Materials) -> None:
@@ -94,6 +94,7 @@ class Healing:
         if self.folder.valid("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
             kept: dict[str, Any] = json.loads((self.folder.path / RESULT).read_text(encoding="utf-8"))
             return kept
+        self._check_output()
         before, after = self._measured()
         for name, plan in self.plans.items():
             if not self._done(name, plan, after):
@@ -104,6 +105,12 @@ class Healing:
         write_text(self.folder.path / REPORT, markdown(result))
         self.folder.finish("recovery", stage)
         return result
+
+    def _check_output(self) -> None:
+        """A checkpoint of another training is replaced only with --force."""
+        made = self.folder.record.get("recover")
+        if self.out.exists() and made not in (None, key_of(self.key, self.plan.digest)) and not self.materials.prepared.force:
+            raise ExciseError(f"{self.out}: holds the result of another training; choose another --output, or --force to replace it")
 
     @property
     def _stage(self) -> str:

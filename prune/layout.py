@@ -11,13 +11,15 @@ from functools import cached_property
 from typing import Any
 
 from criteria.budget import Shape
-from experts.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups, text_config, whole
+from experts.configuration import COUNT_KEYS, TOP_K_KEYS, expert_axis, router_groups, text_config, whole
 from experts.errors import ExciseError
 from prune.shards import Checkpoint, Stored
 
 SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-# The same names that experts.anatomy slices in memory, seen from the block.
-ROUTER_NAMES = re.compile(r"^(gate|router)\.(weight|bias|e_score_correction_bias)$")
+# A router's tensors: a module of such a name on the way, or beside the experts themselves, and the names experts.anatomy slices in memory.
+ROUTERS = frozenset({"gate", "router", "moe_statics"})
+ROUTER_TENSORS = frozenset({"weight", "bias", "e_score_correction_bias", "expert_bias", "per_expert_scale"})
+BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})
 ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
 FUSED = re.compile(r"^(?P<block>.+)\.experts\.(?P<rest>[^.\d].*)$")
 LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -126,26 +128,53 @@ def _block(checkpoint: Checkpoint, prefix: str, experts: int) -> Block:
     single: dict[int, list[Stored]] = {}
     fused, router = [], []
     for name, tensor in checkpoint.tensors.items():
-        if not name.startswith(prefix + "."):
+        if not name.startswith(number.string[: number.end()]):  # another decoder layer
             continue
-        if one := ONE_EXPERT.match(name):
+        if not name.startswith(prefix + "."):  # some write the router beside the block of the experts
+            if _routes(name[number.end() :]) and expert_axis(tensor.shape, experts) is not None:
+                router.append(tensor)
+        elif one := ONE_EXPERT.match(name):
             single.setdefault(int(one["id"]), []).append(tensor)
         elif FUSED.match(name):
             _need_rows(tensor, experts)
             fused.append(tensor)
-        elif ROUTER_NAMES.match(name[len(prefix) + 1 :]):
-            _need_rows(tensor, experts)
+        elif _belongs_to_router(tensor, name[len(prefix) + 1 :], experts, whole_layer=f"{prefix}." == number.string[: number.end()]):
             router.append(tensor)
-        elif tensor.shape[:1] == (experts,) and "shared" not in name:
-            raise ExciseError(f"{tensor.file}: {name} has {experts} rows and is not a known router tensor: refusing to prune around it")
     _check_experts(checkpoint, prefix, single, experts)
-    if not router:
+    if not any(len(tensor.shape) == 2 and tensor.shape[0] == experts for tensor in router):
         raise ExciseError(f"{checkpoint.folder}: {prefix} has experts but no gate or router tensor of {experts} rows")
     return Block(int(number.group(1)), prefix, {i: tuple(group) for i, group in single.items()}, tuple(fused), tuple(router))
 
 
+def _routes(path: str) -> bool:
+    """Whether a path inside a decoder layer or block leads to one of a router's tensors."""
+    *modules, leaf = path.split(".")
+    ours = bool(ROUTERS.intersection(modules)) or (not modules and leaf in BESIDE)
+    return ours and leaf in ROUTER_TENSORS and not any("shared" in module or "attn" in module for module in modules)
+
+
+def _belongs_to_router(tensor: Stored, path: str, experts: int, whole_layer: bool) -> bool:
+    """Of a tensor of a block outside its experts. Refuses what has the experts' number of rows and is not known.
+
+    whole_layer: the experts stand in the decoder layer itself, where attention and norms may have that many rows by chance.
+    """
+    if path in ("gate.weight", "router.weight"):
+        _need_rows(tensor, experts)
+    if ROUTERS.intersection(path.split(".")) and tensor.dtype.startswith(("I", "U")) and len(tensor.shape) == 2:
+        raise ExciseError(
+            f"{tensor.file}: {tensor.name} is a table of whole numbers: a router that chooses experts by token id cannot be cut"
+        )
+    if expert_axis(tensor.shape, experts) is None:
+        return False
+    if _routes(path):
+        return True
+    if "shared" in path or whole_layer:
+        return False
+    raise ExciseError(f"{tensor.file}: {tensor.name} has {experts} rows and is not a known router tensor: refusing to prune around it")
+
+
 def _need_rows(tensor: Stored, experts: int) -> None:
-    if tensor.shape[:1] != (experts,) or tensor.size % experts:
+    if expert_axis(tensor.shape, experts) is None or tensor.size % experts:
         raise ExciseError(f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, expected {experts} experts on the first axis")
 
 

@@ -10,14 +10,18 @@ Every layer is built at full size and resized before its weights are loaded. Loa
 import re
 
 import torch
-from transformers import $architecture
+import transformers
 
 
-class ExciseForCausalLM($architecture):
+class $architecture(transformers.$architecture):  # of the same name: transformers renames the tensors of some classes by it
+    @classmethod
+    def is_custom_code(cls):  # the tensors are named and fused as the library's own class has them
+        return False
+
     def __init__(self, config):
         super().__init__(config)
         for name, block in self.named_modules():
-            layer = re.search(r"\\.layers\\.(\\d+)\\.[^.]+$$", name)
+            layer = re.search(r"\\.layers\\.(\\d+)(\\.[^.]+)?$$", name)
             if layer and hasattr(block, "experts") and layer.group(1) in config.excise_experts:
                 resize(block, config.$count_key, config.excise_experts[layer.group(1)])
 
@@ -28,14 +32,22 @@ def resize(block, before, after):
     for path, module in block.named_modules():
         if "shared" in path or (path.startswith("experts.") and path.split(".")[1].isdigit()):
             continue
+        if path and not {"experts", "gate", "router", "moe_statics"} & set(path.split(".")):
+            continue
         for table in (module._parameters, module._buffers):
             for key, tensor in table.items():
-                if tensor is not None and tensor.shape[:1] == (before,):
-                    smaller = tensor.detach()[:after].clone()
+                axis = expert_axis(() if tensor is None else tensor.shape, before)
+                if axis is not None:
+                    smaller = tensor.detach().narrow(axis, 0, after).clone()
                     table[key] = torch.nn.Parameter(smaller) if table is module._parameters else smaller
         for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "out_features"):
             if vars(module).get(key) == before:
                 setattr(module, key, after)
+
+
+def expert_axis(shape, experts):
+    """The first axis, or the one behind axes of length 1."""
+    return next((axis for axis, size in enumerate(shape) if size == experts and set(shape[:axis]) <= {1}), None)
 ''')
 
 

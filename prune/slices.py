@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from experts.configuration import text_config
+from experts.configuration import expert_axis, text_config
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.layout import ONE_EXPERT, Block, Layout
@@ -86,7 +86,7 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
         text[layout.count_key] = len(next(iter(plan.kept.values())))
     else:
         config["excise_experts"] = {str(layer): count for layer, count in sorted(plan.counts.items())}
-        config["auto_map"] = {**config.get("auto_map", {}), "AutoModelForCausalLM": "modeling_excise.ExciseForCausalLM"}
+        config["auto_map"] = {**config.get("auto_map", {}), "AutoModelForCausalLM": f"modeling_excise.{(config.get('architectures') or [''])[0]}"}
     if layout.predicting and text.get("num_nextn_predict_layers"):
         text["num_nextn_predict_layers"] = 0
     return config
@@ -109,6 +109,8 @@ def _cut(tensor: Stored, kept: tuple[int, ...], experts: int) -> Piece | None:
             return None
         name = f"{one['block']}.experts.{kept.index(int(one['id']))}.{one['rest']}"
         return Piece(name, tensor.dtype, tensor.shape, tensor, ((tensor.start, tensor.end),))
-    row = tensor.size // experts
+    axis = expert_axis(tensor.shape, experts)
+    assert axis is not None, "checked when it was laid out"
+    row, shape = tensor.size // experts, (*tensor.shape[:axis], len(kept), *tensor.shape[axis + 1 :])
     ranges = [(tensor.start + i * row, tensor.start + (i + 1) * row) for i in kept]
-    return Piece(tensor.name, tensor.dtype, (len(kept), *tensor.shape[1:]), tensor, tuple(ranges))
+    return Piece(tensor.name, tensor.dtype, shape, tensor, tuple(ranges))

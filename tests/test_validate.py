@@ -109,7 +109,7 @@ def test_rig_check_5_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch)
 
 def test_rig_check_6_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     cut = rig.cut_layer
-    monkeypatch.setattr(rig, "cut_layer", lambda layer, kept: cut(layer, kept[::-1]))
+    monkeypatch.setattr(rig, "cut_layer", lambda layer, kept, experts: cut(layer, kept[::-1], experts))
     check = rig.check_restricted_is_cut(anatomy, windows(1), uniform_plan(anatomy.indices))
     assert not check.passed
     assert "3 of 3 blocks differ, first model.layers.0.mlp" in check.evidence

@@ -147,7 +147,7 @@ def check_restricted_is_cut(anatomy: Anatomy, first: Windows, plan: Plan) -> Che
     different = []
     for layer, (args, kwargs, restricted_output) in zip(anatomy.layers, entered, strict=True):
         twin = _twin(layer)
-        cut_layer(twin, plan.kept[layer.index])
+        cut_layer(twin, plan.kept[layer.index], anatomy.experts)
         if not torch.equal(_first(twin.block(*args, **kwargs)), restricted_output):
             different.append(layer.name)
     evidence = f"{len(different)} of {len(anatomy.layers)} blocks differ" + (f", first {different[0]}" if different else "")

@@ -4,7 +4,8 @@
     python -m tests.compatibility.transformers4 /tmp/v4/bin/python
 
 transformers 4 makes small random checkpoints in its own format (and takes the demo model); Excise, on transformers 5, restricts
-and exports them; transformers 4 loads the exports and compares logits, in float32, with those of the restricted model.
+and exports them, and merges random adapters into the pruned model ("recovered"); transformers 4 loads the exports and compares logits, in
+float32, with those of the restricted or merged model, and the merged weights bit by bit.
 """
 
 import json
@@ -76,6 +77,38 @@ def prune(folder: Path, demo: Path) -> None:
             export(layout, plan, out)
             with torch.no_grad(), restricted(anatomy, plan):
                 torch.save(model(input_ids=torch.tensor(TOKENS)).logits, out / "expected.pt")
+        recover(
+            anatomy,
+            layout,
+            Plan(layout.experts, dict.fromkeys(layout.layers, KEPT["uniform"][0])),
+            out.with_name(f"{out.name.rpartition('-')[0]}-recovered"),
+        )
+
+
+def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untyped-def]
+    """Random adapters on everything, merged and exported, with the logits and weights that are to be read back."""
+    import torch
+
+    from experts.sharing import sharing
+    from finetune.adapters import adapt, find_targets, merged
+    from finetune.settings import GROUPS, Training
+    from prune.checkpoint import Recovered, export
+    from prune.merged import Storage
+    from prune.slices import slice_layout
+
+    with sharing(anatomy, plan):
+        adapted = adapt(anatomy.model, find_targets(anatomy, GROUPS), Training(), 0)
+        with torch.no_grad():
+            for name, parameter in adapted.peft.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+        storage = Storage(anatomy.model, {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard})
+        with merged(adapted, storage.rounded) as weights, torch.no_grad():
+            changed = storage.write(weights, out.with_name(f"{out.name}-weights"))
+            export(layout, plan, out, recovered=Recovered(changed, {}))
+            torch.save(anatomy.model(input_ids=torch.tensor(TOKENS)).logits, out / "expected.pt")
+            parts = {part: tensor.clone() for name, weight in weights.items() for part, tensor in storage.parts(name, weight).items()}
+            torch.save(parts, out / "weights.pt")
 
 
 def compare(folder: Path) -> None:
@@ -91,6 +124,10 @@ def compare(folder: Path) -> None:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor(TOKENS)).logits
         found[path.parent.name] = float((logits - torch.load(path)).abs().max())
+        if (path.parent / "weights.pt").exists():
+            state = model.state_dict()
+            equal = all(torch.equal(state[name], tensor) for name, tensor in torch.load(path.parent / "weights.pt").items())
+            found[f"{path.parent.name}, merged weights bit-equal"] = equal
     print(json.dumps(found, indent=2))
 
 

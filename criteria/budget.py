@@ -50,29 +50,74 @@ class Shape:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to keep. total: experts kept in the whole model; scope `layer` spreads them evenly; floor: fewest kept in a layer."""
+    """How much to keep. total: experts kept in the whole model; scope `layer` spreads them evenly; floor: fewest kept in a layer.
+
+    multiple: what the count of every layer divides by; counts: those counts, in the order of the MoE layers, where they were given by hand.
+    """
 
     total: int
     scope: Scope
     floor: int
     text: str
+    multiple: int = 1
+    counts: tuple[int, ...] | None = None
+
+    def of_layers(self, layers: int) -> tuple[int, ...]:
+        """Experts that each layer keeps, of a budget that leaves nothing to the scores (scope layer, or counts by hand)."""
+        return self.counts or (self.total // layers,) * layers
 
 
-def from_fraction(shape: Shape, fraction: float, scope: Scope, floor: int | None = None) -> Budget:
+def from_fraction(shape: Shape, fraction: float, scope: Scope, floor: int | None = None, multiple: int = 1) -> Budget:
     """fraction: share of the experts to remove, in (0, 1); rounded to whole experts per layer (scope layer) or in all (global)."""
     if not 0 < fraction < 1:
         raise ExciseError(f"prune.fraction is {fraction}; it is the share of experts to remove and lies between 0 and 1, for example 0.5")
     text = f"fraction={fraction:g} scope={scope}"
     if scope == "layer":
-        return from_keep(shape, shape.experts - _half_up(fraction * shape.experts), scope, floor, text)
+        return from_keep(shape, shape.experts - _half_up(fraction * shape.experts), scope, floor, text, multiple)
     every = shape.experts * len(shape.layers)
-    return _checked(shape, Budget(every - _half_up(fraction * every), scope, shape.smallest if floor is None else floor, text))
+    return _settled(shape, every - _half_up(fraction * every), scope, floor, text, multiple)
 
 
-def from_keep(shape: Shape, keep: int, scope: Scope, floor: int | None = None, text: str = "") -> Budget:
+def from_keep(shape: Shape, keep: int, scope: Scope, floor: int | None = None, text: str = "", multiple: int = 1) -> Budget:
     """keep: experts kept per layer; on average per layer in scope global."""
     text = text or f"keep={keep} scope={scope}"
-    return _checked(shape, Budget(keep * len(shape.layers), scope, shape.smallest if floor is None else floor, text))
+    total = _rounded(keep, multiple) * len(shape.layers) if scope == "layer" else keep * len(shape.layers)
+    return _settled(shape, total, scope, floor, text, multiple)
+
+
+def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> Budget:
+    """counts: decoder layer -> experts kept there; layers that are not named keep all."""
+    if unknown := counts.keys() - set(shape.layers):
+        raise ExciseError(f"prune.keep names layer {min(unknown)}; the MoE layers are {list(shape.layers)}")
+    for layer, count in counts.items():
+        if count > shape.experts:
+            raise ExciseError(f"prune.keep: layer {layer} is to keep {count} experts and has {shape.experts}")
+        if count < shape.smallest or count % shape.groups:
+            needs = f"at least {shape.smallest}" + (f", a multiple of {shape.groups} (router groups)" if shape.groups > 1 else "")
+            raise ExciseError(f"prune.keep: layer {layer} is to keep {count} experts; routing needs {needs}")
+        if count % multiple:
+            raise ExciseError(f"prune.keep: layer {layer} is to keep {count} experts, not a multiple of prune.multiple_of = {multiple}")
+    kept = tuple(counts.get(layer, shape.experts) for layer in shape.layers)
+    if sum(kept) == shape.experts * len(kept):
+        raise ExciseError(f"prune.keep removes no expert: all {shape.experts} per layer would be kept; prune more")
+    text = "keep=" + ",".join(f"{layer}:{count}" for layer, count in sorted(counts.items()))
+    return Budget(sum(kept), "layer", shape.smallest, text, multiple, kept)
+
+
+def _settled(shape: Shape, total: int, scope: Scope, floor: int | None, text: str, multiple: int) -> Budget:
+    if multiple > 1:
+        text += f" multiple_of={multiple}"
+        if multiple % shape.groups:
+            raise ExciseError(f"prune.multiple_of is {multiple}: {shape.groups} router groups keep equally many; take a multiple of them")
+    if scope == "global":
+        total = _rounded(total, multiple)
+    least = shape.smallest if floor is None else floor
+    return _checked(shape, Budget(total, scope, -(-least // multiple) * multiple if scope == "global" else least, text, multiple))
+
+
+def _rounded(count: int, multiple: int) -> int:
+    """The nearest multiple, the larger one of two."""
+    return multiple * _half_up(count / multiple)
 
 
 def _half_up(number: float) -> int:

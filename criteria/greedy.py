@@ -87,7 +87,8 @@ class Search:
 
     def room(self) -> NDArray[np.int64]:
         """How many experts of every router group each layer can still lose [L]."""
-        smallest = self.budget.total // len(self.gone) if self.budget.scope == "layer" else self.budget.floor
+        layers = len(self.gone)
+        smallest = np.array(self.budget.of_layers(layers) if self.budget.scope == "layer" else (self.budget.floor,) * layers)
         found: NDArray[np.int64] = (self.shape.experts - smallest - self.gone.sum(axis=1)) // self.shape.groups
         return found
 

@@ -26,39 +26,42 @@ def select(scores: Scores, budget: Budget, shape: Shape) -> Plan:
 
 
 def _check_protected(scores: Scores, budget: Budget, shape: Shape) -> None:
-    room = budget.total // len(shape.layers) // shape.groups if budget.scope == "layer" else shape.experts // shape.groups
-    grouped = scores.protected.reshape(len(shape.layers), shape.groups, -1).sum(axis=2)
+    layers = len(shape.layers)
+    room = np.array(budget.of_layers(layers) if budget.scope == "layer" else (shape.experts,) * layers)[:, None] // shape.groups
+    grouped = scores.protected.reshape(layers, shape.groups, -1).sum(axis=2)
     if (grouped > room).any() or scores.protected.sum() > budget.total:
-        raise ExciseError(
-            f"{budget.text}: {int(scores.protected.sum())} super experts are protected, up to {int(grouped.max())} where {room} may stay; "
-            "keep more, or set prune.protect_super_experts: false"
-        )
+        worst = np.unravel_index(np.argmax(grouped - room), grouped.shape)
+        many = f"{int(scores.protected.sum())} super experts are protected, up to {int(grouped[worst])} where {room[worst[0], 0]} may stay"
+        raise ExciseError(f"{budget.text}: {many}; keep more, or set prune.protect_super_experts: false")
 
 
 def _per_layer(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> NDArray[np.bool_]:
     """The best of every group of every layer [L, E]."""
-    quota = budget.total // len(shape.layers) // shape.groups
     grouped = ranked.reshape(len(ranked), shape.groups, -1)
     order = np.argsort(-grouped, axis=2, kind="stable")
     keep = np.zeros(grouped.shape, dtype=bool)
-    np.put_along_axis(keep, order[:, :, :quota], True, axis=2)
+    for layer, count in enumerate(budget.of_layers(len(ranked))):
+        np.put_along_axis(keep[layer], order[layer, :, : count // shape.groups], True, axis=1)
     return keep.reshape(ranked.shape)
 
 
 def _whole_model(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> NDArray[np.bool_]:
     """The best of the whole model above a floor per layer [L, E].
 
-    With router groups the unit is a rank: the r-th best of every group of a layer stay or go together, valued by their mean.
+    With router groups the unit is a rank: the r-th best of every group of a layer stay or go together, valued by their mean. Where counts
+    have to divide by a number, so many neighbouring ranks are one unit.
     """
     grouped = ranked.reshape(len(ranked), shape.groups, -1)
     order = np.argsort(-grouped, axis=2, kind="stable")
     ranks = np.take_along_axis(grouped, order, axis=2)
     # [L, ranks]: a rank with a protected expert stays, one with an expert without data goes first.
     value = np.where(np.isposinf(ranks).any(axis=1), np.inf, np.where(np.isneginf(ranks), -1e300, ranks).mean(axis=1))
-    floor = -(-budget.floor // shape.groups)
-    free = budget.total // shape.groups - floor * len(ranked)  # what is left when every layer has its floor
+    unit = max(1, budget.multiple // shape.groups)
+    value = value[:, : value.shape[1] // unit * unit].reshape(len(value), -1, unit).mean(axis=2)
+    floor = -(-budget.floor // shape.groups // unit)
+    free = budget.total // shape.groups // unit - floor * len(ranked)  # what is left when every layer has its floor
     best = np.argsort(-value[:, floor:], axis=None, kind="stable")[:free]
-    count = floor + np.bincount(best // (value.shape[1] - floor), minlength=len(ranked))  # values fall, so a layer keeps its first ranks
+    count = unit * (floor + np.bincount(best // (value.shape[1] - floor), minlength=len(ranked)))  # values fall: a layer keeps its first
     keep = np.zeros(grouped.shape, dtype=bool)
     for layer, quota in enumerate(count):
         np.put_along_axis(keep[layer], order[layer, :, :quota], True, axis=1)

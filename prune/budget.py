@@ -1,6 +1,6 @@
 """A recipe's budget in numbers of experts, from headers alone. No torch."""
 
-from criteria.budget import Budget, Scope, Shape, from_fraction, from_keep
+from criteria.budget import Budget, Scope, Shape, from_counts, from_fraction, from_keep
 from experts.errors import ExciseError
 from prune.layout import Layout
 from prune.recipe import Prune, parse_size
@@ -11,12 +11,16 @@ def budget_of(prune: Prune, layout: Layout, scope: Scope | None = None) -> Budge
     shape, scope = layout.shape, scope or prune.scope
     floor = prune.floor if scope == "global" else None
     if prune.fraction is not None:
-        return from_fraction(shape, prune.fraction, scope, floor)
+        return from_fraction(shape, prune.fraction, scope, floor, prune.multiple_of)
+    if isinstance(prune.keep, dict):
+        return from_counts(shape, prune.keep, prune.multiple_of)
     if prune.keep is not None:
-        return from_keep(shape, prune.keep, scope, floor)
+        return from_keep(shape, prune.keep, scope, floor, multiple=prune.multiple_of)
     assert prune.target_size is not None
-    keep = _keep_within(layout, parse_size(prune.target_size), shape)
-    return from_keep(shape, keep, scope, floor, f"target_size={prune.target_size} scope={scope}")
+    keep = (
+        _keep_within(layout, parse_size(prune.target_size), shape) // prune.multiple_of * prune.multiple_of
+    )  # down: the size is a promise
+    return from_keep(shape, keep, scope, floor, f"target_size={prune.target_size} scope={scope}", prune.multiple_of)
 
 
 def _keep_within(layout: Layout, target: int, shape: Shape) -> int:

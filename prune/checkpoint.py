@@ -96,9 +96,9 @@ def export_notes(layout: Layout, plan: Plan) -> list[str]:
         notes.append("unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)")
     if layout.predicting:
         notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
-    kept = next(iter(plan.counts.values()))
-    if plan.uniform and kept % 8 and layout.experts % 8 == 0:
-        notes.append(f"{kept} experts per layer do not divide by 8, which expert-parallel serving may want")
+    if layout.experts % 8 == 0 and (odd := sorted({count for count in plan.counts.values() if count % 8})):
+        shown = ", ".join(map(str, odd))
+        notes.append(f"{shown} experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)")
     return notes
 
 

@@ -160,7 +160,7 @@ class Materials:
     def _measure(self, measurement: Measurement, statistics: Statistics, budget: Budget) -> dict[str, Array]:
         """One experiment's results: kept, taken up where it was interrupted, or new."""
         protected = self.protected(statistics)
-        bound = (budget.total, budget.scope, budget.floor, protected.tobytes().hex()) if measurement.kind == "greedy" else ()
+        bound = (budget.total, budget.scope, budget.floor, budget.counts, protected.tobytes().hex()) if measurement.kind == "greedy" else ()
         key = key_of("measured", self.fingerprint, self.recipe.dtype, self.calibration.hash, measurement.key, *bound)
         kept = Store(cache_folder() / f"{key}.safetensors", key)
         if results := kept.read():

@@ -66,7 +66,7 @@ def _compared(recipe: Recipe, layout: Layout) -> Iterator[Budget]:
     for scope in recipe.compare.scopes or (recipe.prune.scope,):
         floor = recipe.prune.floor if scope == "global" else None
         for fraction in recipe.compare.fractions:
-            yield from_fraction(layout.shape, fraction, scope, floor)
+            yield from_fraction(layout.shape, fraction, scope, floor, recipe.prune.multiple_of)
         if not recipe.compare.fractions:
             yield budget_of(recipe.prune, layout, scope)
 

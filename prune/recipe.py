@@ -39,14 +39,20 @@ class Text(Part):
         return [value] if isinstance(value, Mapping) else value
 
 
+Count = Annotated[int, Field(gt=0)]
+
+
 class Prune(Part):
     """How much goes, and where. Exactly one of fraction, keep, target_size."""
 
     fraction: float | None = Field(default=None, description="share of experts to remove, in (0, 1)")
-    keep: int | None = Field(default=None, gt=0, description="experts kept per layer (on average, in scope global)")
+    keep: Count | dict[int, Count] | None = Field(
+        default=None, description="experts kept per layer (on average, in scope global), or layer: count for some layers"
+    )
     target_size: str | None = Field(default=None, description="largest size of all weights together, for example 8GB")
     scope: Literal["layer", "global"] = Field(default="layer", description="same count in every layer, or lowest scores of the whole model")
     floor: int | None = Field(default=None, gt=0, description="scope global: fewest experts a layer keeps; default: what routing needs")
+    multiple_of: int = Field(default=1, gt=0, description="counts per layer divide by this, as serving engines want (8, parallel size)")
     protect_super_experts: bool = Field(default=True, description="never remove experts with outlier activations (arXiv 2507.23279)")
 
     @field_validator("target_size", mode="before")
@@ -60,6 +66,8 @@ class Prune(Part):
             raise ValueError("give exactly one of fraction, keep, target_size")
         if self.floor is not None and self.scope == "layer":
             raise ValueError("floor belongs to scope: global; with scope: layer every layer keeps the same number")
+        if isinstance(self.keep, dict) and self.scope == "global":
+            raise ValueError("keep with counts by hand leaves nothing for scope: global to decide; use scope: layer")
         if self.target_size is not None:
             parse_size(self.target_size)
         return self

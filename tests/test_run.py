@@ -398,3 +398,16 @@ def test_configurations_that_do_not_fit_are_one_line(
     with pytest.raises(ExciseError, match="odd: the (model|tokenizer) cannot be loaded") as caught:
         execute(recipe_path, tmp_path / "run", f"model={odd}")
     assert "\n" not in str(caught.value)
+
+
+def test_counts_by_hand_and_multiples(recipe_path: Path, tmp_path: Path) -> None:
+    """Of three layers one is pruned, by hand; then counts that divide by 4, with the note that they do not divide by 8."""
+    by_hand = execute(recipe_path, tmp_path / "hand", "prune.keep={1: 5}", "criteria=[reap]", "prune.protect_super_experts=false")
+    assert by_hand["plans"][0]["kept_per_layer"] == {"0": 8, "1": 5, "2": 8}
+    assert any("5 experts per layer do not divide by 8" in note for note in by_hand["notes"])
+    model = AutoModelForCausalLM.from_pretrained(by_hand["checkpoint"], trust_remote_code=True)
+    assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers] == [8, 5, 8]
+    wide = execute(recipe_path, tmp_path / "wide", "prune.fraction=0.4", "prune.multiple_of=4", "criteria=[reap]")
+    assert wide["plans"][0]["kept_per_layer"] == {"0": 4, "1": 4, "2": 4}
+    with pytest.raises(ExciseError, match="counts by hand leaves nothing for scope: global"):
+        execute(recipe_path, tmp_path / "no", "prune.keep={1: 5}", "prune.scope=global")

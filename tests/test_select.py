@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criteria.budget import Shape, from_fraction, from_keep
+from criteria.budget import Shape, from_counts, from_fraction, from_keep
 from criteria.scores import Scores
 from criteria.select import select
 from experts.errors import ExciseError
@@ -126,3 +126,77 @@ def test_every_accepted_budget_is_met_exactly(layers: int, per_group: int, group
         assert len(ids) >= shape.smallest
     if scope == "layer":
         assert plan.uniform
+
+
+# Multiples, and counts by hand.
+
+WIDE = Shape((3, 5, 8), 12, 2)
+
+
+def test_counts_that_divide() -> None:
+    """Layer: 12 − 5 = 7 rounds to 8. Global: of 36, 18 stay; in units of 4 that is 20, the floor of 2 becomes 4."""
+    assert from_fraction(WIDE, 5 / 12, "layer", multiple=4).total == 3 * 8
+    budget = from_fraction(WIDE, 0.5, "global", multiple=4)
+    assert (budget.total, budget.floor) == (20, 4)
+    values = [list(range(12)), [100 + i for i in range(12)], [50 + i for i in range(12)]]
+    plan = select(scores(values, layers=(3, 5, 8)), budget, WIDE)
+    assert plan.counts == {3: 4, 5: 12, 8: 4}
+    assert plan.kept[3] == (8, 9, 10, 11)
+    assert "multiple_of=4" in plan.budget
+
+
+def test_a_unit_is_worth_its_mean() -> None:
+    """Units of two above a floor of two: (5, 5) of layer 0 is worth more than (9, 0) of layer 1, though 9 is the best single one."""
+    shape = Shape((0, 1), 4, 2)
+    plan = select(scores([[7, 7, 5, 5], [10, 10, 9, 0]]), from_keep(shape, 3, "global", multiple=2), shape)
+    assert plan.counts == {0: 4, 1: 2}
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 3, 4]), st.floats(0.1, 0.6))
+def test_global_counts_always_divide(seed: int, multiple: int, fraction: float) -> None:
+    values = np.random.default_rng(seed).normal(size=(3, 12)).tolist()
+    budget = from_fraction(WIDE, fraction, "global", multiple=multiple)
+    plan = select(scores(values, layers=(3, 5, 8)), budget, WIDE)
+    assert all(count % multiple == 0 for count in plan.counts.values())
+    assert plan.total == budget.total
+
+
+def test_an_expert_count_that_is_no_multiple_itself() -> None:
+    """Of 10 experts in units of 4 a layer keeps 8 at most."""
+    shape = Shape((0, 1), 10, 2)
+    plan = select(scores([[i + 100.0 for i in range(10)], list(range(10))]), from_keep(shape, 6, "global", multiple=4), shape)
+    assert plan.counts == {0: 8, 1: 4}
+
+
+def test_counts_by_hand() -> None:
+    budget = from_counts(WIDE, {3: 4, 8: 6})
+    assert (budget.total, budget.counts) == (22, (4, 12, 6))
+    values = [list(range(12))] * 3
+    plan = select(scores(values, layers=(3, 5, 8)), budget, WIDE)
+    assert plan.counts == {3: 4, 5: 12, 8: 6}
+    assert plan.kept[8] == (6, 7, 8, 9, 10, 11)
+    assert plan.budget == "keep=3:4,8:6"
+
+
+@pytest.mark.parametrize(
+    ("counts", "multiple", "message"),
+    [
+        ({4: 6}, 1, r"prune\.keep names layer 4; the MoE layers are \[3, 5, 8\]"),
+        ({3: 13}, 1, "layer 3 is to keep 13 experts and has 12"),
+        ({3: 1}, 1, "layer 3 is to keep 1 experts; routing needs at least 2"),
+        ({3: 6}, 4, r"not a multiple of prune\.multiple_of = 4"),
+        ({3: 12}, 1, "removes no expert"),
+    ],
+)
+def test_counts_by_hand_that_cannot_be(counts: dict[int, int], multiple: int, message: str) -> None:
+    with pytest.raises(ExciseError, match=message):
+        from_counts(WIDE, counts, multiple)
+
+
+def test_multiples_and_router_groups() -> None:
+    shape = Shape((0, 1), 8, 2, groups=2, top_groups=1)
+    with pytest.raises(ExciseError, match=r"prune\.multiple_of is 3: 2 router groups keep equally many"):
+        from_fraction(shape, 0.5, "layer", multiple=3)
+    values = [[80, 70, 60, 50, 40, 30, 20, 10], [1, 2, 3, 4, 5, 6, 7, 8]]
+    plan = select(scores(values), from_fraction(shape, 0.25, "global", multiple=4), shape)
+    assert plan.counts == {0: 8, 1: 4}

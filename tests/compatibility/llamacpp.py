@@ -15,7 +15,8 @@ are compared with those of the original and of the restricted model. What an ori
 
 The converter knows a tokenizer by a hash of what it makes of one text, and refuses all others, the demo's among them. Here it is
 told "gpt-2": the name of the demo's way to split text before its BPE. Nothing else is touched, and llama.cpp's tokens of the text
-are compared too. The random checkpoints get the demo's tokenizer, so that vocabulary and tokenizer fit.
+are compared too. The random checkpoints get the demo's tokenizer, so that vocabulary and tokenizer fit; GLM's special tokens, which
+the demo's tokenizer does not have, are not asked for.
 """
 
 import json
@@ -113,10 +114,16 @@ def compare(folder: Path, converter: Path) -> None:
     for path in sorted(folder.glob("*/*/config.json")):
         command = [sys.executable, str(Path(__file__).resolve()), "read", str(path.parent), str(converter)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
-        found.setdefault(path.parents[1].name, {})[path.parent.name] = json.loads(last) if done.returncode == 0 else last
-        print(f"{path.parents[1].name} {path.parent.name}: {last}", file=sys.stderr, flush=True)
+        result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"refused": reason(done.stderr)}
+        found.setdefault(path.parents[1].name, {})[path.parent.name] = result
+        print(path.parents[1].name, path.parent.name, result, file=sys.stderr, flush=True)
     print(json.dumps(found, indent=2))
+
+
+def reason(stderr: str) -> str:
+    """What llama.cpp says of a file that it does not load; else the last line, which is the converter's."""
+    lines = stderr.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error loading model" in line), lines[-1])[:200]
 
 
 def read(checkpoint: Path, converter: Path) -> None:
@@ -130,7 +137,7 @@ def read(checkpoint: Path, converter: Path) -> None:
     tokens, expected = saved["tokens"].tolist(), saved[checkpoint.name]
     # The cache of keys and values is float16 unless told otherwise.
     exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "n_threads": 1, "n_threads_batch": 1}
-    model = llama_cpp.Llama(str(path), n_ctx=LENGTH, n_batch=LENGTH, logits_all=True, verbose=False, **exact)
+    model = llama_cpp.Llama(str(path), n_ctx=LENGTH, n_batch=LENGTH, logits_all=True, verbose=True, **exact)
     model.eval(tokens)
     logits = torch.from_numpy(model.scores[: len(tokens)].copy())
     assert logits.shape == expected.shape, (logits.shape, expected.shape)
@@ -145,11 +152,12 @@ def read(checkpoint: Path, converter: Path) -> None:
 
 
 def convert(checkpoint: Path, converter: Path, out: Path) -> None:
-    """The converter as it is, but for the name of the tokenizer's way to split text."""
+    """The converter as it is, but for how it knows a tokenizer."""
     sys.path.insert(0, str(converter))
     from conversion.base import TextModel
 
     TextModel.get_vocab_base_pre = lambda *_: "gpt-2"
+    TextModel._set_vocab_glm = TextModel._set_vocab_gpt2  # else it looks for special tokens that only GLM's tokenizer has
     sys.argv = ["convert_hf_to_gguf.py", str(checkpoint), "--outfile", str(out), "--outtype", "f32"]
     runpy.run_path(str(converter / "convert_hf_to_gguf.py"), run_name="__main__")
 

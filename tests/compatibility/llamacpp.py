@@ -46,7 +46,9 @@ SIZES = {
 }
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "head_dim": 8}
 GROUPED = {"n_routed_experts": 8, "moe_intermediate_size": 24, "intermediate_size": 40, "n_shared_experts": 1, "first_k_dense_replace": 1}
+YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 4096}
 # llama.cpp takes norm_topk_prob of Qwen3-MoE for true and needs scoring_func of DeepSeek-V3: both as in the published checkpoints.
+# It always rounds the range of YaRN to whole dimensions, which gpt-oss does not want (truncate); in 8 dimensions that is felt.
 FAMILIES = {
     "mixtral": {"num_local_experts": 8, "intermediate_size": 24},
     "qwen2_moe": {"num_experts": 8, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20},
@@ -54,7 +56,13 @@ FAMILIES = {
     "deepseek_v2": {**GROUPED, **LATENT, "n_group": 1, "topk_group": 1},
     "deepseek_v3": {**GROUPED, **LATENT, "n_group": 2, "topk_group": 1, "scoring_func": "sigmoid"},
     "glm4_moe": {**GROUPED, "n_group": 1, "topk_group": 1, "head_dim": 8},
-    "gpt_oss": {"num_local_experts": 8, "intermediate_size": 32, "head_dim": 8, "sliding_window": 128},
+    "gpt_oss": {
+        "num_local_experts": 8,
+        "intermediate_size": 32,
+        "head_dim": 8,
+        "sliding_window": 128,
+        "rope_scaling": {**YARN, "truncate": True},
+    },
 }
 PLANS = {
     "uniform": lambda expert, layer: expert % 2 == layer % 2,  # half, other ones in every layer

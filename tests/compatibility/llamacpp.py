@@ -2,11 +2,12 @@
 
 llama-cpp-python's source package carries llama.cpp and its converter; building it takes some ten minutes on one core:
 
-    python -m venv /tmp/vgguf && cd /tmp
-    pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36 && tar xf llama_cpp_python-0.3.36.tar.gz
-    CMAKE_ARGS="-DLLAVA_BUILD=OFF" /tmp/vgguf/bin/pip install ./llama_cpp_python-0.3.36
+    python -m venv /tmp/vgguf
+    /tmp/vgguf/bin/pip download -d /tmp --no-deps --no-binary :all: llama-cpp-python==0.3.36
+    tar xf /tmp/llama_cpp_python-0.3.36.tar.gz -C /tmp
+    export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF -DGGML_NATIVE=OFF"
+    /tmp/vgguf/bin/pip install /tmp/llama_cpp_python-0.3.36
     /tmp/vgguf/bin/pip install torch==2.13.0 transformers==4.57.6 'sentencepiece<0.3' 'protobuf<5' 'numpy~=2.2.6' pyyaml requests tqdm
-
     python -m tests.compatibility.llamacpp /tmp/vgguf/bin/python /tmp/llama_cpp_python-0.3.36/vendor/llama.cpp
 
 transformers 4 makes small random checkpoints (beside them, the demo model); Excise, on transformers 5, restricts and exports them;

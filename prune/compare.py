@@ -21,7 +21,7 @@ from prune.stages import describe, environment, write_json, write_text
 from prune.yardsticks import check_rows, yardsticks
 from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, Evidence, Yardstick, against_random, number, settled
+from validate.null import Contest, Yardstick, against_random, number, settled
 from validate.overlap import overlaps
 from validate.rig import check_rig
 from validate.verdict import PAIR_RULE, RULE, Correction
@@ -106,7 +106,8 @@ class Comparison:
                 "spearman": _agreement(tables),
             },
             "plans": [one.to_json() for one in evidence],
-            "pairs": self._differences(evidence, sticks),
+            "pairs": [one.to_json() for one in pairs.differences(evidence, sticks, settings.random_seed)],
+            "scopes": [one.to_json() for one in pairs.between_scopes(evidence, sticks, settings.random_seed)],
             "rule": f"{RULE} p: {settings.chance}, after Holm over {len(evidence)} tests (criteria × budgets).",
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
@@ -122,9 +123,6 @@ class Comparison:
     @property
     def _pairs(self) -> int:
         return pairs.count(len(self.prepared.criteria), len(self.prepared.compared))
-
-    def _differences(self, evidence: list[Evidence], sticks: list[Yardstick]) -> list[dict[str, Any]]:
-        return [one.to_json() for one in pairs.differences(evidence, sticks, self.recipe.validation.random_seed)]
 
     def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> dict[str, Any]:
         chosen = [plans[criterion.name, budget] for criterion in self.prepared.criteria]

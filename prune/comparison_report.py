@@ -18,6 +18,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
     for name in _measures(result):
         yield _costs(result, name)
         yield from _differences(result, name)
+        yield from _scopes(result, name)
 
 
 def _measures(result: dict[str, Any]) -> list[str]:
@@ -126,6 +127,30 @@ def _differences(result: dict[str, Any], name: str) -> Iterator[Table]:
         title = f"Which differ by {name}, scope {scope}, {fraction:.0%} pruned: < the row costs less, > more, · not told apart, = same plan"
         if len(names) > 1:
             yield title, ("criterion", *(str(n) for n in range(1, len(names) + 1))), rows
+
+
+def _scopes(result: dict[str, Any], name: str) -> Iterator[Table]:
+    """Unequal against equal counts of the same total."""
+    rows: list[tuple[str, ...]] = [
+        (
+            one["first"],
+            f"{one['fraction']:g}",
+            f"{one['difference']:+.4f} [{signed(one['low'], 4)}, {signed(one['high'], 4)}]",
+            probability(one["p_corrected"]),
+            "same plan"
+            if one["same_plan"]
+            else "not told apart"
+            if not one["differ"]
+            else "global better"
+            if one["difference"] < 0
+            else "layer better",
+        )
+        for one in result["scopes"]
+        if one["name"] == name
+    ]
+    if rows:
+        title = f"Scope global − scope layer, cost by {name}: do unequal counts per layer pay?"
+        yield title, ("criterion", "fraction", "difference [95 %]", "p (Holm)", "verdict"), rows
 
 
 def markdown(result: dict[str, Any]) -> str:

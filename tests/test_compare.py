@@ -120,6 +120,14 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert plan["delta"] == pytest.approx(mean[plan["digest"]] - result["loss"], abs=1e-12)
         assert plan["reversed_delta"] == pytest.approx(mean[plan["reversed_digest"]] - result["loss"], abs=1e-12)
 
+    assert [(one["first"], one["fraction"]) for one in result["scopes"]] == [(name, f) for f in (0.25, 0.5) for name in CRITERIA]
+    by_budget = {(plan["criterion"], plan["scope"], plan["fraction"]): plan for plan in result["plans"]}
+    for one in result["scopes"]:
+        wide, same = (by_budget[one["first"], scope, one["fraction"]] for scope in ("global", "layer"))
+        assert one["difference"] == pytest.approx(wide["delta"] - same["delta"], abs=1e-12)
+        assert one["same_plan"] == (wide["digest"] == same["digest"])
+    assert "do unequal counts per layer pay?" in (tmp_path / "c" / "comparison.md").read_text()
+
     found = result["agreement"]
     assert found["reference"] == CRITERIA[0]
     assert set(found["spearman"]) == {*CRITERIA[1:], f"{CRITERIA[4]}, scope global"}

@@ -48,7 +48,24 @@ def differences(evidence: list[Evidence], sticks: list[Yardstick], seed: int) ->
     budgets: dict[tuple[str, float], list[Evidence]] = {}
     for one in evidence:
         budgets.setdefault((one.scope, round(one.plan.fraction, 6)), []).append(one)
-    pairs = [(budget, *pair) for budget, members in budgets.items() for pair in itertools.combinations(members, 2)]
+    return _tested([(budget, *pair) for budget, members in budgets.items() for pair in itertools.combinations(members, 2)], sticks, seed)
+
+
+def between_scopes(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:
+    """Scope global − scope layer of every criterion, where both keep the same number; Holm over all of one yardstick.
+
+    Does it pay to let layers keep unequal numbers? scope of the result: "global − layer"; first and second: the criterion.
+    """
+    uniform = {(one.criterion, one.plan.total): one for one in evidence if one.scope == "layer"}
+    pairs = [
+        (("global − layer", round(one.plan.fraction, 6)), one, uniform[one.criterion, one.plan.total])
+        for one in evidence
+        if one.scope == "global" and (one.criterion, one.plan.total) in uniform
+    ]
+    return _tested(pairs, sticks, seed)
+
+
+def _tested(pairs: list[tuple[tuple[str, float], Evidence, Evidence]], sticks: list[Yardstick], seed: int) -> list[Difference]:
     found = []
     for stick in sticks:
         tested = [_difference(stick, budget, first, second, len(pairs), seed) for budget, first, second in pairs]

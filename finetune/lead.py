@@ -43,14 +43,20 @@ class Healed:
 
 @dataclass(frozen=True)
 class Lead:
-    """mean random cost − the criterion's cost, before and after recovery. kept: share of the lead of before that is still there after."""
+    """mean random cost − the criterion's cost, before and after recovery, with intervals over documents, for the recovered random plans.
+
+    before: judged against all random plans that were measured before recovery; after: against the recovered ones. kept: share of the lead
+    of before that is still there after.
+    """
 
     name: str
     metric: str
     before: Chance
     after: Chance
     lead_before: float
+    interval_before: Interval
     lead_after: float
+    interval_after: Interval
     kept: float
     kept_interval: Interval
 
@@ -64,7 +70,9 @@ class Lead:
             "metric": self.metric,
             "verdict": self.verdict,
             "lead_before": self.lead_before,
+            "interval_before": _ends(self.interval_before),
             "lead_after": self.lead_after,
+            "interval_after": _ends(self.interval_after),
             "kept": number(self.kept),
             "kept_interval": _ends(self.kept_interval),
             "kept_note": self.kept_interval.reason,
@@ -81,15 +89,26 @@ def healed(plan: Plan | None, before: Yardstick, after: Yardstick, seed: int) ->
     return Healed(before.name, before.metric, before.mean(old - full), before.mean(new - full), gain, share, interval)
 
 
-def lead(plan: Plan, randoms: list[Plan], before: Yardstick, after: Yardstick, seed: int) -> Lead:
+def lead(plan: Plan, randoms: list[Plan], known: list[Plan], before: Yardstick, after: Yardstick, seed: int) -> Lead:
     """The criterion's plan against random plans that got the same recovery.
 
-    p: from a t distribution through the random plans (counting would need 19 of them for p ≤ 0.05).
+    known: random plans measured before recovery, `randoms` first: more of them tell better whether there was a lead. p: from a t
+    distribution through the random plans (counting would need 19 of them for p ≤ 0.05).
     """
-    old, new = (_judged(stick.values(plan), randoms, stick, seed) for stick in (before, after))
-    leads = [_mean_random(stick, randoms) - stick.values(plan) for stick in (before, after)]
-    kept, interval = clustered_share(leads[1], leads[0], before.weights, before.clusters, seed)
-    return Lead(before.name, before.metric, old, new, before.mean(leads[0]), before.mean(leads[1]), kept, interval)
+    old, new = _mean_random(before, randoms) - before.values(plan), _mean_random(after, randoms) - after.values(plan)
+    kept, interval = clustered_share(new, old, before.weights, before.clusters, seed)
+    return Lead(
+        name=before.name,
+        metric=before.metric,
+        before=_judged(before.values(plan), known, before, seed),
+        after=_judged(after.values(plan), randoms, after, seed),
+        lead_before=before.mean(old),
+        interval_before=clustered_interval(old, before.weights, before.clusters, seed),
+        lead_after=before.mean(new),
+        interval_after=clustered_interval(new, before.weights, before.clusters, seed),
+        kept=kept,
+        kept_interval=interval,
+    )
 
 
 def _judged(own: Array, randoms: list[Plan], stick: Yardstick, seed: int) -> Chance:

@@ -76,14 +76,21 @@ class Healing:
         return key_of("recovery", self.materials.fingerprint, self.materials.recipe.dtype, self.windows.hash, settings, teacher)
 
     @cached_property
+    def known(self) -> list[Plan]:
+        """The random plans of the validation; the first of them are recovered too."""
+        settings = self.materials.recipe.validation
+        if not self.settings.random_plans:
+            return []
+        count = max(settings.random_plans, self.settings.random_plans)
+        return random_plans(self.plan, self.materials.shape, self.protected, count, settings.random_seed)
+
+    @cached_property
     def plans(self) -> dict[str, Plan]:
         """Folder name -> plan: the criterion's, the random ones, and on request one that keeps everything."""
-        settings, shape = self.materials.recipe.validation, self.materials.shape
         found = {"criterion": self.plan}
-        if self.settings.random_plans:
-            drawn = random_plans(self.plan, shape, self.protected, self.settings.random_plans, settings.random_seed)
-            found |= {f"random-{number}": plan for number, plan in enumerate(drawn)}
+        found |= {f"random-{number}": plan for number, plan in enumerate(self.known[: self.settings.random_plans])}
         if self.settings.unpruned:
+            shape = self.materials.shape
             everything = dict.fromkeys(shape.layers, tuple(range(shape.experts)))
             found["unpruned"] = Plan(shape.experts, everything, self.plan.model, "unpruned", "")
         return found
@@ -117,14 +124,15 @@ class Healing:
         """Of everything that the report depends on."""
         settings, recipe = self.settings.model_dump(mode="json", exclude={"save_steps", "checkpoint"}), self.materials.recipe
         asked = self.materials.benchmark.hash if recipe.validation.tasks else ""
-        plans = [plan.digest for plan in self.plans.values()]
+        plans = [plan.digest for plan in (*self.plans.values(), *self.known)]
         return key_of(row_key(self.materials), settings, self.windows.hash, plans, asked, recipe.validation.random_seed)
 
     def _measured(self) -> tuple[list[Yardstick], list[Yardstick]]:
         """What every plan costs before recovery, and yardsticks for after it. From here on they need no model of their own."""
         before, after = yardsticks(self.materials), yardsticks(self.materials, "recovered_", self.key)
         for old, new in zip(before, after, strict=True):
-            for plan in tqdm([None, *self.plans.values()], desc=f"{old.name} before recovery", unit="plan", delay=2):
+            plans = [None, *self.plans.values(), *self.known[: old.randoms]]
+            for plan in tqdm(plans, desc=f"{old.name} before recovery", unit="plan", delay=2):
                 old.values(plan)
             if not new.evaluator.knows(None):
                 new.evaluator.keep(None, old.evaluator.values(None))
@@ -205,7 +213,7 @@ class Healing:
     def _result(self, before: list[Yardstick], after: list[Yardstick]) -> dict[str, Any]:
         curves = {name: read_rows(self.folder.path / "recovery" / name / CURVE) for name in self.plans}
         return {
-            **found(self.plans, list(zip(before, after, strict=True)), curves, self.materials.recipe.validation.random_seed),
+            **found(self.plans, self.known, list(zip(before, after, strict=True)), curves, self.materials.recipe.validation.random_seed),
             "training": read_json(self.out / checkpoint.RECOVERY)["training"],
             "text": describe(self.materials.validation),
             "model": {"name": self.materials.recipe.model, "fingerprint": self.materials.fingerprint},

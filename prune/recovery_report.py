@@ -49,7 +49,7 @@ def _means(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _lead(one: dict[str, Any]) -> tuple[str, ...]:
     before, after = one["before"], one["after"]
-    leads = (f"{signed(one[f'lead_{when}'])} {_range(one[when]['interval'], '+.4f')}" for when in ("before", "after"))
+    leads = (f"{signed(one[f'lead_{when}'])} {_range(one[f'interval_{when}'], '+.4f')}" for when in ("before", "after"))
     kept = f"– ({one['kept_note']})" if one["kept"] is None else f"{one['kept']:.0%} {_range(one['kept_interval'], '.0%')}"
     return (
         one["name"],
@@ -112,7 +112,8 @@ Random plans keep as many experts in every layer and got the same training: same
 ΔCE: rise of the held-out cross-entropy over the unpruned model's {result["loss"]:.4f}, nats per token; of tasks: the score itself. After:
 the merged weights, in the precision they are written in. Gap closed: 1 − after / before; above 100 % the training gave more than pruning
 took. Lead: mean random − criterion; kept: lead after / lead before. Intervals: percentile bootstrap over documents (of tasks: items), for
-these random plans; p: that one more random plan does as well, from a t distribution through them.
+the random plans that were recovered; p: that one more random plan does as well, from a t distribution through the random plans: before
+recovery through all of the validation's, after it through the recovered ones.
 
 Rule: {result["rule"]}
 

@@ -34,8 +34,11 @@ def described(settings: Finetune, job: Job, tuned: int, model: str, keep: str) -
     }
 
 
-def found(plans: Mapping[str, Plan], sticks: Sticks, curves: Mapping[str, Curve], seed: int) -> dict[str, Any]:
-    """plans: by name, `criterion` first and random-0, …; sticks: before and after recovery; curves: held-out loss during training."""
+def found(plans: Mapping[str, Plan], known: list[Plan], sticks: Sticks, curves: Mapping[str, Curve], seed: int) -> dict[str, Any]:
+    """plans: by name, `criterion` first and random-0, …; sticks: before and after recovery; curves: held-out loss during training.
+
+    known: random plans measured before recovery, those of `plans` first.
+    """
     loss = sticks[0][0]
     full, own = loss.mean(loss.values(None)), plans["criterion"]
     randoms = [plan for name, plan in plans.items() if name.startswith("random-")]
@@ -46,7 +49,9 @@ def found(plans: Mapping[str, Plan], sticks: Sticks, curves: Mapping[str, Curve]
         "loss": full,
         "full": {stick.name: stick.sign * stick.mean(stick.values(None)) for stick, _ in sticks},
         "plans": [_plan(name, plan, sticks, curves[name], full, seed) for name, plan in plans.items()],
-        "leads": [lead(own, randoms, before, after, seed).to_json() for before, after in sticks] if randoms else [],
+        "leads": [lead(own, randoms, known[: before.randoms], before, after, seed).to_json() for before, after in sticks]
+        if randoms
+        else [],
         "rule": LEAD_RULE,
     }
 

@@ -133,6 +133,8 @@ def _check_numbers(out: Path, result: dict[str, Any]) -> None:
         assert plan["measures"][0]["after"] == pytest.approx(after[plan["digest"]] - after["full"], abs=1e-12)
     own, *randoms = [plan["digest"] for plan in result["plans"]]
     lead = result["leads"][0]
+    assert lead["before"]["random"]["digests"][:3] == lead["after"]["random"]["digests"] == randoms
+    assert len(lead["before"]["random"]["digests"]) == 20, "all that were measured before recovery"
     for name, means_ in (("lead_before", before), ("lead_after", after)):
         assert lead[name] == pytest.approx(np.mean([means_[digest] for digest in randoms]) - means_[own], abs=1e-12)
 

@@ -384,3 +384,14 @@ def test_share_over_documents_by_hand() -> None:
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Training(**settings)
+
+
+def test_a_share_that_some_resamples_cannot_have_is_nan_without_a_warning() -> None:
+    """Ten items of which one was lost: a third of the resamples hold no lost item, so there is nothing to take a share of."""
+    lost, back = np.array([1.0] + [0.0] * 9), np.zeros(10)
+    share, interval = clustered_share(back, lost + 0.0, np.ones(10), np.arange(10))
+    assert math.isnan(share)
+    assert interval.reason == "what it is a share of is not told from 0"
+    share, interval = clustered_share(np.array([1.0, 0.0]), np.array([2.0, 1e-300]), np.array([1.0, 1.0]), np.arange(2))
+    assert share == pytest.approx(0.5)
+    assert interval.low >= 0

@@ -1,6 +1,8 @@
 """Differences whose rows belong together: what is drawn, or has its sign flipped, is a whole document. scipy does the work."""
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +54,19 @@ def _interval(sums: Array, counts: Array, seed: int) -> Interval:
         return Interval(float("nan"), float("nan"), len(sums), "a difference is not finite")
 
     def mean(total: Array, size: Array, axis: int = -1) -> Array:
-        quotient: Array = total.sum(axis=axis) / size.sum(axis=axis)
-        return quotient
+        whole = size.sum(axis=axis)
+        return np.divide(total.sum(axis=axis), whole, out=np.full_like(whole, np.nan), where=whole != 0)
 
-    found = stats.bootstrap(
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a nan: it is said in words below
+        found = _bootstrap(sums, counts, mean, seed)
+    if not np.isfinite([found.low, found.high]).all():
+        return Interval(float("nan"), float("nan"), len(sums), "in some resamples there is nothing to take a share of")
+    return Interval(float(found.low), float(found.high), len(sums))
+
+
+def _bootstrap(sums: Array, counts: Array, mean: Any, seed: int) -> Any:
+    return stats.bootstrap(
         (sums, counts),
         mean,
         paired=True,
@@ -66,7 +77,6 @@ def _interval(sums: Array, counts: Array, seed: int) -> Interval:
         batch=1000,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(float(found.low), float(found.high), len(sums))
 
 
 def clustered_p(differences: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0, resamples: int = RESAMPLES) -> Test:

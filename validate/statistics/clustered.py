@@ -55,7 +55,8 @@ def _interval(sums: Array, counts: Array, seed: int) -> Interval:
 
     def mean(total: Array, size: Array, axis: int = -1) -> Array:
         whole = size.sum(axis=axis)
-        return np.divide(total.sum(axis=axis), whole, out=np.full_like(whole, np.nan), where=whole != 0)
+        quotient: Array = np.divide(total.sum(axis=axis), whole, out=np.full_like(whole, np.nan), where=whole != 0)
+        return quotient
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a nan: it is said in words below

@@ -155,6 +155,8 @@ def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
     config = model.config.get_text_config()
     if not layers:
         raise ExciseError(_why_none(config))
+    if len({layer.index for layer in layers}) < len(layers):
+        raise ExciseError(f"{config.model_type}: two MoE blocks in one decoder layer ({layers[0].name}, …); this layout is not supported")
     counts = {layer.index: _expert_count(layer.experts) for layer in layers}
     if len(set(counts.values())) > 1 and not pruned:
         raise ExciseError(f"the MoE layers have different numbers of experts ({counts}): prune the original model, not a pruned one")

@@ -22,7 +22,7 @@ ROUTER_TENSORS = frozenset({"weight", "bias", "e_score_correction_bias", "expert
 BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})
 ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
 FUSED = re.compile(r"^(?P<block>.+)\.experts\.(?P<rest>[^.\d].*)$")
-LAYER = re.compile(r"\.layers\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     """Sorts the tensors into blocks. Raises ExciseError for a dense model and for anything it could only cut wrongly."""
     config = text_config(checkpoint.config)
     depth = config.get("num_hidden_layers")
-    names = [tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth)]
-    expert_names = [name for name in checkpoint.tensors if ".experts." in name and not _behind(name, depth)]
+    stems = {found.string[: found.start()] for name in checkpoint.tensors if ".experts." in name and (found := LAYER.search(name))}
+    names = [tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth, stems)]
+    expert_names = [name for name in checkpoint.tensors if ".experts." in name and not _behind(name, depth, stems)]
     count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
     if not expert_names or count_key is None:
         raise ExciseError(_why_none(checkpoint, count_key, bool(expert_names)))
@@ -115,10 +116,13 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     return Layout(checkpoint, by_layer, experts, top_k, groups, top_groups, count_key, tuple(names))
 
 
-def _behind(name: str, depth: Any) -> bool:
-    """Whether a tensor belongs to a layer past the decoder: a head for multi-token prediction."""
+def _behind(name: str, depth: Any, stems: set[str]) -> bool:
+    """Whether a tensor belongs to a layer past the decoder: a head for multi-token prediction.
+
+    stems: what stands before `layers.N.` in the decoder; a vision or audio tower counts its layers for itself.
+    """
     found = LAYER.search(name)
-    return isinstance(depth, int) and found is not None and int(found.group(1)) >= depth
+    return isinstance(depth, int) and found is not None and name[: found.start()] in stems and int(found.group(1)) >= depth
 
 
 def _block(checkpoint: Checkpoint, prefix: str, experts: int) -> Block:

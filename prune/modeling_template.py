@@ -23,7 +23,7 @@ class $architecture(transformers.$architecture):  # of the same name: transforme
         for name, block in self.named_modules():
             layer = re.search(r"\\.layers\\.(\\d+)(\\.[^.]+)?$$", name)
             if layer and hasattr(block, "experts") and layer.group(1) in config.excise_experts:
-                resize(block, config.$count_key, config.excise_experts[layer.group(1)])
+                resize(block, config.get_text_config().$count_key, config.excise_experts[layer.group(1)])
 
 
 def resize(block, before, after):

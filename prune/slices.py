@@ -86,10 +86,9 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
         text[layout.count_key] = len(next(iter(plan.kept.values())))
     else:
         config["excise_experts"] = {str(layer): count for layer, count in sorted(plan.counts.items())}
-        config["auto_map"] = {
-            **config.get("auto_map", {}),
-            "AutoModelForCausalLM": f"modeling_excise.{(config.get('architectures') or [''])[0]}",
-        }
+        architecture = (config.get("architectures") or [""])[0]
+        readers = ["AutoModelForCausalLM"] + ["AutoModelForImageTextToText"] * (not architecture.endswith("ForCausalLM"))
+        config["auto_map"] = {**config.get("auto_map", {}), **dict.fromkeys(readers, f"modeling_excise.{architecture}")}
     if layout.predicting and text.get("num_nextn_predict_layers"):
         text["num_nextn_predict_layers"] = 0
     return config

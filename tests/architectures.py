@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -58,6 +58,25 @@ OWN: dict[str, dict[str, Any]] = {
 # Types that wrap a language model of their own type, and come in the table under that.
 WRAPPERS = {"dots3_note": "dots3_note_text", "gemma4": "gemma4_text", "qwen3_5_moe": "qwen3_5_moe_text", "qwen4_exp": "qwen4_exp_text"}
 
+# Multimodal wrappers without a causal-LM class of their own, whose towers can be built small.
+MULTIMODAL = ("aria", "glm4v_moe", "inkling2", "minimax_m3_vl", "mistral_large4", "qwen3_vl_moe")
+TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "depth": 1,
+    "num_hidden_layers": 1,
+    "num_heads": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "out_hidden_size": 32,
+    "text_hidden_size": 32,
+    "projection_dim": 32,
+    "deepstack_visual_indexes": [0],
+}
+MARKERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index")
+SECTIONED = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
+
 
 def types() -> list[str]:
     """Names for AutoConfig.for_model, in alphabetical order."""
@@ -67,18 +86,41 @@ def types() -> list[str]:
     return sorted(names - WRAPPERS.keys())
 
 
-def settings(model_type: str) -> dict[str, Any]:
-    """The generic sizes that the type's configuration knows, and its own."""
-    known = inspect.signature(type(AutoConfig.for_model(model_type)).__init__).parameters
-    latent = {"num_key_value_heads": GENERIC["num_attention_heads"]} if "kv_lora_rank" in known else {}  # one latent for all heads
-    return {name: value for name, value in GENERIC.items() if name in known} | latent | OWN.get(model_type, {})
+def known(kind: type, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Those of the sizes that a configuration class takes."""
+    taken = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in sizes.items() if name in taken}
 
 
-def build(model_type: str, **changes: Any) -> PreTrainedModel:
-    """A random float32 model; what starts at 0, biases of routers and some routers among it, is random too, so that it matters."""
+def language(kind: type) -> dict[str, Any]:
+    """Small sizes of a language model."""
+    sizes = known(kind, GENERIC)
+    return sizes | ({"num_key_value_heads": sizes["num_attention_heads"]} if "kv_lora_rank" in sizes else {})  # one latent for all heads
+
+
+def build(model_type: str) -> PreTrainedModel:
+    """A random float32 model of a causal-LM type."""
+    sizes = language(type(AutoConfig.for_model(model_type))) | OWN.get(model_type, {})
+    return _random(AutoModelForCausalLM, AutoConfig.for_model(model_type, **sizes))
+
+
+def build_multimodal(model_type: str) -> PreTrainedModel:
+    """A random float32 wrapper: its language model small as above, its towers of one layer."""
+    whole = AutoConfig.for_model(model_type)
+    parts: dict[str, Any] = {}
+    for name in type(whole).sub_configs:
+        kind = type(getattr(whole, name))
+        parts[name] = language(kind) if name == "text_config" else known(kind, TOWER)
+        if name == "text_config" and model_type in ("glm4v_moe", "qwen3_vl_moe"):
+            parts[name]["rope_parameters"] = SECTIONED
+    parts |= known(type(whole), dict.fromkeys(MARKERS, 251))
+    return _random(AutoModelForImageTextToText, AutoConfig.for_model(model_type, **parts))
+
+
+def _random(auto: Any, config: Any) -> PreTrainedModel:
+    """What starts at 0, biases of routers and some routers among it, is random too, so that it matters."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **settings(model_type) | changes)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: PreTrainedModel = auto.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.is_floating_point() and ("bias" in name or not tensor.any()):

@@ -30,7 +30,8 @@ HEAD = """# Architectures
 Every causal-LM type of transformers {version} that routes through its experts interface, built small with random weights by its own
 configuration class: found by structure, calibrated, then restricted = cut = exported and reloaded, logits bit-equal, with equal counts and
 with unequal ones (`scope: global`, which loads by the named class of the library, resized). `tests/test_breadth.py` makes this table and
-fails when it is out of date. {supported} supported, {refused} refused.
+fails when it is out of date. {supported} supported, {refused} refused, none failing. At the end {wrappers} multimodal wrappers, pruned in their
+language part.
 
 | type | class | MoE layers | router | equal counts | unequal counts |
 | --- | --- | --- | --- | --- | --- |
@@ -42,22 +43,26 @@ rows: dict[str, str] = {}
 def table() -> Iterator[None]:
     """After all types were tried, their rows are the documented ones."""
     yield
-    if rows.keys() != set(architectures.types()):
+    if rows.keys() != set(ALL):
         return  # only some were run
     import transformers
 
-    refused = sum("refused" in row for row in rows.values())
-    text = HEAD.format(version=transformers.__version__, supported=len(rows) - refused, refused=refused)
-    text += "\n".join(rows[name] for name in sorted(rows)) + "\n"
+    refused, wrappers = sum("refused" in row for row in rows.values()), len(architectures.MULTIMODAL)
+    supported = len(rows) - refused - wrappers
+    text = HEAD.format(version=transformers.__version__, supported=supported, refused=refused, wrappers=wrappers)
+    text += "\n".join(rows[name] for name in ALL) + "\n"
     known = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
     if known != text:
         TABLE.write_text(text, encoding="utf-8")
     assert known == text, f"{TABLE.name} was out of date and has been written anew; commit it"
 
 
-@pytest.mark.parametrize("model_type", architectures.types())
+ALL = (*architectures.types(), *architectures.MULTIMODAL)
+
+
+@pytest.mark.parametrize("model_type", ALL)
 def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
-    model = architectures.build(model_type)
+    model = (architectures.build_multimodal if model_type in architectures.MULTIMODAL else architectures.build)(model_type)
     if model_type in REFUSED:
         with pytest.raises(ExciseError) as refusal:
             dissect(model)

@@ -1,6 +1,6 @@
 """What the tensors of a checkpoint are: read from their names, shapes and the configuration. No torch, no table of architectures.
 
-Experts stand either one by one (`…experts.7.down_proj.weight`) or fused with the expert axis first (`…experts.down_proj`).
+Experts stand either one by one (`…experts.7.down_proj.weight`) or fused with the expert axis first (`…experts.down_proj`, Granite's `…input_linear`).
 Router tensors stand beside them in the same block, with E rows.
 """
 
@@ -22,6 +22,7 @@ ROUTER_TENSORS = frozenset({"weight", "bias", "e_score_correction_bias", "expert
 BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})
 ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
 FUSED = re.compile(r"^(?P<block>.+)\.experts\.(?P<rest>[^.\d].*)$")
+STACKED = re.compile(r"^(?P<block>.+)\.(input|output)_linear\.weight$")  # all experts of a layer, as Granite names them
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -91,9 +92,10 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     """Sorts the tensors into blocks. Raises ExciseError for a dense model and for anything it could only cut wrongly."""
     config = text_config(checkpoint.config)
     depth = config.get("num_hidden_layers")
-    stems = {found.string[: found.start()] for name in checkpoint.tensors if ".experts." in name and (found := LAYER.search(name))}
+    homes = {name: home for name, tensor in checkpoint.tensors.items() if (home := _home(tensor))}
+    stems = {found.string[: found.start()] for name in homes if (found := LAYER.search(name))}
     names = [tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth, stems)]
-    expert_names = [name for name in checkpoint.tensors if ".experts." in name and not _behind(name, depth, stems)]
+    expert_names = [name for name in homes if not _behind(name, depth, stems)]
     count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
     if not expert_names or count_key is None:
         raise ExciseError(_why_none(checkpoint, count_key, bool(expert_names)))
@@ -107,13 +109,21 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
             f"{checkpoint.folder}: {names[0].name} stands behind num_hidden_layers = {depth}, and config.json names no layers for "
             "multi-token prediction (num_nextn_predict_layers); one of them is wrong"
         )
-    prefixes = sorted({name.partition(".experts.")[0] for name in expert_names})
+    prefixes = sorted({homes[name] for name in expert_names})
     blocks = [_block(checkpoint, prefix, experts) for prefix in prefixes]
     groups, top_groups = router_groups(config)
     by_layer = {block.layer: block for block in blocks}
     if len(by_layer) < len(blocks):
         raise ExciseError(f"{checkpoint.folder}: two MoE blocks in one decoder layer ({prefixes}); this layout is not supported")
     return Layout(checkpoint, by_layer, experts, top_k, groups, top_groups, count_key, tuple(names))
+
+
+def _home(tensor: Stored) -> str | None:
+    """The block whose experts a tensor belongs to; None for all others."""
+    if ".experts." in tensor.name:
+        return tensor.name.partition(".experts.")[0]
+    stacked = STACKED.match(tensor.name)
+    return stacked["block"] if stacked and len(tensor.shape) == 3 else None
 
 
 def _behind(name: str, depth: Any, stems: set[str]) -> bool:
@@ -139,7 +149,7 @@ def _block(checkpoint: Checkpoint, prefix: str, experts: int) -> Block:
                 router.append(tensor)
         elif one := ONE_EXPERT.match(name):
             single.setdefault(int(one["id"]), []).append(tensor)
-        elif FUSED.match(name):
+        elif FUSED.match(name) or _home(tensor) == prefix:
             _need_rows(tensor, experts)
             fused.append(tensor)
         elif _belongs_to_router(tensor, name[len(prefix) + 1 :], experts, whole_layer=f"{prefix}." == number.string[: number.end()]):

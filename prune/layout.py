@@ -1,7 +1,7 @@
 """What the tensors of a checkpoint are: read from their names, shapes and the configuration. No torch, no table of architectures.
 
-Experts stand either one by one (`…experts.7.down_proj.weight`) or fused with the expert axis first (`…experts.down_proj`, Granite's `…input_linear`).
-Router tensors stand beside them in the same block, with E rows.
+Experts stand either one by one (`…experts.7.down_proj.weight`) or fused with the expert axis first (`…experts.down_proj`, Granite's
+`…input_linear`). Router tensors stand beside them, in the same block or decoder layer, with E rows.
 """
 
 import re

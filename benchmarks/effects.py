@@ -143,7 +143,7 @@ def exhaustive() -> dict[str, Any]:
     from experts.effects import Instrument
     from experts.modes import Scope
     from prune.locate import model_folder, recipe_file
-    from prune.recipe import read_recipe
+    from prune.recipe_file import read_recipe
     from validate.effects import Cells, measure
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")

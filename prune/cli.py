@@ -52,7 +52,7 @@ def prune(
     def work() -> int:
         from prune.locate import recipe_file
         from prune.prepare import default_output, prepare
-        from prune.recipe import read_recipe
+        from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
@@ -82,7 +82,7 @@ def compare(
     def work() -> int:
         from prune.locate import recipe_file
         from prune.prepare import check_comparison, prepare
-        from prune.recipe import read_recipe
+        from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
         prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
@@ -140,7 +140,7 @@ def audit(
 def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool) -> dict[str, Any]:
     from prune.locate import recipe_file
     from prune.prepare import prepare
-    from prune.recipe import read_recipe
+    from prune.recipe_file import read_recipe
 
     file = recipe_file(recipe)
     prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
@@ -165,14 +165,13 @@ def finetune(
 
     def work() -> int:
         from prune.locate import recipe_file
-        from prune.prepare import check_recovery, default_output, prepare
-        from prune.recipe import read_recipe
+        from prune.prepare import prepare, recovery_output
+        from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
-        folder = check_recovery(settings)
-        where = output or (Path("runs") / f"{file.stem}-finetune" if folder else default_output(file.stem, settings))
-        prepared = prepare(settings, where, force)
+        default, folder = recovery_output(file.stem, settings)
+        prepared = prepare(settings, output or default, force)
         with waiting("loading libraries", quiet):
             from prune.heal import recover_folder
             from prune.run import Run
@@ -180,11 +179,8 @@ def finetune(
             show.recovery(recover_folder(prepared), as_json)
             return 0
         outcome = Run(prepared).execute()
-        if outcome.stopped:
-            show.verdicts(outcome.result, as_json)
-            return 3
-        show.recovery(outcome.result["recovery"], as_json)
-        return 0
+        show.verdicts(outcome.result, as_json) if outcome.stopped else show.recovery(outcome.result["recovery"], as_json)
+        return 3 if outcome.stopped else 0
 
     guarded(work, quiet, debug)
 

@@ -87,11 +87,12 @@ def check_comparison(prepared: Prepared) -> None:
         )
 
 
-def check_recovery(recipe: Recipe) -> Path | None:
-    """Refuses a recipe without recovery; gives the pruned folder it names, None = its own."""
+def recovery_output(recipe_name: str, recipe: Recipe) -> tuple[Path, Path | None]:
+    """Where `excise finetune` works by default, and the pruned folder the recipe names (None = its own, in the folder of its pruning)."""
     if recipe.finetune is None:
         raise ExciseError("the recipe has no finetune block; it needs at least finetune.data, the text to train on")
-    return recipe.finetune.checkpoint
+    folder = recipe.finetune.checkpoint
+    return Path("runs") / f"{recipe_name}-finetune" if folder else default_output(recipe_name, recipe), folder
 
 
 def default_output(recipe_name: str, recipe: Recipe) -> Path:

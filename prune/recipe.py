@@ -1,17 +1,14 @@
 """Recipe: YAML -> frozen models, a unit under each field. An unknown key is an error that names the nearest known one."""
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from criteria.sources import Source, anchor
-from experts.errors import ExciseError
+from criteria.sources import Source
 from experts.modes import Mode
-from finetune.settings import Teacher, Training
+from finetune.settings import Training
 from validate.verdict import Null
 
 BUDGETS = ("fraction", "keep", "target_size")
@@ -188,114 +185,3 @@ def parse_size(text: str) -> int:
         return int(float(number) * UNITS[unit])
     except (ValueError, KeyError, OverflowError):
         raise ValueError(f"target_size {text!r} is not a size; write for example 8GB or 500MiB") from None
-
-
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe with `key.path=value` overrides applied, and every path made absolute."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExciseError(f"{path}: no such recipe") from error
-    except UnicodeDecodeError as error:
-        raise ExciseError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ExciseError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ExciseError(f"{path}: a recipe is a mapping of keys, found {type(data).__name__}")
-    for override in overrides:
-        _override(data, override)
-    return parse_recipe(data, str(path), path.parent)
-
-
-def parse_recipe(data: dict[str, Any], origin: str, folder: Path) -> Recipe:
-    """Checks a recipe's data. origin: named in errors; folder: what relative paths start from."""
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        raise ExciseError(f"{origin}: {_explain(error)}") from error
-    return _anchored(recipe, folder)
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ExciseError(f"--set {override}: expected key.path=value, for example prune.fraction=0.25")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ExciseError(f"--set {override}: the value is not valid YAML ({' '.join(str(error).split())})") from error
-    *parents, last = path.split(".")
-    table = data
-    for key in parents:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise ExciseError(f"--set {override}: {key} is not a table of keys")
-    if parents == ["prune"] and last in BUDGETS:  # the budgets exclude each other: the new one replaces the old
-        for other in BUDGETS:
-            table.pop(other, None)
-    table[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem as one line: the key, what is wrong, the nearest known key."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _known_keys([str(part) for part in first["loc"][:-1]])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        return f"unknown key {where!r}; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
-    message = first["msg"].removeprefix("Value error, ")
-    shown = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    return f"{where or 'recipe'}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    tables: dict[str, type[BaseModel]] = {
-        "calibration": Text,
-        "prune": Prune,
-        "validate": Validate,
-        "data": Source,
-        "compare": Compare,
-        "audit": Audit,
-        "progressive": Progressive,
-        "tasks": Tasks,
-        "finetune": Finetune,
-        "teacher": Teacher,
-    }
-    table = next((tables[key] for key in reversed(path) if key in tables), Recipe)
-    return [field.alias or name for name, field in table.model_fields.items()]
-
-
-def _anchored_criterion(name: str, folder: Path) -> str:
-    """file.py:function with an absolute path, also behind reversed:."""
-    head, colon, rest = name.partition(":")
-    if head == "reversed":
-        return f"reversed:{_anchored_criterion(rest, folder)}"
-    return f"{anchor(Path(head), folder)}{colon}{rest}" if head.endswith(".py") else name
-
-
-def _anchored(recipe: Recipe, folder: Path) -> Recipe:
-    def text(part: Text) -> dict[str, Any]:
-        return {"data": tuple(source.anchored(folder) for source in part.data)}
-
-    def name(model: str) -> str:
-        path = anchor(Path(model), folder)
-        return str(path) if model != "demo" and path.is_dir() else model
-
-    tasks, finetune = recipe.validation.tasks, recipe.finetune
-    if tasks:
-        folders = {key: path and anchor(path, folder) for key, path in (("include", tasks.include), ("data", tasks.data))}
-        tasks = tasks.model_copy(update=folders)
-    if finetune:
-        teacher = finetune.teacher.model_copy(update={"model": finetune.teacher.model and name(finetune.teacher.model)})
-        checkpoint = finetune.checkpoint and anchor(finetune.checkpoint, folder)
-        finetune = finetune.model_copy(update={**text(finetune), "teacher": teacher, "checkpoint": checkpoint})
-    return recipe.model_copy(
-        update={
-            "model": name(recipe.model),
-            "criteria": tuple(_anchored_criterion(name, folder) for name in recipe.criteria),
-            "calibration": recipe.calibration.model_copy(update=text(recipe.calibration)),
-            "validation": recipe.validation.model_copy(update={**text(recipe.validation), "tasks": tasks}),
-            "finetune": finetune,
-        }
-    )

@@ -248,7 +248,7 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
     """Raw rows and means of two points per layer by whole forwards on the recipe's own windows."""
     from prune.materials import Materials
     from prune.prepare import prepare
-    from prune.recipe import read_recipe
+    from prune.recipe_file import read_recipe
 
     result = json.loads(invoke(audit_recipe, tmp_path / "a").stdout)["progressive"]
     rows = pd.read_csv(tmp_path / "a" / "progressive.csv")
@@ -289,7 +289,7 @@ def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path)
     """The largest one and two of three active experts, at that position alone."""
     from prune.materials import Materials
     from prune.prepare import prepare
-    from prune.recipe import read_recipe
+    from prune.recipe_file import read_recipe
 
     invoke(audit_recipe, tmp_path / "a")
     rows = pd.read_csv(tmp_path / "a" / "progressive.csv")

@@ -17,7 +17,7 @@ from experts.anatomy import dissect, load, load_tokenizer
 from experts.plan import Plan
 from prune.locate import recipes_folder
 from prune.prepare import prepare
-from prune.recipe import read_recipe
+from prune.recipe_file import read_recipe
 from prune.run import Run
 from prune.shards import open_checkpoint
 from validate.loss import window_losses

@@ -30,7 +30,7 @@ from prune.checkpoint import export
 from prune.cli import app
 from prune.layout import lay_out
 from prune.prepare import prepare
-from prune.recipe import read_recipe
+from prune.recipe_file import read_recipe
 from prune.run import Run
 from prune.shards import open_checkpoint
 from tests import tiny

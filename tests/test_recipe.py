@@ -11,7 +11,8 @@ from experts.errors import ExciseError
 from finetune.settings import Teacher
 from prune.locate import model_folder, recipe_file, recipes_folder
 from prune.prepare import default_output
-from prune.recipe import Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate, parse_size, read_recipe
+from prune.recipe import Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate, parse_size
+from prune.recipe_file import read_recipe
 
 GOOD: dict[str, Any] = {
     "model": "demo",

@@ -19,7 +19,8 @@ from prune import materials
 from prune import run as run_module
 from prune.cli import app
 from prune.prepare import prepare
-from prune.recipe import Recipe, read_recipe
+from prune.recipe import Recipe
+from prune.recipe_file import read_recipe
 from prune.run import Run
 
 FILES = ("recipe.yaml", "environment.json", "scores.safetensors", "plan.json", "losses.csv", "validation.json", "report.md", "checkpoint")

@@ -121,13 +121,8 @@ def test_every_shipped_recipe_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path
     for file in files:
         assert read_recipe(file).criteria
         head = file.read_text().splitlines()[:12]
-        command = {
-            "demo-compare": "compare",
-            "demo-blimp": "compare",
-            "demo-causal": "compare",
-            "demo-audit": "audit",
-            "demo-heal": "finetune",
-        }.get(file.stem, "prune")
+        others = {"demo-compare": "compare", "demo-scopes": "compare", "demo-blimp": "compare", "demo-causal": "compare"}
+        command = {**others, "demo-audit": "audit", "demo-heal": "finetune"}.get(file.stem, "prune")
         for word in (f"excise {command} {file.stem}", "Hardware:", "Expect:"):
             assert any(word in line for line in head), f"{file.name} does not say {word!r} in its header"
 

@@ -1,0 +1,291 @@
+"""Checkpoints as they lie on the hub: every naming and quantisation, exported and compared byte by byte through the reference reader."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import deserialize
+from safetensors.torch import save_file
+
+from experts.errors import ExciseError
+from experts.plan import Plan
+from prune.checkpoint import export
+from prune.layout import lay_out
+from prune.shards import open_checkpoint
+
+E, H, I = 8, 16, 8  # noqa: E741 - experts, hidden and intermediate size
+KEPT = (0, 2, 3, 5, 6, 7)
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+CONFIG = {"num_hidden_layers": 2, "hidden_size": H, "num_experts_per_tok": 2, "vocab_size": 32}
+Tensors = dict[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape
+
+
+@dataclass(frozen=True)
+class Format:
+    """config: beside CONFIG; tensors: of one MoE layer by their names behind `prefix`; expert: what a name of one expert looks like."""
+
+    config: dict[str, Any]
+    block: str
+    tensors: Callable[[], Tensors]
+    prefix: str = "model.layers."
+
+
+def single(dtypes: dict[str, tuple[str, tuple[int, ...]]], projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")) -> Tensors:
+    """Tensors of every expert, one by one: `dtypes` has what stands behind a projection's name."""
+    return {f"experts.{e}.{p}.{key}": kind for e in range(E) for p in projections for key, kind in dtypes.items()}
+
+
+GATE: Tensors = {"gate.weight": ("BF16", (E, H))}
+FORMATS: dict[str, Format] = {
+    "Qwen3-MoE": Format({"num_experts": E}, "mlp", lambda: {**GATE, **single({"weight": ("BF16", (I, H))})}),
+    "Mixtral": Format(
+        {"num_local_experts": E}, "block_sparse_moe", lambda: {**GATE, **single({"weight": ("BF16", (I, H))}, ("w1", "w2", "w3"))}
+    ),
+    "DeepSeek-V3 FP8": Format(
+        {"n_routed_experts": E, "n_group": 2, "topk_group": 1, "topk_method": "noaux_tc"},
+        "mlp",
+        lambda: {
+            **GATE,
+            "gate.e_score_correction_bias": ("F32", (E,)),
+            "shared_experts.up_proj.weight": ("F8_E4M3", (I, H)),
+            "shared_experts.up_proj.weight_scale_inv": ("F32", (1, 1)),
+            **single({"weight": ("F8_E4M3", (I, H)), "weight_scale_inv": ("F32", (1, 1))}),
+        },
+    ),
+    "GPTQ": Format(
+        {"num_experts": E, "quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "mlp",
+        lambda: {
+            **GATE,
+            **single({"qweight": ("I32", (2, I)), "qzeros": ("I32", (1, 1)), "scales": ("F16", (1, I)), "g_idx": ("I32", (H,))}),
+        },
+    ),
+    "AWQ": Format(
+        {"num_experts": E, "quantization_config": {"quant_method": "awq", "bits": 4}},
+        "mlp",
+        lambda: {**GATE, **single({"qweight": ("I32", (H, 1)), "qzeros": ("I32", (1, 1)), "scales": ("F16", (1, I))})},
+    ),
+    "compressed-tensors": Format(
+        {"num_experts": E, "quantization_config": {"quant_method": "compressed-tensors"}},
+        "mlp",
+        lambda: {
+            **GATE,
+            **single(
+                {
+                    "weight_packed": ("I32", (I, 2)),
+                    "weight_scale": ("BF16", (I, 1)),
+                    "weight_shape": ("I64", (2,)),
+                    "input_scale": ("F32", ()),
+                }
+            ),
+        },
+    ),
+    "Granite": Format(
+        {"num_local_experts": E},
+        "block_sparse_moe",
+        lambda: {
+            "router.layer.weight": ("BF16", (E, H)),
+            "input_linear.weight": ("BF16", (E, 2 * I, H)),
+            "output_linear.weight": ("BF16", (E, H, I)),
+        },
+    ),
+    "gpt-oss MXFP4": Format(
+        {"num_local_experts": E, "quantization_config": {"quant_method": "mxfp4"}},
+        "mlp",
+        lambda: {
+            "router.weight": ("BF16", (E, H)),
+            "router.bias": ("BF16", (E,)),
+            "experts.gate_up_proj_blocks": ("U8", (E, 2 * I, 1, 8)),
+            "experts.gate_up_proj_scales": ("U8", (E, 2 * I, 1)),
+            "experts.gate_up_proj_bias": ("BF16", (E, 2 * I)),
+            "experts.down_proj_blocks": ("U8", (E, H, 1, 4)),
+            "experts.down_proj_scales": ("U8", (E, H, 1)),
+            "experts.down_proj_bias": ("BF16", (E, H)),
+        },
+    ),
+    "Qwen3.5": Format(
+        {"text_config": {"num_experts": E, "num_experts_per_tok": 2, "num_hidden_layers": 2}},
+        "mlp",
+        lambda: {
+            **GATE,
+            "experts.gate_up_proj": ("BF16", (E, 2 * I, H)),
+            "experts.down_proj": ("BF16", (E, H, I)),
+            "shared_expert.up_proj.weight": ("BF16", (I, H)),
+            "shared_expert_gate.weight": ("BF16", (1, H)),
+        },
+        "model.language_model.layers.",
+    ),
+    "Llama-4 stacks": Format(
+        {"text_config": {"num_local_experts": E, "num_experts_per_tok": 2, "num_hidden_layers": 2}},
+        "feed_forward",
+        lambda: {
+            "router.weight": ("BF16", (E, H)),
+            "experts.gate_up_proj": ("BF16", (E, H, 2 * I)),
+            "experts.down_proj": ("BF16", (E, I, H)),
+            "shared_expert.up_proj.weight": ("BF16", (I, H)),
+        },
+        "language_model.model.layers.",
+    ),
+    "Ernie 4.5": Format(
+        {"moe_num_experts": E, "moe_k": 2},
+        "mlp",
+        lambda: {
+            "gate.weight": ("F32", (E, H)),
+            "moe_statics.e_score_correction_bias": ("F32", (1, E)),
+            **single({"weight": ("BF16", (I, H))}),
+        },
+    ),
+}
+OTHERS: Tensors = {  # of every model: an embedding without a head of its own (tied), a norm, a scalar, an empty tensor
+    "model.embed_tokens.weight": ("BF16", (32, H)),
+    "model.norm.weight": ("BF16", (H,)),
+    "model.scalar": ("F32", ()),
+    "model.empty": ("I64", (0, 4)),
+}
+
+
+def data(name: str, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Random bytes that belong to a name."""
+    seed = np.frombuffer(name.encode(), np.uint8).astype(np.uint32)
+    tensor = torch.empty(shape, dtype=DTYPES[dtype])
+    content = np.random.default_rng(seed).bytes(tensor.numel() * tensor.element_size())
+    return torch.frombuffer(bytearray(content), dtype=DTYPES[dtype]).reshape(shape) if content else tensor
+
+
+def write(folder: Path, config: dict[str, Any], tensors: Tensors, shards: int = 1) -> Path:
+    """A checkpoint through the reference writer, in one file or several with an index."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    names = sorted(tensors)
+    files = ["model.safetensors"] if shards == 1 else [f"model-{n + 1:05d}-of-{shards:05d}.safetensors" for n in range(shards)]
+    weight_map = {name: files[place * shards // len(names)] for place, name in enumerate(names)}
+    for file in files:
+        save_file({n: data(n, *tensors[n]) for n in names if weight_map[n] == file}, folder / file, {"format": "pt", "shard": file})
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return folder
+
+
+def read(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Every tensor through the reference reader."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, entry in deserialize(file.read_bytes()):
+            found[name] = (entry["dtype"], entry["shape"], bytes(entry["data"]))
+    return found
+
+
+def layers(style: Format) -> Tensors:
+    return {f"{style.prefix}{layer}.{style.block}.{name}": kind for layer in (0, 1) for name, kind in style.tensors().items()}
+
+
+def expected(
+    source: dict[str, tuple[str, list[int], bytes]], kept: dict[int, tuple[int, ...]]
+) -> Iterator[tuple[str, tuple[str, list[int], bytes]]]:
+    """What the pruned checkpoint has to hold, worked out from names and numpy."""
+    for name, (dtype, shape, content) in source.items():
+        layer = re.search(r"layers\.(\d+)\.", name)
+        one = re.search(r"\.experts\.(\d+)\.", name)
+        ids = kept[int(layer.group(1))] if layer else ()
+        if one:
+            if int(one.group(1)) in ids:
+                yield name.replace(one.group(), f".experts.{ids.index(int(one.group(1)))}."), (dtype, shape, content)
+        elif layer and "shared" not in name and E in shape[:2] and (shape[0] == E or shape[0] == 1):
+            axis = shape.index(E)
+            rows = np.frombuffer(content, np.uint8).reshape(E, -1)[list(ids)]
+            yield name, (dtype, [*shape[:axis], len(ids), *shape[axis + 1 :]], rows.tobytes())
+        else:
+            yield name, (dtype, shape, content)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("name", FORMATS)
+def test_format(name: str, shards: int, tmp_path: Path) -> None:
+    style = FORMATS[name]
+    config = {"architectures": ["SomeForCausalLM"], "tie_word_embeddings": True, **CONFIG, **style.config}
+    write(tmp_path / "source", config, layers(style) | OTHERS, shards)
+    layout = lay_out(open_checkpoint(tmp_path / "source"))
+    assert (layout.layers, layout.experts, layout.top_k) == ((0, 1), E, 2)
+    even = (0, 1, 3, 4, 5, 7) if layout.groups > 1 else KEPT
+    source = read(tmp_path / "source")
+    for kind, kept in (("equal", {0: even, 1: even}), ("unequal", {0: even, 1: (1, 2, 4, 6)})):
+        out = tmp_path / kind
+        export(layout, Plan(E, kept), out)
+        assert read(out) == dict(expected(source, kept))
+        after = json.loads((out / "config.json").read_text())
+        if kind == "equal":
+            text, key = after.get("text_config", after), layout.count_key
+            assert text.pop(key) == 6
+            before = json.loads(json.dumps(config))
+            before.get("text_config", before).pop(key)
+            assert after == before, "only the count changed"
+        else:
+            assert after.pop("excise_experts") == {"0": 6, "1": 4}
+            assert after.pop("auto_map")["AutoModelForCausalLM"] == "modeling_excise.SomeForCausalLM"
+            assert after == config
+        if shards > 1:
+            index = json.loads((out / "model.safetensors.index.json").read_text())
+            assert index["weight_map"].keys() == read(out).keys()
+            assert index["metadata"]["total_size"] == sum(len(content) for _, _, content in read(out).values())
+        assert {open_checkpoint(out).metadata[file]["shard"] for file in open_checkpoint(out).metadata} <= set(
+            open_checkpoint(out).metadata
+        )
+
+
+# Multi-token prediction.
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("num_nextn_predict_layers", "model.layers.2."),
+        ("mtp_num_hidden_layers", "mtp.layers.0."),
+        ("num_mtp_layers", "model.mtp.layers.0."),
+    ],
+)
+def test_heads_for_more_tokens_are_dropped(key: str, prefix: str, tmp_path: Path) -> None:
+    """Behind the last decoder layer, or in a module of their own."""
+    style = FORMATS["Qwen3-MoE"]
+    head = {f"{prefix}mlp.{name}": kind for name, kind in style.tensors().items()} | {f"{prefix}norm.weight": ("BF16", (H,))}
+    config = {"architectures": ["SomeForCausalLM"], **CONFIG, **style.config, key: 1}
+    write(tmp_path / "source", config, layers(style) | OTHERS | head)
+    layout = lay_out(open_checkpoint(tmp_path / "source"))
+    assert layout.layers == (0, 1)
+    done = export(layout, Plan(E, {0: KEPT, 1: KEPT}), tmp_path / "out")
+    assert not [name for name in read(tmp_path / "out") if name.startswith(prefix)]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())[key] == 0
+    assert any(f"{len(head)} tensors of multi-token-prediction layers were dropped" in note for note in done.notes)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experts.scale": ("F32", (E + 1, 2))}, "experts.scale has shape .*expected 8 experts on the first axis"),
+        ({"mystery": ("F32", (E, 3))}, "mystery has 8 rows and is not a known router tensor"),
+        ({"gate.tid2eid": ("I64", (32, 2))}, "gate.tid2eid is a table of whole numbers"),
+        ({"gate.weight": ("BF16", (E + 1, H))}, "gate.weight has shape .*expected 8 experts"),
+    ],
+)
+def test_what_could_only_be_cut_wrongly_is_refused(changes: Tensors, message: str, tmp_path: Path) -> None:
+    style = FORMATS["Qwen3.5"]
+    odd = {f"{style.prefix}0.{style.block}.{name}": kind for name, kind in changes.items()}
+    write(tmp_path / "source", {**CONFIG, **style.config}, layers(style) | OTHERS | odd)
+    with pytest.raises(ExciseError, match=message):
+        lay_out(open_checkpoint(tmp_path / "source"))

@@ -5,10 +5,10 @@ Router tensors stand beside them in the same block, with E rows.
 """
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from criteria.budget import Shape
 from experts.configuration import COUNT_KEYS, TOP_K_KEYS, expert_axis, router_groups, text_config, whole
@@ -90,7 +90,7 @@ class Layout:
 def lay_out(checkpoint: Checkpoint) -> Layout:
     """Sorts the tensors into blocks. Raises ExciseError for a dense model and for anything it could only cut wrongly."""
     config = text_config(checkpoint.config)
-    depth = config.get("num_hidden_layers")
+    depth = whole(config, "num_hidden_layers")
     names = [tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth)]
     expert_names = [name for name in checkpoint.tensors if ".experts." in name and not _behind(name, depth)]
     count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
@@ -109,16 +109,20 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     prefixes = sorted({name.partition(".experts.")[0] for name in expert_names})
     blocks = [_block(checkpoint, prefix, experts) for prefix in prefixes]
     groups, top_groups = router_groups(config)
+    if experts % groups or top_groups > groups:
+        raise ExciseError(
+            f"{checkpoint.folder}/config.json: {experts} experts in {groups} groups, {top_groups} of them per token, cannot be"
+        )
     by_layer = {block.layer: block for block in blocks}
     if len(by_layer) < len(blocks):
         raise ExciseError(f"{checkpoint.folder}: two MoE blocks in one decoder layer ({prefixes}); this layout is not supported")
     return Layout(checkpoint, by_layer, experts, top_k, groups, top_groups, count_key, tuple(names))
 
 
-def _behind(name: str, depth: Any) -> bool:
+def _behind(name: str, depth: int | None) -> bool:
     """Whether a tensor belongs to a layer past the decoder: a head for multi-token prediction."""
     found = LAYER.search(name)
-    return isinstance(depth, int) and found is not None and int(found.group(1)) >= depth
+    return depth is not None and found is not None and int(found.group(1)) >= depth
 
 
 def _block(checkpoint: Checkpoint, prefix: str, experts: int) -> Block:
@@ -132,6 +136,7 @@ def _block(checkpoint: Checkpoint, prefix: str, experts: int) -> Block:
             continue
         if not name.startswith(prefix + "."):  # some write the router beside the block of the experts
             if _routes(name[number.end() :]) and expert_axis(tensor.shape, experts) is not None:
+                _need_rows(tensor, experts)
                 router.append(tensor)
         elif one := ONE_EXPERT.match(name):
             single.setdefault(int(one["id"]), []).append(tensor)
@@ -167,6 +172,7 @@ def _belongs_to_router(tensor: Stored, path: str, experts: int, whole_layer: boo
     if expert_axis(tensor.shape, experts) is None:
         return False
     if _routes(path):
+        _need_rows(tensor, experts)
         return True
     if "shared" in path or whole_layer:
         return False
@@ -181,7 +187,7 @@ def _need_rows(tensor: Stored, experts: int) -> None:
 def _check_experts(checkpoint: Checkpoint, prefix: str, single: dict[int, list[Stored]], experts: int) -> None:
     if not single:
         return
-    if sorted(single) != list(range(experts)):
+    if len(single) != experts or sorted(single) != list(range(experts)):
         raise ExciseError(f"{checkpoint.folder}: {prefix} holds experts {_brief(sorted(single))}, config.json promises {experts}")
     signatures = {i: sorted((t.name.rpartition(f".experts.{i}.")[2], t.dtype, t.shape) for t in group) for i, group in single.items()}
     if odd := [i for i in signatures if signatures[i] != signatures[0]]:
@@ -194,7 +200,7 @@ def _brief(ids: list[int]) -> str:
 
 
 def _why_none(checkpoint: Checkpoint, count_key: str | None, has_experts: bool) -> str:
-    kind = f"{checkpoint.folder}: model type {checkpoint.config.get('model_type', 'unknown')!r}"
+    kind = f"{checkpoint.folder}: model type {reprlib.repr(checkpoint.config.get('model_type', 'unknown'))}"
     if has_experts:
         return f"{kind} has expert tensors, but config.json has none of {', '.join(COUNT_KEYS)}; cannot tell how many experts there are"
     if count_key:

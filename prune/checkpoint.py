@@ -78,7 +78,7 @@ def export(
     except OSError as error:
         raise ExciseError(f"{error.filename or out}: {error.strerror or error}; nothing was written to {out}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _discard(partial)
     _remove_stale(out, "replaced")  # of an export with --force that was killed: only now is there something better
     return Exported(out, size, removed_bytes(layout, plan), tuple(export_notes(layout, plan)))
 
@@ -109,12 +109,19 @@ def _check_output(source: Path, out: Path, force: bool) -> None:
         raise ExciseError(f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, remove it yourself")
 
 
+def _discard(folder: Path) -> None:
+    """config.json goes first: killed in the middle, what remains is no checkpoint either."""
+    with contextlib.suppress(OSError):
+        (folder / "config.json").unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _remove_stale(out: Path, kind: str) -> None:
     """Hidden folders of exports that were killed: their process is gone, or its number is ours now (a restarted container)."""
     for stale in out.parent.glob(f".{glob.escape(out.name)}.*.{kind}"):
         pid = stale.name.split(".")[-2]
         if pid.isdecimal() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
-            shutil.rmtree(stale, ignore_errors=True)
+            _discard(stale)
 
 
 def _check_space(out: Path, size: int) -> None:
@@ -208,6 +215,5 @@ def _rename(partial: Path, out: Path) -> None:
     if out.exists():
         out.rename(old)
     partial.rename(out)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(old)
+    _discard(old)
     _sync_file(out.parent)

@@ -110,9 +110,8 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     blocks = [_block(checkpoint, prefix, experts) for prefix in prefixes]
     groups, top_groups = router_groups(config)
     if experts % groups or top_groups > groups:
-        raise ExciseError(
-            f"{checkpoint.folder}/config.json: {experts} experts in {groups} groups, {top_groups} of them per token, cannot be"
-        )
+        where = f"{checkpoint.folder}/config.json"
+        raise ExciseError(f"{where}: {experts} experts in {groups} groups, of which a token may use {top_groups}, cannot be")
     by_layer = {block.layer: block for block in blocks}
     if len(by_layer) < len(blocks):
         raise ExciseError(f"{checkpoint.folder}: two MoE blocks in one decoder layer ({prefixes}); this layout is not supported")

@@ -6,6 +6,7 @@ Sizes are parameters, so that a disk holds it; nothing here uses Excise, so that
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ class DeepSeek:
             "vocab_size": self.vocabulary,
             "quantization_config": {"fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]},
         }
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(map(size, self.specs()))
 
     def specs(self) -> Iterator[Spec]:
         yield "model.embed_tokens.weight", "BF16", (self.vocabulary, self.hidden)
@@ -117,7 +123,7 @@ class DeepSeek:
 
 
 def size(spec: Spec) -> int:
-    return BYTES[spec[1]] * int(np.prod(spec[2]))
+    return BYTES[spec[1]] * math.prod(spec[2])
 
 
 def _quantised(name: str, rows: int, columns: int) -> Iterator[Spec]:

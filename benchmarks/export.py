@@ -5,9 +5,9 @@
 
 A synthetic sharded checkpoint with random bytes, half of its experts kept: 8 MoE layers of 64 experts, or the names and types of
 DeepSeek-V3 in FP8 with a block scale per weight, 256 experts in 8 router groups and a multi-token-prediction layer, which is dropped.
-`cp` copies files that hold exactly the kept bytes. Compared like with like: "synced", the export as it is against `cp` followed by a sync of what it wrote;
-"cached", both without waiting for the disk (the export's fsync is switched off in the measured process). In both the export
-computes its checksums and reads everything back, which `cp` does not.
+`cp` copies files that hold exactly the kept bytes. Compared like with like: "synced", the export as it is against `cp` followed by
+a sync of what it wrote; "cached", both without waiting for the disk (the export's fsync is switched off in the measured process). In
+both the export computes its checksums and reads everything back, which `cp` does not.
 """
 
 import argparse

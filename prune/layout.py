@@ -107,7 +107,8 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
             "multi-token prediction (num_nextn_predict_layers); one of them is wrong"
         )
     prefixes = sorted({name.partition(".experts.")[0] for name in expert_names})
-    blocks = [_block(checkpoint, prefix, experts) for prefix in prefixes]
+    inside = _by_layer(checkpoint)
+    blocks = [_block(checkpoint, prefix, experts, inside) for prefix in prefixes]
     groups, top_groups = router_groups(config)
     if experts % groups or top_groups > groups:
         where = f"{checkpoint.folder}/config.json"
@@ -124,15 +125,24 @@ def _behind(name: str, depth: int | None) -> bool:
     return depth is not None and found is not None and int(found.group(1)) >= depth
 
 
-def _block(checkpoint: Checkpoint, prefix: str, experts: int) -> Block:
+def _by_layer(checkpoint: Checkpoint) -> dict[str, list[Stored]]:
+    """What names begin with, up to the decoder layer's number -> its tensors; a checkpoint may have a hundred thousand."""
+    inside: dict[str, list[Stored]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if found := LAYER.search(name):
+            inside.setdefault(name[: found.end()], []).append(tensor)
+    return inside
+
+
+def _block(checkpoint: Checkpoint, prefix: str, experts: int, inside: Mapping[str, list[Stored]]) -> Block:
+    """inside: see _by_layer."""
     number = LAYER.search(prefix + ".")
     if number is None:
         raise ExciseError(f"{checkpoint.folder}: cannot tell the decoder layer of {prefix}.experts")
     single: dict[int, list[Stored]] = {}
     fused, router = [], []
-    for name, tensor in checkpoint.tensors.items():
-        if not name.startswith(number.string[: number.end()]):  # another decoder layer
-            continue
+    for tensor in inside[number.string[: number.end()]]:
+        name = tensor.name
         if not name.startswith(prefix + "."):  # some write the router beside the block of the experts
             if _routes(name[number.end() :]) and expert_axis(tensor.shape, experts) is not None:
                 _need_rows(tensor, experts)

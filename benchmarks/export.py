@@ -1,11 +1,13 @@
 """Export against `cp` of the kept bytes: seconds as a ratio of interleaved pairs, and peak memory of the exporting process.
 
     python -m benchmarks.export [--size 2.5 --shards 8 --rounds 5 --folder /tmp]
+    python -m benchmarks.export --shape deepseek-v3-fp8 [--size 4.5 …]
 
-A synthetic sharded checkpoint with random bytes: 8 MoE layers, 64 experts each, half of them kept. `cp` copies files that hold
-exactly the kept bytes. Compared like with like: "synced", the export as it is against `cp` followed by a sync of what it wrote;
-"cached", both without waiting for the disk (the export's fsync is switched off in the measured process). In both the export
-computes its checksums and reads everything back, which `cp` does not.
+A synthetic sharded checkpoint with random bytes, half of its experts kept: 8 MoE layers of 64 experts, or the names and types of
+DeepSeek-V3 in FP8 with a block scale per weight, 256 experts in 8 router groups and a multi-token-prediction layer, which is dropped.
+`cp` copies files that hold exactly the kept bytes. Compared like with like: "synced", the export as it is against `cp` followed by
+a sync of what it wrote; "cached", both without waiting for the disk (the export's fsync is switched off in the measured process). In
+both the export computes its checksums and reads everything back, which `cp` does not.
 """
 
 import argparse
@@ -20,6 +22,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.deepseek import DeepSeek
 
 LAYERS, EXPERTS, HIDDEN = 8, 64, 1024
 CONFIG = {
@@ -52,12 +56,22 @@ def make_source(folder: Path, gigabytes: float, shards: int) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
-def write_plan(path: Path) -> None:
-    from experts.plan import Plan
-
+def make_plan() -> dict[str, object]:
     rng = np.random.default_rng(1)
-    kept = {layer: tuple(int(i) for i in np.sort(rng.choice(EXPERTS, EXPERTS // 2, replace=False))) for layer in range(LAYERS)}
-    path.write_text(json.dumps(Plan(EXPERTS, kept).to_json()))
+    return {
+        "experts": EXPERTS,
+        "kept": {layer: [int(i) for i in np.sort(rng.choice(EXPERTS, EXPERTS // 2, replace=False))] for layer in range(LAYERS)},
+    }
+
+
+def make_deepseek(folder: Path, gigabytes: float, shards: int, layers: int) -> dict[str, object]:
+    """The expert width, in whole blocks of the scales, is the first that reaches the size. Gives the plan."""
+    hidden = 2048 if layers < 20 else 256  # with many layers many small tensors: all of DeepSeek-V3's names
+    inner = 128
+    while (model := DeepSeek(hidden=hidden, inner=inner, layers=layers, shards=shards)).size < gigabytes * 1e9:
+        inner += 128
+    model.write(folder)
+    return {"experts": model.experts, "kept": model.kept()}
 
 
 EXPORT = """
@@ -110,26 +124,37 @@ def compare(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=float, default=2.5, help="GB of the source")
+    parser.add_argument("--shape", choices=["olmoe", "deepseek-v3-fp8"], default="olmoe")
+    parser.add_argument("--size", type=float, help="GB of the source; default 2.5, or 4.5 for deepseek-v3-fp8")
+    parser.add_argument("--layers", type=int, default=6, help="decoder layers of deepseek-v3-fp8, the first one dense; the original has 61")
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         root = Path(name)
         source, kept, plan = root / "source", root / "kept", root / "plan.json"
         source.mkdir()
-        make_source(source, options.size, options.shards)
-        write_plan(plan)
+        if options.shape == "olmoe":
+            make_source(source, options.size or 2.5, options.shards)
+            plan.write_text(json.dumps(make_plan()))
+        else:
+            plan.write_text(json.dumps(make_deepseek(source, options.size or 4.5, options.shards, options.layers)))
         run_export(source, plan, kept, "synced")
         rounds = []
         for kind in ("synced", "cached") * options.rounds:
             seconds = run_cp(kept, root / "cp", kind)
             rounds.append({"kind": kind, "cp": seconds, **run_export(source, plan, root / "out", kind)})
+        tensors = len(json.loads((source / "model.safetensors.index.json").read_text())["weight_map"])
         size = {folder.name: sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (source, kept)}
     by_kind = {kind: [r for r in rounds if r["kind"] == kind] for kind in ("synced", "cached")}
     result = {
         "benchmark": "export",
+        "shape": options.shape,
+        "tensors": tensors,
+        "load_before": load_before,
+        "load_after": os.getloadavg()[0],
         "source_gb": round(size["source"] / 1e9, 3),
         "kept_gb": round(size["kept"] / 1e9, 3),
         **{f"speed_against_cp_{kind}": compare(rows) for kind, rows in by_kind.items()},

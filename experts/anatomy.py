@@ -91,9 +91,19 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
             f"{folder}: not enough memory on the GPU ({one_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
         ) from error
     except LOADING as error:
-        raise ExciseError(f"{folder}: the model cannot be loaded ({one_line(error)})") from error
+        raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}") from error
     found: PreTrainedModel = model
     return found
+
+
+def _own_code(error: BaseException) -> str:
+    """What to do where transformers refuses to run code that comes with a checkpoint; empty for any other error."""
+    if "trust_remote_code" not in str(error):
+        return ""
+    return (
+        "needs Python code that comes with the checkpoint, which is run only if you say so: read it, then put `trust_remote_code: true` "
+        "into the recipe (--set trust_remote_code=true), or give `excise effects` --trust-remote-code"
+    )
 
 
 def _auto_class(config: Any) -> Any:
@@ -121,7 +131,7 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except LOADING as error:
-        raise ExciseError(f"{folder}: the model cannot be built ({one_line(error)})") from error
+        raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be built ({one_line(error)})'}") from error
     return model
 
 
@@ -133,7 +143,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except LOADING as error:
-        raise ExciseError(f"{folder}: the tokenizer cannot be loaded ({one_line(error)})") from error
+        raise ExciseError(f"{folder}: {_own_code(error) or f'the tokenizer cannot be loaded ({one_line(error)})'}") from error
     return tokenizer
 
 

@@ -1,19 +1,24 @@
 """What a model's config.json says about its experts. Plain dictionaries, no torch."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experts.errors import ExciseError
+from experts.strict_json import is_count
 
 # Keys under which configurations (and modules) store E and k.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+PREDICTING_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules")  # multi-token prediction
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part that describes the language model: the whole, or the nested `text_config` of a multimodal wrapper."""
     nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else config
+    if nested is not None and not isinstance(nested, Mapping):
+        raise ExciseError(f"config.json: text_config is {reprlib.repr(nested)}, expected an object")
+    return config if nested is None else nested
 
 
 def router_groups(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -37,6 +42,6 @@ def whole(config: Mapping[str, Any], key: str) -> int | None:
     value = config.get(key)
     if not value:
         return None
-    if type(value) is not int or value < 0:
-        raise ExciseError(f"config.json: {key} is {value!r}, expected a whole number")
-    return value
+    if not is_count(value):
+        raise ExciseError(f"config.json: {key} is {reprlib.repr(value)}, expected a whole number")
+    return int(value)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.errors import ExciseError
+from experts.strict_json import read_object
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,4 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> "Plan":
-        try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except FileNotFoundError as error:
-            raise ExciseError(f"{path}: no such plan file") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ExciseError(f"{path}: not JSON ({error})") from error
+        return cls.from_json(read_object(path, "no such plan file"), str(path))

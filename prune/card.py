@@ -13,6 +13,8 @@ from prune.recovery_report import training_in_words
 from prune.report import evidence, table
 from prune.shards import Checkpoint
 
+LONGEST_CARD = 2**20  # characters that are read of a model card; its front matter comes first
+
 
 def model_card(recipe: Recipe, layout: Layout, plan: Plan, result: dict[str, Any]) -> str:
     """README.md with hub metadata, the plan in words and the evidence."""
@@ -100,11 +102,12 @@ def source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     """Front matter of the source's model card, for its licence; empty where there is none that can be read."""
     path = checkpoint.folder / "README.md"
     try:
-        parts = path.read_text(encoding="utf-8").split("---\n", 2)
+        with path.open(encoding="utf-8") as file:
+            parts = file.read(LONGEST_CARD).split("---\n", 2)
         found = yaml.safe_load(parts[1] if len(parts) == 3 and not parts[0] else "{}")
     except FileNotFoundError:
         return {}
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         what = " ".join(str(error).split())
         raise ExciseError(f"{path}: the source's model card cannot be read ({what}); mend or remove it") from error
     return found if isinstance(found, dict) else {}

@@ -28,7 +28,7 @@ def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
     except ExciseError as error:
         if debug:
             raise
-        print(f"excise: {error}", file=sys.stderr)
+        print(f"excise: {printable(str(error))}", file=sys.stderr)
         code = 1
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,6 +52,11 @@ def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
         print("excise: interrupted; the same command resumes after the last finished stage", file=sys.stderr)
         code = 1
     raise typer.Exit(code)
+
+
+def printable(text: str) -> str:
+    """One line without control characters: names from a checkpoint may hold line ends and what a terminal obeys."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def waiting(what: str, quiet: bool) -> AbstractContextManager[Any]:

@@ -5,13 +5,13 @@ Experts stand either one by one (`…experts.7.down_proj.weight`) or fused with 
 """
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from criteria.budget import Shape
-from experts.configuration import COUNT_KEYS, TOP_K_KEYS, expert_axis, router_groups, text_config, whole
+from experts.configuration import COUNT_KEYS, PREDICTING_KEYS, TOP_K_KEYS, expert_axis, router_groups, text_config, whole
 from experts.errors import ExciseError
 from prune.shards import Checkpoint, Stored
 
@@ -22,6 +22,7 @@ ROUTER_TENSORS = frozenset({"weight", "bias", "e_score_correction_bias", "expert
 BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})
 ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
 FUSED = re.compile(r"^(?P<block>.+)\.experts\.(?P<rest>[^.\d].*)$")
+PREDICTING = re.compile(r"(^|\.)mtp(_layers|_block)?\.")  # a head for multi-token prediction in a module of its own
 STACKED = re.compile(r"^(?P<block>.+)\.(input|output)_linear\.weight$")  # all experts of a layer, as Granite names them
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -44,7 +45,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """The L MoE blocks by decoder layer. predicting: tensors of multi-token-prediction layers, behind the last decoder layer."""
+    """The L MoE blocks by decoder layer. predicting: tensors of heads for multi-token prediction."""
 
     checkpoint: Checkpoint
     blocks: Mapping[int, Block]
@@ -91,10 +92,11 @@ class Layout:
 def lay_out(checkpoint: Checkpoint) -> Layout:
     """Sorts the tensors into blocks. Raises ExciseError for a dense model and for anything it could only cut wrongly."""
     config = text_config(checkpoint.config)
-    depth = config.get("num_hidden_layers")
+    depth = whole(config, "num_hidden_layers")
     homes = {name: home for name, tensor in checkpoint.tensors.items() if (home := _home(tensor))}
     stems = {found.string[: found.start()] for name in homes if (found := LAYER.search(name))}
     names = [tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth, stems)]
+    heads = [tensor for name, tensor in checkpoint.tensors.items() if PREDICTING.search(name)]
     expert_names = [name for name in homes if not _behind(name, depth, stems)]
     count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
     if not expert_names or count_key is None:
@@ -104,48 +106,72 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
         raise ExciseError(f"{checkpoint.folder}/config.json: none of {', '.join(TOP_K_KEYS)}: how many experts are active per token?")
     if top_k > experts:
         raise ExciseError(f"{checkpoint.folder}/config.json: {top_k} active of {experts} experts per token cannot be")
-    if names and whole(config, "num_nextn_predict_layers") is None:
+    if names and not any(whole(config, key) for key in PREDICTING_KEYS):
         raise ExciseError(
             f"{checkpoint.folder}: {names[0].name} stands behind num_hidden_layers = {depth}, and config.json names no layers for "
-            "multi-token prediction (num_nextn_predict_layers); one of them is wrong"
+            f"multi-token prediction ({PREDICTING_KEYS[0]}); one of them is wrong"
         )
-    prefixes = sorted({homes[name] for name in expert_names})
-    blocks = [_block(checkpoint, prefix, experts) for prefix in prefixes]
+    prefixes, inside = sorted({homes[name] for name in expert_names}), _by_layer(checkpoint)
+    blocks = [_block(checkpoint, prefix, experts, inside) for prefix in prefixes]
     groups, top_groups = router_groups(config)
+    if experts % groups or top_groups > groups:
+        where = f"{checkpoint.folder}/config.json"
+        raise ExciseError(f"{where}: {experts} experts in {groups} groups, of which a token may use {top_groups}, cannot be")
     by_layer = {block.layer: block for block in blocks}
     if len(by_layer) < len(blocks):
         raise ExciseError(f"{checkpoint.folder}: two MoE blocks in one decoder layer ({prefixes}); this layout is not supported")
-    return Layout(checkpoint, by_layer, experts, top_k, groups, top_groups, count_key, tuple(names))
+    return Layout(
+        checkpoint,
+        by_layer,
+        experts,
+        top_k,
+        groups,
+        top_groups,
+        count_key,
+        tuple({tensor.name: tensor for tensor in (*names, *heads)}.values()),
+    )
 
 
 def _home(tensor: Stored) -> str | None:
-    """The block whose experts a tensor belongs to; None for all others."""
+    """The block whose experts a tensor belongs to; None for all others, and in heads for multi-token prediction."""
+    if PREDICTING.search(tensor.name):
+        return None
     if ".experts." in tensor.name:
         return tensor.name.partition(".experts.")[0]
     stacked = STACKED.match(tensor.name)
     return stacked["block"] if stacked and len(tensor.shape) == 3 else None
 
 
-def _behind(name: str, depth: Any, stems: set[str]) -> bool:
+def _behind(name: str, depth: int | None, stems: set[str]) -> bool:
     """Whether a tensor belongs to a layer past the decoder: a head for multi-token prediction.
 
     stems: what stands before `layers.N.` in the decoder; a vision or audio tower counts its layers for itself.
     """
     found = LAYER.search(name)
-    return isinstance(depth, int) and found is not None and name[: found.start()] in stems and int(found.group(1)) >= depth
+    return depth is not None and found is not None and name[: found.start()] in stems and int(found.group(1)) >= depth
 
 
-def _block(checkpoint: Checkpoint, prefix: str, experts: int) -> Block:
+def _by_layer(checkpoint: Checkpoint) -> dict[str, list[Stored]]:
+    """What names begin with, up to the decoder layer's number -> its tensors; a checkpoint may have a hundred thousand."""
+    inside: dict[str, list[Stored]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if found := LAYER.search(name):
+            inside.setdefault(name[: found.end()], []).append(tensor)
+    return inside
+
+
+def _block(checkpoint: Checkpoint, prefix: str, experts: int, inside: Mapping[str, list[Stored]]) -> Block:
+    """inside: see _by_layer."""
     number = LAYER.search(prefix + ".")
     if number is None:
         raise ExciseError(f"{checkpoint.folder}: cannot tell the decoder layer of {prefix}.experts")
     single: dict[int, list[Stored]] = {}
     fused, router = [], []
-    for name, tensor in checkpoint.tensors.items():
-        if not name.startswith(number.string[: number.end()]):  # another decoder layer
-            continue
+    for tensor in inside[number.string[: number.end()]]:
+        name = tensor.name
         if not name.startswith(prefix + "."):  # some write the router beside the block of the experts
             if _routes(name[number.end() :]) and expert_axis(tensor.shape, experts) is not None:
+                _need_rows(tensor, experts)
                 router.append(tensor)
         elif one := ONE_EXPERT.match(name):
             single.setdefault(int(one["id"]), []).append(tensor)
@@ -181,6 +207,7 @@ def _belongs_to_router(tensor: Stored, path: str, experts: int, whole_layer: boo
     if expert_axis(tensor.shape, experts) is None:
         return False
     if _routes(path):
+        _need_rows(tensor, experts)
         return True
     if "shared" in path or whole_layer:
         return False
@@ -195,7 +222,7 @@ def _need_rows(tensor: Stored, experts: int) -> None:
 def _check_experts(checkpoint: Checkpoint, prefix: str, single: dict[int, list[Stored]], experts: int) -> None:
     if not single:
         return
-    if sorted(single) != list(range(experts)):
+    if len(single) != experts or sorted(single) != list(range(experts)):
         raise ExciseError(f"{checkpoint.folder}: {prefix} holds experts {_brief(sorted(single))}, config.json promises {experts}")
     signatures = {i: sorted((t.name.rpartition(f".experts.{i}.")[2], t.dtype, t.shape) for t in group) for i, group in single.items()}
     if odd := [i for i in signatures if signatures[i] != signatures[0]]:
@@ -208,7 +235,7 @@ def _brief(ids: list[int]) -> str:
 
 
 def _why_none(checkpoint: Checkpoint, count_key: str | None, has_experts: bool) -> str:
-    kind = f"{checkpoint.folder}: model type {checkpoint.config.get('model_type', 'unknown')!r}"
+    kind = f"{checkpoint.folder}: model type {reprlib.repr(checkpoint.config.get('model_type', 'unknown'))}"
     if has_experts:
         return f"{kind} has expert tensors, but config.json has none of {', '.join(COUNT_KEYS)}; cannot tell how many experts there are"
     if count_key:

@@ -7,6 +7,7 @@ from typing import Any
 from experts.configuration import text_config
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.strict_json import LARGEST_INDEX
 from prune.checkpoint import PLAN, RECOVERY
 from prune.layout import Layout
 from prune.shards import Stored, open_checkpoint, read_json
@@ -73,5 +74,5 @@ def _vocabulary(folder: Path) -> Any:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    tokenizer = read_json(path)
+    tokenizer = read_json(path, LARGEST_INDEX)
     return tokenizer.get("model", {}).get("vocab"), tokenizer.get("added_tokens")

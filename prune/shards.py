@@ -7,14 +7,17 @@ Source: https://github.com/huggingface/safetensors#format
 import json
 import math
 import os
+import reprlib
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from experts.errors import ExciseError
+from experts.strict_json import LARGEST_CONFIG, LARGEST_INDEX, broken_link, is_count, parse_object, read_object
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -22,13 +25,28 @@ BITS = {
     "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+LONGEST_NAME = 4096  # characters of a tensor's name
+MOST_AXES = 64  # of a tensor, as in numpy
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
+class FileState:
+    """What changes when a file does: another file in its place (inode), another length, another time of writing."""
+
+    inode: int
+    size: int
+    written_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> "FileState":
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@dataclass(frozen=True)
 class Stored:
-    """One tensor on disk: its bytes are file[start:end]."""
+    """One tensor on disk: its bytes are file[start:end]. state: of the file when its header was read; None on the hub."""
 
     name: str
     dtype: str
@@ -36,6 +54,7 @@ class Stored:
     file: Path
     start: int
     end: int
+    state: FileState | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -87,79 +106,75 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     digest = xxhash.xxh3_128(json.dumps(checkpoint.config, sort_keys=True).encode())
     for shard in sorted({tensor.file for tensor in checkpoint.tensors.values()}):
         inside = sorted((tensor for tensor in checkpoint.tensors.values() if tensor.file == shard), key=lambda tensor: tensor.start)
-        with shard.open("rb") as file:
-            for tensor in inside:
-                digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
-                whole = tensor.size <= 2**16
-                starts = [tensor.start] if whole else [tensor.start + (tensor.size - 4096) * block // 3 for block in range(4)]
-                for start in starts:
-                    digest.update(os.pread(file.fileno(), tensor.size if whole else 4096, start))
+        try:
+            _digest_shard(digest, shard, inside)
+        except OSError as error:
+            raise ExciseError(f"{shard}: cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()[:16]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _digest_shard(digest: Any, shard: Path, inside: list[Stored]) -> None:
+    with shard.open("rb") as file:
+        for tensor in inside:
+            digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
+            whole = tensor.size <= 2**16
+            starts = [tensor.start] if whole else [tensor.start + (tensor.size - 4096) * block // 3 for block in range(4)]
+            for start in starts:
+                digest.update(os.pread(file.fileno(), tensor.size if whole else 4096, start))
+
+
+def read_json(path: Path, largest: int = LARGEST_CONFIG) -> dict[str, Any]:
     """A JSON object from a file, or an ExciseError that names the file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExciseError(f"{path}: no such file; a checkpoint folder has config.json and *.safetensors") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ExciseError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ExciseError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
+    return read_object(path, "no such file; a checkpoint folder has config.json and *.safetensors", largest)
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """Tensors and metadata of one shard. Every offset is checked: inside the file, as long as dtype and shape say, no holes."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(LONGEST_HEADER, size - 8):
-                raise ExciseError(f"{path}: truncated or damaged: the header claims {length} bytes, the file has {size}")
-            raw = file.read(length)
-    except FileNotFoundError as error:
-        raise ExciseError(f"{path}: the shard is missing; download the checkpoint again") from error
-    data_start = 8 + length
-    entries = _parse(path, raw)
+    raw, state = _read_raw(path)
+    entries = parse_object(raw, f"{path}: header", finite=True)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ExciseError(f"{path}: __metadata__ in the header is not an object of strings")
-    tensors = {name: _entry(path, name, entry, data_start) for name, entry in entries.items()}
-    _check_coverage(path, list(tensors.values()), data_start, size)
+    data_start = 8 + len(raw)
+    tensors = {name: _entry(path, name, entry, data_start, state) for name, entry in entries.items()}
+    _check_coverage(path, list(tensors.values()), data_start, state.size)
     return tensors, metadata
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ExciseError(f"{path}: the header names {next(n for n in names if names.count(n) > 1)} twice")
-        return found
-
+def _read_raw(path: Path) -> tuple[bytes, FileState]:
+    """The header's JSON, and the state of the file it was read from."""
     try:
-        header = json.loads(raw, object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ExciseError(f"{path}: the header is not valid JSON ({error}); the file is damaged") from error
-    if not isinstance(header, dict):
-        raise ExciseError(f"{path}: the header is not a JSON object; the file is damaged")
-    return header
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise ExciseError(f"{path}: not a regular file")
+        with path.open("rb") as file:
+            state = FileState.of(os.fstat(file.fileno()))
+            length = int.from_bytes(file.read(8), "little")
+            if state.size < 8 or length > min(LONGEST_HEADER, state.size - 8):
+                raise ExciseError(f"{path}: truncated or damaged: the header claims {length} bytes, the file has {state.size}")
+            raw = file.read(length)
+    except FileNotFoundError as error:
+        raise ExciseError(f"{path}: {broken_link(path) or 'the shard is missing; download the checkpoint again'}") from error
+    except OSError as error:
+        raise ExciseError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(raw) < length:
+        raise ExciseError(f"{path}: truncated while it was being read; start again")
+    return raw, state
 
 
-def _entry(path: Path, name: str, entry: Any, data_start: int) -> Stored:
+def _entry(path: Path, name: str, entry: Any, data_start: int, state: FileState) -> Stored:
+    if len(name) > LONGEST_NAME:
+        raise ExciseError(f"{path}: a tensor's name of {len(name)} characters ({name[:40]}…); the header is damaged")
     try:
-        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        valid = all(type(number) is int and number >= 0 for number in (*shape, start, end))
-    except (KeyError, TypeError, ValueError) as error:
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (KeyError, TypeError) as error:
         raise ExciseError(f"{path}: tensor {name}: malformed header entry ({error!r})") from error
-    if not valid or not isinstance(dtype, str) or dtype not in BITS:
-        raise ExciseError(f"{path}: tensor {name}: malformed or unknown dtype, shape or offsets in the header: {entry}")
-    expected = math.prod(shape) * BITS[dtype]
+    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and len(shape) <= MOST_AXES
+    if not lists or not all(map(is_count, (*shape, *offsets))) or not isinstance(dtype, str) or dtype not in BITS:
+        raise ExciseError(f"{path}: tensor {name}: malformed or unknown dtype, shape or offsets in the header: {reprlib.repr(entry)}")
+    (start, end), expected = offsets, math.prod(shape) * BITS[dtype]
     if (end - start) * 8 != expected:
         raise ExciseError(f"{path}: tensor {name}: {dtype} {shape} needs {expected // 8} bytes, the header gives it {end - start}")
-    return Stored(name, dtype, tuple(shape), path, data_start + start, data_start + end)
+    return Stored(name, dtype, tuple(shape), path, data_start + start, data_start + end, state)
 
 
 def _check_coverage(path: Path, tensors: list[Stored], data_start: int, size: int) -> None:
@@ -176,16 +191,16 @@ def _check_coverage(path: Path, tensors: list[Stored], data_start: int, size: in
 
 
 def _shards(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
+    if (folder / INDEX).exists() or (folder / INDEX).is_symlink():
+        index = read_json(folder / INDEX, LARGEST_INDEX)
         weights = index.get("weight_map")
         if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
             raise ExciseError(f"{folder / INDEX}: no weight_map of tensor names to shard names")
         for name in set(weights.values()):
-            if Path(name).name != name or not name.endswith(".safetensors"):
+            if Path(name).name != name or not name.endswith(".safetensors") or {"\\", "\0"}.intersection(name):
                 raise ExciseError(f"{folder / INDEX}: shard {name!r} is not a plain *.safetensors name in this folder")
         return [folder / name for name in sorted(set(weights.values()))], index
-    if (folder / SINGLE).exists():
+    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
         return [folder / SINGLE], None
     if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
         raise ExciseError(f"{folder}: only pickled weights (*.bin), which can run code when opened; convert them to safetensors first")

@@ -4,10 +4,11 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experts.configuration import expert_axis, text_config
+from experts.configuration import PREDICTING_KEYS, expert_axis, text_config
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.layout import ONE_EXPERT, Block, Layout
@@ -79,19 +80,27 @@ def header(pieces: list[Piece], metadata: Mapping[str, str]) -> bytes:
 def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
     """The original configuration with only the expert count changed; unequal counts point to modeling_excise.py instead."""
     config: dict[str, Any] = copy.deepcopy(dict(layout.checkpoint.config))
-    text = text_config(config)
-    if not isinstance(text, dict):
-        raise ExciseError("config.json: text_config is not an object")
+    text: Any = text_config(config)
     if plan.uniform:
         text[layout.count_key] = len(next(iter(plan.kept.values())))
     else:
         config["excise_experts"] = {str(layer): count for layer, count in sorted(plan.counts.items())}
-        architecture = (config.get("architectures") or [""])[0]
-        readers = ["AutoModelForCausalLM"] + ["AutoModelForImageTextToText"] * (not architecture.endswith("ForCausalLM"))
-        config["auto_map"] = {**config.get("auto_map", {}), **dict.fromkeys(readers, f"modeling_excise.{architecture}")}
-    if layout.predicting and text.get("num_nextn_predict_layers"):
-        text["num_nextn_predict_layers"] = 0
+        config["auto_map"] = _auto_map(config, layout.checkpoint.folder)
+    for table, key in ((table, key) for table in (config, text) for key in PREDICTING_KEYS if layout.predicting and table.get(key)):
+        table[key] = 0
     return config
+
+
+def _auto_map(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Our class, of the library's own architecture. The source's code for models goes: whoever trusts our file did not ask for that one."""
+    named, found = config.get("architectures"), config.get("auto_map")
+    architecture = named[0] if isinstance(named, list) and named else None
+    if not isinstance(architecture, str) or not architecture.isidentifier():
+        raise ExciseError(f"{folder}/config.json: no architecture named, which unequal counts per layer need; use scope layer")
+    others = found if isinstance(found, dict) else {}
+    kept = {key: value for key, value in others.items() if key != "AutoConfig" and not key.startswith("AutoModel")}
+    readers = ["AutoModelForCausalLM"] + ["AutoModelForImageTextToText"] * (not architecture.endswith("ForCausalLM"))
+    return {**kept, **dict.fromkeys(readers, f"modeling_excise.{architecture}")}
 
 
 def _names(block: Block) -> Iterator[str]:

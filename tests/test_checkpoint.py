@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune import checkpoint as checkpoint_module
+from prune import ranges
 from prune.checkpoint import export
 from prune.inspect import describe
 from prune.layout import Layout, lay_out
@@ -226,13 +227,13 @@ def test_a_write_that_lies_is_detected(saved: dict[str, Path], tmp_path: Path, m
 def test_a_source_that_changes_is_detected(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     tiny.save(tiny.build("olmoe"), source)
-    layout, copy = layout_of(source), checkpoint_module._copy
+    layout, copy = layout_of(source), ranges._copy
 
     def touch(source: int, target: int, job: Any, buffer: memoryview) -> int:
         os.utime(job.source, ns=(1, 1))
         return copy(source, target, job, buffer)
 
-    monkeypatch.setattr(checkpoint_module, "_copy", touch)
+    monkeypatch.setattr(ranges, "_copy", touch)
     with pytest.raises(ExciseError, match=r"model\.safetensors: changed while it was being copied"):
         export(layout, uniform_plan(layout.layers), tmp_path / "out")
     assert not leftovers(tmp_path)
@@ -245,7 +246,7 @@ def test_ctrl_c_at_any_stage(stage: str, saved: dict[str, Path], tmp_path: Path,
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_module, stage, interrupt)
+    monkeypatch.setattr(ranges if hasattr(ranges, stage) else checkpoint_module, stage, interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(layout, uniform_plan(layout.layers), tmp_path / "out")
     assert not leftovers(tmp_path)
@@ -324,7 +325,7 @@ def test_plan_for_another_model(saved: dict[str, Path], tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{}", "not a plan"),
-        ("[", "not JSON"),
+        ("[", "not valid JSON"),
         ('{"experts": 8, "kept": {"0": [9]}}', r"layer 0 keeps expert 9, but the model has experts 0\.\.7"),
         ('{"experts": 8, "kept": {"0": [2, 1]}}', "must be sorted and without repeats"),
         ('{"experts": 8, "kept": {"0": []}}', "layer 0 keeps no expert"),
@@ -333,7 +334,7 @@ def test_plan_for_another_model(saved: dict[str, Path], tmp_path: Path) -> None:
         ('{"experts": Infinity, "kept": {"0": [1]}}', "not a plan"),
         ('{"experts": 8, "kept": {"0": [0.9, 1.2]}}', "whole numbers"),
         ('{"experts": 8, "kept": {"0": "012"}}', "whole numbers"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 )
 def test_bad_plan_files(tmp_path: Path, content: str, message: str) -> None:

@@ -60,7 +60,7 @@ def test_agrees_with_the_reference_reader(tmp_path: Path) -> None:
         (lambda h: h.update(__metadata__=3), "__metadata__"),
         (lambda h: h.update(__metadata__={"a": 5}), "__metadata__"),
         (lambda h: '{"a": 1, "a": 2}', "names a twice"),
-        (lambda h: "[1]", "not a JSON object"),
+        (lambda h: "[1]", "expected a JSON object"),
         (lambda h: '{"a": ', "not valid JSON"),
         (lambda h: "[" * 100_000, "not valid JSON"),
     ],

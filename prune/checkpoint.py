@@ -61,9 +61,9 @@ def export(
     _remove_stale(out, "partial")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     _check_space(out, size)
-    others = _other_files(layout.checkpoint.folder)
-    before = _states(shards, others)
     try:
+        others = _other_files(layout.checkpoint.folder)
+        before = _states(shards, others)
         partial.mkdir(parents=True)
         _write_shards(layout, shards, partial)
         _verify_shapes(shards, partial)

@@ -181,6 +181,16 @@ def test_reading_that_fails_before_the_export(source: Path, tmp_path: Path, monk
     assert "model-00001-of-00003.safetensors: cannot be read (Input/output error)" in done.stderr
 
 
+def test_ranges_of_one_file_for_two_shards(tmp_path: Path) -> None:
+    """Recovered weights stand in one file, and go to the shards their tensors are in."""
+    (tmp_path / "source").write_bytes(b"abcdef")
+    targets = [tmp_path / "one", tmp_path / "two"]
+    for target in targets:
+        target.write_bytes(bytes(3))
+    ranges.copy_all(ranges.Copy(tmp_path / "source", 3 * i, 3, target, 0) for i, target in enumerate(targets))
+    assert [target.read_bytes() for target in targets] == [b"abc", b"def"]
+
+
 # Sources that change.
 
 
@@ -244,9 +254,9 @@ def test_a_hub_cache_is_copied_as_content(cached: Path, tmp_path: Path) -> None:
     """Neither links nor second names of the blobs: what is written outlives the cache."""
     wanted = expected(cached, MODEL, MODEL.kept())
     export(*opened(cached), tmp_path / "out")
-    shutil.rmtree(cached.parent.parent)
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     assert {path.stat().st_nlink for path in (tmp_path / "out").iterdir()} == {1}
+    shutil.rmtree(cached.parent.parent)
     assert content(tmp_path / "out") == wanted
 
 

@@ -6,6 +6,7 @@ Only ExciseError may escape. The seed is fixed, so that every run tries the same
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -426,8 +427,10 @@ def test_infinity_in_a_configuration_is_read(folder: Path) -> None:
     assert use(folder, EVEN)
 
 
-def test_many_names_and_one_twice_are_refused_quickly(tmp_path: Path) -> None:
+def test_many_names_and_one_twice_are_refused_quickly() -> None:
     """Looking for the repeated one must not cost the square of their number."""
-    raw = "{" + ",".join(f'"{i % 99_999}": 1' for i in range(100_000)) + "}"
-    with pytest.raises(ExciseError, match="names 0 twice"):
+    raw = "{" + ",".join(f'"{min(i, 49_998)}": 1' for i in range(50_000)) + "}"
+    begun = time.perf_counter()
+    with pytest.raises(ExciseError, match="names 49998 twice"):
         strict_json.parse_object(raw.encode(), "x")
+    assert time.perf_counter() - begun < 5

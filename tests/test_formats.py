@@ -271,6 +271,25 @@ def test_heads_for_more_tokens_are_dropped(key: str, prefix: str, tmp_path: Path
     assert any(f"{len(head)} tensors of multi-token-prediction layers were dropped" in note for note in done.notes)
 
 
+def test_lists_of_unquantised_modules_follow_the_experts(tmp_path: Path) -> None:
+    """Layer 0 keeps 0, 2, 3: expert 2 becomes 1, expert 1 goes; patterns and other names stay; layer 1 has numbers of its own."""
+    style = FORMATS["compressed-tensors"]
+    names = [
+        "lm_head",
+        "re:.*gate$",
+        "model.layers.0.mlp.experts.1.up_proj",
+        "model.layers.0.mlp.experts.2.up_proj",
+        "model.layers.1.mlp.experts.7",
+    ]
+    config = {**CONFIG, **style.config, "quantization_config": {"quant_method": "compressed-tensors", "bits": 4, "ignore": names}}
+    write(tmp_path / "source", config, layers(style) | OTHERS)
+    layout = lay_out(open_checkpoint(tmp_path / "source"))
+    export(layout, Plan(E, {0: (0, 2, 3), 1: (1, 5, 7)}), tmp_path / "out")
+    after = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    kept = ["lm_head", "re:.*gate$", "model.layers.0.mlp.experts.1.up_proj", "model.layers.1.mlp.experts.2"]
+    assert after == {"quant_method": "compressed-tensors", "bits": 4, "ignore": kept}
+
+
 # Refusals.
 
 

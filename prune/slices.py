@@ -90,7 +90,7 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
     else:
         config["excise_experts"] = {str(layer): count for layer, count in sorted(plan.counts.items())}
         config["auto_map"] = _auto_map(config, layout.checkpoint.folder)
-    for table in (config, text):
+    for table in [config] if text is config else [config, text]:
         if isinstance(quantized := table.get("quantization_config"), dict):
             table["quantization_config"] = {key: _renumbered(value, plan) for key, value in quantized.items()}
     for table, key in ((table, key) for table in (config, text) for key in PREDICTING_KEYS if layout.predicting and table.get(key)):

@@ -73,7 +73,7 @@ def _spans(jobs: Iterable[Copy]) -> list[list[Copy]]:
 
 
 def _by_turns(spans: list[list[Copy]]) -> list[list[Copy]]:
-    """The first span of every target, then the second …: threads that write to one file wait for each other, and sync each other's bytes."""
+    """The first span of every target, then the second …: threads in one file wait for each other and sync each other's bytes."""
     by_target: dict[Path, list[list[Copy]]] = {}
     for span in spans:
         by_target.setdefault(span[0].target, []).append(span)

@@ -50,7 +50,7 @@ def make_source(folder: Path, gigabytes: float, shards: int) -> None:
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         mine = every[shard * len(every) // shards : (shard + 1) * len(every) // shards]
         shapes = {name: (EXPERTS, HIDDEN) if name in routers else (inner, HIDDEN) for name in mine}
-        save_file({name: rng.integers(0, 2**16, shape, dtype=np.uint16) for name, shape in shapes.items()}, folder / file)
+        save_file({name: rng.integers(0, 2**16, shape, dtype=np.uint16).view(np.float16) for name, shape in shapes.items()}, folder / file)
         weights |= dict.fromkeys(mine, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
     (folder / "config.json").write_text(json.dumps(CONFIG))

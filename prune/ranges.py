@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import xxhash
@@ -30,7 +31,7 @@ class Copy:
 
 def copy_all(jobs: Iterable[Copy]) -> None:
     """Every range, verified; several at a time. The targets exist and have their full length."""
-    spans = _spans(jobs)
+    spans = _by_turns(_spans(jobs))
     total = sum(job.length for span in spans for job in span)
     with tqdm(total=total, desc="export", unit="B", unit_scale=True, delay=2) as bar, ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(_write_span, span) for span in spans]
@@ -69,6 +70,14 @@ def _spans(jobs: Iterable[Copy]) -> list[list[Copy]]:
         spans[-1].append(job)
         room -= job.length
     return spans
+
+
+def _by_turns(spans: list[list[Copy]]) -> list[list[Copy]]:
+    """The first span of every target, then the second …: threads in one file wait for each other and sync each other's bytes."""
+    by_target: dict[Path, list[list[Copy]]] = {}
+    for span in spans:
+        by_target.setdefault(span[0].target, []).append(span)
+    return [span for turn in zip_longest(*by_target.values()) for span in turn if span]
 
 
 def _write_span(span: list[Copy]) -> int:

@@ -1,6 +1,7 @@
 """Exports that are killed, run out of disk, or read from sources that fail, change or mean harm; code that comes with a checkpoint."""
 
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from benchmarks.deepseek import DeepSeek
 from benchmarks.kills import content, expected, is_right, kill_many
-from experts.anatomy import load
+from experts.anatomy import load, load_tokenizer, skeleton
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune import checkpoint as checkpoint_module
@@ -27,7 +28,9 @@ from prune.guard import printable
 from prune.layout import Layout, lay_out
 from prune.materials import Materials
 from prune.prepare import prepare
+from prune.recipe import Recipe
 from prune.recipe_file import read_recipe
+from prune.request import Request
 from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import unequal_plan
@@ -396,6 +399,13 @@ def test_code_of_a_checkpoint_runs_when_the_user_says_so(
     folder, marker = with_code(f"theirs_{name}")
     CliRunner().invoke(app, [*commands(folder, tmp_path)[name], *option, "--quiet"])
     assert marker.exists()
+
+
+def test_trust_is_off_wherever_it_is_not_mentioned() -> None:
+    """In Python too: every function and class that takes trust_remote_code has it off by default."""
+    for taker in (load, skeleton, load_tokenizer, Request):
+        assert inspect.signature(taker).parameters["trust_remote_code"].default is False
+    assert Recipe.model_fields["trust_remote_code"].default is False
 
 
 def test_a_known_model_is_loaded_by_the_library(with_code: Callable[[str], tuple[Path, Path]]) -> None:

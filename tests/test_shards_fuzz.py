@@ -70,6 +70,7 @@ def test_what_is_written_reads_back(stored: dict[str, tuple[str, list[int], byte
     write(path, stored, metadata)
     found, meta = read_header(path)
     raw = path.read_bytes()
+    assert int.from_bytes(raw[:8], "little") % 8 == 0, "the data is aligned, as the reference writer has it"
     assert {name: (t.dtype, list(t.shape), raw[t.start : t.end]) for name, t in found.items()} == stored
     assert meta == metadata
     with safe_open(path, "numpy") as reference:
@@ -89,7 +90,7 @@ def check_consistent(path: Path) -> bool:
         found, metadata = read_header(path)
     except ExciseError as error:
         assert str(path) in str(error)
-        assert len(str(error)) < 20_000
+        assert len(str(error)) < 5_500, "a line, not a file; the longest name that is let in has 4096 characters"
         return False
     position = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     for tensor in sorted(found.values(), key=lambda tensor: (tensor.start, tensor.end)):
@@ -172,6 +173,7 @@ def test_headers_of_odd_values(data: st.DataObject, tmp_path: Path) -> None:
         ('{"dtype": "F32", "shape": [1], "data_offsets": {"0": 0, "4": 4}}', "malformed"),
         ('{"dtype": ' + "[" * 90 + "]" * 90 + ', "shape": [1], "data_offsets": [0, 4]}', "malformed"),
         ('{"dtype": ' + "[" * 200 + "]" * 200 + ', "shape": [1], "data_offsets": [0, 4]}', "nested deeper than 100 levels"),
+        ('{"dtype": "' + "F" * 9000 + '", "shape": [1], "data_offsets": [0, 4]}', "malformed"),
         ('{"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}', "NaN is no JSON"),
         ('{"dtype": "F32", "shape": [1], "shape": [1], "data_offsets": [0, 4]}', "names shape twice"),
         ('{"dtype": "F\\ud800", "shape": [1], "data_offsets": [0, 4]}', "surrogates not allowed"),

@@ -263,7 +263,7 @@ def test_rows_are_used_again_and_only_under_the_same_key(anatomy: Anatomy, tmp_p
     (tmp_path / "losses.csv").write_text("".join(lines)[: -len("123\n")])  # the last number lost some of its digits
     measured = []
     measure = LossEvaluator.measure
-    monkeypatch.setattr(LossEvaluator, "measure", lambda self: (measured.append(1), measure(self))[1])
+    monkeypatch.setattr(LossEvaluator, "measure", lambda self, anatomy: (measured.append(1), measure(self, anatomy))[1])
     again = run_test(anatomy, tmp_path / "losses.csv")
     assert again == first
     assert len(measured) == 1

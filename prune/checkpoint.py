@@ -1,7 +1,7 @@
 """Export: stream the kept bytes of a checkpoint into a new one. Atomic, verified, no torch, memory independent of model size.
 
 The new checkpoint is written to a hidden sibling folder `.OUT.<process>.partial`, read back and compared, and only then renamed.
-config.json is the last file to be written: a folder without it is no checkpoint to any loader.
+config.json gets its name last, whole and synced like everything else: a folder without it is no checkpoint to any loader.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from prune.shards import INDEX, SINGLE, FileState, Stored, read_header, read_jso
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
 
 PLAN, RECOVERY = "excise_plan.json", "excise_recovery.json"
+UNNAMED = "config.json.partial"  # until everything else is there
 WRITTEN_ANEW = ("config.json", "README.md", ".gitattributes")
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")
 
@@ -74,6 +75,8 @@ def export(
         if recovered:
             _write_json(partial / RECOVERY, recovered.provenance)
         _sync(partial)
+        (partial / UNNAMED).rename(partial / "config.json")
+        _sync_file(partial)
         _rename(partial, out)
     except OSError as error:
         raise ExciseError(f"{error.filename or out}: {error.strerror or error}; nothing was written to {out}") from error
@@ -163,7 +166,7 @@ def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], part
         (partial / "modeling_excise.py").write_text(modeling_source(config["architectures"][0], layout.count_key), encoding="utf-8")
     (partial / "README.md").write_text(card, encoding="utf-8", errors="replace")  # a path may hold bytes that are no UTF-8
     _write_json(partial / PLAN, plan.to_json())
-    _write_json(partial / "config.json", config)
+    _write_json(partial / UNNAMED, config)
 
 
 def _write_json(path: Path, data: object) -> None:

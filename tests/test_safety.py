@@ -22,7 +22,7 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from prune import checkpoint as checkpoint_module
 from prune import ranges
-from prune.checkpoint import export
+from prune.checkpoint import Recovered, export
 from prune.cli import app
 from prune.guard import printable
 from prune.layout import Layout, lay_out
@@ -99,6 +99,20 @@ def test_hidden_folders_of_dead_exports_go(source: Path, tmp_path: Path) -> None
         folder.mkdir()
     export(*opened(source), out)
     assert sorted(leftovers(tmp_path)) == [alive.name, out.name]
+
+
+def test_config_gets_its_name_last(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it is being written, it would stand there half. When everything is synced there is no such file yet."""
+    seen, sync = [], checkpoint_module._sync
+
+    def look(folder: Path) -> None:
+        seen.extend(path.name for path in folder.iterdir())
+        sync(folder)
+
+    monkeypatch.setattr(checkpoint_module, "_sync", look)
+    layout, plan = opened(source)
+    export(layout, plan, tmp_path / "out", recovered=Recovered({}, {"training": "none"}))
+    assert {path.name for path in (tmp_path / "out").iterdir()} - set(seen) == {"config.json"}
 
 
 def test_what_is_removed_stops_being_a_checkpoint_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Fixtures: every family saved once as a checkpoint; no network, no user cache."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,13 @@ from tests import tiny
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled_heap() -> None:
+    """What libraries left is looked through once per file: statsmodels and every unloaded model collect garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -137,8 +137,11 @@ def watched(anatomy: Anatomy, sums: list[Sums]) -> Iterator[Callable[[Windows], 
 
 
 def turn(before: Tensor | None, routed: Tensor) -> Tensor:
-    """1 − cos(h, h + y) per token [T]: how far the routed output y turns the residual stream h; nan where h cannot be seen."""
-    if before is None:
+    """1 − cos(h, h + y) per token [T]: how far the routed output y turns the residual stream h.
+
+    nan where h cannot be seen, or where experts work in a space of their own size, from which the block projects back later.
+    """
+    if before is None or before.numel() != routed.numel():
         return torch.full(routed.shape[:1], torch.nan, device=routed.device)
     wide = torch.promote_types(routed.dtype, torch.float32)
     before = before.reshape(routed.shape).to(wide)
@@ -161,7 +164,7 @@ def weigh(anatomy: Anatomy) -> dict[str, Any]:
     """Norms of router rows and of expert matrices (biases left out), for the criteria that need no text."""
     found: dict[str, list[Any]] = {"router_norm": [], "weight_l1": [], "weight_l2": [], "weight_count": []}
     for layer in anatomy.layers:
-        matrices = [parameter for parameter in layer.experts.parameters() if parameter.ndim == 3]
+        matrices = [parameter for parameter in layer.weights.values() if parameter.ndim == 3]
         if any(not parameter.is_floating_point() for parameter in matrices):
             raise ExciseError(f"{layer.name}: the experts are quantised in memory; calibrate with dtype: bfloat16 or float32")
         found["router_norm"].append(torch.linalg.vector_norm(_router_weight(layer), dim=1, dtype=torch.float64).cpu().numpy())

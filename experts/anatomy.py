@@ -7,6 +7,7 @@ ids [T, k] and gate weights [T, k]. Its parent is the MoE block; the router is t
 
 import re
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from experts.configuration import COUNT_KEYS, TOP_K_KEYS, expert_axis, router_groups
+from experts.configuration import COMMON, COUNT_KEYS, ROUTER_TENSORS, ROUTERS, TOP_K_KEYS, expert_axis, in_tower, router_groups
 from experts.errors import ExciseError, one_line
 
 # What transformers raises for configurations and files that do not fit together.
@@ -39,10 +40,8 @@ LOADING = (
     SafetensorError,
     StrictDataclassError,
 )
+MOST_EXTRA = 8  # rows of a router for other than routed experts
 ALIGNMENT = 64  # bytes; of every allocation of torch
-# Tensors with an expert axis that are known to be safe to slice on axis 0 on the router's side of a block.
-ROUTERS = frozenset({"gate", "router", "moe_statics"})
-ROUTER_TENSORS = ("weight", "bias", "e_score_correction_bias", "expert_bias", "per_expert_scale")
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,11 @@ class MoELayer:
     experts: nn.Module
     router: nn.Module
     router_tensors: tuple[tuple[nn.Module, str], ...]
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters of the experts, all with the expert axis in front, by their names in the experts module."""
+        return {name: parameter for name, parameter in self.experts.named_parameters() if COMMON not in name.split(".")}
 
     @property
     def counters(self) -> list[tuple[nn.Module, str]]:
@@ -83,7 +87,9 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
     """The model of a local checkpoint folder, in evaluation mode; without a `device`, on the GPU if it fits there."""
     try:
         auto = _auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
-        model: Any = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+        model, report = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True)
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{len(missing)} weights of {type(model).__name__} are not in it and would be random, {missing[0]} among them")
         model.to(device or torch.device(_device(model))).eval()
         _align(model)
     except torch.OutOfMemoryError as error:
@@ -161,12 +167,13 @@ def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
     pruned: layers may hold different numbers of experts; E is then the largest.
     """
     modules = dict(model.named_modules())
-    layers = tuple(_layer(name, modules) for name, module in modules.items() if _is_experts(module))
+    layers = tuple(_layer(name, modules) for name, module in modules.items() if _is_experts(module) and not in_tower(name))
     config = model.config.get_text_config()
     if not layers:
         raise ExciseError(_why_none(config))
-    if len({layer.index for layer in layers}) < len(layers):
-        raise ExciseError(f"{config.model_type}: two MoE blocks in one decoder layer ({layers[0].name}, …); this layout is not supported")
+    if twins := [(one, two) for one, two in combinations(layers, 2) if one.index == two.index]:
+        one, two = (layer.name for layer in twins[0])
+        raise ExciseError(f"{config.model_type}: two MoE blocks in one decoder layer ({one}, {two}); this layout is not supported")
     counts = {layer.index: _expert_count(layer.experts) for layer in layers}
     if len(set(counts.values())) > 1 and not pruned:
         raise ExciseError(f"the MoE layers have different numbers of experts ({counts}): prune the original model, not a pruned one")
@@ -193,17 +200,29 @@ def _top_k(config: Any, layer: MoELayer) -> int:
 def _layer(name: str, modules: dict[str, nn.Module]) -> MoELayer:
     experts, parent = modules[name], name.rpartition(".")[0]
     block, count = modules[parent], _expert_count(modules[name])
-    for key, parameter in experts.named_parameters():
-        if parameter.shape[:1] != (count,):
-            raise ExciseError(f"{name}.{key} has shape {tuple(parameter.shape)}: no expert axis of {count} in front, so it cannot be cut")
     tensors = _router_tensors(parent, block, experts, count)
     routers = [module for module, key in tensors if key == "weight" and getattr(module, key).ndim == 2]
     if len(routers) != 1:
-        raise ExciseError(f"{parent}: found {len(routers)} routers with {count} rows, expected one; this routing is not supported")
+        raise ExciseError(f"{parent}: {_wrong_routers(block, experts, count, len(routers))}; this routing is not supported")
     numbers = re.findall(r"\.(\d+)(?=\.|$)", parent)
     if len(numbers) != 1:
         raise ExciseError(f"{parent}: cannot tell the decoder layer from the module's name")
-    return MoELayer(int(numbers[0]), parent, block, experts, routers[0], tensors)
+    layer = MoELayer(int(numbers[0]), parent, block, experts, routers[0], tensors)
+    for key, parameter in layer.weights.items():
+        if parameter.shape[:1] != (count,):
+            raise ExciseError(f"{name}.{key} has shape {tuple(parameter.shape)}: no expert axis of {count} in front, so it cannot be cut")
+    return layer
+
+
+def _wrong_routers(block: nn.Module, experts: nn.Module, count: int, found: int) -> str:
+    """Why a block has no single router; some choose among shared or skipped experts as well."""
+    inside = {id(parameter) for parameter in experts.parameters()}
+    rows = {name: len(p) for name, p in block.named_parameters() if p.ndim == 2 and id(p) not in inside and "shared" not in name}
+    more = {name: n for name, n in rows.items() if count < n <= count + MOST_EXTRA}
+    if found or not more:
+        return f"found {found} routers with {count} rows, expected one"
+    name = min(more, key=lambda name: more[name])
+    return f"its router ({name}) has {more[name]} rows for {count} experts, some for shared or skipped ones"
 
 
 def _router_tensors(parent: str, block: nn.Module, experts: nn.Module, count: int) -> tuple[tuple[nn.Module, str], ...]:

@@ -1,5 +1,6 @@
 """What a model's config.json says about its experts. Plain dictionaries, no torch."""
 
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,12 @@ from experts.strict_json import is_count
 # Keys under which configurations (and modules) store E and k.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+# Where a block's router is, by module names; its tensors with an expert axis; and what stands among the experts but is one for all.
+ROUTERS = frozenset({"gate", "router", "moe_statics"})
+ROUTER_TENSORS = frozenset({"weight", "bias", "e_score_correction_bias", "expert_bias", "per_expert_scale"})
+COMMON = "post_expert_norm"
+LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)(?:\.|$)")  # a decoder layer in a name of a module or tensor
+TOWER = re.compile(r"(?:^|\.)[^.]*(?:vision|visual|audio)[^.]*\.")  # what sees and hears, in front of a layer; its experts are not pruned
 PREDICTING_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules")  # multi-token prediction
 
 
@@ -19,6 +26,12 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if nested is not None and not isinstance(nested, Mapping):
         raise ExciseError(f"config.json: text_config is {reprlib.repr(nested)}, expected an object")
     return config if nested is None else nested
+
+
+def in_tower(name: str) -> bool:
+    """Whether a module or tensor belongs to a tower for images or sound, not to the language model."""
+    layer = LAYER.search(name)
+    return TOWER.search(name[: layer.start() + 1] if layer else name) is not None
 
 
 def router_groups(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -77,7 +77,7 @@ def _order(kept: tuple[int, ...], experts: int) -> Tensor:
 
 def _share(layer: MoELayer, kept: tuple[int, ...], order: Tensor, slots: Kept, moved: list[tuple[Tensor, Tensor]]) -> None:
     """Puts the pruned experts of one layer in place. moved: tensors whose rows have another order now."""
-    for name, parameter in list(layer.experts.named_parameters()):
+    for name, parameter in layer.weights.items():
         owner, _, key = name.rpartition(".")
         _permute(parameter.data, order)
         moved.append((parameter.data, order))
@@ -116,7 +116,7 @@ def kept_counts(anatomy: Anatomy) -> dict[int, int]:
     found = {}
     for layer in anatomy.layers:
         rows = {next((size for size in getattr(module, key).shape if size > 1), 1) for module, key in layer.router_tensors}
-        counts = rows | {len(parameter) for parameter in layer.experts.parameters()}
+        counts = rows | {len(parameter) for parameter in layer.weights.values()}
         if len(counts) > 1:
             raise ExciseError(f"{layer.name}: router and experts hold different numbers of experts ({sorted(counts)})")
         found[layer.index] = counts.pop()

@@ -27,7 +27,7 @@ def cut(anatomy: Anatomy, plan: Plan) -> Anatomy | None:
 @torch.no_grad()
 def cut_layer(layer: MoELayer, kept: tuple[int, ...], experts: int) -> None:
     """Slices the experts, the router and the counters of one MoE block of `experts` experts."""
-    for name, parameter in list(layer.experts.named_parameters()):
+    for name, parameter in layer.weights.items():
         owner, _, key = name.rpartition(".")
         _replace(layer.experts.get_submodule(owner), key, expert_rows(parameter, kept, experts))
     for module, key in layer.router_tensors:

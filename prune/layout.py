@@ -11,20 +11,29 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from criteria.budget import Shape
-from experts.configuration import COUNT_KEYS, PREDICTING_KEYS, TOP_K_KEYS, expert_axis, router_groups, text_config, whole
+from experts.configuration import (
+    COMMON,
+    COUNT_KEYS,
+    LAYER,
+    PREDICTING_KEYS,
+    ROUTER_TENSORS,
+    ROUTERS,
+    TOP_K_KEYS,
+    expert_axis,
+    in_tower,
+    router_groups,
+    text_config,
+    whole,
+)
 from experts.errors import ExciseError
 from prune.shards import Checkpoint, Stored
 
 SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-# A router's tensors: a module of such a name on the way, or beside the experts themselves, and the names experts.anatomy slices in memory.
-ROUTERS = frozenset({"gate", "router", "moe_statics"})
-ROUTER_TENSORS = frozenset({"weight", "bias", "e_score_correction_bias", "expert_bias", "per_expert_scale"})
-BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})
+BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})  # router tensors that may stand beside the experts themselves
 ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
 FUSED = re.compile(r"^(?P<block>.+)\.experts\.(?P<rest>[^.\d].*)$")
 PREDICTING = re.compile(r"(^|\.)mtp(_layers|_block)?\.")  # a head for multi-token prediction in a module of its own
 STACKED = re.compile(r"^(?P<block>.+)\.(input|output)_linear\.weight$")  # all experts of a layer, as Granite names them
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -133,8 +142,8 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
 
 
 def _home(tensor: Stored) -> str | None:
-    """The block whose experts a tensor belongs to; None for all others, and in heads for multi-token prediction."""
-    if PREDICTING.search(tensor.name):
+    """The block whose experts a tensor belongs to; None for all others, in towers and in heads for multi-token prediction."""
+    if PREDICTING.search(tensor.name) or in_tower(tensor.name):
         return None
     if ".experts." in tensor.name:
         return tensor.name.partition(".experts.")[0]
@@ -173,6 +182,8 @@ def _block(checkpoint: Checkpoint, prefix: str, experts: int, inside: Mapping[st
             if _routes(name[number.end() :]) and expert_axis(tensor.shape, experts) is not None:
                 _need_rows(tensor, experts)
                 router.append(tensor)
+        elif COMMON in name.split("."):
+            continue
         elif one := ONE_EXPERT.match(name):
             single.setdefault(int(one["id"]), []).append(tensor)
         elif FUSED.match(name) or _home(tensor) == prefix:

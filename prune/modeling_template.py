@@ -30,7 +30,7 @@ def resize(block, before, after):
     if isinstance(block.experts, torch.nn.ModuleList):  # transformers 4
         block.experts = block.experts[:after]
     for path, module in block.named_modules():
-        if "shared" in path or (path.startswith("experts.") and path.split(".")[1].isdigit()):
+        if "shared" in path or "post_expert_norm" in path or (path.startswith("experts.") and path.split(".")[1].isdigit()):
             continue
         if path and not {"experts", "gate", "router", "moe_statics"} & set(path.split(".")):
             continue

@@ -18,6 +18,8 @@ from prune.shards import Stored
 # A module of one expert, as lists in a quantization_config name it.
 NAMED_EXPERT = re.compile(r"^(?P<head>[\w.]*\blayers\.(?P<layer>\d+)\.[\w.]*\bexperts\.)(?P<id>\d+)(?P<tail>(\.[\w.]*)?)$")
 
+READERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")  # transformers files some language models under the second only
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -121,8 +123,7 @@ def _auto_map(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise ExciseError(f"{folder}/config.json: no architecture named, which unequal counts per layer need; use scope layer")
     others = found if isinstance(found, dict) else {}
     kept = {key: value for key, value in others.items() if key != "AutoConfig" and not key.startswith("AutoModel")}
-    readers = ["AutoModelForCausalLM"] + ["AutoModelForImageTextToText"] * (not architecture.endswith("ForCausalLM"))
-    return {**kept, **dict.fromkeys(readers, f"modeling_excise.{architecture}")}
+    return {**kept, **dict.fromkeys(READERS, f"modeling_excise.{architecture}")}
 
 
 def _names(block: Block) -> Iterator[str]:

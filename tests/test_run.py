@@ -1,6 +1,7 @@
 """The whole run on a small model: files, cache, resume after Ctrl-C at any stage, refusals before the model is loaded."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -399,6 +400,18 @@ def test_configurations_that_do_not_fit_are_one_line(
     with pytest.raises(ExciseError, match="odd: the (model|tokenizer) cannot be loaded") as caught:
         execute(recipe_path, tmp_path / "run", f"model={odd}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_some_weights_is_refused(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+    """transformers would fill them with random numbers, with a warning."""
+    odd = shutil.copytree(saved["olmoe"], tmp_path / "odd")
+    weights = load_file(odd / "model.safetensors")
+    del weights["model.layers.1.self_attn.q_proj.weight"], weights["model.norm.weight"]
+    save_file(weights, odd / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ExciseError, match=r"odd: .*2 weights of OlmoeForCausalLM are not in it.*, model\.layers\.1\.self_attn\.q_proj\.weight"
+    ):
+        execute(recipe_path, tmp_path / "run", f"model={odd}")
 
 
 def test_counts_by_hand_and_multiples(recipe_path: Path, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def _token_by_token(layer: int, run: Forward, hidden: Tensor, index: Tensor, wei
 @contextmanager
 def _emptied(layer: MoELayer, expert: int) -> Iterator[None]:
     """All parameters of an expert are 0, so its output is; written back bit by bit."""
-    before = [(parameter, parameter[expert].clone()) for parameter in layer.experts.parameters()]
+    before = [(parameter, parameter[expert].clone()) for parameter in layer.weights.values()]
     try:
         for parameter, _ in before:
             parameter[expert] = 0

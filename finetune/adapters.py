@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from experts.anatomy import Anatomy
+from experts.configuration import in_tower
 from experts.errors import ExciseError
 from experts.routing import Kept, swap_value
 from finetune.settings import GROUPS, ROUTER_ONLY, Training
 
 NAME = "default"
 IN_LAYER = re.compile(r"^.*\.layers\.\d+\.")
-ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+ATTENTION = re.compile(r"attn|attention|(^|\.)[qkvo]_proj$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,15 @@ class Adapted:
 def find_targets(anatomy: Anatomy, wanted: tuple[str, ...]) -> Targets:
     """What the words of a recipe mean in this model, found by structure. Raises ExciseError for a name that matches nothing.
 
-    attention: linear layers under a module called …attn… or …attention…; router: its [E, H] rows; experts: their fused 3-D parameters;
-    else the end of a linear layer's or weight's name (q_proj, mlp.gate.weight), inside the decoder layers.
+    attention: linear layers under a module called …attn… or …attention…, or called q_proj and the like; router: its [E, H] rows; experts:
+    their fused 3-D parameters; else the end of a linear layer's or weight's name (q_proj, mlp.gate.weight), inside the decoder layers.
     """
     linear, weights = _available(anatomy.model)
-    blocks = tuple(f"{layer.name}." for layer in anatomy.layers)
-    names = {id(module): name for name, module in anatomy.model.named_modules()}
+    names = {id(part): name for name, part in (*anatomy.model.named_modules(), *anatomy.model.named_parameters())}
     known = {
-        "attention": [name for name in linear if not name.startswith(blocks) and ATTENTION.search(IN_LAYER.sub("", name))],
+        "attention": [name for name in linear if ATTENTION.search(IN_LAYER.sub("", name))],
         "router": [f"{names[id(layer.router)]}.weight" for layer in anatomy.layers],
-        "experts": [name for name, shape in weights.items() if len(shape) == 3 and name.startswith(blocks)],
+        "experts": [names[id(weight)] for layer in anatomy.layers for weight in layer.weights.values() if weight.ndim == 3],
     }
     found: list[str] = []
     for word in wanted:
@@ -72,10 +72,14 @@ def find_targets(anatomy: Anatomy, wanted: tuple[str, ...]) -> Targets:
 
 
 def _available(model: nn.Module) -> tuple[list[str], dict[str, torch.Size]]:
-    """Linear layers, and weights of 2 or 3 dimensions, of the decoder layers."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and IN_LAYER.match(name)]
-    weights = {name: p.shape for name, p in model.named_parameters() if p.ndim in (2, 3) and IN_LAYER.match(name)}
+    """Linear layers, and weights of 2 or 3 dimensions, of the decoder layers; never of a tower for images or sound."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_decoder(name)]
+    weights = {name: p.shape for name, p in model.named_parameters() if p.ndim in (2, 3) and _in_decoder(name)}
     return linear, weights
+
+
+def _in_decoder(name: str) -> bool:
+    return IN_LAYER.match(name) is not None and not in_tower(name)
 
 
 def _listed(linear: list[str], weights: dict[str, torch.Size], known: dict[str, list[str]]) -> str:

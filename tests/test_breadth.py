@@ -9,15 +9,19 @@ from safetensors.torch import load_file
 
 from criteria.observe import observe
 from experts.ablation import restricted
-from experts.anatomy import dissect, load
+from experts.anatomy import Anatomy, dissect, load
 from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.modes import Scope
 from experts.plan import Plan
+from experts.sharing import sharing
 from experts.surgery import cut
+from finetune.adapters import find_targets
 from prune.checkpoint import export
-from prune.layout import lay_out
+from prune.layout import Layout, lay_out
+from prune.merged import Storage
 from prune.shards import open_checkpoint
+from prune.slices import slice_layout
 from tests import architectures, tiny, wrappers
 from tests.conftest import windows
 
@@ -108,12 +112,23 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
     router = f"{type(anatomy.layers[0].router).__name__}, top-{anatomy.top_k}" + (
         f", {anatomy.groups} groups" if anatomy.groups > 1 else ""
     )
+    check_recovery(anatomy, layout, plan)
     instrument = Instrument(anatomy)
     instrument.check(torch.from_numpy(windows(1, 16).tokens), Scope.POSITION)
     effects = "packed" if instrument.packs else "whole forwards"
     cut(anatomy, plan)
     assert torch.equal(tiny.logits(model), expected), "cut"
     rows[model_type] = f"| `{model_type}` | {type(model).__name__} | {len(anatomy.layers)} | {router} | bit-equal | bit-equal | {effects} |"
+
+
+def check_recovery(anatomy: Anatomy, layout: Layout, plan: Plan) -> None:
+    """Trained routers, experts and attention could be written back under the names and shapes of the pruned checkpoint."""
+    pieces = {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard}
+    attention = ("attention",) * any(name.endswith(("q_proj", "qkv_proj", "q_b_proj")) for name, _ in anatomy.model.named_modules())
+    with sharing(anatomy, plan):
+        weights = dict(anatomy.model.named_parameters())
+        targets = find_targets(anatomy, ("router", "experts", *attention))
+        Storage(anatomy.model, pieces).check({name: weights[name] for name in targets.weights})
 
 
 def towers(folder: Path) -> dict[str, bytes]:

@@ -83,15 +83,16 @@ def command(source: Path, plan: Path, out: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(line, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
 
 
-def partial(out: Path, process: "subprocess.Popen[bytes]") -> Path:
-    return out.with_name(f".{out.name}.{process.pid}.partial")
+def writes(out: Path, process: "subprocess.Popen[bytes]") -> bool:
+    """Whether the hidden folder of this process is there."""
+    return any(out.parent.glob(f".{out.name}.{process.pid}-*.partial"))
 
 
 def undisturbed(source: Path, plan: Path, out: Path) -> tuple[float, float]:
     """Seconds until the hidden folder appears, and from there to the end."""
     begun = time.monotonic()
     process = command(source, plan, out)
-    while not partial(out, process).exists() and process.poll() is None:
+    while not writes(out, process) and process.poll() is None:
         time.sleep(0.001)
     appeared = time.monotonic()
     if process.wait():
@@ -105,7 +106,7 @@ def kill_one(source: Path, plan: Path, out: Path, early: float | None, late: flo
     Gives where the kill fell: "before", "in" or "after" the writing.
     """
     process, begun = command(source, plan, out), time.monotonic()
-    while early is None and not partial(out, process).exists() and process.poll() is None:
+    while early is None and not writes(out, process) and process.poll() is None:
         time.sleep(0.0005)
         if time.monotonic() - begun > FINISHED:
             break
@@ -114,7 +115,7 @@ def kill_one(source: Path, plan: Path, out: Path, early: float | None, late: flo
     process.send_signal(signal.SIGKILL)
     if process.wait() not in (0, -signal.SIGKILL):
         raise SystemExit(f"an export failed by itself, exit code {process.returncode}")
-    if partial(out, process).exists():
+    if writes(out, process):
         return "in"
     return "after" if finished or early is None else "before"
 

@@ -1,11 +1,9 @@
 """Export: stream the kept bytes of a checkpoint into a new one. Atomic, verified, no torch, memory independent of model size.
 
-The new checkpoint is written to a hidden sibling folder `.OUT.<process>.partial`, read back and compared, and only then renamed.
+The new checkpoint grows in a hidden folder beside its place, is read back and compared, and only then moved there.
 config.json gets its name last, whole and synced like everything else: a folder without it is no checkpoint to any loader.
 """
 
-import contextlib
-import glob
 import json
 import os
 import shutil
@@ -19,6 +17,7 @@ from experts.plan import Plan
 from experts.strict_json import broken_link
 from prune.layout import Layout
 from prune.modeling_template import modeling_source
+from prune.place import growing, remove_abandoned, settle, sync
 from prune.ranges import Copy, copies, copy_all
 from prune.shards import INDEX, SINGLE, FileState, Stored, read_header, read_json
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
@@ -59,30 +58,28 @@ def export(
     _check_output(layout.checkpoint.folder, out, force)
     shards = slice_layout(layout, plan, recovered.changed if recovered else {})
     size = sum(piece.size for pieces in shards.values() for piece in pieces)
-    _remove_stale(out, "partial")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    _check_space(out, size)
+    place = Path(os.path.realpath(out))  # a link stays one
+    remove_abandoned(place, "partial")
+    _check_space(place, size)
     try:
         others = _other_files(layout.checkpoint.folder)
         before = _states(shards, others)
-        partial.mkdir(parents=True)
-        _write_shards(layout, shards, partial)
-        _verify_shapes(shards, partial)
-        for file in others:
-            shutil.copyfile(file, partial / file.name)
-        _write_rest(layout, plan, shards, partial, card)
-        _check_unchanged(layout, before)
-        if recovered:
-            _write_json(partial / RECOVERY, recovered.provenance)
-        _sync(partial)
-        (partial / UNNAMED).rename(partial / "config.json")
-        _sync_file(partial)
-        _rename(partial, out)
+        with growing(place) as partial:
+            _write_shards(layout, shards, partial)
+            _verify_shapes(shards, partial)
+            for file in others:
+                shutil.copyfile(file, partial / file.name)
+            _write_rest(layout, plan, shards, partial, card)
+            _check_unchanged(layout, before)
+            if recovered:
+                _write_json(partial / RECOVERY, recovered.provenance)
+            _sync(partial)
+            (partial / UNNAMED).rename(partial / "config.json")
+            sync(partial)
+            settle(partial, place, force)
     except OSError as error:
         raise ExciseError(f"{error.filename or out}: {error.strerror or error}; nothing was written to {out}") from error
-    finally:
-        _discard(partial)
-    _remove_stale(out, "replaced")  # of an export with --force that was killed: only now is there something better
+    remove_abandoned(place, "replaced")  # of an export with --force that was killed: only now is there something better
     return Exported(out, size, removed_bytes(layout, plan), tuple(export_notes(layout, plan)))
 
 
@@ -110,21 +107,6 @@ def _check_output(source: Path, out: Path, force: bool) -> None:
         raise ExciseError(f"{out}: exists already; choose another output or pass --force to replace it")
     if not (out / PLAN).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise ExciseError(f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, remove it yourself")
-
-
-def _discard(folder: Path) -> None:
-    """config.json goes first: killed in the middle, what remains is no checkpoint either."""
-    with contextlib.suppress(OSError):
-        (folder / "config.json").unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_stale(out: Path, kind: str) -> None:
-    """Hidden folders of exports that were killed: their process is gone, or its number is ours now (a restarted container)."""
-    for stale in out.parent.glob(f".{glob.escape(out.name)}.*.{kind}"):
-        pid = stale.name.split(".")[-2]
-        if pid.isdecimal() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
-            _discard(stale)
 
 
 def _check_space(out: Path, size: int) -> None:
@@ -198,25 +180,7 @@ def _check_unchanged(layout: Layout, before: dict[Path, FileState]) -> None:
         raise ExciseError(f"{wrong[0] if wrong else config}: changed while it was being copied; start again")
 
 
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync(folder: Path) -> None:
     for file in folder.iterdir():
-        _sync_file(file)
-    _sync_file(folder)
-
-
-def _rename(partial: Path, out: Path) -> None:
-    """Puts the finished folder in place; with --force the old one steps aside first and goes last."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.replaced")
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    _discard(old)
-    _sync_file(out.parent)
+        sync(file)
+    sync(folder)

@@ -239,7 +239,7 @@ def test_a_source_that_changes_is_detected(saved: dict[str, Path], tmp_path: Pat
     assert not leftovers(tmp_path)
 
 
-@pytest.mark.parametrize("stage", ["_copy", "_read_back", "_verify_shapes", "_write_rest", "_sync", "_rename"])
+@pytest.mark.parametrize("stage", ["_copy", "_read_back", "_verify_shapes", "_write_rest", "_sync", "settle"])
 def test_ctrl_c_at_any_stage(stage: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = layout_of(saved["olmoe"])
 

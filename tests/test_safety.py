@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from experts.anatomy import load, load_tokenizer, skeleton
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune import checkpoint as checkpoint_module
-from prune import ranges
+from prune import place, ranges
 from prune.checkpoint import Recovered, export
 from prune.cli import app
 from prune.guard import printable
@@ -47,6 +48,17 @@ def source(tmp_path: Path) -> Path:
 def opened(folder: Path) -> tuple[Layout, Plan]:
     kept = {int(layer): tuple(ids) for layer, ids in MODEL.kept().items()}
     return lay_out(open_checkpoint(folder)), Plan(MODEL.experts, kept)
+
+
+FILLING = """
+import sys, time
+from pathlib import Path
+from prune.place import growing
+with growing(Path(sys.argv[1])) as folder:
+    (folder / "shard").touch()
+    print(folder, flush=True)
+    time.sleep(600)
+"""
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -89,16 +101,67 @@ def flip_last_byte(path: Path) -> None:
 
 
 def test_hidden_folders_of_dead_exports_go(source: Path, tmp_path: Path) -> None:
-    """Also where the dead process had our own number, as in a container; those of living ones stay. The name may hold glob signs."""
+    """Those that another process fills stay, whatever its number is where it runs. The name may hold glob signs."""
     out = tmp_path / "out[1]"
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    stale = [out.with_name(f".{out.name}.{pid}.{kind}") for pid in (gone.pid, os.getpid()) for kind in ("partial", "replaced")]
-    alive = out.with_name(f".{out.name}.{os.getppid()}.partial")
-    for folder in (*stale, alive):
-        folder.mkdir()
-    export(*opened(source), out)
-    assert sorted(leftovers(tmp_path)) == [alive.name, out.name]
+    for kind in ("partial", "replaced"):
+        out.with_name(f".{out.name}.1-abc.{kind}").mkdir()
+    with subprocess.Popen([sys.executable, "-c", FILLING, str(out)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        alive = Path(other.stdout.readline().strip())
+        export(*opened(source), out)
+        assert sorted(leftovers(tmp_path)) == [alive.name, out.name]
+        assert (alive / "shard").exists()
+        other.kill()
+    export(*opened(source), out, force=True)
+    assert leftovers(tmp_path) == [out.name]
+
+
+def test_two_exports_to_one_place(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second to arrive finds it taken, and says so; neither harms the other."""
+    layout, plan = opened(source)
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.undo()
+        export(layout, plan, tmp_path / "out")
+        place.settle(*arguments)
+
+    monkeypatch.setattr(checkpoint_module, "settle", overtaken)
+    with pytest.raises(ExciseError, match="not empty"):
+        export(layout, plan, tmp_path / "out")
+    assert is_right(tmp_path / "out", source, MODEL, expected(source, MODEL, MODEL.kept()))
+    assert leftovers(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_force_never_leaves_the_place_empty(swaps: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system swaps two folders in one step, `out` exists at every moment; where it cannot, the new one still arrives."""
+    export(*opened(source), tmp_path / "out")
+    seen, rename = [], Path.rename
+
+    def watch(self: Path, target: Path) -> Path:
+        done = rename(self, target)
+        seen.append((tmp_path / "out").exists())
+        return done
+
+    monkeypatch.setattr(Path, "rename", watch)
+    if not swaps:
+        monkeypatch.setattr(place, "_exchanged", lambda *_: False)
+    (tmp_path / "out" / "old").touch()
+    export(*opened(source), tmp_path / "out", force=True)
+    assert all(seen) == swaps
+    assert not (tmp_path / "out" / "old").exists()
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_a_link_stays_a_link(source: Path, tmp_path: Path) -> None:
+    """The folder it leads to is written, and replaced."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "real")
+    for force in (False, True):
+        export(*opened(source), tmp_path / "out", force=force)
+        assert (tmp_path / "out").is_symlink()
+        assert is_right(tmp_path / "disk" / "real", source, MODEL, expected(source, MODEL, MODEL.kept()))
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
 
 
 def test_config_gets_its_name_last(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +184,7 @@ def test_what_is_removed_stops_being_a_checkpoint_first(source: Path, tmp_path: 
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     export(*opened(source), tmp_path / "out", force=True)
     assert [path.name for path in tmp_path.glob(".out*/*") if path.name == "config.json"] == []
-    assert list(tmp_path.glob(".out.*.replaced/*.safetensors")), "the removal was stopped before the weights"
+    assert list(tmp_path.glob(".out.*.partial/*.safetensors")), "the removal was stopped before the weights"
 
 
 # Disks that are full or fail.
@@ -438,6 +501,6 @@ def test_the_reload_of_unequal_counts_runs_our_code_only(with_code: Callable[[st
     logits = Materials(prepared).reloaded_logits(tmp_path / "out", plan, torch.device("cpu"))
     assert logits.shape[-1] == tiny.VOCABULARY
     assert not marker.exists()
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"] == {
-        "AutoModelForCausalLM": "modeling_excise.OlmoeForCausalLM"
-    }
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"] == dict.fromkeys(
+        ("AutoModelForCausalLM", "AutoModelForImageTextToText"), "modeling_excise.OlmoeForCausalLM"
+    )

@@ -1,0 +1,83 @@
+"""A folder that comes into its place whole or not at all: filled beside it under a hidden name, then moved there in one step.
+
+While it is filled its process holds a lock on it (flock). By that later exports know what was abandoned, wherever the process ran: process
+numbers say nothing between two containers on one volume.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+RELATIVE_TO_HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+
+
+@contextlib.contextmanager
+def growing(out: Path) -> Iterator[Path]:
+    """A new folder `.OUT.<process>-<random>.partial` for the caller to fill and to `settle`; under that name nothing stays in the end."""
+    folder = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(3)}.partial")
+    folder.mkdir(parents=True)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: then nobody removes it as abandoned either
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
+        finally:
+            os.close(descriptor)
+    finally:
+        discard(folder)
+
+
+def settle(folder: Path, out: Path, force: bool) -> None:
+    """Moves the finished folder to its place. force: what stood there takes the hidden name, in the same step where the system can swap.
+
+    Raises OSError where something stands there by now and is not to be replaced.
+    """
+    if not force or not out.exists():
+        folder.rename(out)
+    elif not _exchanged(folder, out):
+        old = folder.with_suffix(".replaced")
+        out.rename(old)
+        folder.rename(out)
+        discard(old)
+    sync(out.parent)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Linux swaps two folders at once (renameat2); not every file system does."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    return swap is not None and swap(RELATIVE_TO_HERE, os.fsencode(one), RELATIVE_TO_HERE, os.fsencode(other), EXCHANGE) == 0
+
+
+def remove_abandoned(out: Path, kind: str) -> None:
+    """Hidden folders beside `out` whose process is gone. kind: partial, or replaced (by an export that was killed)."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.{kind}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where somebody is filling it
+                discard(folder)
+            finally:
+                os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """config.json goes first: killed in the middle, what remains is no checkpoint."""
+    with contextlib.suppress(OSError):
+        (folder / "config.json").unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """A file or the entries of a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,6 +10,7 @@ from experts.strict_json import is_count
 
 # Keys under which configurations (and modules) store E and k.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+GROUP_KEYS = ("n_group", "num_expert_group")
 TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 # Where a block's router is, by module names; its tensors with an expert axis; and what stands among the experts but is one for all.
 ROUTERS = frozenset({"gate", "router", "moe_statics"})
@@ -35,9 +36,12 @@ def in_tower(name: str) -> bool:
 
 
 def router_groups(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(groups, groups a token may use) of a group-limited router; (1, 1) where routing is not limited to groups."""
-    groups = whole(config, "n_group") or 1
-    if groups == 1 or config.get("topk_method") == "greedy":
+    """(groups, groups a token may use) of a group-limited router; (1, 1) where the configuration names no groups.
+
+    Some routers ignore them (topk_method: greedy of DeepSeek-V2): kept evenly they do no harm, where they count an uneven plan would.
+    """
+    groups = next((number for key in GROUP_KEYS if (number := whole(config, key))), 1)
+    if groups == 1:
         return 1, 1
     return groups, whole(config, "topk_group") or groups
 
@@ -51,8 +55,13 @@ def expert_axis(shape: Sequence[int], experts: int) -> int | None:
 
 
 def whole(config: Mapping[str, Any], key: str) -> int | None:
-    """A positive whole number of the configuration, None where the key is missing, null or 0."""
+    """A positive whole number of the configuration, None where the key is missing, null or 0.
+
+    A list will do that has the same number for every layer.
+    """
     value = config.get(key)
+    if isinstance(value, list) and value and all(entry == value[0] for entry in value):
+        value = value[0]
     if not value:
         return None
     if not is_count(value):

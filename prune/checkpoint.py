@@ -18,6 +18,7 @@ from experts.strict_json import broken_link
 from prune.layout import Layout
 from prune.modeling_template import modeling_source
 from prune.place import growing, remove_abandoned, settle, sync
+from prune.quantization import FILES, renumbered
 from prune.ranges import Copy, copies, copy_all
 from prune.shards import INDEX, SINGLE, FileState, Stored, read_header, read_json
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
@@ -68,7 +69,7 @@ def export(
             _write_shards(layout, shards, partial)
             _verify_shapes(shards, partial)
             for file in others:
-                shutil.copyfile(file, partial / file.name)
+                _copy_other(file, partial / file.name, plan)
             _write_rest(layout, plan, shards, partial, card)
             _check_unchanged(layout, before)
             if recovered:
@@ -90,7 +91,7 @@ def export_notes(layout: Layout, plan: Plan) -> list[str]:
         notes.append("unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)")
     if layout.predicting:
         notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
-    if layout.experts % 8 == 0 and (odd := sorted({count for count in plan.counts.values() if count % 8})):
+    if odd := sorted({count for count in plan.counts.values() if count % 8}):
         shown = ", ".join(map(str, odd))
         notes.append(f"{shown} experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)")
     return notes
@@ -145,7 +146,7 @@ def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], part
         raise ExciseError(f"{source.folder}: nothing is left of {SINGLE}")
     config = patched_config(layout, plan)
     if not plan.uniform:
-        (partial / "modeling_excise.py").write_text(modeling_source(config["architectures"][0], layout.count_key), encoding="utf-8")
+        (partial / "modeling_excise.py").write_text(modeling_source(config["architectures"][0], layout.experts), encoding="utf-8")
     (partial / "README.md").write_text(card, encoding="utf-8", errors="replace")  # a path may hold bytes that are no UTF-8
     _write_json(partial / PLAN, plan.to_json())
     _write_json(partial / UNNAMED, config)
@@ -162,6 +163,14 @@ def _other_files(source: Path) -> list[Path]:
         if wrong := broken_link(file):
             raise ExciseError(f"{file}: {wrong}")
     return [file for file in named if file.is_file()]
+
+
+def _copy_other(file: Path, target: Path, plan: Plan) -> None:
+    """As it is; quantisation settings follow the experts' new numbers."""
+    if file.name in FILES and (after := renumbered(before := read_json(file), plan, str(file))) != before:
+        _write_json(target, after)
+    else:
+        shutil.copyfile(file, target)
 
 
 def _states(shards: dict[str, list[Piece]], others: list[Path]) -> dict[Path, FileState]:

@@ -28,11 +28,12 @@ from experts.configuration import (
 from experts.errors import ExciseError
 from prune.shards import Checkpoint, Stored
 
-SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
 BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})  # router tensors that may stand beside the experts themselves
+QUANTISED = re.compile(r"weight_scale|scale_inv|qweight|qzeros|packed|g_idx|\.scales$")  # in the name of a tensor beside a quantised weight
 ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
 FUSED = re.compile(r"^(?P<block>.+)\.experts\.(?P<rest>[^.\d].*)$")
-PREDICTING = re.compile(r"(^|\.)mtp(_layers|_block)?\.")  # a head for multi-token prediction in a module of its own
+PREDICTING = re.compile(r"(^|\.)mtp(_\w+)?\.")  # a head for multi-token prediction in a module of its own
 STACKED = re.compile(r"^(?P<block>.+)\.(input|output)_linear\.weight$")  # all experts of a layer, as Granite names them
 
 
@@ -182,8 +183,8 @@ def _block(checkpoint: Checkpoint, prefix: str, experts: int, inside: Mapping[st
             if _routes(name[number.end() :]) and expert_axis(tensor.shape, experts) is not None:
                 _need_rows(tensor, experts)
                 router.append(tensor)
-        elif COMMON in name.split("."):
-            continue
+        elif COMMON in name.split(".") or (tensor.elements == 1 and FUSED.match(name)):
+            continue  # one for all experts
         elif one := ONE_EXPERT.match(name):
             single.setdefault(int(one["id"]), []).append(tensor)
         elif FUSED.match(name) or _home(tensor) == prefix:
@@ -216,6 +217,8 @@ def _belongs_to_router(tensor: Stored, path: str, experts: int, whole_layer: boo
             f"{tensor.file}: {tensor.name} is a table of whole numbers: a router that chooses experts by token id cannot be cut"
         )
     if expert_axis(tensor.shape, experts) is None:
+        if tensor.elements > 1 and ROUTERS.intersection(path.split(".")) and QUANTISED.search(path):
+            raise ExciseError(f"{tensor.file}: {tensor.name} belongs to a quantised router, whose rows cannot be cut")
         return False
     if _routes(path):
         _need_rows(tensor, experts)
@@ -237,8 +240,10 @@ def _check_experts(checkpoint: Checkpoint, prefix: str, single: dict[int, list[S
         raise ExciseError(f"{checkpoint.folder}: {prefix} holds experts {_brief(sorted(single))}, config.json promises {experts}")
     signatures = {i: sorted((t.name.rpartition(f".experts.{i}.")[2], t.dtype, t.shape) for t in group) for i, group in single.items()}
     if odd := [i for i in signatures if signatures[i] != signatures[0]]:
-        where = f"{checkpoint.folder}: expert {odd[0]} of {prefix}"
-        raise ExciseError(f"{where} has other tensors or shapes than expert 0; is a shard missing?")
+        more, less = ({name for name, *_ in signatures[i]} for i in (odd[0], 0))
+        shown = ", ".join(sorted(more ^ less)[:3]) or "other types or shapes"
+        where = f"{checkpoint.folder}: expert {odd[0]} of {prefix} is not stored like expert 0 ({shown})"
+        raise ExciseError(f"{where}: a shard is missing, or experts have different precisions, which is not supported")
 
 
 def _brief(ids: list[int]) -> str:

@@ -23,7 +23,7 @@ class $architecture(transformers.$architecture):  # of the same name: transforme
         for name, block in self.named_modules():
             layer = re.search(r"\\.layers\\.(\\d+)(\\.[^.]+)?$$", name)
             if layer and hasattr(block, "experts") and layer.group(1) in config.excise_experts:
-                resize(block, config.get_text_config().$count_key, config.excise_experts[layer.group(1)])
+                resize(block, $experts, config.excise_experts[layer.group(1)])
 
 
 def resize(block, before, after):
@@ -51,6 +51,6 @@ def expert_axis(shape, experts):
 ''')
 
 
-def modeling_source(architecture: str, count_key: str) -> str:
-    """Python source of a model class whose layers are resized to `config.excise_experts`."""
-    return MODELING.substitute(architecture=architecture, count_key=count_key)
+def modeling_source(architecture: str, experts: int) -> str:
+    """Python source of a model class whose layers, of `experts` experts, are resized to `config.excise_experts`."""
+    return MODELING.substitute(architecture=architecture, experts=experts)

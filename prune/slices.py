@@ -2,21 +2,18 @@
 
 import copy
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experts.configuration import PREDICTING_KEYS, expert_axis, text_config
+from experts.configuration import COUNT_KEYS, PREDICTING_KEYS, expert_axis, text_config, whole
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.layout import ONE_EXPERT, Block, Layout
+from prune.quantization import KEYS, renumbered
 from prune.shards import Stored
-
-# A module of one expert, as lists in a quantization_config name it.
-NAMED_EXPERT = re.compile(r"^(?P<head>[\w.]*\blayers\.(?P<layer>\d+)\.[\w.]*\bexperts\.)(?P<id>\d+)(?P<tail>(\.[\w.]*)?)$")
 
 READERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")  # transformers files some language models under the second only
 
@@ -88,31 +85,24 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
     config: dict[str, Any] = copy.deepcopy(dict(layout.checkpoint.config))
     text: Any = text_config(config)
     if plan.uniform:
-        text[layout.count_key] = len(next(iter(plan.kept.values())))
+        for key in COUNT_KEYS:
+            if whole(text, key) == layout.experts:
+                text[key] = _counted(text[key], len(next(iter(plan.kept.values()))))
     else:
         config["excise_experts"] = {str(layer): count for layer, count in sorted(plan.counts.items())}
         config["auto_map"] = _auto_map(config, layout.checkpoint.folder)
     for table in [config] if text is config else [config, text]:
-        if isinstance(quantized := table.get("quantization_config"), dict):
-            table["quantization_config"] = {key: _renumbered(value, plan) for key, value in quantized.items()}
+        for key in KEYS:
+            if isinstance(quantized := table.get(key), dict):
+                table[key] = renumbered(quantized, plan, f"{layout.checkpoint.folder}/config.json: {key}")
     for table, key in ((table, key) for table in (config, text) for key in PREDICTING_KEYS if layout.predicting and table.get(key)):
         table[key] = 0
     return config
 
 
-def _renumbered(entries: Any, plan: Plan) -> Any:
-    """A list of module names (ignore, modules_to_not_convert, …) whose experts follow to their new numbers, or go. All else as it is."""
-    if not isinstance(entries, list):
-        return entries
-    found = []
-    for entry in entries:
-        named = NAMED_EXPERT.match(entry) if isinstance(entry, str) else None
-        kept = plan.kept.get(int(named["layer"])) if named else None
-        if named is None or kept is None:
-            found.append(entry)
-        elif int(named["id"]) in kept:
-            found.append(f"{named['head']}{kept.index(int(named['id']))}{named['tail']}")
-    return found
+def _counted(before: Any, count: int) -> Any:
+    """The new count, in the form of the old one: some write a list with the same number for every layer."""
+    return [count] * len(before) if isinstance(before, list) else count
 
 
 def _auto_map(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -39,7 +39,8 @@ GENERIC: dict[str, Any] = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
     "head_dim": 8,
-    "n_group": 1,
+    "n_group": 2,
+    "num_expert_group": 2,
     "topk_group": 1,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -49,8 +50,7 @@ GENERIC: dict[str, Any] = {
 }
 # What else a type needs to be small, to have an MoE layer at all, or to pass its own checks.
 OWN: dict[str, dict[str, Any]] = {
-    "beam": {"mlp_layer_types": ["dense", "sparse", "sparse"], "n_group": 2, "topk_group": 1},
-    "deepseek_v3": {"n_group": 2},
+    "beam": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "flint": {"mlp_only_layers": [0]},
     "gemma4_text": {"enable_moe_block": True, "global_head_dim": 8, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 259},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "layer_types": ["attention", "mamba", "attention"]},

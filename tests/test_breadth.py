@@ -99,6 +99,8 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "source")
     layout = lay_out(open_checkpoint(tmp_path / "source"))
     assert (layout.layers, layout.experts, layout.top_k, layout.groups) == (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
+    config = model.config.get_text_config()
+    assert anatomy.groups == next((number for key in ("n_group", "num_expert_group") if (number := getattr(config, key, None))), 1)
     full = tiny.logits(model)
     for out, kept in ((tmp_path / "equal", plan), (tmp_path / "unequal", uneven)):
         with restricted(anatomy, kept):

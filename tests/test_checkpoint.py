@@ -176,7 +176,7 @@ def test_a_lying_depth_is_refused(saved: dict[str, Path], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_experts": [8]}, r"num_experts is \[8\], expected a whole number"),
+        ({"num_experts": [8, 4]}, r"num_experts is \[8, 4\], expected a whole number"),
         ({"num_experts": "eight"}, "num_experts is 'eight'"),
         ({"num_experts_per_tok": "x"}, "num_experts_per_tok is 'x'"),
         ({"num_experts_per_tok": 99}, "99 active of 8 experts per token cannot be"),
@@ -355,7 +355,10 @@ def test_plan_below_top_k_or_uneven_is_refused(saved: dict[str, Path], tmp_path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("model.layers.1.mlp.experts.3.up_proj.weight"), "expert 3 of model.layers.1.mlp has other tensors"),
+        (
+            lambda t: t.pop("model.layers.1.mlp.experts.3.up_proj.weight"),
+            r"expert 3 of model\.layers\.1\.mlp is not stored like expert 0 \(up_proj\.weight\)",
+        ),
         (
             lambda t: [t.pop(n) for n in list(t) if ".layers.1.mlp.experts.7." in n],
             r"holds experts 0\.\.6 \(7 of them\), config\.json promises 8",

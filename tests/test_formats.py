@@ -246,7 +246,38 @@ def test_format(name: str, shards: int, tmp_path: Path) -> None:
         )
 
 
+def test_counts_under_two_keys_and_in_lists(tmp_path: Path) -> None:
+    """Every key that counts the experts follows, in the form it has; a list has the same number for every layer."""
+    style = FORMATS["Qwen3-MoE"]
+    config = {"architectures": ["SomeForCausalLM"], **CONFIG, "num_experts": [E, E], "num_local_experts": E, "num_experts_per_tok": [2, 2]}
+    write(tmp_path / "source", config, layers(style) | OTHERS)
+    layout = lay_out(open_checkpoint(tmp_path / "source"))
+    assert (layout.experts, layout.top_k) == (E, 2)
+    export(layout, Plan(E, {0: KEPT, 1: KEPT}), tmp_path / "out")
+    after = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert after == {**config, "num_experts": [6, 6], "num_local_experts": 6}
+
+
+def test_a_scale_for_all_experts_stays_whole(tmp_path: Path) -> None:
+    """Beside fused experts, one number that belongs to all of them."""
+    style = FORMATS["Qwen3.5"]
+    name = f"{style.prefix}0.{style.block}.experts.gate_up_proj_input_scale"
+    write(tmp_path / "source", {**CONFIG, **style.config}, layers(style) | OTHERS | {name: ("F32", ())})
+    export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: KEPT, 1: KEPT}), tmp_path / "out")
+    assert read(tmp_path / "out")[name] == read(tmp_path / "source")[name]
+
+
 # Multi-token prediction.
+
+
+def test_all_parts_of_a_head_are_dropped(tmp_path: Path) -> None:
+    """ERNIE 4.5 has norms and a projection of it in modules of their own."""
+    style = FORMATS["Qwen3-MoE"]
+    parts = ("mtp_block.0.mlp.up_proj", "mtp_emb_norm.0", "mtp_hidden_norm.0", "mtp_linear_proj.0")
+    head: Tensors = {f"model.{part}.weight": ("BF16", (H,)) for part in parts}
+    write(tmp_path / "source", {**CONFIG, **style.config, "num_nextn_predict_layers": 1}, layers(style) | OTHERS | head)
+    export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: KEPT, 1: KEPT}), tmp_path / "out")
+    assert not [name for name in read(tmp_path / "out") if "mtp" in name]
 
 
 @pytest.mark.parametrize(
@@ -255,6 +286,7 @@ def test_format(name: str, shards: int, tmp_path: Path) -> None:
         ("num_nextn_predict_layers", "model.layers.2."),
         ("mtp_num_hidden_layers", "mtp.layers.0."),
         ("num_mtp_layers", "model.mtp.layers.0."),
+        ("num_nextn_predict_layers", "model.mtp_block.0."),
     ],
 )
 def test_heads_for_more_tokens_are_dropped(key: str, prefix: str, tmp_path: Path) -> None:
@@ -290,6 +322,36 @@ def test_lists_of_unquantised_modules_follow_the_experts(tmp_path: Path) -> None
     assert after == {"quant_method": "compressed-tensors", "bits": 4, "ignore": kept}
 
 
+def test_other_quantisation_settings_follow_too(tmp_path: Path) -> None:
+    """Keys (AutoRound), lists deeper down (compressed-tensors), and a file of its own (ModelOpt); patterns for all experts stay."""
+    style = FORMATS["compressed-tensors"]
+    name = "model.layers.0.mlp.experts.{}.up_proj".format
+    settings = {
+        "extra_config": {name(1): {"bits": 16}, name(3): {"bits": 8}, "lm_head": {"bits": 16}},
+        "config_groups": {"group_0": {"targets": [name(0), name(2), r"re:.*experts\.\d+\.down_proj", r"re:.*experts\.[0-9]+\.up_proj"]}},
+    }
+    write(tmp_path / "source", {**CONFIG, **style.config, "quantization_config": settings}, layers(style) | OTHERS)
+    (tmp_path / "source" / "hf_quant_config.json").write_text(json.dumps({"quantization": {"exclude_modules": [name(2), name(1)]}}))
+    export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: (0, 2, 3), 1: (1, 5, 7)}), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"] == {
+        "extra_config": {name(2): {"bits": 8}, "lm_head": {"bits": 16}},
+        "config_groups": {"group_0": {"targets": [name(0), name(1), r"re:.*experts\.\d+\.down_proj", r"re:.*experts\.[0-9]+\.up_proj"]}},
+    }
+    assert json.loads((tmp_path / "out" / "hf_quant_config.json").read_text()) == {"quantization": {"exclude_modules": [name(1)]}}
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"re:.*experts\.3\..*", r"+:.*\.experts\.(1|2)\..*", "experts.3.up_proj", r"re:.*experts\.[0-3]\.up_proj"]
+)
+def test_patterns_that_mean_single_experts_are_refused(pattern: str, tmp_path: Path) -> None:
+    style = FORMATS["compressed-tensors"]
+    config = {**CONFIG, **style.config, "quantization_config": {"ignore": [pattern]}}
+    write(tmp_path / "source", config, layers(style) | OTHERS)
+    with pytest.raises(ExciseError, match="means single experts, whose numbers change"):
+        export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: (0, 2, 3), 1: (1, 5, 7)}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Refusals.
 
 
@@ -300,6 +362,7 @@ def test_lists_of_unquantised_modules_follow_the_experts(tmp_path: Path) -> None
         ({"mystery": ("F32", (E, 3))}, "mystery has 8 rows and is not a known router tensor"),
         ({"gate.tid2eid": ("I64", (32, 2))}, "gate.tid2eid is a table of whole numbers"),
         ({"gate.weight": ("BF16", (E + 1, H))}, "gate.weight has shape .*expected 8 experts"),
+        ({"gate.weight_scale_inv": ("F32", (2, 2))}, "gate.weight_scale_inv belongs to a quantised router"),
     ],
 )
 def test_what_could_only_be_cut_wrongly_is_refused(changes: Tensors, message: str, tmp_path: Path) -> None:

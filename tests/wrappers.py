@@ -77,7 +77,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "inkling2": {},
     "inkling_mm_model": {},
-    "kimi_k25": {"text_config": {"model_type": "deepseek_v3", "n_group": 2}},
+    "kimi_k25": {"text_config": {"model_type": "deepseek_v3"}},
     "lfm2_vl": {
         "text_config": {"model_type": "lfm2_moe", "layer_types": ["conv", "full_attention", "full_attention"], "num_dense_layers": 1}
     },

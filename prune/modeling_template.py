@@ -20,10 +20,18 @@ class $architecture(transformers.$architecture):  # of the same name: transforme
 
     def __init__(self, config):
         super().__init__(config)
+        self.resize_experts()
+
+    def resize_experts(self):
         for name, block in self.named_modules():
             layer = re.search(r"\\.layers\\.(\\d+)(\\.[^.]+)?$$", name)
-            if layer and hasattr(block, "experts") and layer.group(1) in config.excise_experts:
-                resize(block, $experts, config.excise_experts[layer.group(1)])
+            if layer and hasattr(block, "experts") and layer.group(1) in self.config.excise_experts:
+                resize(block, $experts, self.config.excise_experts[layer.group(1)])
+
+    @classmethod
+    def _load_pretrained_model(cls, model, *arguments, **options):
+        model.resize_experts()  # again: quantisers have put modules of full size in the place of others
+        return super()._load_pretrained_model(model, *arguments, **options)
 
 
 def resize(block, before, after):
@@ -39,7 +47,8 @@ def resize(block, before, after):
                 axis = expert_axis(() if tensor is None else tensor.shape, before)
                 if axis is not None:
                     smaller = tensor.detach().narrow(axis, 0, after).clone()
-                    table[key] = torch.nn.Parameter(smaller) if table is module._parameters else smaller
+                    parameter = table is module._parameters
+                    table[key] = torch.nn.Parameter(smaller, requires_grad=tensor.requires_grad) if parameter else smaller
         for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "out_features"):
             if vars(module).get(key) == before:
                 setattr(module, key, after)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors import deserialize
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from experts.errors import ExciseError
 from experts.plan import Plan
@@ -265,6 +266,39 @@ def test_a_scale_for_all_experts_stays_whole(tmp_path: Path) -> None:
     write(tmp_path / "source", {**CONFIG, **style.config}, layers(style) | OTHERS | {name: ("F32", ())})
     export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: KEPT, 1: KEPT}), tmp_path / "out")
     assert read(tmp_path / "out")[name] == read(tmp_path / "source")[name]
+
+
+# Unequal counts where a quantiser rebuilds the experts.
+
+
+def test_unequal_counts_load_in_native_fp8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers puts FP8 experts of full size in the place of ours; they are resized too. Its check for a GPU is switched off."""
+    from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+
+    monkeypatch.setattr(FineGrainedFP8HfQuantizer, "validate_environment", lambda *_, **__: None)
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 64, "num_experts": E, "num_experts_per_tok": 2, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 32, "eos_token_id": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **sizes, **heads), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "source")
+    weights = load_file(tmp_path / "source" / "model.safetensors")
+    for name in [name for name in weights if ".experts." in name]:
+        weights[f"{name}_scale_inv"] = torch.rand(2, 2)
+        weights[name] = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights, tmp_path / "source" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    plain = ["lm_head", *(f"model.layers.{i}.{part}" for i in range(2) for part in ("mlp.gate", "self_attn"))]
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": plain}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    kept = {0: KEPT, 1: (1, 2, 4, 6)}
+    export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, kept), tmp_path / "out")
+    source = AutoModelForCausalLM.from_pretrained(tmp_path / "source")
+    pruned, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, output_loading_info=True)
+    assert not any(report.values())
+    for layer, ids in kept.items():
+        whole, cut = (dict(m.model.layers[layer].mlp.experts.named_parameters()) for m in (source, pruned))
+        assert cut["gate_up_proj"].dtype == torch.float8_e4m3fn
+        for name, tensor in whole.items():
+            assert torch.equal(tensor.view(torch.uint8)[list(ids)], cut[name].view(torch.uint8)), name
 
 
 # Multi-token prediction.

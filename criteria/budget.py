@@ -52,7 +52,8 @@ class Shape:
 class Budget:
     """How much to keep. total: experts kept in the whole model; scope `layer` spreads them evenly; floor: fewest kept in a layer.
 
-    multiple: what the count of every layer divides by; counts: those counts, in the order of the MoE layers, where they were given by hand.
+    multiple: what the count of every layer divides by; asked: the total before that; counts: those counts, in the order of the MoE layers,
+    where they were given by hand.
     """
 
     total: int
@@ -61,6 +62,14 @@ class Budget:
     text: str
     multiple: int = 1
     counts: tuple[int, ...] | None = None
+    asked: int | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What multiple_of did to the number that was asked for."""
+        if self.asked in (None, self.total):
+            return []
+        return [f"{self.text} keeps {self.total} experts in all, {self.asked} without multiple_of"]
 
     def of_layers(self, layers: int) -> tuple[int, ...]:
         """Experts that each layer keeps, of a budget that leaves nothing to the scores (scope layer, or counts by hand)."""
@@ -75,14 +84,12 @@ def from_fraction(shape: Shape, fraction: float, scope: Scope, floor: int | None
     if scope == "layer":
         return from_keep(shape, shape.experts - _half_up(fraction * shape.experts), scope, floor, text, multiple)
     every = shape.experts * len(shape.layers)
-    return _settled(shape, every - _half_up(fraction * every), scope, floor, text, multiple)
+    return from_total(shape, every - _half_up(fraction * every), scope, floor, text, multiple)
 
 
 def from_keep(shape: Shape, keep: int, scope: Scope, floor: int | None = None, text: str = "", multiple: int = 1) -> Budget:
     """keep: experts kept per layer; on average per layer in scope global."""
-    text = text or f"keep={keep} scope={scope}"
-    total = _rounded(keep, multiple) * len(shape.layers) if scope == "layer" else keep * len(shape.layers)
-    return _settled(shape, total, scope, floor, text, multiple)
+    return from_total(shape, keep * len(shape.layers), scope, floor, text or f"keep={keep} scope={scope}", multiple)
 
 
 def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> Budget:
@@ -104,15 +111,28 @@ def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> B
     return Budget(sum(kept), "layer", shape.smallest, text, multiple, kept)
 
 
-def _settled(shape: Shape, total: int, scope: Scope, floor: int | None, text: str, multiple: int) -> Budget:
+def from_total(shape: Shape, total: int, scope: Scope, floor: int | None, text: str, multiple: int = 1) -> Budget:
+    """total: experts kept in the whole model; in scope layer a multiple of L."""
+    asked, layers = total, len(shape.layers)
     if multiple > 1:
         text += f" multiple_of={multiple}"
-        if multiple % shape.groups:
-            raise ExciseError(f"prune.multiple_of is {multiple}: {shape.groups} router groups keep equally many; take a multiple of them")
-    if scope == "global":
-        total = _rounded(total, multiple)
+        _check_multiple(shape, multiple)
+        # No layer can keep more than the largest multiple in it.
+        most = shape.experts // multiple * multiple * layers
+        total = _rounded(total // layers, multiple) * layers if scope == "layer" else min(most, _rounded(total, multiple))
     least = shape.smallest if floor is None else floor
-    return _checked(shape, Budget(total, scope, -(-least // multiple) * multiple if scope == "global" else least, text, multiple))
+    floor = -(-least // multiple) * multiple if scope == "global" else least
+    return _checked(shape, Budget(total, scope, floor, text, multiple, None, asked))
+
+
+def _check_multiple(shape: Shape, multiple: int) -> None:
+    if multiple % shape.groups:
+        raise ExciseError(f"prune.multiple_of is {multiple}: {shape.groups} router groups keep equally many; take a multiple of them")
+    if shape.experts // multiple * multiple < shape.smallest:
+        raise ExciseError(
+            f"prune.multiple_of is {multiple}: no number of experts from {shape.smallest} (fewest that can route) to {shape.experts} "
+            "divides by it; take a smaller one"
+        )
 
 
 def _rounded(count: int, multiple: int) -> int:
@@ -145,6 +165,8 @@ def _checked(shape: Shape, budget: Budget) -> Budget:
             f"{budget.text} keeps {keep:g} experts per layer, which {shape.groups} router groups cannot share evenly "
             f"(a router would choose wrongly); {_next_even(shape, budget)}"
         )
+    if budget.floor > keep and budget.floor - budget.multiple < shape.smallest:
+        raise ExciseError(f"{budget.text} keeps {keep:g} experts per layer, and the fewest that can route are {budget.floor}; keep more")
     if not shape.smallest <= budget.floor <= keep:
         raise ExciseError(f"prune.floor is {budget.floor}; it must lie between {shape.smallest} and the mean number kept, {keep:g}")
     return budget

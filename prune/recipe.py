@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -51,6 +51,16 @@ class Prune(Part):
     floor: int | None = Field(default=None, gt=0, description="scope global: fewest experts a layer keeps; default: what routing needs")
     multiple_of: int = Field(default=1, gt=0, description="counts per layer divide by this, as serving engines want (8, parallel size)")
     protect_super_experts: bool = Field(default=True, description="never remove experts with outlier activations (arXiv 2507.23279)")
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _counts(cls, value: Any) -> Any:
+        numbers: list[Any] = list(value.values()) if isinstance(value, dict) else [value]
+        layers: list[Any] = list(value) if isinstance(value, dict) else []
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (*numbers, *layers))
+        if value is not None and not (whole and numbers and min(numbers) > 0 and min(layers, default=0) >= 0):
+            raise ValueError(f"expected experts per layer (keep: 32), or layer: count for some layers (keep: {{3: 16}}), got {value!r}")
+        return value
 
     @field_validator("target_size", mode="before")
     @classmethod

@@ -32,9 +32,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def sizes(result: dict[str, Any], plan: dict[str, Any]) -> str:
-    """Bytes of all tensors before and after; experts of one layer weigh the same, so other plans of the same total are alike."""
-    before, removed = result["size"]["before"], result["size"]["removed"]
-    return f"{human(before)} → {human(before - removed)}" if plan["kept"] == result["plans"][0]["kept"] else ""
+    """Bytes of all tensors before and after."""
+    return f"{human(result['size']['before'])} → {human(plan['size'])}"
 
 
 TASK_HEAD = ("task", "criterion", "scope", "unpruned", "pruned", "random (mean ± sd)", "reversed", "p", "verdict")

@@ -88,7 +88,10 @@ class Run:
         checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
         sticks = yardsticks(self.materials)
         tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(statistics, table)]
-        evidence = [one.to_json() for one in settled(tested, Correction.NONE, settings.chance)]
+        evidence = [
+            {**one.to_json(), "size": self.layout.checkpoint.size - removed_bytes(self.layout, one.plan)}
+            for one in settled(tested, Correction.NONE, settings.chance)
+        ]
         result = {
             "plans": evidence,
             "rule": f"{RULE} Not corrected for the number of criteria.",
@@ -163,7 +166,7 @@ class Run:
             stopped = self._stops(result["plans"][0]["verdict"])
             if not stopped:
                 result["checkpoint"] = str(self.write(plan, result))
-                result["notes"] = export_notes(self.layout, plan)
+                result["notes"] = [*self.plan_budget.notes, *export_notes(self.layout, plan)]
             write_text(self.folder.path / "report.md", markdown(self.recipe, result))
             if self.recipe.finetune and not stopped:
                 healing = Healing(self.materials, plan, self.materials.protected(statistics), self.folder.path / CHECKPOINT)

@@ -46,6 +46,10 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
         ({"zzz": {"zzz": 1}}, "unknown key 'zzz'; known here: model, dtype"),
         ({"prune": {}}, "prune: give exactly one of fraction, keep, target_size"),
         ({"prune": {"fraction": 0.5, "keep": 4}}, "prune: give exactly one of"),
+        *(
+            ({"prune": {"keep": keep}}, r"prune\.keep: expected experts per layer \(keep: 32\), or layer: count")
+            for keep in ({"a": 4}, {0: -1}, {0: 4.5}, [4], True, 0, {}, "many")
+        ),
         ({"prune": {"fraction": "half"}}, r"prune\.fraction: input should be a valid number.*got 'half'"),
         ({"prune": {"target_size": "8 parsecs"}}, "target_size '8 parsecs' is not a size; write for example 8GB"),
         ({"prune": {"fraction": 0.5, "scope": "model"}}, r"prune\.scope: input should be 'layer' or 'global', got 'model'"),

@@ -145,6 +145,25 @@ def test_target_size(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) 
     assert result["size"]["before"] - result["size"]["removed"] + one_more > size * 0.8
 
 
+def test_target_size_is_kept_where_layers_weigh_differently(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+    """One layer is stored in float32, the others in float16, and the scores keep the heavy one: still below the size that was asked for."""
+    odd = shutil.copytree(saved["olmoe"], tmp_path / "odd")
+    weights = load_file(odd / "model.safetensors")
+    light = {
+        name: array.astype(np.float16) if ".experts." in name and "layers.2." not in name else array for name, array in weights.items()
+    }
+    save_file(light, odd / "model.safetensors", {"format": "pt"})
+    (tmp_path / "heavy.py").write_text("import numpy as np\ndef last(s):\n    return s.count * 0 + np.arange(len(s.count))[:, None]\n")
+    size, target = sum(array.nbytes for array in light.values()), 0.8
+    sets = [f"model={odd}", f"prune.target_size={int(size * target)}", "prune.scope=global", f"criteria=[{tmp_path}/heavy.py:last]"]
+    result = execute(recipe_path, tmp_path / "run", *sets, "prune.protect_super_experts=false")
+    counts = result["plans"][0]["kept_per_layer"]
+    assert counts["2"] > counts["0"]
+    written = sum(array.nbytes for array in load_file(Path(result["checkpoint"]) / "model.safetensors").values())
+    assert written == result["plans"][0]["size"] <= size * target
+    assert [plan["size"] for plan in result["plans"]][1] != written, "scope layer has a size of its own"
+
+
 @pytest.mark.parametrize(
     "stage", ["load", "read_windows", "observe", "score", "check_rig", "against_random", "export", "check_reloaded", "markdown"]
 )

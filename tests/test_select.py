@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criteria.budget import Shape, from_counts, from_fraction, from_keep
+from criteria.budget import Scope, Shape, from_counts, from_fraction, from_keep
 from criteria.scores import Scores
 from criteria.select import select
 from experts.errors import ExciseError
@@ -166,6 +166,33 @@ def test_an_expert_count_that_is_no_multiple_itself() -> None:
     shape = Shape((0, 1), 10, 2)
     plan = select(scores([[i + 100.0 for i in range(10)], list(range(10))]), from_keep(shape, 6, "global", multiple=4), shape)
     assert plan.counts == {0: 8, 1: 4}
+
+
+def test_what_multiple_of_changes_is_said() -> None:
+    """9 of 10 experts in units of 4 are 8 in either scope; a plan keeps what its budget says."""
+    shape = Shape((0, 1), 10, 2)
+    scopes: tuple[Scope, ...] = ("layer", "global")
+    for scope in scopes:
+        budget = from_keep(shape, 9, scope, multiple=4)
+        assert budget.total == 16
+        assert budget.notes == [f"keep=9 scope={scope} multiple_of=4 keeps 16 experts in all, 18 without multiple_of"]
+        assert select(scores([list(range(10))] * 2), budget, shape).total == 16
+    assert from_keep(shape, 8, "layer", multiple=4).notes == []
+    assert from_keep(shape, 8, "global").notes == []
+
+
+@pytest.mark.parametrize(
+    ("keep", "scope", "multiple", "message"),
+    [
+        (5, "layer", 16, r"prune\.multiple_of is 16: no number of experts from 2 \(fewest that can route\) to 10 divides by it"),
+        (5, "global", 16, r"prune\.multiple_of is 16: no number of experts from 2"),
+        (2, "layer", 8, "multiple_of=8 keeps 0 of 10 experts per layer"),
+        (2, "global", 8, "multiple_of=8 keeps 4 experts per layer, and the fewest that can route are 8; keep more"),
+    ],
+)
+def test_multiples_that_cannot_be(keep: int, scope: Scope, multiple: int, message: str) -> None:
+    with pytest.raises(ExciseError, match=message):
+        from_keep(Shape((0, 1), 10, 2), keep, scope, multiple=multiple)
 
 
 def test_counts_by_hand() -> None:

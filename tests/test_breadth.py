@@ -24,6 +24,7 @@ from prune.shards import open_checkpoint
 from prune.slices import slice_layout
 from tests import architectures, tiny, wrappers
 from tests.conftest import windows
+from tests.masking import masked
 
 TABLE = Path(__file__).resolve().parent.parent / "ARCHITECTURES.md"
 EVEN, FEW = (0, 1, 3, 4, 5, 7), (1, 2, 4, 6)  # as many of either router group
@@ -39,8 +40,9 @@ HEAD = """# Architectures
 
 Every causal-LM type of transformers {version} that routes through its experts interface, built small with random weights by its own
 configuration class: found by structure, calibrated, then restricted = cut = exported and reloaded, logits bit-equal, with equal counts and
-with unequal ones (`scope: global`, which loads by the named class of the library, resized). `tests/test_breadth.py` makes this table and
-fails when it is out of date. Effects at positions (`excise effects`, `excise audit`) are packed into one forward where that equals plain
+with unequal ones (`scope: global`, which loads by the named class of the library, resized); and as close as rounding to routing with masked
+logits, which needs no code of Excise. Routers that know groups have two. `tests/test_breadth.py` makes this table and fails when it is out
+of date. Effects at positions (`excise effects`, `excise audit`) are packed into one forward where that equals plain
 replay, else every intervention is a whole forward. {supported} supported, {refused} refused, none failing.
 
 {head}
@@ -106,6 +108,8 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
         with restricted(anatomy, kept):
             expected = tiny.logits(model)
         assert not torch.equal(expected, full), "nothing was removed"
+        with torch.no_grad(), masked(model, kept.kept, anatomy.experts):
+            assert (tiny.logits(model) - expected).abs().max() < 5e-5, "the reference"
         export(layout, kept, out)
         assert towers(out) == towers(tmp_path / "source")
         assert torch.equal(tiny.logits(load(out, trust_remote_code=not kept.uniform)), expected), "reloaded"

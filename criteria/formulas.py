@@ -67,7 +67,10 @@ def reap_sum(statistics: Statistics) -> Array:
 def easy_ep(statistics: Statistics) -> Array:
     """Σ_{X_e} g ‖f‖₂ · max(1 − cos(h, h + y), 0), h = residual stream before the block, y = routed output. EASY-EP (arXiv 2504.06792)."""
     if np.isnan(statistics.turning).any():
-        raise ExciseError("easy_ep: no norm feeds the MoE blocks of this model, so the residual stream before them cannot be seen")
+        raise ExciseError(
+            "easy_ep: the residual stream cannot be compared with what the experts give: no norm feeds the MoE blocks of this model, or "
+            "its experts work in a space of their own size"
+        )
     return np.where(statistics.unreached, np.nan, statistics.turning)
 
 

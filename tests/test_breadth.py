@@ -3,16 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from criteria.observe import observe
+from criteria.registry import resolve
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect, load
 from experts.effects import Instrument
 from experts.errors import ExciseError
-from experts.modes import Scope
+from experts.means import mean_outputs
+from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.sharing import sharing
 from experts.surgery import cut
@@ -141,6 +144,21 @@ def towers(folder: Path) -> dict[str, bytes]:
     """What belongs to images and sound, as bytes."""
     weights = load_file(folder / "model.safetensors")
     return {name: weights[name].numpy().tobytes() for name in weights if any(part in name for part in ("vision", "visual", "audio"))}
+
+
+@pytest.mark.parametrize("model_type", ["nemotron_h", "muse_spark"])
+def test_experts_in_a_space_of_their_own(model_type: str) -> None:
+    """Narrower than the hidden states: only the turn of the residual stream has no meaning, and the criterion that needs it says so."""
+    anatomy = dissect((wrappers if model_type in wrappers.OWN else architectures).build(model_type))
+    text = windows(2, 16)
+    means = mean_outputs(anatomy, torch.from_numpy(text.tokens))
+    assert means.shape == (len(anatomy.layers), anatomy.experts, 16)
+    instrument = Instrument(anatomy, Mode.MEAN, means)
+    assert instrument.check(torch.from_numpy(text.tokens), Scope.POSITION) < 1e-4
+    statistics = observe(anatomy, text, 2)
+    assert (np.isfinite(resolve("reap_sum").score(statistics)) | statistics.unreached).all()
+    with pytest.raises(ExciseError, match="a space of their own size"):
+        resolve("easy_ep").score(statistics)
 
 
 def test_the_goal() -> None:

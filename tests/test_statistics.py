@@ -205,7 +205,7 @@ def test_easy_ep_without_a_visible_residual_is_an_error() -> None:
     layer = model.layers[0]
     layer.forward = lambda hidden: hidden + layer.mlp(hidden * 1)  # nothing but the block itself touches the stream
     found = observe(dissect(model), windows_of_micro())
-    with pytest.raises(ExciseError, match="easy_ep: no norm feeds"):
+    with pytest.raises(ExciseError, match="easy_ep: .* no norm feeds"):
         formulas.easy_ep(found)
     np.testing.assert_allclose(formulas.reap(found), [[2, 12, 40 / 3]])
 

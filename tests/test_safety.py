@@ -57,7 +57,7 @@ from prune.place import growing
 with growing(Path(sys.argv[1])) as folder:
     (folder / "shard").touch()
     print(folder, flush=True)
-    time.sleep(600)
+    time.sleep(60)
 """
 
 
@@ -109,9 +109,9 @@ def test_hidden_folders_of_dead_exports_go(source: Path, tmp_path: Path) -> None
         assert other.stdout is not None
         alive = Path(other.stdout.readline().strip())
         export(*opened(source), out)
-        assert sorted(leftovers(tmp_path)) == [alive.name, out.name]
-        assert (alive / "shard").exists()
+        found, filled = sorted(leftovers(tmp_path)), (alive / "shard").exists()
         other.kill()
+    assert (found, filled) == ([alive.name, out.name], True)
     export(*opened(source), out, force=True)
     assert leftovers(tmp_path) == [out.name]
 
@@ -151,6 +151,14 @@ def test_force_never_leaves_the_place_empty(swaps: bool, source: Path, tmp_path:
     assert all(seen) == swaps
     assert not (tmp_path / "out" / "old").exists()
     assert leftovers(tmp_path) == ["out"]
+
+
+def test_the_new_name_is_on_disk_before_it_is_done(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last thing that is synced is the folder with the new entry."""
+    seen: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(place, "sync", lambda path: seen.append((path, (tmp_path / "out").exists())))
+    export(*opened(source), tmp_path / "out")
+    assert seen == [(tmp_path, True)]
 
 
 def test_a_link_stays_a_link(source: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experts.errors import ExciseError
+from experts.errors import ExciseError, one_line
 from experts.strict_json import read_object
 
 
@@ -89,7 +89,8 @@ class Plan:
             provenance = {key: str(data.get(key, "")) for key in ("model", "criterion", "budget")}
             return cls(experts=data["experts"], kept=kept, **provenance)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ExciseError(f'{origin}: not a plan; expected {{"experts": E, "kept": {{"layer": [ids]}}}} ({error!r})') from error
+            why = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+            raise ExciseError(f'{origin}: not a plan; expected {{"experts": E, "kept": {{"layer": [ids]}}}} ({why})') from error
 
     @classmethod
     def read(cls, path: Path) -> "Plan":

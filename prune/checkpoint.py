@@ -15,6 +15,7 @@ from typing import Any
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.strict_json import broken_link
+from prune.format import human
 from prune.layout import Layout
 from prune.modeling_template import modeling_source
 from prune.place import growing, remove_abandoned, settle, sync
@@ -114,7 +115,7 @@ def _check_space(out: Path, size: int) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < size + 2**20:
-        raise ExciseError(f"{parent}: {size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; free some or choose another output")
+        raise ExciseError(f"{parent}: {human(size)} needed, {human(free)} free; free some or choose another output")
 
 
 def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path) -> None:

@@ -194,7 +194,7 @@ def test_odd_configurations_are_refused(change: dict[str, Any], message: str, sa
 def test_too_little_disk(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = layout_of(saved["olmoe"])
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(ExciseError, match=r"kB needed, .* B free; free some or choose another output"):
+    with pytest.raises(ExciseError, match=r"needed, 1\.00 kB free; free some or choose another output"):
         export(layout, uniform_plan(layout.layers), tmp_path / "out")
     assert not leftovers(tmp_path)
 

@@ -1,7 +1,7 @@
 """How many experts a plan may keep. Impossible budgets are refused from sizes alone, before any calibration. No numpy, no torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,16 +64,23 @@ class Budget:
     counts: tuple[int, ...] | None = None
     asked: int | None = None
 
-    @property
-    def notes(self) -> list[str]:
-        """What multiple_of did to the number that was asked for."""
-        if self.asked in (None, self.total):
-            return []
-        return [f"{self.text} keeps {self.total} experts in all, {self.asked} without multiple_of"]
+    def notes(self, layers: int) -> list[str]:
+        """What can be said before any work: what multiple_of did to the number that was asked for, and what serving may not like."""
+        moved = self.asked not in (None, self.total)
+        said = [f"{self.text} keeps {self.total} experts in all, {self.asked} without multiple_of"] if moved else []
+        return said + (serving_notes(self.of_layers(layers)) if self.scope == "layer" else [])
 
     def of_layers(self, layers: int) -> tuple[int, ...]:
         """Experts that each layer keeps, of a budget that leaves nothing to the scores (scope layer, or counts by hand)."""
         return self.counts or (self.total // layers,) * layers
+
+
+def serving_notes(counts: Iterable[int]) -> list[str]:
+    """A warning for counts that expert parallelism may not divide."""
+    if not (odd := sorted({count for count in counts if count % 8})):
+        return []
+    shown = ", ".join(map(str, odd))
+    return [f"{shown} experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)"]
 
 
 def from_fraction(shape: Shape, fraction: float, scope: Scope, floor: int | None = None, multiple: int = 1) -> Budget:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from criteria.budget import serving_notes
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.strict_json import broken_link
@@ -92,10 +93,7 @@ def export_notes(layout: Layout, plan: Plan) -> list[str]:
         notes.append("unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)")
     if layout.predicting:
         notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
-    if odd := sorted({count for count in plan.counts.values() if count % 8}):
-        shown = ", ".join(map(str, odd))
-        notes.append(f"{shown} experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)")
-    return notes
+    return notes + serving_notes(plan.counts.values())
 
 
 def _check_output(source: Path, out: Path, force: bool) -> None:

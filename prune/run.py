@@ -17,6 +17,7 @@ from criteria.statistics import Statistics
 from criteria.text import Windows
 from experts.ablation import restricted
 from experts.errors import ExciseError
+from experts.notes import tell
 from experts.plan import Plan
 from prune.card import model_card
 from prune.checkpoint import PLAN, export, export_notes
@@ -148,6 +149,9 @@ class Run:
 
     def execute(self) -> Outcome:
         """All stages, in order."""
+        before = self.plan_budget.notes(len(self.shape.layers))
+        for note in before:  # now, not after an hour of calibration
+            tell(note)
         self.materials.read()
         check_rows(self.materials)
         if self.recipe.finetune:
@@ -166,7 +170,7 @@ class Run:
             stopped = self._stops(result["plans"][0]["verdict"])
             if not stopped:
                 result["checkpoint"] = str(self.write(plan, result))
-                result["notes"] = [*self.plan_budget.notes, *export_notes(self.layout, plan)]
+                result["notes"] = list(dict.fromkeys([*before, *export_notes(self.layout, plan)]))
             write_text(self.folder.path / "report.md", markdown(self.recipe, result))
             if self.recipe.finetune and not stopped:
                 healing = Healing(self.materials, plan, self.materials.protected(statistics), self.folder.path / CHECKPOINT)

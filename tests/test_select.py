@@ -175,10 +175,12 @@ def test_what_multiple_of_changes_is_said() -> None:
     for scope in scopes:
         budget = from_keep(shape, 9, scope, multiple=4)
         assert budget.total == 16
-        assert budget.notes == [f"keep=9 scope={scope} multiple_of=4 keeps 16 experts in all, 18 without multiple_of"]
+        assert budget.notes(2)[0] == f"keep=9 scope={scope} multiple_of=4 keeps 16 experts in all, 18 without multiple_of"
         assert select(scores([list(range(10))] * 2), budget, shape).total == 16
-    assert from_keep(shape, 8, "layer", multiple=4).notes == []
-    assert from_keep(shape, 8, "global").notes == []
+    assert from_keep(shape, 8, "layer", multiple=4).notes(2) == []
+    assert from_keep(shape, 7, "global").notes(2) == []
+    odd = "4, 6 experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)"
+    assert from_counts(shape, {0: 4, 1: 6}).notes(2) == [odd]
 
 
 @pytest.mark.parametrize(

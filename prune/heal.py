@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from criteria.text import Windows
-from experts.anatomy import dissect, skeleton
+from experts.anatomy import Anatomy, dissect, skeleton
 from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune.adapters import find_targets
@@ -19,6 +19,7 @@ from finetune.diary import CURVE, read_rows
 from finetune.recover import ADAPTER, Job, Recovered, recovered
 from prune import checkpoint
 from prune.card import recovered_card
+from prune.layout import Layout
 from prune.materials import Marks, Materials
 from prune.merged import Storage
 from prune.prepare import Prepared
@@ -42,11 +43,16 @@ def check_targets(materials: Materials) -> None:
     """Names that match nothing and weights that could not be written back, before any work: a model without weights is enough."""
     settings, prepared = materials.recipe.finetune, materials.prepared
     assert settings is not None, "asked for only where there is one"
-    anatomy = dissect(skeleton(prepared.source, materials.recipe.trust_remote_code))
-    whole = Plan(prepared.shape.experts, dict.fromkeys(prepared.shape.layers, tuple(range(prepared.shape.experts))))
+    check_stored(dissect(skeleton(prepared.source, materials.recipe.trust_remote_code)), prepared.layout, settings.targets)
+
+
+def check_stored(anatomy: Anatomy, layout: Layout, targets: tuple[str, ...]) -> None:
+    """Whether every weight that `targets` mean has its place in the checkpoint. anatomy: of the whole model, with or without weights."""
+    whole = Plan(layout.experts, dict.fromkeys(layout.layers, tuple(range(layout.experts))))
+    pieces = {piece.name: piece for shard in slice_layout(layout, whole).values() for piece in shard}
     weights = dict(anatomy.model.named_parameters())
-    storage = Storage(anatomy.model, {piece.name: piece for shard in slice_layout(prepared.layout, whole).values() for piece in shard})
-    storage.check({name: weights[name] for name in find_targets(anatomy, settings.targets).weights})
+    found = {name: weights[name] for name in find_targets(anatomy, targets).weights}
+    Storage(anatomy.model, pieces).check(found)
 
 
 class Healing:

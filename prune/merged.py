@@ -7,12 +7,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from experts.errors import ExciseError, naming
 from prune.shards import Stored, read_header
 from prune.slices import Piece
 
+LOADED = "_weight_conversions"  # where transformers keeps the conversion that a model was loaded with
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -26,7 +28,12 @@ class Storage:
         """The stored tensors that a weight in memory is made of: transformers' own conversion of the architecture, backwards."""
         if name in self.pieces:
             return {name: weight}
-        return dict(revert_weight_conversion(self.model, {name: weight}))
+        found = dict(revert_weight_conversion(self.model, {name: weight}))
+        if not found.keys() <= self.pieces.keys() and not hasattr(self.model, LOADED):
+            # A model that was built and not loaded does not know that its checkpoint wraps it: what from_pretrained would have noted.
+            setattr(self.model, LOADED, get_model_conversion_mapping(self.model, add_legacy=False))
+            found = dict(revert_weight_conversion(self.model, {name: weight}))
+        return found
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Refuses, before any training, weights that could not be written back: unknown names, other shapes, quantised formats."""

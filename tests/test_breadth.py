@@ -11,20 +11,17 @@ from safetensors.torch import load_file
 from criteria.observe import observe
 from criteria.registry import resolve
 from experts.ablation import restricted
-from experts.anatomy import Anatomy, dissect, load
+from experts.anatomy import dissect, load, skeleton
 from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.means import mean_outputs
 from experts.modes import Mode, Scope
 from experts.plan import Plan
-from experts.sharing import sharing
 from experts.surgery import cut
-from finetune.adapters import find_targets
 from prune.checkpoint import export
+from prune.heal import check_stored
 from prune.layout import Layout, lay_out
-from prune.merged import Storage
 from prune.shards import open_checkpoint
-from prune.slices import slice_layout
 from tests import architectures, tiny, wrappers
 from tests.conftest import windows
 from tests.masking import masked
@@ -121,7 +118,7 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
     router = f"{type(anatomy.layers[0].router).__name__}, top-{anatomy.top_k}" + (
         f", {anatomy.groups} groups" if anatomy.groups > 1 else ""
     )
-    check_recovery(anatomy, layout, plan)
+    check_recovery(tmp_path / "source", layout)
     instrument = Instrument(anatomy)
     instrument.check(torch.from_numpy(windows(1, 16).tokens), Scope.POSITION)
     effects = "packed" if instrument.packs else "whole forwards"
@@ -130,14 +127,11 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
     rows[model_type] = f"| `{model_type}` | {type(model).__name__} | {len(anatomy.layers)} | {router} | bit-equal | bit-equal | {effects} |"
 
 
-def check_recovery(anatomy: Anatomy, layout: Layout, plan: Plan) -> None:
-    """Trained routers, experts and attention could be written back under the names and shapes of the pruned checkpoint."""
-    pieces = {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard}
-    attention = ("attention",) * any(name.endswith(("q_proj", "qkv_proj", "q_b_proj")) for name, _ in anatomy.model.named_modules())
-    with sharing(anatomy, plan):
-        weights = dict(anatomy.model.named_parameters())
-        targets = find_targets(anatomy, ("router", "experts", *attention))
-        Storage(anatomy.model, pieces).check({name: weights[name] for name in targets.weights})
+def check_recovery(source: Path, layout: Layout) -> None:
+    """Trained routers, experts and attention could be written back: of the loaded model, and of the one without weights that is asked first."""
+    for model in (load(source), skeleton(source)):
+        attention = ("attention",) * any(name.endswith(("q_proj", "qkv_proj", "q_b_proj")) for name, _ in model.named_modules())
+        check_stored(dissect(model), layout, ("router", "experts", *attention))
 
 
 def towers(folder: Path) -> dict[str, bytes]:

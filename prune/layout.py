@@ -63,7 +63,6 @@ class Layout:
     top_k: int
     groups: int
     top_groups: int
-    count_key: str
     predicting: tuple[Stored, ...]
 
     @property
@@ -137,7 +136,6 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
         top_k,
         groups,
         top_groups,
-        count_key,
         tuple({tensor.name: tensor for tensor in (*names, *heads)}.values()),
     )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from criteria.text import Windows
 
 RECORD, LOCK = "stages.json", ".lock"
-FORMAT = 1  # raise when a stage computes something else from the same inputs
+FORMAT = 2  # raise when a stage computes something else from the same inputs
 
 
 def key_of(*inputs: Any) -> str:

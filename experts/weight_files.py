@@ -1,7 +1,8 @@
-"""Which files are a model's weights, decided as transformers decides it: for the reader, the export and the fingerprint alike. No torch.
+"""Which files are a model's weights, as transformers decides it: for reader, export and fingerprint alike. No torch.
 
-In this order (transformers 5.23, `_get_resolved_checkpoint_files`): shards of a distributed checkpoint, the file that config.json names under
-`transformers_weights`, one `model.safetensors`, an index of shards. Only regular files count; a link counts as what it leads to.
+In this order (transformers 5.23, `_get_resolved_checkpoint_files`): shards of a distributed checkpoint, the file that
+config.json names under `transformers_weights`, one `model.safetensors`, an index of shards. Only regular files count;
+a link counts as what it leads to.
 """
 
 import re
@@ -25,8 +26,8 @@ WEIGHTS = (".safetensors", ".safetensors.index.json")
 def entry_file(names: Collection[str], config: Mapping[str, Any], where: str) -> str:
     """The file that reading the weights begins with: all of them, or the index of their shards.
 
-    names: of the regular files of a folder, or of a repository on the hub; where: its name, for errors. Raises ExciseError where transformers
-    would load something else than these files, and where there are none.
+    names: of the regular files of a folder, or of a repository on the hub; where: its name, for errors. Raises
+    ExciseError where transformers would load something else than these files, and where there are none.
     """
     _check_alike(names, config, where)
     named = config.get(NAMED)
@@ -55,11 +56,11 @@ def shard_names(index: Mapping[str, Any], where: str) -> list[str]:
     weights = index.get("weight_map")
     if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
         raise ExciseError(f"{where}: no weight_map of tensor names to shard names")
-    if not isinstance(index.get("metadata"), dict):
-        raise ExciseError(f'{where}: no metadata, without which transformers cannot read it; add "metadata": {{}}')
     for name in set(weights.values()):
         if not _is_plain(name) or not name.endswith(".safetensors"):
             raise ExciseError(f"{where}: shard {name!r} is not a plain *.safetensors name in this folder")
+    if not isinstance(index.get("metadata"), dict):
+        raise ExciseError(f'{where}: no metadata, without which transformers cannot read it; add "metadata": {{}}')
     return sorted(set(weights.values()))
 
 

@@ -5,15 +5,14 @@ from typing import Any
 
 import yaml
 
-from experts.errors import ExciseError
 from experts.plan import Plan
+from prune.history import in_words, steps_of
 from prune.layout import Layout
 from prune.recipe import Recipe
 from prune.recovery_report import training_in_words
 from prune.report import evidence, table
 from prune.shards import Checkpoint
-
-LONGEST_CARD = 2**20  # characters that are read of a model card; its front matter comes first
+from prune.source_card import read_source_card
 
 
 def model_card(recipe: Recipe, layout: Layout, plan: Plan, result: dict[str, Any]) -> str:
@@ -70,9 +69,10 @@ def _what(layout: Layout, plan: Plan) -> str:
 def _kept(layout: Layout, plan: Plan) -> str:
     each = next(iter(plan.counts.values())) if plan.uniform else f"{min(plan.counts.values())} to {max(plan.counts.values())}"
     dropped = f" {len(layout.predicting)} tensors of multi-token-prediction layers were dropped." if layout.predicting else ""
+    before = in_words(steps_of(layout.checkpoint.folder))
     return (
         f"Keeps {plan.total} of {plan.experts * len(plan.kept)} routed experts ({each} of {plan.experts} in each of {len(plan.kept)} MoE "
-        f"layers, top-{layout.top_k}).{dropped}"
+        f"layers, top-{layout.top_k}).{dropped}{before and f' {before}'}"
     )
 
 
@@ -86,7 +86,7 @@ def _how_to_load(plan: Plan) -> str:
 
 
 def _front_matter(source: str, checkpoint: Checkpoint) -> str:
-    before = source_metadata(checkpoint)
+    before = read_source_card(checkpoint.folder).entries
     on_hub = source.count("/") == 1 and not Path(source).is_absolute() and not source.startswith(".")
     fields: dict[str, Any] = {
         **({"base_model": source} if on_hub else {}),
@@ -94,20 +94,4 @@ def _front_matter(source: str, checkpoint: Checkpoint) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["moe", "pruned", "excise"],
     }
-    kept: dict[str, Any] = {key: before[key] for key in ("license", "license_name", "license_link", "language") if key in before}
-    return "---\n" + yaml.safe_dump({**fields, **kept}, sort_keys=False) + "---"
-
-
-def source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Front matter of the source's model card, for its licence; empty where there is none that can be read."""
-    path = checkpoint.folder / "README.md"
-    try:
-        with path.open(encoding="utf-8") as file:
-            parts = file.read(LONGEST_CARD).split("---\n", 2)
-        found = yaml.safe_load(parts[1] if len(parts) == 3 and not parts[0] else "{}")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        what = " ".join(str(error).split())
-        raise ExciseError(f"{path}: the source's model card cannot be read ({what}); mend or remove it") from error
-    return found if isinstance(found, dict) else {}
+    return "---\n" + yaml.safe_dump({**fields, **before}, sort_keys=False, allow_unicode=True) + "---"

@@ -267,11 +267,10 @@ def inspect(model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`
     """Family, layers, experts, sizes, and what pruning would save: from headers and configuration alone."""
 
     def work() -> int:
-        from prune.inspect import describe
-        from prune.layout import lay_out
+        from prune.inspect import inspected
         from prune.remote import open_anywhere
 
-        found = describe(lay_out(open_anywhere(model)))
+        found = inspected(open_anywhere(model))
         show.print_json(found) if as_json else show.model(found)
         return 0
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from criteria.text import Windows
 from experts.anatomy import Anatomy, dissect, skeleton
+from experts.companions import RECOVERY
 from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune.adapters import find_targets
@@ -220,7 +221,7 @@ class Healing:
         curves = {name: read_rows(self.folder.path / "recovery" / name / CURVE) for name in self.plans}
         return {
             **found(self.plans, self.known, list(zip(before, after, strict=True)), curves, self.materials.recipe.validation.random_seed),
-            "training": read_json(self.out / checkpoint.RECOVERY)["training"],
+            "training": read_json(self.out / RECOVERY)["training"],
             "text": describe(self.materials.validation),
             "model": {"name": self.materials.recipe.model, "fingerprint": self.materials.fingerprint},
             "run": str(self.folder.path),

@@ -9,7 +9,6 @@ from criteria.budget import Budget, Scope, Shape, from_fraction
 from criteria.registry import DOMAINS, Criterion, resolve
 from experts.errors import ExciseError
 from prune.budget import budget_of
-from prune.card import source_metadata
 from prune.layout import Layout, lay_out
 from prune.locate import model_folder
 from prune.pruned import check_teacher
@@ -47,7 +46,6 @@ def prepare(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
     criteria = tuple(resolve(name) for name in recipe.criteria)
     source = model_folder(recipe.model)
     layout = lay_out(open_checkpoint(source))
-    source_metadata(layout.checkpoint)  # read here, so that an unreadable one is found before the work
     domains = {source.label for source in recipe.calibration.data}
     if len(domains) < 2 and (lonely := [criterion.name for criterion in criteria if criterion.needs == DOMAINS]):
         raise ExciseError(

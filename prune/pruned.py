@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from experts.companions import PLAN, RECOVERY
 from experts.configuration import text_config
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.strict_json import LARGEST_INDEX
-from prune.checkpoint import PLAN, RECOVERY
 from prune.layout import Layout
 from prune.shards import Stored, open_checkpoint, read_json
 from prune.slices import Piece, slice_layout

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.errors import ExciseError
+from experts.weight_files import INDEX, SINGLE
 from prune.locate import model_folder
 from prune.shards import Checkpoint, Stored, open_checkpoint, read_json
 
@@ -34,4 +35,4 @@ def _open_remote(name: str) -> Checkpoint:
         for tensor, info in header.tensors.items()
     }
     metadata = {file: header.metadata for file, header in found.files_metadata.items()}
-    return Checkpoint(Path(name), config, tensors, metadata, found.sharded)
+    return Checkpoint(Path(name), config, tensors, metadata, INDEX if found.sharded else SINGLE)

@@ -16,11 +16,12 @@ from criteria.select import select
 from criteria.statistics import Statistics
 from criteria.text import Windows
 from experts.ablation import restricted
+from experts.companions import PLAN
 from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
 from prune.card import model_card
-from prune.checkpoint import PLAN, export, export_notes
+from prune.checkpoint import export, export_notes
 from prune.heal import Healing, check_targets
 from prune.materials import Materials
 from prune.prepare import Prepared

@@ -72,7 +72,7 @@ def _kept(layout: Layout, plan: Plan) -> str:
     before = in_words(steps_of(layout.checkpoint.folder))
     return (
         f"Keeps {plan.total} of {plan.experts * len(plan.kept)} routed experts ({each} of {plan.experts} in each of {len(plan.kept)} MoE "
-        f"layers, top-{layout.top_k}).{dropped}{before and f' {before}'}"
+        f"layers, top-{layout.top_k}).{dropped}{before and f' The source has a history: {before}.'}"
     )
 
 

@@ -33,17 +33,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def in_words(steps: list[dict[str, Any]]) -> str:
-    """One sentence a step, for the model card; empty where there are none."""
-    return " ".join(_sentence(step) for step in steps)
+    """The steps in one line, for the model card and `excise inspect`; empty where there are none."""
+    return "; ".join(_step(step) for step in steps)
 
 
-def _sentence(step: dict[str, Any]) -> str:
+def _step(step: dict[str, Any]) -> str:
     plan = step["plan"]
     try:
         counts = sorted({len(ids) for ids in plan["kept"].values()})
         each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        what = f"kept {each} of {plan['experts']} experts per layer"
+        kept = f"pruned to {each} of {plan['experts']} experts per layer"
     except (KeyError, TypeError, AttributeError, IndexError):
-        return "The source was itself pruned, by a plan that cannot be read any more."
-    how = f" ({plan.get('criterion') or 'made by hand'}; {plan.get('budget') or 'no budget recorded'})"
-    return f"The source was itself pruned: it {what}{how}{', and was trained after that' if 'recovery' in step else ''}."
+        return "pruned by a plan that cannot be read any more"
+    how = f" ({plan.get('criterion') or 'made by hand'}, {plan.get('budget') or 'no budget recorded'})"
+    return f"{kept}{how}{', then trained' if 'recovery' in step else ''}"

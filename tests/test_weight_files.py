@@ -177,7 +177,7 @@ def test_an_adapter_beside_the_weights_is_refused_before_any_work(command: str, 
     text = tmp_path / "text.txt"
     text.write_text("a b c " * 4000)
     recipe = tmp_path / "recipe.yaml"
-    part = f"{{data: {{text: {text}}}, length: 24, sequences: 2}}"
+    part = f"{{data: {{text: {text}}}, length: 24, sequences: 8}}"
     recipe.write_text(f"model: {folder}\ncalibration: {part}\nvalidate: {part}\nprune: {{keep: 4}}\nfinetune: {part}\n")
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(uniform_plan((0, 1, 2)).to_json()))

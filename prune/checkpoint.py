@@ -64,9 +64,9 @@ def export(
     size = sum(piece.size for pieces in shards.values() for piece in pieces)
     place = Path(os.path.realpath(out))  # a link stays one
     remove_abandoned(place, "partial")
-    _check_space(place, size)
+    check_space(place, size)
     try:
-        others = _other_files(layout.checkpoint.folder)
+        others = other_files(layout.checkpoint.folder)
         before = _states(shards, others)
         with growing(place) as partial:
             _write_shards(layout, shards, partial)
@@ -111,7 +111,8 @@ def _check_output(source: Path, out: Path, force: bool) -> None:
         raise ExciseError(f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, remove it yourself")
 
 
-def _check_space(out: Path, size: int) -> None:
+def check_space(out: Path, size: int) -> None:
+    """Raises ExciseError where a checkpoint of so many bytes does not fit on the file system of `out`."""
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < size + 2**20:
@@ -158,7 +159,7 @@ def _write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _other_files(source: Path) -> list[Path]:
+def other_files(source: Path) -> list[Path]:
     """Tokenizer, templates, settings, code, licence: what is copied byte for byte (experts/companions.py)."""
     listed = [*source.iterdir(), *(file for folder in FOLDERS for file in (source / folder).glob("*"))]
     named = [file for file in sorted(listed) if is_companion(file.relative_to(source).as_posix())]

@@ -9,7 +9,7 @@ import math
 import os
 import reprlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Identity of a checkpoint: configuration, names, types, shapes, and bytes of every tensor.
+    """Identity of a checkpoint: configuration, code that it names, and names, types, shapes and bytes of every tensor.
 
     Tensors up to 64 KiB enter whole, larger ones with four blocks of 4 KiB: a model that was fine-tuned anywhere has another
     fingerprint, without reading all of it.
     """
     digest = xxhash.xxh3_128(json.dumps(checkpoint.config, sort_keys=True).encode())
+    if "auto_map" in checkpoint.config:
+        digest_files(digest, checkpoint.folder.glob("*.py"))
     for shard in sorted({tensor.file for tensor in checkpoint.tensors.values()}):
         inside = sorted((tensor for tensor in checkpoint.tensors.values() if tensor.file == shard), key=lambda tensor: tensor.start)
         try:
@@ -128,6 +130,15 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         except OSError as error:
             raise ExciseError(f"{shard}: cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()[:16]
+
+
+def digest_files(digest: Any, files: Iterable[Path]) -> None:
+    """Adds names and contents of files, in the order of their names."""
+    for file in sorted(files):
+        try:
+            digest.update(f"{file.name} ".encode(errors="surrogateescape") + file.read_bytes())
+        except OSError as error:
+            raise ExciseError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def _digest_shard(digest: Any, shard: Path, inside: list[Stored]) -> None:

@@ -207,3 +207,17 @@ def test_load_refuses_what_the_export_would_read_differently(tmp_path: Path) -> 
     for read in (load, open_checkpoint):
         with pytest.raises(ExciseError, match="names other configurations"):
             read(folder)
+
+
+def test_the_fingerprint_covers_code_that_config_names(tmp_path: Path) -> None:
+    """A file of code changes the model where config.json leads to it, and only there."""
+    folder = tiny.save(tiny.build("olmoe"), tmp_path / "model")
+    plain = fingerprint(open_checkpoint(folder))
+    (folder / "modeling_own.py").write_text("one = 1\n")
+    assert fingerprint(open_checkpoint(folder)) == plain
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}))
+    first = fingerprint(open_checkpoint(folder))
+    (folder / "modeling_own.py").write_text("one = 2\n")
+    second = fingerprint(open_checkpoint(folder))
+    assert len({plain, first, second}) == 3

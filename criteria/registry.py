@@ -145,5 +145,5 @@ def _from_file(name: str, path: Path, function: str) -> Criterion:
     score = getattr(module, function, None)
     if not callable(score):
         raise ExciseError(f"criterion {name!r}: {path} has no function {function!r}")
-    text = (score.__doc__ or function).strip().splitlines()[0]
+    text = ((score.__doc__ or "").strip() or function).splitlines()[0]
     return Criterion(name, score, text, "user function", OBSERVED, str(path))

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from criteria.registry import Criterion
 from criteria.statistics import Array, Statistics
 from experts.errors import ExciseError, one_line
+from experts.files import save_arrays
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def score(
 
 
 def save(path: Path, table: list[Scores]) -> None:
-    """All scores of a run in one safetensors file: one [L, E] tensor per criterion, provenance in the metadata."""
+    """All scores of a run in one safetensors file, atomic: one [L, E] tensor per criterion, provenance in the metadata."""
     tensors = {scores.criterion: scores.values for scores in table}
     provenance = {f"formula of {scores.criterion}": scores.formula for scores in table}
     common = {"model": table[0].model, "data": table[0].data, "layers": ",".join(map(str, table[0].layers))}
-    save_file({**tensors, "protected": table[0].protected.astype(np.uint8)}, path, metadata={**common, **provenance})
+    save_arrays(path, {**tensors, "protected": table[0].protected.astype(np.uint8)}, {**common, **provenance})
 
 
 def load(path: Path, criterion: str, layers: tuple[int, ...], experts: int, model: str) -> Scores:

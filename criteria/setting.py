@@ -1,6 +1,5 @@
 """What an experiment works with: model, calibration windows, budget, and a place for what an interruption must not lose."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from criteria.budget import Budget, Shape
 from criteria.statistics import Array, Statistics
 from criteria.text import Windows
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError
+from experts.files import save_arrays
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Store:
 
     def read(self) -> dict[str, Array]:
         """What an earlier run left, or nothing; an unreadable file is nothing, and the experiment is run again."""
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
             return {}
         try:
             with safe_open(self.path, "numpy") as file:
@@ -40,9 +39,7 @@ class Store:
         """Replaces what was kept before."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")  # several runs may share a cache
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, fresh, metadata={"key": self.key})
-            fresh.replace(self.path)
+            save_arrays(self.path, arrays, {"key": self.key})
 
     def clear(self) -> None:
         """Forgets it."""

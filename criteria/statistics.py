@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from experts.errors import ExciseError
+from experts.errors import ExciseError, one_line
+from experts.files import save_arrays
 
 Array = NDArray[np.float64]
 
@@ -70,7 +70,8 @@ class Statistics:
         return none
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:
-        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}, path, metadata=provenance)
+        """Atomic: a reader finds what was there, or all of it."""
+        save_arrays(path, {name: getattr(self, name) for name in ARRAYS}, provenance)
 
     @classmethod
     def read(cls, path: Path) -> tuple["Statistics", dict[str, str]]:
@@ -79,7 +80,7 @@ class Statistics:
             with safe_open(path, "numpy") as file:
                 return cls(**{name: file.get_tensor(name) for name in ARRAYS}), file.metadata() or {}
         except (SafetensorError, OSError) as error:
-            raise ExciseError(f"{path}: not a statistics file ({error}); delete it and run again") from error
+            raise ExciseError(f"{path}: not a statistics file ({one_line(error)})") from error
 
 
 ARRAYS = tuple(part.name for part in fields(Statistics) if part.name != "measured")

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,24 +23,12 @@ from transformers import (
 )
 
 from experts.configuration import COMMON, COUNT_KEYS, ROUTER_TENSORS, ROUTERS, TOP_K_KEYS, expert_axis, in_tower, router_groups
-from experts.errors import ExciseError, one_line
+from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
 from experts.options import set_plain_outputs
 from experts.strict_json import read_object
 from experts.weight_files import entry_file, regular_files
 
-# What transformers raises for configurations and files that do not fit together.
-LOADING = (
-    OSError,
-    ValueError,
-    KeyError,
-    ImportError,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    SafetensorError,
-    StrictDataclassError,
-)
+LOADING = Exception  # of files that do not fit together transformers raises anything, tokenizers a bare Exception
 MOST_EXTRA = 8  # rows of a router for other than routed experts
 ALIGNMENT = 64  # bytes; of every allocation of torch
 
@@ -106,9 +92,16 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
             f"{folder}: not enough memory on the GPU ({one_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
         ) from error
     except LOADING as error:
+        _let_through(error)
         raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}") from error
     found: PreTrainedModel = model
     return found
+
+
+def _let_through(error: BaseException) -> None:
+    """What says nothing of the checkpoint is raised again: mistakes of ours, no memory, a missing library."""
+    if isinstance(error, ModuleNotFoundError | ExciseError) or is_own_mistake(error) or is_out_of_memory(error):
+        raise error
 
 
 def _own_code(error: BaseException) -> str:
@@ -146,6 +139,7 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except LOADING as error:
+        _let_through(error)
         raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be built ({one_line(error)})'}") from error
     return model
 
@@ -158,6 +152,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except LOADING as error:
+        _let_through(error)
         raise ExciseError(f"{folder}: {_own_code(error) or f'the tokenizer cannot be loaded ({one_line(error)})'}") from error
     return tokenizer
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from experts.ablation import ablated
 from experts.anatomy import Anatomy
-from experts.errors import ExciseError, one_line
-from experts.memory import chunk_size, in_chunks, is_out_of_memory
+from experts.errors import ExciseError, is_out_of_memory, one_line
+from experts.memory import chunk_size, in_chunks
 from experts.modes import Mode, Scope
 from experts.outcome import row_outcomes
 from experts.packing import packed

@@ -1,8 +1,25 @@
-"""The one exception that reaches a user: its message is one clear line that names the problem and the way out."""
+"""The one exception that reaches a user: its message is one line that names the problem and the way out. No torch."""
 
+import os
+import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+ROOT = Path(__file__).absolute().parent.parent
+PACKAGES = tuple(ROOT / name for name in ("experts", "criteria", "validate", "finetune", "prune"))
+TORCH_FILE = re.compile("inline_container|PytorchStreamWriter")
+NO_MEMORY = re.compile(r"allocate memory|out of memory|not enough memory|bad_alloc|ALLOC_FAILED")
+MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
 
 
 class ExciseError(Exception):
@@ -15,10 +32,52 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """A full disk says that it is full, but not where: an OSError from inside the block carries the file it was about."""
+def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """A full disk does not say where it is full: an OSError from inside the block carries the file it was about.
+
+    instead_of: a temporary name that `path` is reported for.
+    """
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.filename is None or (instead_of and str(error.filename).startswith(str(instead_of))):
+            error.filename = str(path)
         raise
+    except Exception as error:
+        if (found := hidden_os_error(error)) is None:
+            raise
+        found.filename = str(path)
+        raise found from error
+
+
+def hidden_os_error(error: BaseException) -> OSError | None:
+    """What the system said, where a library in Rust (safetensors) or C++ (torch's files) wraps it."""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    said = one_line(error)
+    if isinstance(error, RuntimeError) and TORCH_FILE.search(said) and "Reader" not in said:
+        return OSError(f"cannot be written to its end ({said}); is the disk full?")
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class for it on GPUs only. By name: whoever asks may not have loaded torch."""
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in (kind.__name__ for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
+
+
+def is_own_mistake(error: BaseException) -> bool:
+    """Whether the error arose in a line of Excise and is of a kind that only a wrong line raises."""
+    passed = frames(error)
+    return isinstance(error, MISTAKES) and bool(passed) and is_own(passed[-1][0])
+
+
+def frames(error: BaseException) -> list[tuple[str, int]]:
+    """File and line of every call that the error passed through, the innermost last."""
+    return [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+
+
+def is_own(file: str) -> bool:
+    """Whether a source file is one of Excise's packages."""
+    return any(package in Path(file).parents for package in PACKAGES)

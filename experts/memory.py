@@ -6,17 +6,18 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from experts.errors import ExciseError, one_line
+from experts.errors import ExciseError, is_out_of_memory, one_line
+from experts.limits import memory_left
 
 SHARE = 0.3  # of the free memory; temporaries of a forward are only estimated
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device; on a GPU what torch holds in reserve counts as free."""
+    """Free memory of the device, as far as this process may use it; on a GPU what torch holds in reserve is free."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *memory_left()])
 
 
 def chunk_size(device: torch.device, bytes_per_item: int, most: int) -> int:
@@ -47,13 +48,6 @@ def in_chunks(total: int, size: int, work: Callable[[int, int], None], what: str
             continue
         _release()  # outside the handler: its traceback holds the tensors of the failed attempt
     return size
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class for it on GPUs only."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _release() -> None:

@@ -1,12 +1,15 @@
-"""Notes to the user during long work: a line on stderr beside the progress bars, and silent where those are."""
+"""Notes to the user during long work, through the logger `excise`: the command line shows them above its bars."""
 
-import os
-import sys
+import logging
 
-from tqdm import tqdm
+LOGGER = logging.getLogger("excise")
 
 
 def tell(note: str) -> None:
-    """Prints `note: …`, unless progress bars are switched off (--quiet)."""
-    if not os.environ.get("TQDM_DISABLE"):
-        tqdm.write(f"note: {note}", file=sys.stderr)
+    """A line for the user. In Python nothing is shown unless the logger `excise` is given a handler."""
+    LOGGER.info(note)
+
+
+def suppressed(error: BaseException, instead: str) -> None:
+    """An error that the work goes on after: its traceback is shown with --debug. instead: what is done now."""
+    LOGGER.debug("%s: %s; %s", type(error).__name__, error, instead, exc_info=error)

@@ -3,6 +3,7 @@
 import csv
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from experts.errors import naming
+from experts.files import replacing
 from experts.sharing import evaluating
 from finetune.trainer import RecoveryTrainer
 
@@ -73,18 +75,21 @@ class Diary(TrainerCallback):
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of training.csv or curve.csv; a line that a kill left half-written is dropped."""
+    """The rows of training.csv or curve.csv; a damaged line, or half of one, is dropped."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and "" not in row.values()]
-    return [{name: float(value) for name, value in row.items()} for row in rows]
+    found = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(line.replace("\0", "") for line in file):
+            with suppress(TypeError, ValueError):  # too few, too many, no numbers
+                found.append({name: float(value) for name, value in row.items()})
+    return found
 
 
 def _keep_until(path: Path, head: tuple[str, ...], step: int) -> float:
     """Rewrites a file without the rows behind `step` (and of step 0, for a training that begins); gives the seconds of the last one."""
     rows = [row for row in read_rows(path) if row["step"] <= step and step > 0]
-    with naming(path), path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         writer.writerows([[int(row["step"]), int(row["tokens"]), *(repr(row[name]) for name in head[2:])] for row in rows])

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from criteria.text import Windows
 from experts.anatomy import Anatomy
-from experts.errors import ExciseError, naming, one_line
-from experts.memory import is_out_of_memory
+from experts.errors import ExciseError, is_out_of_memory, naming, one_line
+from experts.files import give_usual_modes, replacing, replacing_folder
 from experts.sharing import kept_counts
 from finetune.adapters import NAME, Adapted, adapt, find_targets, merged, remove
 from finetune.diary import CURVE, Diary, read_rows
@@ -99,27 +99,31 @@ def recovered(job: Job, teacher_of: Callable[[Adapted], Teacher | None]) -> Iter
         yield Recovered(weights, read_rows(job.folder / CURVE), tuned)
 
 
+class UsualModes(TrainerCallback):
+    """States of a training can be read by whoever may read other files here."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        give_usual_modes(Path(str(args.output_dir)))
+
+
 def _claim(job: Job) -> None:
     """Makes the folder; one that holds another training is begun anew."""
     mark = job.folder / KEY
     if not mark.is_file() or mark.read_text(encoding="utf-8") != job.key:
         shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True)
-        mark.write_text(job.key, encoding="utf-8")
+        with replacing(mark) as fresh:
+            fresh.write_text(job.key, encoding="utf-8")
 
 
 def _save(job: Job, adapted: Adapted, folder: Path) -> None:
     """Atomic. The adapter names the pruned checkpoint as its model."""
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
     config: Any = adapted.peft.peft_config[NAME]
     config.base_model_name_or_path = job.base
     config.target_modules, config.target_parameters = sorted(config.target_modules), sorted(config.target_parameters)  # sets: no order
-    with naming(fresh):
+    with replacing_folder(folder) as fresh:
         adapted.peft.save_pretrained(str(fresh), save_embedding_layers=False)
         (fresh / "README.md").unlink(missing_ok=True)  # peft's template, with nothing filled in
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
     shutil.rmtree(job.folder / STATES, ignore_errors=True)
 
 
@@ -128,10 +132,11 @@ def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
     trainer = RecoveryTrainer(job.settings, teacher, model=adapted.peft, args=_arguments(job), train_dataset=data)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Guard(trainer.tuned))
+    trainer.add_callback(UsualModes())
     diary = Diary(job.folder, trainer, _points(job), job.tokens_per_step, job.held_out)
     trainer.add_callback(diary)
     try:
-        with _quiet_trainer():
+        with _quiet_trainer(), naming(job.folder / STATES):
             trainer.train(resume_from_checkpoint=_last_state(job.folder / STATES))
     except NotFiniteError as error:
         _restore_good(trainer)

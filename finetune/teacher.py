@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from criteria.text import Windows
 from experts.errors import ExciseError, naming
+from experts.files import replacing
 from experts.memory import in_chunks
 from experts.sharing import Twin
 from finetune.losses import Targets, best, log_softened
@@ -89,8 +90,8 @@ def cache_teacher(model: PreTrainedModel, windows: Windows, temperature: float, 
         in_chunks(count, batch, work, "window")
     ids.flush()
     logs.flush()
-    with naming(folder / READY):
-        (folder / READY).write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+    with replacing(folder / READY) as fresh:
+        fresh.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -13,6 +13,9 @@ from prune.guard import guarded, waiting
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
+), epilog=(
+    "Calibrations and experiments are kept for all runs in EXCISE_CACHE, by default ~/.cache/excise. Exit codes: 0 done, 1 error, "
+    "2 usage, 3 the recipe asked to stop on this verdict."
 ))  # fmt: skip
 
 
@@ -61,7 +64,7 @@ def prune(
             from prune.run import Run
         outcome = Run(prepared).execute()
         show.verdicts(outcome.result, as_json)
-        show.notes(outcome.result["notes"], quiet)
+        show.notes(outcome.result["notes"])
         return 3 if outcome.stopped else 0
 
     guarded(work, quiet, debug)
@@ -256,7 +259,7 @@ def export(
             show.print_json({"checkpoint": str(out), "size": written.size, "removed": written.removed, "notes": written.notes})
         else:
             print(f"{out}: {human(written.size)} of tensors, {human(written.removed)} removed")
-            show.notes(written.notes, quiet)
+            show.notes(written.notes)
         return 0
 
     guarded(work, quiet, debug)

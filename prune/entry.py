@@ -1,5 +1,6 @@
 """Where the command `excise` starts: before anything slow is imported, so that Ctrl-C has one clear line from the first moment."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -8,13 +9,27 @@ from types import FrameType
 def main() -> None:
     """Runs the command line."""
     signal.signal(signal.SIGINT, _stop)
-    from prune.cli import app
+    if os.name != "posix":
+        _end("Excise runs on Linux (on Windows: in WSL); this system has neither its locks nor its renames")
+    try:
+        from prune.environment import open_streams, use_width
 
+        open_streams()
+        use_width()
+        from prune.cli import app
+    except Exception as error:  # noqa: BLE001 - what is installed does not fit, in whatever way
+        from prune.explain import explained
+
+        _end(explained(error))
     app()
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
-    sys.stderr.write("excise: interrupted before anything was done\n")
+    _end("interrupted before anything was done")
+
+
+def _end(line: str) -> None:
+    sys.stderr.write(f"excise: {line}\n")
     raise SystemExit(1)
 
 

@@ -1,57 +1,79 @@
-"""How a command ends: one clear line and an exit code for every error, Ctrl-C and closed pipe; and what is shown while libraries load."""
+"""How a command ends: one clear line and an exit code for every error, Ctrl-C and closed pipe."""
 
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import IO, Any
 
 import typer
 
-from experts.errors import ExciseError
+from prune.environment import mend
+from prune.explain import explained
+from prune.messages import listening
 
 
 def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
-    """Runs a command; one clear line and exit 1 for an error or Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C is an exception that work can clean up after
+    """Runs a command; one clear line and exit 1 for whatever ends it early. debug: the traceback instead."""
+    # From here on Ctrl-C is an exception that work can clean up after.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # formulas are not Latin-1
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if quiet:
-        os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    with listening(quiet, debug):
+        raise typer.Exit(_ended(work, debug))
+
+
+def _ended(work: Callable[[], int], debug: bool) -> int:
     try:
+        mend()
         code = work()
         sys.stdout.flush()  # here, where a closed pipe is understood, and not at exit
-    except ExciseError as error:
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except BaseException as error:  # also a library's SystemExit, and panics of those written in Rust
+        if isinstance(error, BrokenPipeError) and (_closed(sys.stdout) or _closed(sys.stderr)):
+            return _unread()
         if debug:
             raise
-        print(f"excise: {printable(str(error))}", file=sys.stderr)
-        code = 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except OSError as error:
-        if debug:
-            raise
-        print(f"excise: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-        code = 1
-    except (RuntimeError, MemoryError) as error:
-        from experts.memory import is_out_of_memory
+        _complain(f"excise: {printable(explained(error))}")
+        return 1
+    return code
 
-        if debug or not is_out_of_memory(error):
-            raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"excise: out of memory ({said}); use shorter windows, a smaller batch or dtype", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("excise: interrupted; the same command resumes after the last finished stage", file=sys.stderr)
-        code = 1
-    raise typer.Exit(code)
+
+def _complain(line: str) -> None:
+    """On stderr, if anybody reads it. What stdout could not take must not be tried again at exit."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _to_nowhere(sys.stdout)
+
+
+def _unread() -> int:
+    """`| head` has seen enough. Only results go to stdout, so they were made; stderr breaks in the middle of the work."""
+    unfinished = _closed(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if _closed(stream):
+            _to_nowhere(stream)
+    return 1 if unfinished else 0
+
+
+def _closed(stream: IO[str]) -> bool:
+    """Whether nobody reads a pipe any more."""
+    with suppress(OSError, ValueError, AttributeError):  # a stream in memory has no descriptor
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+def _to_nowhere(stream: IO[str]) -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,5 @@
 """Recovery as a stage: the criterion's plan and random plans of its size get the same training. What is left of the lead?"""
 
-import json
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from criteria.text import Windows
 from experts.anatomy import Anatomy, dissect, skeleton
 from experts.companions import RECOVERY
 from experts.errors import ExciseError
+from experts.files import replacing_folder
 from experts.plan import Plan
 from finetune.adapters import find_targets
 from finetune.diary import CURVE, read_rows
@@ -105,8 +105,8 @@ class Healing:
     def execute(self) -> dict[str, Any]:
         """Writes recovery.json, recovery.md, the adapter and the merged checkpoint; gives the content of recovery.json."""
         stage = self._stage
-        if self.folder.valid("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
-            kept: dict[str, Any] = json.loads((self.folder.path / RESULT).read_text(encoding="utf-8"))
+        kept = self.folder.result("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER)
+        if kept is not None:
             return kept
         self._check_output()
         before, after = self._measured()
@@ -204,8 +204,8 @@ class Healing:
             checkpoint.export(prepared.layout, self.plan, self.out, card, prepared.force or self.out.exists(), recovered=extra)
         finally:
             shutil.rmtree(shards, ignore_errors=True)
-        shutil.rmtree(self.folder.path / ADAPTER, ignore_errors=True)
-        shutil.copytree(job.folder / ADAPTER, self.folder.path / ADAPTER)
+        with replacing_folder(self.folder.path / ADAPTER) as fresh:
+            shutil.copytree(job.folder / ADAPTER, fresh, dirs_exist_ok=True)
 
     def _check_reloaded(self, key: str, expected: Tensor) -> None:
         """What was written, loaded again in the place of the whole model, gives the merged model's logits bit by bit."""

@@ -24,9 +24,10 @@ from criteria.text import Windows, check_disjoint, read_windows
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from experts.plan import Plan
+from prune.cache import Cache
 from prune.prepare import Prepared
 from prune.recipe import Text
-from prune.stages import cache_folder, key_of
+from prune.stages import key_of
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest
 
@@ -39,8 +40,9 @@ Marks = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 class Materials:
     """Of one prepared recipe. The model is loaded only when something really needs it; results are kept for all runs (cache_folder)."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, cache: Cache | None = None) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
+        self.cache = cache or Cache(self.folder.path)
         self.shape, self.fingerprint = prepared.shape, prepared.fingerprint
 
     @cached_property
@@ -81,7 +83,7 @@ class Materials:
         """The same with another calibration seed and some of the criteria. Its plans are not validated, so its text may overlap."""
         calibration = self.recipe.calibration.model_copy(update={"seed": seed})
         recipe = self.recipe.model_copy(update={"calibration": calibration})
-        other = Materials(replace(self.prepared, recipe=recipe, criteria=criteria))
+        other = Materials(replace(self.prepared, recipe=recipe, criteria=criteria), self.cache)
         other.__dict__ |= {"anatomy": self.anatomy, "windows": (self.read_part(calibration), self.validation)}  # already there: shared
         return other
 
@@ -117,28 +119,25 @@ class Materials:
         return self.windows[1]
 
     def calibrate(self) -> Statistics:
-        """Statistics of the calibration text: from this folder's cache, an interrupted pass, or a new pass."""
+        """Statistics of the calibration text: from the cache, an interrupted pass, or a new pass."""
         key = key_of("statistics", self.fingerprint, self.recipe.dtype, self.calibration.hash)
-        kept, partial = cache_folder() / f"{key}.safetensors", self.folder.path / "calibration.partial.safetensors"
+        name, partial = f"{key}.safetensors", self.folder.path / "calibration.partial.safetensors"
         provenance = {"key": key, "model": self.fingerprint, "data": self.calibration.hash}
-        if kept.is_file():
-            return Statistics.read(kept)[0]
-        done = None
-        if partial.is_file():
-            with suppress(ExciseError):  # an unreadable partial pass is simply begun again
-                statistics, found = Statistics.read(partial)
-                done = statistics if found.get("key") == key else None
+
+        def usable(path: Path) -> Statistics | None:
+            with suppress(ExciseError):  # not there, damaged or another user's: measured
+                statistics, found = Statistics.read(path)
+                return statistics if found.get("key") == key else None
+            return None
+
+        if kept := self.cache.read(name, usable):
+            return kept
 
         def keep(so_far: Statistics) -> None:
-            fresh = partial.with_name(partial.name + ".new")
-            so_far.save(fresh, provenance)
-            fresh.replace(partial)
+            so_far.save(partial, provenance)
 
-        statistics = observe(self.anatomy, self.calibration, self.recipe.calibration.batch, done, keep)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_name(f"{kept.name}.{self.folder.path.name}.new")
-        statistics.save(fresh, provenance)
-        fresh.replace(kept)
+        statistics = observe(self.anatomy, self.calibration, self.recipe.calibration.batch, usable(partial), keep)
+        self.cache.write(name, lambda path: statistics.save(path, provenance))
         partial.unlink(missing_ok=True)
         return statistics
 
@@ -162,14 +161,14 @@ class Materials:
         protected = self.protected(statistics)
         bound = (budget.total, budget.scope, budget.floor, budget.counts, protected.tobytes().hex()) if measurement.kind == "greedy" else ()
         key = key_of("measured", self.fingerprint, self.recipe.dtype, self.calibration.hash, measurement.key, *bound)
-        kept = Store(cache_folder() / f"{key}.safetensors", key)
-        if results := kept.read():
-            return results
+        name = f"{key}.safetensors"
+        if kept := self.cache.read(name, lambda path: Store(path, key).read() or None):
+            return kept
         partial = Store(self.folder.path / "experiment.partial.safetensors", key)
         batch = self.recipe.calibration.batch
         setting = Setting(self.anatomy, self.calibration, batch, statistics, self.shape, budget, protected, partial)
         results = measure(measurement, setting)
-        kept.write(results)
+        self.cache.write(name, lambda path: Store(path, key).write(results))
         partial.clear()
         return results
 

@@ -9,6 +9,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from experts.errors import ExciseError
+from experts.files import replacing
 from prune.stages import write_json
 from validate.effects import COLUMNS, Table
 
@@ -47,10 +48,8 @@ class Parts:
         if not (self.folder / KEY).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / KEY, {"key": self.key})
-        path = self._path((number, layer))
-        fresh = path.with_suffix(".new")
-        pa.parquet.write_table(_arrow(table), fresh)
-        fresh.replace(path)
+        with replacing(self._path((number, layer))) as fresh:
+            pa.parquet.write_table(_arrow(table), fresh)
 
     def rows(self, missing: dict[int, list[int]]) -> int:
         """Rows of these pieces together."""
@@ -67,15 +66,11 @@ class Parts:
         """Writes the whole table, window by window, and removes the pieces."""
         pieces = [(number, layer) for number in range(windows) for layer in layers]
         table = pa.concat_tables([pa.parquet.read_table(self._path(piece)) for piece in pieces])
-        fresh = self.output.with_name(self.output.name + ".new")
-        try:
+        with replacing(self.output) as fresh:
             if self.output.suffix.lower() == ".csv":
                 pa.csv.write_csv(table, fresh)
             else:
                 pa.parquet.write_table(table, fresh)
-            fresh.replace(self.output)
-        finally:
-            fresh.unlink(missing_ok=True)
         shutil.rmtree(self.folder)
         return table
 

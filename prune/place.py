@@ -6,13 +6,14 @@ numbers say nothing between two containers on one volume.
 
 import contextlib
 import ctypes
-import fcntl
 import glob
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from prune.locks import lock
 
 RELATIVE_TO_HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -25,8 +26,7 @@ def growing(out: Path) -> Iterator[Path]:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with contextlib.suppress(OSError):  # a file system without locks: then nobody removes it as abandoned either
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)  # on a file system without locks nobody removes it as abandoned either
             yield folder
         finally:
             os.close(descriptor)
@@ -51,8 +51,11 @@ def settle(folder: Path, out: Path, force: bool) -> None:
 
 def _exchanged(one: Path, other: Path) -> bool:
     """Linux swaps two folders at once (renameat2); not every file system does."""
-    swap = getattr(ctypes.CDLL(None), "renameat2", None)
-    return swap is not None and swap(RELATIVE_TO_HERE, os.fsencode(one), RELATIVE_TO_HERE, os.fsencode(other), EXCHANGE) == 0
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):  # another system, or an old C library
+        return False
+    return bool(swap(RELATIVE_TO_HERE, os.fsencode(one), RELATIVE_TO_HERE, os.fsencode(other), EXCHANGE) == 0)
 
 
 def remove_abandoned(out: Path, kind: str) -> None:
@@ -61,8 +64,8 @@ def remove_abandoned(out: Path, kind: str) -> None:
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where somebody is filling it
-                discard(folder)
+                if lock(descriptor):  # fails where somebody is filling it
+                    discard(folder)
             finally:
                 os.close(descriptor)
 

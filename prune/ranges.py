@@ -98,7 +98,7 @@ def _copy(source: int, target: int, job: Copy, buffer: memoryview) -> int:
     digest, done = xxhash.xxh3_64(), 0
     while done < job.length:
         with naming(job.source):
-            count = os.preadv(source, [buffer[: job.length - done]], job.start + done)
+            count = _read(source, buffer[: job.length - done], job.start + done)
         if count == 0:
             raise ExciseError(f"{job.source}: ended while it was being read; is the file complete?")
         digest.update(buffer[:count])
@@ -106,6 +106,15 @@ def _copy(source: int, target: int, job: Copy, buffer: memoryview) -> int:
             _write(target, buffer[:count], job.offset + done)
         done += count
     return digest.intdigest()
+
+
+def _read(file: int, buffer: memoryview, start: int) -> int:
+    """Straight into the buffer where the system can."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file, [buffer], start)
+    found = os.pread(file, len(buffer), start)
+    buffer[: len(found)] = found
+    return len(found)
 
 
 def _write(target: int, data: memoryview, offset: int) -> None:
@@ -118,7 +127,7 @@ def _read_back(target: int, job: Copy, buffer: memoryview) -> int:
     digest, done = xxhash.xxh3_64(), 0
     while done < job.length:
         with naming(job.target):
-            count = os.preadv(target, [buffer[: job.length - done]], job.offset + done)
+            count = _read(target, buffer[: job.length - done], job.offset + done)
         if count == 0:
             break
         digest.update(buffer[:count])

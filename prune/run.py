@@ -1,6 +1,5 @@
 """`excise prune`: calibrate → rank → test against chance → write → reload. Every stage is resumed when its inputs are unchanged."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -65,9 +64,7 @@ class Run:
     def rank(self, statistics: Statistics) -> list[Scores]:
         """Scores of every criterion of the recipe, saved in scores.safetensors."""
         table = self.materials.rank(statistics)
-        fresh = self.folder.path / "scores.safetensors.new"
-        save(fresh, table)
-        fresh.replace(self.folder.path / "scores.safetensors")
+        save(self.folder.path / "scores.safetensors", table)
         return table
 
     def validate(self, statistics: Statistics, table: list[Scores]) -> dict[str, Any]:
@@ -84,9 +81,9 @@ class Run:
             asked,
         )
         stage = key_of("validate", key, *inputs)
-        if self.folder.valid("validate", stage, "validation.json"):
-            result: dict[str, Any] = json.loads((self.folder.path / "validation.json").read_text(encoding="utf-8"))
-            return result
+        kept = self.folder.result("validate", stage, "validation.json")
+        if kept is not None:
+            return kept
         checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
         sticks = yardsticks(self.materials)
         tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(statistics, table)]

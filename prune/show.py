@@ -1,11 +1,11 @@
 """What the command line prints: tables and results on stdout, notes on stderr."""
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from criteria.experiment import Option
+from experts.notes import tell
 
 
 def verdicts(result: dict[str, Any], as_json: bool) -> None:
@@ -98,7 +98,7 @@ def model(found: dict[str, Any]) -> None:
         lines.append(("history", found["history"]))
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
-    notes(found["notes"], quiet=False)
+    notes(found["notes"])
 
 
 def _experts(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -149,10 +149,10 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     (console if console.is_terminal else Console(width=200)).print(table)
 
 
-def notes(lines: Iterable[str], quiet: bool) -> None:
-    """One line each, on stderr."""
-    for note in () if quiet else lines:
-        print(f"note: {note}", file=sys.stderr)
+def notes(lines: Iterable[str]) -> None:
+    """One line each, on stderr; those that were said during the work are not repeated."""
+    for note in lines:
+        tell(note)
 
 
 def print_json(data: Any) -> None:

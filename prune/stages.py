@@ -1,18 +1,19 @@
 """Stages of a run folder: each result carries the key of its inputs, so a second run redoes only what changed."""
 
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experts.errors import ExciseError, naming
+from experts.errors import ExciseError
+from experts.files import remove_leftovers, replacing
+from experts.notes import tell
+from prune.locks import lock
 
 if TYPE_CHECKING:
     from criteria.text import Windows
@@ -27,11 +28,9 @@ def key_of(*inputs: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomic: a reader sees the old file or the new one, never a part."""
-    fresh = path.with_name(path.name + ".new")
-    with naming(path):
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+    """Atomic: a reader sees the old file or the new one. Bytes of a path that are no UTF-8 become escapes."""
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -60,9 +59,12 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Makes the folder and holds it for this process: two runs in one folder would mix their results."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("w") as lock:
+        with (self.path / LOCK).open("w") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock(file.fileno()):
+                    remove_leftovers(self.path)  # nobody else writes here
+                else:
+                    tell(f"{self.path}: this file system has no locks; start no second run in this folder")
             except BlockingIOError as error:
                 raise ExciseError(f"{self.path}: another run is at work in this folder; wait for it or choose another --output") from error
             write_json(self.path / RECORD, self.record)
@@ -71,23 +73,34 @@ class RunFolder:
     def valid(self, stage: str, key: str, *files: str) -> bool:
         return self.record.get(stage) == key and all((self.path / file).exists() for file in files)
 
+    def result(self, stage: str, key: str, file: str, *others: str) -> dict[str, Any] | None:
+        """The JSON that a finished stage left; None where it is not valid any more, or damaged: made again."""
+        if not self.valid(stage, key, file, *others):
+            return None
+        try:
+            found = json.loads((self.path / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
+
     def finish(self, stage: str, key: str) -> None:
         self.record[stage] = key
         write_json(self.path / RECORD, self.record)
-
-
-def cache_folder() -> Path:
-    """Where calibrations are kept for all runs: $EXCISE_CACHE, else the user's cache folder."""
-    if chosen := os.environ.get("EXCISE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "excise"
 
 
 def environment() -> dict[str, str]:
     """Versions and machine a result was made with."""
     packages = ("excise", "torch", "transformers", "safetensors", "numpy", "scipy")
     machine = {"python": sys.version.split()[0], "platform": platform.platform(), "processor": platform.machine()}
-    return {**machine, **{name: version(name) for name in packages}}
+    return {**machine, **{name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str:
+    """Of an installed package; a checkout can be run without being installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def describe(windows: "Windows") -> dict[str, Any]:

@@ -15,10 +15,12 @@ from criteria.text import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError, naming
+from experts.files import replacing
 from experts.plan import Plan
 from validate.loss import window_losses
 
 FULL = "full"
+BYTES = "surrogateescape"  # names of documents may hold bytes that are no UTF-8; a kill may leave half a sign
 
 
 class Evaluator(ABC):
@@ -59,7 +61,7 @@ class Evaluator(ABC):
         digest = digest_of(plan)
         self._names[digest] = FULL if plan is None else plan.criterion
         self.known[digest] = self._finite(values, self._names[digest])
-        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8", errors=BYTES) as file:
             csv.writer(file).writerows(self._rows(digest))
 
     def _finite(self, values: Array, name: str) -> Array:
@@ -78,25 +80,23 @@ class Evaluator(ABC):
         found: dict[str, dict[tuple[str, ...], float]] = {}
         if self.path.exists():
             # A kill may have left half a number at the end.
-            whole = self.path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+            whole = self.path.read_text(encoding="utf-8", errors=BYTES).rpartition("\n")[0]
             try:
                 for row in csv.DictReader(io.StringIO(whole)):
                     if row["key"] == self.key:
                         label = tuple(row[column] for column in self.columns)
                         found.setdefault(row["digest"], {})[label] = float(row[self.value])
                         self._names[row["digest"]] = row["plan"]
-            except (KeyError, TypeError, ValueError):  # damaged: measured again
+            except (KeyError, TypeError, ValueError, csv.Error):  # damaged: measured again
                 found = {}
         labels = [tuple(map(str, label)) for label in self.labels]
         complete = {digest: rows for digest, rows in found.items() if rows.keys() == set(labels)}
         self.known = {digest: np.array([rows[label] for label in labels]) for digest, rows in complete.items()}
-        fresh = self.path.with_name(self.path.name + ".new")
-        with naming(self.path), fresh.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as fresh, fresh.open("w", newline="", encoding="utf-8", errors=BYTES) as file:
             writer = csv.writer(file)
             writer.writerow(("key", "plan", "digest", *self.columns, self.value))
             for digest in self.known:
                 writer.writerows(self._rows(digest))
-        fresh.replace(self.path)
 
 
 class LossEvaluator(Evaluator):

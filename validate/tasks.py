@@ -20,8 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from criteria.statistics import Array
 from experts.anatomy import Anatomy
-from experts.errors import ExciseError, one_line
-from experts.memory import is_out_of_memory
+from experts.errors import ExciseError, is_out_of_memory, one_line
 from validate.rows import Evaluator
 
 SEED = 1234  # of the few-shot examples, lm-eval's own

@@ -1,0 +1,73 @@
+"""Results that are kept for all runs. The cache is optional: what it cannot read or take never stops a run."""
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from experts.errors import one_line
+from experts.files import remove_leftovers, usual_mode
+from experts.notes import tell
+
+Found = TypeVar("Found")
+OWN = "cache"  # in a run folder, where the shared one cannot be used
+DAY = 86_400.0  # seconds after which a temporary file is nobody's
+
+
+def cache_folder() -> Path | None:
+    """$EXCISE_CACHE, else `excise` in the user's cache folder; None for a user without a home."""
+    if chosen := os.environ.get("EXCISE_CACHE"):
+        return Path(os.path.expanduser(chosen))  # noqa: PTH111 - that of Path raises where there is no home
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"))  # noqa: PTH111, PTH117
+    return folder / "excise" if folder.is_absolute() else None
+
+
+class Cache:
+    """Of one run. run: its folder, which takes the place of a shared cache that cannot be used."""
+
+    def __init__(self, run: Path) -> None:
+        self.own = run / OWN
+
+    @cached_property
+    def shared(self) -> Path | None:
+        """The folder of all runs; None, and a note, where it cannot be used."""
+        folder, why = cache_folder(), "there is no home folder"
+        if folder is not None:
+            try:
+                _try(folder)
+            except OSError as error:
+                why = f"{folder} cannot be written ({error.strerror or one_line(error)})"
+            else:
+                return folder
+        tell(f"{why}: results stay in {self.own}, for this run alone; EXCISE_CACHE names a folder for all runs")
+        return None
+
+    def read(self, name: str, read: Callable[[Path], Found | None]) -> Found | None:
+        """What `read` makes of the first file of that name that it can use; None of an unusable one."""
+        for folder in (self.shared, self.own):
+            found = None if folder is None else read(folder / name)
+            if found is not None:
+                return found
+        return None
+
+    def write(self, name: str, write: Callable[[Path], None]) -> None:
+        """Has `write` make the file: for all runs, or else for this one."""
+        if self.shared is not None:
+            try:
+                write(self.shared / name)
+            except OSError as error:  # full, over quota, or the entry is another user's
+                why = f"{self.shared} cannot take a result ({error.strerror or one_line(error)})"
+                tell(f"{why}: it stays in {self.own}, for this run alone")
+            else:
+                return
+        self.own.mkdir(parents=True, exist_ok=True)
+        write(self.own / name)
+
+
+def _try(folder: Path) -> None:
+    """Makes the folder, and a file in it: modes alone do not tell. Leftovers of killed runs go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    usual_mode(folder)
+    remove_leftovers(folder, DAY)

@@ -1,0 +1,117 @@
+"""The environment as libraries will read it: what would hang, mislead or stop them is mended before they are loaded."""
+
+import atexit
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from experts.errors import ExciseError
+from experts.notes import tell
+
+# Set by torchrun, accelerate, mpirun and Slurm (srun) in every process that they start.
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+LAUNCHER = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(WORLD_SIZE|RANK)|NODE_RANK|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED|MPI_LOCAL\w+|"
+    r"SMDATAPARALLEL_LOCAL_RANK|(TORCHELASTIC|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
+)
+TRAINING = re.compile(r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_\w+")  # settings of `accelerate launch`
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+CACHES = {"HF_MODULES_CACHE": "modules", "HF_DATASETS_CACHE": "datasets"}  # written also where nothing is downloaded
+
+
+def mend() -> None:
+    """Notes say what is not used. Raises ExciseError where several processes were started together."""
+    _work_alone()
+    _train_by_the_recipe()
+    _count_threads()
+    _place_caches()
+
+
+def open_streams() -> None:
+    """A command started with closed streams (`>&-`) would write messages into the next file that it opens."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
+def use_width() -> None:
+    """A width of 0 hides every table and help text."""
+    if "COLUMNS" in os.environ and not _is_count(os.environ["COLUMNS"]):
+        del os.environ["COLUMNS"]
+
+
+def _work_alone() -> None:
+    """Libraries would wait for processes that do not exist; those that do would all write one folder."""
+    several = [f"{name}={os.environ[name]}" for name in SIZES if os.environ.get(name, "").strip() not in ("", "0", "1")]
+    if several and any(name in os.environ for name in RANKS):
+        left = " ".join(name for name in (*SIZES, *RANKS) if name in os.environ)
+        raise ExciseError(
+            f"{several[0]} says that several processes were started together; Excise works as one, and several would "
+            "write one folder. Start it without torchrun, accelerate launch, mpirun or srun; if the variables are left "
+            f"over: unset {left}"
+        )
+    if several:
+        tell(f"{several[0]} in the environment is not used: Excise works as one process")
+    _drop(LAUNCHER)
+
+
+def _train_by_the_recipe() -> None:
+    """Else a recovery would depend on what another training left behind, precision and batches included."""
+    if dropped := _drop(TRAINING):
+        tell(f"{', '.join(dropped)} in the environment: not used, the recipe says how to train")
+
+
+def _drop(names: re.Pattern[str]) -> list[str]:
+    found = sorted(name for name in os.environ if names.fullmatch(name))
+    for name in found:
+        del os.environ[name]
+    return found
+
+
+def _count_threads() -> None:
+    for name in THREADS:
+        if name in os.environ and not all(map(_is_count, os.environ[name].split(","))):
+            tell(f"{name}={os.environ.pop(name)} in the environment is no number of threads, so it is not used")
+
+
+def _is_count(text: str) -> bool:
+    return text.strip().isdecimal() and int(text) > 0
+
+
+def _place_caches() -> None:
+    """transformers and datasets copy what they load: into a temporary folder where theirs cannot be written."""
+    home = os.environ.get("HF_HOME") or _default_home()
+    if not _expanded(home).is_absolute():  # without a home they would make a folder called ~ here
+        home = os.environ["HF_HOME"] = _temporary()
+    for name, folder in CACHES.items():
+        if not can_be_made(_expanded(os.environ.get(name) or str(Path(home, folder)))):
+            os.environ[name] = str(Path(_temporary(), folder))
+
+
+def _default_home() -> str:
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
+
+
+def _expanded(path: str) -> Path:
+    """With the user's home for ~; as it is where there is none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path raises
+
+
+def can_be_made(folder: Path) -> bool:
+    """Whether a folder is there or can be made, and be written into."""
+    there = next((parent for parent in (folder, *folder.parents) if os.access(parent, os.F_OK)), folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def _temporary() -> str:
+    folder = tempfile.mkdtemp(prefix="excise-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,145 @@
+"""What an exception means to a user: one line by its kind, with the way out. No torch: libraries are known by name."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from experts.errors import (
+    PACKAGES,
+    ROOT,
+    ExciseError,
+    frames,
+    hidden_os_error,
+    is_out_of_memory,
+    is_own,
+    is_own_mistake,
+)
+
+LONGEST = 300  # characters of a library's message
+REPORT = "please report it with the output of --debug"
+# Packages whose exceptions speak of a connection.
+NETWORK = re.compile(r"aiohttp|anyio|fsspec|h11|h2|hf_xet|http(core|x)?2?|huggingface_hub|requests|socket|ssl|urllib3?")
+NOT_THE_NETWORK = ("StrictDataclass", "HFValidation", "HfUri", "Safetensors", "NotASafetensors", "DDUF")  # of the hub's
+WAYS = {
+    errno.EDQUOT: "raise the quota, or choose another place",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EROFS: "choose another place",
+}
+
+
+def explained(error: BaseException) -> str:
+    """The line, without `excise: `. Whatever is not known by kind is an error of Excise, and says so."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ExciseError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command resumes after the last finished stage"
+    if is_own_mistake(error):
+        return _unforeseen(error)
+    return _memory(error) or _network(error) or _system(error) or _module(error) or _text(error) or _unforeseen(error)
+
+
+def _memory(error: BaseException) -> str:
+    if not is_out_of_memory(error) and not (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return ""
+    return f"out of memory ({_said(error)}); use shorter windows, a smaller batch or dtype"
+
+
+def _network(error: BaseException) -> str:
+    """Of the libraries that fetch, wherever in the chain of causes; and the system's own."""
+    for one in _chain(error):
+        if _is_network(one):
+            failed = f"the hub or the network failed ({type(one).__name__}: {_said(one)})"
+            return f"{failed}; run the same command again, or download first and name the local folder"
+    return ""
+
+
+def _is_network(error: BaseException) -> bool:
+    kind = type(error)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return error.filename is None  # with a name it is a file system's
+    if kind.__module__.startswith("huggingface_hub") and kind.__name__.startswith(NOT_THE_NETWORK):
+        return False
+    return any(NETWORK.fullmatch(base.__module__.partition(".")[0]) for base in kind.__mro__)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
+def _system(error: BaseException) -> str:
+    """Files, disks, limits: `name: what the system says`."""
+    known = error if isinstance(error, OSError) else hidden_os_error(error)
+    if known is None:
+        return ""
+    number = known.errno if isinstance(known.errno, int) and known.errno > 0 else None
+    text = os.strerror(number) if number else known.strerror or _said(known)
+    way = f"; {WAYS[number]}" if number in WAYS else ""
+    if known.filename is None:
+        return f"input or output: {text}{way}" if number else f"{text}{way}"
+    return f"{_name(known.filename)}: {text}{way}"
+
+
+def _name(filename: object) -> str:
+    if isinstance(filename, bytes):
+        return os.fsdecode(filename)
+    return f"file {filename}" if isinstance(filename, int) else str(filename)
+
+
+def _module(error: BaseException) -> str:
+    if not isinstance(error, ImportError):
+        return ""
+    name = (error.name or "").partition(".")[0]
+    if name in {package.name for package in PACKAGES}:
+        if error.path and not is_own(error.path):
+            hidden = f"another package called {name} hides Excise's own ({error.path})"
+            return f"{hidden}; use an environment of its own"
+        return _unforeseen(error)
+    again = "or install Excise again: pip install -e . -c constraints.txt"
+    if isinstance(error, ModuleNotFoundError) and name:
+        return f"the Python module {name} is not installed; pip install {name}, {again}"
+    return f"a Python module is missing or does not fit ({_said(error)}); install it, {again}"
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, UnicodeError):
+        return f"a text or a name is not valid Unicode ({_said(error)}); convert it to UTF-8"
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply to be read ({_said(error)}); is a file damaged?"
+    return ""
+
+
+def _unforeseen(error: BaseException) -> str:
+    """Not known by kind: where, and whom to tell. A library that failed is named; else the fault is ours."""
+    passed = frames(error)
+    own = [(file, line) for file, line in passed if is_own(file)]
+    place = f" at {Path(own[-1][0]).relative_to(ROOT)}:{own[-1][1]}" if own else ""
+    message = str(error) and f" ({_said(error)})"
+    what = f"{type(error).__name__}{place}{message}"
+    library = _library(passed[-1][0]) if passed else ""
+    if library and not is_own_mistake(error):
+        return f"{library} failed in a way that Excise does not know: {what}; if the input is sound, {REPORT}"
+    return f"an error of Excise itself: {what}; {REPORT}"
+
+
+def _library(file: str) -> str:
+    """The installed package that a source file is part of; empty for our own files and Python's."""
+    parts = Path(file).parts
+    if is_own(file) or "site-packages" not in parts[:-1]:
+        return ""
+    return Path(parts[parts.index("site-packages") + 1]).stem
+
+
+def _said(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from prune.cli import app
 from validate.agreement import spearman
+from validate.statistics import clustered as clustered_module
 from validate.statistics import (
     clustered_interval,
     clustered_p,
@@ -29,7 +30,6 @@ from validate.statistics import (
     standardized_effect,
     wilcoxon,
 )
-from validate.statistics import clustered as clustered_module
 
 EDGES = [0.0, -0.0, 5e-324, 1e-310, 1e-160, 9e-18, 1e-9, 0.1, 0.2, -0.3, 1.0, 1e8, 1e160, 1.7e308, -1.7e308]
 WILD = st.one_of(st.sampled_from([*EDGES, math.nan, math.inf]), st.floats(allow_nan=False, allow_infinity=False))

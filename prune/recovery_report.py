@@ -125,8 +125,9 @@ Random plans keep as many experts in every layer and got the same training: same
 
 {shown}{control}
 
-ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, nats per token; of tasks: the score itself. After:
-the merged weights, in the precision they are written in. Gap closed: 1 − after / before; above 100 % the training gave more than pruning
+ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, nats per token; of tasks: the score itself.
+After: the merged weights, in the precision they are written in.
+Gap closed: 1 − after / before; above 100 % the training gave more than pruning
 took. Lead: mean random − criterion; kept: lead after / lead before. Intervals: percentile bootstrap over documents (of tasks: items), for
 the random plans that were recovered; p: that one more random plan does as well, from a t distribution through the random plans: before
 recovery through all of the validation's, after it through the recovered ones.

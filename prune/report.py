@@ -101,8 +101,8 @@ def markdown(recipe: Recipe, result: dict[str, Any]) -> str:
 
 {table(result)}
 
-ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, in nats per token; smaller is better. Every plan is
-measured by really removing the experts (restricted = cut = reloaded, bit-equal).
+ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, in nats per token; smaller is better.
+Every plan is measured by really removing the experts (restricted = cut = reloaded, bit-equal).
 
 ## Rule
 {result["rule"]}

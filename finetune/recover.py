@@ -85,7 +85,7 @@ def recovered(job: Job, teacher_of: Callable[[Adapted], Teacher | None]) -> Iter
     adapted = adapt(job.anatomy.model, find_targets(job.anatomy, job.settings.targets), job.settings, job.seed)
     tuned = sum(parameter.numel() for parameter in adapted.peft.parameters() if parameter.requires_grad)
     try:
-        if not (job.folder / ADAPTER).exists():
+        if not is_trained(job.folder, job.key):
             with _memory_named():
                 _train(job, adapted, teacher_of(adapted))
             _save(job, adapted, job.folder / ADAPTER)
@@ -99,13 +99,24 @@ def recovered(job: Job, teacher_of: Callable[[Adapted], Teacher | None]) -> Iter
         yield Recovered(weights, read_rows(job.folder / CURVE), tuned)
 
 
+def is_trained(folder: Path, key: str) -> bool:
+    """Whether the folder holds this training, done."""
+    return _is_of(folder, key) and (folder / ADAPTER).is_dir() and (folder / CURVE).is_file()
+
+
+def _is_of(folder: Path, key: str) -> bool:
+    mark = folder / KEY
+    return mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == key
+
+
 def _claim(job: Job) -> None:
     """Makes the folder; one that holds another training is begun anew."""
-    mark = job.folder / KEY
-    if not mark.is_file() or mark.read_text(encoding="utf-8") != job.key:
-        shutil.rmtree(job.folder, ignore_errors=True)
+    if not _is_of(job.folder, job.key):
+        if job.folder.exists():
+            (job.folder / KEY).unlink(missing_ok=True)  # first: what is half-deleted is no training
+            shutil.rmtree(job.folder)
         job.folder.mkdir(parents=True)
-        mark.write_text(job.key, encoding="utf-8")
+        (job.folder / KEY).write_text(job.key, encoding="utf-8")
 
 
 def _save(job: Job, adapted: Adapted, folder: Path) -> None:

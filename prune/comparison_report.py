@@ -160,7 +160,8 @@ def markdown(result: dict[str, Any]) -> str:
     for title, head, lines in tables(result):
         parts.append(f"## {title}\n\n{markdown_table(head, lines)}\n")
     checks = "\n".join(f"- passed: {check['name']} ({check['evidence']})" for check in result["checks"])
-    parts.append(f"## Rules\n- Verdict. {result['rule']}\n- Pairs. {result['pair_rule']}\n")
+    notes = "".join(f"- {note}\n" for note in result["notes"])
+    parts.append(f"## Rules\n- Verdict. {result['rule']}\n- Pairs. {result['pair_rule']}\n{notes}")
     parts.append(f"## How it was computed\n{methods(result)}\n")
     parts.append("## Evidence\n" + "\n".join(_evidence(result)) + "\n")
     parts.append(f"## Checks of the instrument\n{checks}\n")

@@ -1,8 +1,8 @@
 """Recovery as a stage: the criterion's plan and random plans of its size get the same training. What is left of the lead?"""
 
-import json
 import shutil
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from tqdm import tqdm
 from criteria.text import Windows
 from experts.anatomy import Anatomy, dissect, skeleton
 from experts.errors import ExciseError
+from experts.notes import once
 from experts.plan import Plan
 from finetune.adapters import find_targets
 from finetune.diary import CURVE, read_rows
-from finetune.recover import ADAPTER, Job, Recovered, recovered
+from finetune.recover import ADAPTER, Job, Recovered, is_trained, recovered
 from prune import checkpoint
 from prune.card import recovered_card
 from prune.layout import Layout
@@ -29,13 +30,14 @@ from prune.recovery_result import described, found, healing_csv
 from prune.shards import read_json
 from prune.slices import slice_layout
 from prune.stages import describe, environment, key_of, write_json, write_text
-from prune.students import FromDisk, InMemory, Student, choose_students
+from prune.students import FromDisk, InMemory, Student, choose_students, teacher_identity
 from prune.yardsticks import row_key, yardsticks
 from validate.draw import random_plans
 from validate.null import Yardstick
 from validate.rig import check_reloaded, last_logits, require
 
 RESULT, REPORT, CHECKPOINT = "recovery.json", "recovery.md", "recovered"
+BEGUN = "begun "  # before the key of a checkpoint that is being written: nothing takes it for the finished one
 NOT_THE_MODEL = {"random_plans", "unpruned", "save_steps", "checkpoint", "teacher", "data"}
 
 
@@ -76,10 +78,22 @@ class Healing:
 
     @cached_property
     def key(self) -> str:
-        """Identity of a training: everything that its result depends on but the plan."""
+        """Identity of a training: everything that its result depends on but the plan.
+
+        The held-out text is among it: the curve of healing is measured on it while the training runs.
+        """
         settings = self.settings.model_dump(mode="json", exclude=NOT_THE_MODEL)
-        teacher = [self.students.keep, self.settings.teacher.model, self.settings.teacher.top_k] if self.settings.kl else []
-        return key_of("recovery", self.materials.fingerprint, self.materials.recipe.dtype, self.windows.hash, settings, teacher)
+        teacher = [self.students.keep, self._teacher, self.settings.teacher.top_k] if self.settings.kl else []
+        texts = [self.windows.hash, self.materials.validation.hash]
+        return key_of("recovery", self.materials.loaded, version("peft"), texts, settings, teacher)
+
+    @cached_property
+    def _teacher(self) -> tuple[str, ...]:
+        return teacher_identity(self.materials, self.settings) if self.settings.kl else ()
+
+    def _training(self, plan: Plan) -> str:
+        """Identity of one plan's training: what its folder is marked with."""
+        return key_of(self.key, plan.digest)
 
     @cached_property
     def known(self) -> list[Plan]:
@@ -104,15 +118,15 @@ class Healing:
     def execute(self) -> dict[str, Any]:
         """Writes recovery.json, recovery.md, the adapter and the merged checkpoint; gives the content of recovery.json."""
         stage = self._stage
-        if self.folder.valid("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
-            kept: dict[str, Any] = json.loads((self.folder.path / RESULT).read_text(encoding="utf-8"))
-            return kept
+        if kept := self.folder.kept("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
+            return {**kept, **self._places()}
         self._check_output()
         before, after = self._measured()
         for name, plan in self.plans.items():
             if not self._done(name, plan, after):
                 self._recover(name, plan, before[0], after)
         result = self._result(before, after)
+        self.folder.begin("recovery")
         write_text(self.folder.path / "healing.csv", healing_csv(result["plans"]))
         write_json(self.folder.path / RESULT, result)
         write_text(self.folder.path / REPORT, markdown(result))
@@ -122,16 +136,20 @@ class Healing:
     def _check_output(self) -> None:
         """A checkpoint of another training is replaced only with --force."""
         made = self.folder.record.get("recover")
-        if self.out.exists() and made not in (None, key_of(self.key, self.plan.digest)) and not self.materials.prepared.force:
+        own = self._training(self.plan)
+        if self.out.exists() and made not in (None, own, BEGUN + own) and not self.materials.prepared.force:
             raise ExciseError(f"{self.out}: holds the result of another training; choose another --output, or --force to replace it")
 
     @property
     def _stage(self) -> str:
         """Of everything that the report depends on."""
         settings, recipe = self.settings.model_dump(mode="json", exclude={"save_steps", "checkpoint"}), self.materials.recipe
-        asked = self.materials.benchmark.hash if recipe.validation.tasks else ""
+        tasks, text = recipe.validation.tasks, self.materials.validation
+        asked = (self.materials.benchmark.hash, tasks.batch, tasks.random_plans) if tasks else ()
+        documents = [text.documents[document] for document in text.document]  # what intervals are drawn over
         plans = [plan.digest for plan in (*self.plans.values(), *self.known)]
-        return key_of(row_key(self.materials), settings, self.windows.hash, plans, asked, recipe.validation.random_seed)
+        trained = (version("peft"), self._teacher, self.windows.hash)
+        return key_of(row_key(self.materials), trained, settings, plans, asked, documents, recipe.validation.random_seed, recipe.model)
 
     def _measured(self) -> tuple[list[Yardstick], list[Yardstick]]:
         """What every plan costs before recovery, and yardsticks for after it. From here on they need no model of their own."""
@@ -154,12 +172,16 @@ class Healing:
         return self.folder.path / CHECKPOINT
 
     def _done(self, name: str, plan: Plan, after: list[Yardstick]) -> bool:
-        known = all(stick.evaluator.knows(plan) for stick in after)
-        return known and (name != "criterion" or self.folder.valid("recover", key_of(self.key, plan.digest), CHECKPOINT, ADAPTER))
+        """Whether this very plan's numbers, curve and, of the criterion's, checkpoint are there: names are used again by other plans."""
+        known = all(stick.evaluator.knows(plan) for stick in after) and is_trained(self._place(name), self._training(plan))
+        return known and (name != "criterion" or self.folder.valid("recover", self._training(plan), CHECKPOINT, ADAPTER))
+
+    def _place(self, name: str) -> Path:
+        return self.folder.path / "recovery" / name
 
     def _recover(self, name: str, plan: Plan, held_out: Yardstick, after: list[Yardstick]) -> None:
         """One plan: trained, measured, and the criterion's also written and reloaded."""
-        folder = self.folder.path / "recovery" / name
+        folder = self._place(name)
         with self.students.student(plan, folder) as student:
             job = self._job(student, plan, folder, held_out)
             with recovered(job, student.teacher_of) as merged:
@@ -188,7 +210,7 @@ class Healing:
             folder=folder,
             rounded=storage.rounded,
             held_out=loss,
-            key=key_of(self.key, plan.digest),
+            key=self._training(plan),
             base=str(self.pruned.absolute()),
         )
 
@@ -196,6 +218,7 @@ class Healing:
         """The merged checkpoint, through the same export as a pruned one, and the adapter beside it."""
         prepared, shards = self.materials.prepared, self.folder.path / "recovery" / "merged"
         training = described(self.settings, job, merged.tuned, self.materials.recipe.model, self.students.keep)
+        self.folder.finish("recover", BEGUN + job.key)  # from here on the folder is no other training's
         try:
             changed = Storage(job.anatomy.model, self._pieces(self.plan)).write(merged.weights, shards)
             extra = checkpoint.Recovered(changed, {"plan": self.plan.digest, "training": training})
@@ -217,16 +240,18 @@ class Healing:
         self.folder.finish("recover", key)
 
     def _result(self, before: list[Yardstick], after: list[Yardstick]) -> dict[str, Any]:
-        curves = {name: read_rows(self.folder.path / "recovery" / name / CURVE) for name in self.plans}
+        curves = {name: read_rows(self._place(name) / CURVE) for name in self.plans}
         return {
             **found(self.plans, self.known, list(zip(before, after, strict=True)), curves, self.materials.recipe.validation.random_seed),
             "training": read_json(self.out / checkpoint.RECOVERY)["training"],
             "text": describe(self.materials.validation),
             "model": {"name": self.materials.recipe.model, "fingerprint": self.materials.fingerprint},
-            "run": str(self.folder.path),
-            "checkpoint": str(self.out),
-            "adapter": str(self.folder.path / ADAPTER),
+            **self._places(),
         }
+
+    def _places(self) -> dict[str, str]:
+        """Where things are; a folder may have been moved since they were made."""
+        return {"run": str(self.folder.path), "checkpoint": str(self.out), "adapter": str(self.folder.path / ADAPTER)}
 
 
 def recover_folder(prepared: Prepared) -> dict[str, Any]:
@@ -240,6 +265,6 @@ def recover_folder(prepared: Prepared) -> dict[str, Any]:
     _ = materials.training
     check_targets(materials)
     nothing = np.zeros((len(prepared.shape.layers), prepared.shape.experts), dtype=bool)
-    with prepared.folder.held():
+    with once(), prepared.folder.held():
         write_json(prepared.folder.path / "environment.json", environment())
         return Healing(materials, plan, nothing, settings.checkpoint).execute()

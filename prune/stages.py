@@ -71,6 +71,21 @@ class RunFolder:
     def valid(self, stage: str, key: str, *files: str) -> bool:
         return self.record.get(stage) == key and all((self.path / file).exists() for file in files)
 
+    def kept(self, stage: str, key: str, result: str, *files: str) -> dict[str, Any]:
+        """The result of a stage, if it was made from these inputs and all its files are there; nothing for one that cannot be read."""
+        if not self.valid(stage, key, result, *files):
+            return {}
+        try:
+            found = json.loads((self.path / result).read_text(encoding="utf-8"))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def begin(self, stage: str) -> None:
+        """Before its files are replaced: if that is interrupted, they belong to nothing, and not to the stage that was there before."""
+        if self.record.pop(stage, None) is not None:
+            write_json(self.path / RECORD, self.record)
+
     def finish(self, stage: str, key: str) -> None:
         self.record[stage] = key
         write_json(self.path / RECORD, self.record)

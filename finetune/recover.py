@@ -145,12 +145,8 @@ def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
         with _quiet_trainer():
             trainer.train(resume_from_checkpoint=_last_state(job.folder / STATES))
     except NotFiniteError as error:
-        _restore_good(trainer)
-        _save(job, adapted, job.folder / LAST_GOOD)
-        raise ExciseError(
-            f"recovery stopped: {error}; the last good adapter is kept in {job.folder / LAST_GOOD}; "
-            "lower finetune.learning_rate, or use dtype float32"
-        ) from error
+        kept = _keep_good(job, adapted, trainer)
+        raise ExciseError(f"recovery stopped: {error}; {kept}; lower finetune.learning_rate, or use dtype float32") from error
     finally:
         diary.close()
 
@@ -205,10 +201,14 @@ def _last_state(folder: Path) -> str | None:
 
 
 @torch.no_grad()
-def _restore_good(trainer: RecoveryTrainer) -> None:
-    """Puts back the adapter under which the loss was last finite."""
+def _keep_good(job: Job, adapted: Adapted, trainer: RecoveryTrainer) -> str:
+    """Saves the adapter under which the loss was last finite, if it ever was since the start or the resumption; says what was kept."""
+    if not trainer.good:
+        return "it was never finite since the training began or went on, so no adapter is kept"
     for name, weight in trainer.good.items():
         trainer.tuned[name].copy_(weight)
+    _save(job, adapted, job.folder / LAST_GOOD)
+    return f"the last good adapter is kept in {job.folder / LAST_GOOD}"
 
 
 def _sums(model: nn.Module) -> dict[str, Tensor]:

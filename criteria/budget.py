@@ -74,14 +74,16 @@ class Budget:
         """Experts that each layer keeps, of a budget that leaves nothing to the scores (scope layer, or counts by hand)."""
         return self.counts or (self.total // layers,) * layers
 
-    def kept(self, layers: int) -> tuple[object, ...]:
+    def kept(self, shape: Shape) -> tuple[object, ...]:
         """What decides which plans it allows: equal for two budgets that always come to the same plan, whatever they are called.
 
-        In scope global nothing is left to decide where every layer is at its floor, or where there is one layer.
+        In scope global a layer keeps at least what the others cannot; nothing is left to decide where every layer is at its floor.
         """
-        if self.scope == "layer" or layers == 1 or self.floor * layers == self.total:
+        layers, unit = len(shape.layers), max(self.multiple, shape.groups)
+        floor = max(self.floor, self.total - shape.experts // unit * unit * (layers - 1))
+        if self.scope == "layer" or floor * layers == self.total:
             return self.of_layers(layers)
-        return ("global", self.total, self.floor, self.multiple)
+        return ("global", self.total, floor, unit)
 
     def check_kept(self, counts: Sequence[int]) -> None:
         """The last look at a plan's counts per layer: what was promised is what is kept. Raises ExciseError that names the promise."""

@@ -75,7 +75,7 @@ def _budgets(recipe: Recipe, layout: Layout, scopes: list[Scope]) -> Iterator[tu
     for scope in scopes[1:]:
         with suppress(ExciseError):
             other = budget_of(recipe.prune, layout, scope)
-            if other.kept(len(layout.layers)) != own.kept(len(layout.layers)):
+            if other.kept(layout.shape) != own.kept(layout.shape):
                 yield scope, other
 
 
@@ -84,7 +84,7 @@ def _distinct(budgets: Iterable[Budget], shape: Shape) -> tuple[tuple[Budget, ..
     found: dict[tuple[object, ...], Budget] = {}
     merged: dict[str, None] = {}
     for budget in budgets:
-        known = found.setdefault(budget.kept(len(shape.layers)), budget)
+        known = found.setdefault(budget.kept(shape), budget)
         if known.text != budget.text:
             merged[f"{budget.text} keeps what {known.text} keeps: one test, under the name of the latter"] = None
         elif known is not budget:

@@ -78,22 +78,22 @@ class Healing:
 
     @cached_property
     def key(self) -> str:
-        """Identity of a training: everything that its result depends on but the plan.
-
-        The held-out text is among it: the curve of healing is measured on it while the training runs.
-        """
+        """Identity of a training: everything that its weights depend on but the plan."""
         settings = self.settings.model_dump(mode="json", exclude=NOT_THE_MODEL)
         teacher = [self.students.keep, self._teacher, self.settings.teacher.top_k] if self.settings.kl else []
-        texts = [self.windows.hash, self.materials.validation.hash]
-        return key_of("recovery", self.materials.loaded, version("peft"), texts, settings, teacher)
+        return key_of("recovery", self.materials.loaded, version("peft"), self.windows.hash, settings, teacher)
 
     @cached_property
     def _teacher(self) -> tuple[str, ...]:
         return teacher_identity(self.materials, self.settings) if self.settings.kl else ()
 
-    def _training(self, plan: Plan) -> str:
-        """Identity of one plan's training: what its folder is marked with."""
+    def _weights(self, plan: Plan) -> str:
+        """Identity of one plan's trained weights."""
         return key_of(self.key, plan.digest)
+
+    def _training(self, plan: Plan) -> str:
+        """Identity of what its folder holds: the curve of healing too, which is measured on the held-out text while the training runs."""
+        return key_of(self._weights(plan), self.materials.validation.hash)
 
     @cached_property
     def known(self) -> list[Plan]:
@@ -136,7 +136,7 @@ class Healing:
     def _check_output(self) -> None:
         """A checkpoint of another training is replaced only with --force."""
         made = self.folder.record.get("recover")
-        own = self._training(self.plan)
+        own = self._weights(self.plan)
         if self.out.exists() and made not in (None, own, BEGUN + own) and not self.materials.prepared.force:
             raise ExciseError(f"{self.out}: holds the result of another training; choose another --output, or --force to replace it")
 
@@ -174,7 +174,7 @@ class Healing:
     def _done(self, name: str, plan: Plan, after: list[Yardstick]) -> bool:
         """Whether this very plan's numbers, curve and, of the criterion's, checkpoint are there: names are used again by other plans."""
         known = all(stick.evaluator.knows(plan) for stick in after) and is_trained(self._place(name), self._training(plan))
-        return known and (name != "criterion" or self.folder.valid("recover", self._training(plan), CHECKPOINT, ADAPTER))
+        return known and (name != "criterion" or self.folder.valid("recover", self._weights(plan), CHECKPOINT, ADAPTER))
 
     def _place(self, name: str) -> Path:
         return self.folder.path / "recovery" / name
@@ -192,7 +192,7 @@ class Healing:
                     return
                 expected = last_logits(student.anatomy, self.materials.validation)
                 self._write(job, merged)
-        self._check_reloaded(job.key, expected)
+        self._check_reloaded(expected)
 
     def _job(self, student: Student, plan: Plan, folder: Path, held_out: Yardstick) -> Job:
         storage = Storage(student.anatomy.model, self._pieces(plan))
@@ -218,7 +218,7 @@ class Healing:
         """The merged checkpoint, through the same export as a pruned one, and the adapter beside it."""
         prepared, shards = self.materials.prepared, self.folder.path / "recovery" / "merged"
         training = described(self.settings, job, merged.tuned, self.materials.recipe.model, self.students.keep)
-        self.folder.finish("recover", BEGUN + job.key)  # from here on the folder is no other training's
+        self.folder.finish("recover", BEGUN + self._weights(self.plan))  # from here on the folder is no other training's
         try:
             changed = Storage(job.anatomy.model, self._pieces(self.plan)).write(merged.weights, shards)
             extra = checkpoint.Recovered(changed, {"plan": self.plan.digest, "training": training})
@@ -229,7 +229,7 @@ class Healing:
         shutil.rmtree(self.folder.path / ADAPTER, ignore_errors=True)
         shutil.copytree(job.folder / ADAPTER, self.folder.path / ADAPTER)
 
-    def _check_reloaded(self, key: str, expected: Tensor) -> None:
+    def _check_reloaded(self, expected: Tensor) -> None:
         """What was written, loaded again in the place of the whole model, gives the merged model's logits bit by bit."""
         self.materials.unload()
         try:
@@ -237,7 +237,7 @@ class Healing:
         except BaseException:
             shutil.rmtree(self.out)
             raise
-        self.folder.finish("recover", key)
+        self.folder.finish("recover", self._weights(self.plan))
 
     def _result(self, before: list[Yardstick], after: list[Yardstick]) -> dict[str, Any]:
         curves = {name: read_rows(self._place(name) / CURVE) for name in self.plans}

@@ -327,7 +327,9 @@ def test_an_effect_that_is_not_finite_says_so(monkeypatch: pytest.MonkeyPatch) -
         scores_of("causal_greedy:start=reap", made)
 
 
-@pytest.mark.parametrize(("name", "what"), [("causal_greedy:step=0", "step"), ("fisher:probes=0", "probes"), ("integrated:steps=0", "steps")])
+@pytest.mark.parametrize(
+    ("name", "what"), [("causal_greedy:step=0", "step"), ("fisher:probes=0", "probes"), ("integrated:steps=0", "steps")]
+)
 def test_numbers_that_mean_nothing_are_refused_by_name(name: str, what: str) -> None:
     with pytest.raises(ExciseError, match=f"{what} is 0; it has to be at least 1"):
         resolve(name)

@@ -181,7 +181,12 @@ def test_an_interrupted_experiment_resumes(recipe_path: Path, tmp_path: Path, mo
 def test_budgets_that_keep_the_same_are_one_test(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Of 8 experts .5, .51 and .55 remove 4, .625 all that routing can spare, in scope global too: two budgets, named, corrected for once."""
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    sets = ["compare.fractions=[0.5, 0.51, 0.55, 0.625, 0.63]", "compare.scopes=[layer, global]", "compare.seeds=1", "validate.chance=normal"]
+    sets = [
+        "compare.fractions=[0.5, 0.51, 0.55, 0.625, 0.63]",
+        "compare.scopes=[layer, global]",
+        "compare.seeds=1",
+        "validate.chance=normal",
+    ]
     options = [word for change in sets for word in ("--set", change)]
     done = CliRunner().invoke(app, ["compare", str(recipe_path), "-o", str(tmp_path / "c"), *options, "--json"])
     assert done.exit_code == 0, done.output

@@ -17,7 +17,19 @@ from experts.errors import ExciseError
 from tests.test_statistics import micro_statistics
 
 NOTHING = np.zeros((1, 3), dtype=bool)
-NO_FAMILIES = ("3,1,mean", "12,1,mean", "01,1,sum", "1,012,mean", "1,,mean", ",1,mean", "1,1", "1,1,max", "1,1,mean,", "²,1,mean", " 1,1,mean")
+NO_FAMILIES = (
+    "3,1,mean",
+    "12,1,mean",
+    "01,1,sum",
+    "1,012,mean",
+    "1,,mean",
+    ",1,mean",
+    "1,1",
+    "1,1,max",
+    "1,1,mean,",
+    "²,1,mean",
+    " 1,1,mean",
+)
 
 
 def test_random_is_seeded() -> None:

@@ -288,7 +288,9 @@ def test_every_promise_about_counts_is_kept(drawn: tuple[Shape, Budget, np.ndarr
 def test_layers_that_are_not_named_count_too() -> None:
     """60 experts: a layer that keeps all of them keeps no multiple of 8, whatever the others keep."""
     shape = Shape((0, 1, 2), 60, 4)
-    with pytest.raises(ExciseError, match=r"does not name layer 0, which so keeps all 60 experts, not a multiple of prune\.multiple_of = 8"):
+    with pytest.raises(
+        ExciseError, match=r"does not name layer 0, which so keeps all 60 experts, not a multiple of prune\.multiple_of = 8"
+    ):
         from_counts(shape, {1: 48}, 8)
     assert from_counts(shape, {0: 56, 1: 48, 2: 56}, 8).counts == (56, 48, 56)
     assert from_counts(shape, {1: 48}, 12).counts == (60, 48, 60)
@@ -311,7 +313,9 @@ def test_a_plan_that_breaks_a_promise_is_not_given_out() -> None:
 def test_budgets_are_one_exactly_where_they_always_make_one_plan() -> None:
     """Some hundred budgets of three layers of six: equal `kept` is the same plan for all of 40 scores, another `kept` is not."""
     shape, scopes = Shape((0, 1, 2), 6, 2), ("layer", "global")
-    asked = [lambda f=f, s=s, m=m: from_fraction(shape, f, s, multiple=m) for f in np.arange(0.1, 0.7, 0.04) for s in scopes for m in (1, 2)]
+    asked = [
+        lambda f=f, s=s, m=m: from_fraction(shape, f, s, multiple=m) for f in np.arange(0.1, 0.7, 0.04) for s in scopes for m in (1, 2)
+    ]
     asked += [lambda k=k, f=f: from_keep(shape, k, "global", f) for k in range(2, 6) for f in (2, 3, 4)]
     asked += [lambda k=k: from_counts(shape, {0: k, 1: k, 2: k}) for k in range(2, 6)] + [lambda: from_counts(shape, {1: 4})]
     budgets = []
@@ -332,7 +336,12 @@ def test_which_budgets_are_one() -> None:
         return budget.kept(of)
 
     half = from_fraction(shape, 0.5, "layer")
-    assert kept(from_fraction(shape, 0.51, "layer")) == kept(half) == kept(from_keep(shape, 8, "layer")) == kept(from_counts(shape, {0: 8, 1: 8}))
+    assert (
+        kept(from_fraction(shape, 0.51, "layer"))
+        == kept(half)
+        == kept(from_keep(shape, 8, "layer"))
+        == kept(from_counts(shape, {0: 8, 1: 8}))
+    )
     assert kept(from_fraction(shape, 0.56, "layer")) != kept(half)
     everywhere = from_fraction(shape, 0.5, "global")
     assert kept(everywhere) != kept(half), "the scores decide where"

@@ -135,7 +135,13 @@ class Audit:
             "formulas": {scores.criterion: scores.formula for scores in table},
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
             "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
+            "notes": self._notes(),
         }
+
+    def _notes(self) -> list[str]:
+        """A search ranks by one budget, and no column of the table shows which."""
+        budget = self.prepared.budgets[self.recipe.prune.scope]
+        return [f"{one.name} is the search down to {budget.text}" for one in self.prepared.criteria if one.searches]
 
 
 def _flat(result: dict[str, Any]) -> pd.DataFrame:

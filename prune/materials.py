@@ -27,7 +27,7 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.prepare import Prepared
 from prune.recipe import Text
-from prune.stages import cache_folder, environment, key_of
+from prune.stages import cache_folder, key_of, libraries
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest
 
@@ -57,8 +57,7 @@ class Materials:
     def loaded(self) -> tuple[str, ...]:
         """Identity of the model as it computes: its files, the precision, whose code, and the libraries that run it."""
         code = ("trust_remote_code",) * self.recipe.trust_remote_code
-        libraries = (f"{name} {environment()[name]}" for name in ("torch", "transformers"))
-        return (self.fingerprint, self.recipe.dtype, *code, *libraries)
+        return (self.fingerprint, self.recipe.dtype, *code, *libraries())
 
     def unload(self) -> None:
         """Gives the model's memory back."""

@@ -20,9 +20,11 @@ from experts.notes import once, tell
 from experts.plan import Plan
 from prune.card import model_card
 from prune.checkpoint import PLAN, export, export_notes
+from prune.format import human
 from prune.heal import Healing, check_targets
 from prune.materials import Materials
 from prune.prepare import Prepared
+from prune.recipe import parse_size
 from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
@@ -189,6 +191,7 @@ class Run:
         statistics = self.materials.measured(observed, self.plan_budget)
         table = self.rank(statistics)
         plan = select(table[0], self.plan_budget, self.shape)
+        self._check_size(plan)
         write_json(self.folder.path / "plan.json", plan.to_json())
         places: dict[str, Any] = {"run": str(self.folder.path), "checkpoint": None, "notes": notes, "recovery": None}
         result = {**self.validate(statistics, table), **places}
@@ -203,6 +206,12 @@ class Run:
             healing = Healing(self.materials, plan, self.materials.protected(statistics), self.folder.path / CHECKPOINT)
             result["recovery"] = healing.execute()
         return Outcome(result, stopped)
+
+    def _check_size(self, plan: Plan) -> None:
+        """The last look at a promise that was made before the scores were known."""
+        size, asked = self.layout.checkpoint.size - removed_bytes(self.layout, plan), self.recipe.prune.target_size
+        if asked is not None and size > parse_size(asked):
+            raise ExciseError(f"prune.target_size is {asked}, and the plan leaves {human(size)}; please report it")
 
     def _stops(self, verdict: Verdict) -> bool:
         stop_on = self.recipe.validation.stop_on

@@ -105,6 +105,11 @@ def environment() -> dict[str, str]:
     return {**machine, **{name: version(name) for name in packages}}
 
 
+def libraries() -> tuple[str, ...]:
+    """What computes a model: numbers of two versions are not mixed."""
+    return tuple(f"{name} {version(name)}" for name in ("torch", "transformers"))
+
+
 def describe(windows: "Windows") -> dict[str, Any]:
     """What a report says of a text."""
     rows, length = windows.tokens.shape

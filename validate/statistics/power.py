@@ -37,7 +37,7 @@ def needed_n(d: float, alpha: float) -> int | None:
 
 def _power(d: float, n: int, alpha: float) -> float:
     """Chance that the test is significant when the effect is d > 0: both tails of the noncentral t beyond the critical value."""
-    critical, shift = stats.t.isf(alpha / 2, n - 1), d * math.sqrt(n)
+    critical, shift = stats.t.ppf(1 - alpha / 2, n - 1), d * math.sqrt(n)
     if critical > FAR:
         return _power_by_integral(critical, n - 1, shift)
     with warnings.catch_warnings():

@@ -74,14 +74,27 @@ class Healing:
 
     @cached_property
     def students(self) -> InMemory | FromDisk:
-        return choose_students(self.materials, self.settings, self.windows, self.pruned, self.plan)
+        """What `auto` chose by the memory that was free stays chosen: an interruption must not make another training of this one."""
+        settings, asked = self.settings, self._asked
+        if settings.teacher.keep == "auto":
+            mode, _, of = self.folder.record.get("students", "").partition(" ")
+            known = {"keep": mode} if of == asked else {}
+            settings = settings.model_copy(update={"teacher": settings.teacher.model_copy(update=known)})
+        chosen = choose_students(self.materials, settings, self.windows, self.pruned, self.plan)
+        self.folder.finish("students", f"{chosen.keep} {asked}")
+        return chosen
+
+    @cached_property
+    def _asked(self) -> str:
+        """Identity of a training as the recipe asks for it: all but the plan, and where the teacher is."""
+        settings = self.settings.model_dump(mode="json", exclude=NOT_THE_MODEL)
+        return key_of("recovery", self.materials.loaded, version("peft"), self.windows.hash, settings)
 
     @cached_property
     def key(self) -> str:
         """Identity of a training: everything that its weights depend on but the plan."""
-        settings = self.settings.model_dump(mode="json", exclude=NOT_THE_MODEL)
         teacher = [self.students.keep, self._teacher, self.settings.teacher.top_k] if self.settings.kl else []
-        return key_of("recovery", self.materials.loaded, version("peft"), self.windows.hash, settings, teacher)
+        return key_of(self._asked, teacher)
 
     @cached_property
     def _teacher(self) -> tuple[str, ...]:

@@ -129,6 +129,15 @@ def test_there_and_back_again(healing: Path, tmp_path: Path, monkeypatch: pytest
     back()
 
 
+def test_what_auto_chose_stays_chosen(healing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Less memory is free when an interrupted training goes on: that is no other training, and nothing is refused."""
+    whole = run(healing, tmp_path / "whole", *SHORT)
+    killed(monkeypatch, lambda: run(healing, tmp_path / "run", *SHORT), recover_module, "_train", in_training("random-0"))
+    monkeypatch.setattr(students_module, "_fits", lambda *_: False)
+    assert numbers(run(healing, tmp_path / "run", *SHORT)) == numbers(whole)
+    assert numbers(run(healing, tmp_path / "other", *SHORT))["recovery"]["training"]["teacher"]["keep"] == "disk"
+
+
 def test_what_the_report_says_depends_on_all_that_was_asked(healing: Path, tmp_path: Path) -> None:  # noqa: F811
     """Fewer random plans behind a task, a moved folder, another teacher of the same name: nothing old is shown."""
     tasks = f"validate.tasks={{names: [guess], include: {task_file(tmp_path / 'tasks')}, random_plans: 6}}"

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from criteria.scores import Scores
+from criteria.select import check_protected
+from criteria.statistics import Statistics
 from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.means import mean_outputs
@@ -55,8 +57,7 @@ class Audit:
         chosen = self._chosen()
         with self.folder.held():
             write_json(self.folder.path / "environment.json", environment())
-            statistics = self.materials.measured(self.materials.calibrate(), self.prepared.budgets[self.recipe.prune.scope])
-            table = self.materials.rank(statistics)
+            table = self.materials.rank(self._statistics())
             effects = self._effects(chosen)
             rows = pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
@@ -67,6 +68,13 @@ class Audit:
             write_text(self.folder.path / "audit.csv", _flat(result).to_csv(index=False))
             write_text(self.folder.path / "audit.md", markdown(result))
             return result
+
+    def _statistics(self) -> Statistics:
+        """With what the criteria measure; a search, the only thing here that knows a budget, goes down to the recipe's."""
+        observed, budget = self.materials.calibrate(), self.prepared.budgets[self.recipe.prune.scope]
+        if any(criterion.searches for criterion in self.prepared.criteria):
+            check_protected(self.materials.protected(observed), budget, self.prepared.shape)
+        return self.materials.measured(observed, budget)
 
     def _chosen(self) -> NDArray[np.bool_]:
         """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
@@ -87,13 +95,14 @@ class Audit:
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
         """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
         path, settings = self.folder.path / EFFECTS, self.settings
-        identity = (self.materials.fingerprint, self.materials.validation.hash, self.recipe.dtype, settings.scope, settings.mode)
+        identity = (self.materials.loaded, self.materials.validation.hash, settings.scope, settings.mode)
         calibration = self.materials.calibration.hash if settings.mode is Mode.MEAN else ""
         key = key_of("audit", *identity, calibration, self.layers, settings.positions, settings.seed)
         if not self.folder.valid("audit", key, EFFECTS):
             parts = Parts(path, key, force=True)
             if missing := parts.missing(len(chosen[0]), self.layers):
                 self._measure(chosen, missing, parts)
+            self.folder.begin("audit")
             parts.join(len(chosen[0]), self.layers)
             self.folder.finish("audit", key)
         effects = pd.read_parquet(path).rename(columns={"document": "window"})
@@ -126,7 +135,13 @@ class Audit:
             "formulas": {scores.criterion: scores.formula for scores in table},
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
             "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
+            "notes": self._notes(),
         }
+
+    def _notes(self) -> list[str]:
+        """A search ranks by one budget, and no column of the table shows which."""
+        budget = self.prepared.budgets[self.recipe.prune.scope]
+        return [f"{one.name} is the search down to {budget.text}" for one in self.prepared.criteria if one.searches]
 
 
 def _flat(result: dict[str, Any]) -> pd.DataFrame:

@@ -64,7 +64,6 @@ def prune(
             from prune.run import Run
         outcome = Run(prepared).execute()
         show.verdicts(outcome.result, as_json)
-        show.notes(outcome.result["notes"])
         return 3 if outcome.stopped else 0
 
     guarded(work, quiet, debug)

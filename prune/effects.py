@@ -21,7 +21,7 @@ from prune.layout import Layout
 from prune.parts import Parts
 from prune.request import Request
 from prune.shards import fingerprint
-from prune.stages import key_of
+from prune.stages import key_of, libraries
 from validate.effects import Cells, Table, measure
 from validate.rig import check_rig
 
@@ -31,7 +31,7 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
     source = layout.checkpoint.folder
     layers = request.check(layout.shape)
     windows = consecutive(request.text, load_tokenizer(source, request.trust_remote_code), request.window, request.sequences)
-    asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code)
+    asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code, *libraries())
     parts = Parts(request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force)
     missing = parts.missing(len(windows), layers)
     notes: list[str] = []

@@ -12,7 +12,8 @@ import torch
 
 from criteria.budget import Budget
 from criteria.experiment import Measurement, prerequisites
-from criteria.formulas import super_experts
+from criteria.formulas import FEWEST, protects, super_experts
+from criteria.greedy import VERSION
 from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import Criterion, resolve
@@ -27,7 +28,7 @@ from experts.plan import Plan
 from prune.cache import Cache
 from prune.prepare import Prepared
 from prune.recipe import Text
-from prune.stages import key_of
+from prune.stages import key_of, libraries
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest
 
@@ -53,6 +54,12 @@ class Materials:
         if found != (self.shape.layers, self.shape.experts, self.shape.top_k, self.shape.groups):
             raise ExciseError(f"{self.prepared.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
         return anatomy
+
+    @cached_property
+    def loaded(self) -> tuple[str, ...]:
+        """Identity of the model as it computes: its files, the precision, whose code, and the libraries that run it."""
+        code = ("trust_remote_code",) * self.recipe.trust_remote_code
+        return (self.fingerprint, self.recipe.dtype, *code, *libraries())
 
     def unload(self) -> None:
         """Gives the model's memory back."""
@@ -120,7 +127,7 @@ class Materials:
 
     def calibrate(self) -> Statistics:
         """Statistics of the calibration text: from the cache, an interrupted pass, or a new pass."""
-        key = key_of("statistics", self.fingerprint, self.recipe.dtype, self.calibration.hash)
+        key = key_of("statistics", self.loaded, self.calibration.hash)
         name, partial = f"{key}.safetensors", self.folder.path / "calibration.partial.safetensors"
         provenance = {"key": key, "model": self.fingerprint, "data": self.calibration.hash}
 
@@ -143,9 +150,17 @@ class Materials:
 
     def protected(self, statistics: Statistics) -> Marks:
         """Experts that are never pruned [L, E]."""
-        if not self.recipe.prune.protect_super_experts:
+        if not protects(self.recipe.prune.protect_super_experts, statistics.count.size):
             return np.zeros(statistics.count.shape, dtype=bool)
         return super_experts(statistics)
+
+    def protection_notes(self) -> list[str]:
+        """What `auto` decided against, where it did."""
+        experts = len(self.shape.layers) * self.shape.experts
+        if self.recipe.prune.protect_super_experts != "auto" or protects("auto", experts):
+            return []
+        why = f"fewer than {FEWEST}: the rule would always take one, outlier or not"
+        return [f"prune.protect_super_experts: auto protects none of {experts} experts ({why}); true and false decide it"]
 
     def measured(self, statistics: Statistics, budget: Budget) -> Statistics:
         """The statistics with the results of every experiment that the criteria need; budget: what a search prunes down to."""
@@ -159,8 +174,9 @@ class Materials:
     def _measure(self, measurement: Measurement, statistics: Statistics, budget: Budget) -> dict[str, Array]:
         """One experiment's results: kept, taken up where it was interrupted, or new."""
         protected = self.protected(statistics)
-        bound = (budget.total, budget.scope, budget.floor, budget.counts, protected.tobytes().hex()) if measurement.kind == "greedy" else ()
-        key = key_of("measured", self.fingerprint, self.recipe.dtype, self.calibration.hash, measurement.key, *bound)
+        searched = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected.tobytes().hex())
+        bound = searched if measurement.kind == "greedy" else ()
+        key = key_of("measured", self.loaded, self.calibration.hash, measurement.key, *bound)
         name = f"{key}.safetensors"
         if kept := self.cache.read(name, lambda path: Store(path, key).read() or None):
             return kept

@@ -1,7 +1,8 @@
 """Everything about a recipe that can be refused in a second: criteria, model files, budget, output. No torch."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from validate.verdict import ALPHA, Null
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe that holds together. budgets: per scope to be tested, the recipe's own scope first; compared: those of `excise compare`."""
+    """A recipe that holds together. budgets: per scope to be tested, the recipe's own scope first; compared: those of `excise compare`.
+
+    merged: which of the compared budgets were left out, because they come to the same plans as another.
+    """
 
     recipe: Recipe
     criteria: tuple[Criterion, ...]
@@ -31,6 +35,7 @@ class Prepared:
     folder: RunFolder
     force: bool
     compared: tuple[Budget, ...] = ()
+    merged: tuple[str, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -55,9 +60,34 @@ def prepare(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
         check_teacher(model_folder(recipe.finetune.teacher.model), source)
     # Scope global also tests scope layer, so that the table can show both.
     scopes: list[Scope] = ["global", "layer"] if recipe.prune.scope == "global" else ["layer"]
-    budgets = {scope: budget_of(recipe.prune, layout, scope) for scope in scopes}
-    compared = tuple(dict.fromkeys(_compared(recipe, layout)))
-    return Prepared(recipe, criteria, source, layout, budgets, fingerprint(layout.checkpoint), RunFolder(folder, force), force, compared)
+    budgets = dict(_budgets(recipe, layout, scopes))
+    compared, merged = _distinct(_compared(recipe, layout), layout.shape)
+    print_of = fingerprint(layout.checkpoint)
+    return Prepared(recipe, criteria, source, layout, budgets, print_of, RunFolder(folder, force), force, compared, merged)
+
+
+def _budgets(recipe: Recipe, layout: Layout, scopes: list[Scope]) -> Iterator[tuple[Scope, Budget]]:
+    """Those that can be: the recipe's own has to, the other scope is shown beside it where it has a plan of its own."""
+    own = budget_of(recipe.prune, layout, scopes[0])
+    yield scopes[0], own
+    for scope in scopes[1:]:
+        with suppress(ExciseError):
+            other = budget_of(recipe.prune, layout, scope)
+            if other.kept(layout.shape) != own.kept(layout.shape):
+                yield scope, other
+
+
+def _distinct(budgets: Iterable[Budget], shape: Shape) -> tuple[tuple[Budget, ...], tuple[str, ...]]:
+    """Budgets that come to different plans, and what was left out: two names of one plan would be one test that is corrected for twice."""
+    found: dict[tuple[object, ...], Budget] = {}
+    merged: dict[str, None] = {}
+    for budget in budgets:
+        known = found.setdefault(budget.kept(shape), budget)
+        if known.text != budget.text:
+            merged[f"{budget.text} keeps what {known.text} keeps: one test, under the name of the latter"] = None
+        elif known is not budget:
+            merged[f"{budget.text} is asked for twice, or leaves nothing for another scope to decide: one test"] = None
+    return tuple(found.values()), tuple(merged)
 
 
 def _compared(recipe: Recipe, layout: Layout) -> Iterator[Budget]:

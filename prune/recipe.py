@@ -50,7 +50,10 @@ class Prune(Part):
     scope: Literal["layer", "global"] = Field(default="layer", description="same count in every layer, or lowest scores of the whole model")
     floor: int | None = Field(default=None, gt=0, description="scope global: fewest experts a layer keeps; default: what routing needs")
     multiple_of: int = Field(default=1, gt=0, description="counts per layer divide by this, as serving engines want (8, parallel size)")
-    protect_super_experts: bool = Field(default=True, description="never remove experts with outlier activations (arXiv 2507.23279)")
+    protect_super_experts: Literal["auto", True, False] = Field(
+        default="auto",
+        description="never remove experts with outlier activations (arXiv 2507.23279); auto: in models of 200 experts and more",
+    )
 
     @field_validator("keep", mode="before")
     @classmethod

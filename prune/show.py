@@ -6,6 +6,7 @@ from typing import Any
 
 from criteria.experiment import Option
 from experts.notes import tell
+from prune.format import human, plain, signed
 
 
 def verdicts(result: dict[str, Any], as_json: bool) -> None:
@@ -74,13 +75,11 @@ def effects(done: dict[str, Any]) -> None:
     each = f", {1000 * done['seconds'] / done['rows_now']:.2f} ms per row" if done["rows_now"] else ""
     print(f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}")
     if done["rows"]:
-        print(f"mean ΔCE {done['mean_delta']:+.6f}, mean KL {done['mean_kl']:.6f} nats per row")
+        print(f"mean ΔCE {signed(done['mean_delta'], 6)}, mean KL {plain(done['mean_kl'], 6)} nats per row")
 
 
 def model(found: dict[str, Any]) -> None:
     """The facts of `excise inspect`."""
-    from prune.format import human
-
     inside, elsewhere = found["parameters"]["experts"], found["parameters"]["elsewhere"]
     lines = [
         ("family", found["family"]),

@@ -222,7 +222,7 @@ class Healing:
             **found(self.plans, self.known, list(zip(before, after, strict=True)), curves, self.materials.recipe.validation.random_seed),
             "training": read_json(self.out / checkpoint.RECOVERY)["training"],
             "text": describe(self.materials.validation),
-            "model": {"name": self.materials.recipe.model, "fingerprint": self.materials.fingerprint},
+            "model": self.materials.prepared.model,
             "run": str(self.folder.path),
             "checkpoint": str(self.out),
             "adapter": str(self.folder.path / ADAPTER),

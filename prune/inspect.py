@@ -4,9 +4,16 @@ from typing import Any
 
 from criteria.budget import from_fraction
 from experts.errors import ExciseError
-from prune.layout import Layout
+from prune.layout import Layout, lay_out
+from prune.remote import find_model
 
 FRACTIONS = (0.25, 0.5, 0.75)
+
+
+def look_at(name: str) -> dict[str, Any]:
+    """What a model is made of, wherever it is; one on the hub is named with the commit that was read."""
+    model = find_model(name)
+    return {**describe(lay_out(model.headers())), "folder": model.pinned}
 
 
 def describe(layout: Layout) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from prune.card import model_card
 from prune.checkpoint import PLAN, export, export_notes
 from prune.heal import Healing, check_targets
 from prune.materials import Materials
-from prune.prepare import Prepared
+from prune.prepare import Prepared, check_pruning
 from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
@@ -101,7 +101,7 @@ class Run:
             "chance": settings.chance,
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
             "shared_documents": _shared(self.materials.calibration, self.materials.validation),
-            "model": {"name": self.recipe.model, "fingerprint": self.fingerprint},
+            "model": self.prepared.model,
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
             "agreement": agreement(table),
             "without_data": int(statistics.unreached.sum()),
@@ -155,8 +155,7 @@ class Run:
         self.materials.read()
         check_rows(self.materials)
         if self.recipe.finetune:
-            if self.recipe.finetune.checkpoint:
-                raise ExciseError("finetune.checkpoint names a pruned folder: `excise finetune` recovers it, `excise prune` prunes")
+            check_pruning(self.recipe)
             _ = self.materials.training  # refused before the work
             check_targets(self.materials)
         with self.folder.held():
@@ -194,8 +193,11 @@ class Run:
         """Writes the resolved recipe; refuses a folder that holds the checkpoint of another one."""
         path = self.folder.path / RECIPE
         resolved = self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        resolved["model"] = self.prepared.pinned
         if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.prepared.force:
             before = self._recipe_before(path)
+            if before.get("model") == self.recipe.model:  # from before commits were written down; the fingerprints decide
+                before["model"] = self.prepared.pinned
             before["criteria"], after = before.get("criteria", ["reap"])[:1], {**resolved, "criteria": [self.recipe.criteria[0]]}
             for name in ("model", "dtype", "calibration", "criteria", "prune"):  # what makes the checkpoint; only the first criterion does
                 if before.get(name) != after.get(name):

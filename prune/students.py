@@ -15,7 +15,6 @@ from experts.sharing import sharing
 from finetune.adapters import Adapted, find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint import export
-from prune.locate import model_folder
 from prune.materials import Materials
 from prune.recipe import Finetune
 from prune.shards import fingerprint, open_checkpoint
@@ -78,7 +77,7 @@ class FromDisk:
 
     def _teacher(self) -> Teacher:
         settings, recipe, name = self.settings, self.materials.recipe, self.settings.teacher.model
-        source = model_folder(name) if name else self.materials.prepared.source
+        source = self.materials.prepared.teacher or self.materials.prepared.source
         print_of = fingerprint(open_checkpoint(source)) if name else self.materials.fingerprint
         key = key_of("teacher", print_of, recipe.dtype, self.windows.hash, settings.temperature, settings.teacher.top_k)
         folder = self.materials.folder.path / "teacher"

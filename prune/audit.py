@@ -22,13 +22,12 @@ from prune.effects import fill, half_plan
 from prune.materials import Materials
 from prune.parts import Parts
 from prune.positions_file import judged_cells
-from prune.prepare import Prepared
+from prune.prepare import Prepared, check_audit
 from prune.stages import describe, environment, key_of, write_json, write_text
 from validate.effects import Cells
 from validate.positions import orders, pairs, read_positions
 from validate.rig import check_rig
-from validate.statistics import documents_needed, spearman_within
-from validate.verdict import ALPHA
+from validate.statistics import spearman_within
 
 EFFECTS, POSITIONS = "effects.parquet", "positions.csv"
 
@@ -39,17 +38,9 @@ class Audit:
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.settings, self.materials = prepared.recipe.validation.audit, Materials(prepared)
+        check_audit(prepared)
         layers = prepared.shape.layers
-        for layer in self.settings.layers:
-            if layer not in layers:
-                raise ExciseError(f"validate.audit.layers: layer {layer} is dense or absent; the layers with experts are {list(layers)}")
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
-        cells = len(self.layers) * len(prepared.criteria)
-        if self.settings.positions != "all" and self.settings.positions < (needed := documents_needed(cells, ALPHA)):
-            raise ExciseError(
-                f"validate.audit.positions is {self.settings.positions}: after correction for {cells} cells (criteria × layers) the "
-                f"Wilcoxon test cannot pass with fewer than {needed} positions"
-            )
 
     def execute(self) -> dict[str, Any]:
         """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
@@ -134,7 +125,7 @@ class Audit:
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
-            "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
+            "model": self.prepared.model,
             "notes": self._notes(),
         }
 

@@ -8,6 +8,7 @@ import yaml
 from experts.plan import Plan
 from prune.history import in_words, steps_of
 from prune.layout import Layout
+from prune.locate import commit_of, hub_name
 from prune.recipe import Recipe
 from prune.recovery_report import training_in_words
 from prune.report import evidence, table
@@ -19,7 +20,7 @@ def model_card(recipe: Recipe, layout: Layout, plan: Plan, result: dict[str, Any
     """README.md with hub metadata, the plan in words and the evidence."""
     text = result["text"]["calibration"]
     return f"""{_front_matter(recipe.model, layout.checkpoint)}
-# {recipe.model.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed
+# {_title(recipe.model)}, {plan.fraction:.0%} of the experts removed
 
 {_what(layout, plan)} Ranked by `{plan.criterion}` = {result["plans"][0]["formula"]} on {text["windows"]} windows of {text["length"]} tokens
 (hash {text["hash"]}). Budget: {plan.budget}. Source fingerprint: {result["model"]["fingerprint"]}.
@@ -39,7 +40,7 @@ The ids of the kept experts, in the numbering of the source, stand in `excise_pl
 def plan_card(source: str, layout: Layout, plan: Plan) -> str:
     """The card of a plan that was exported by hand, without a test."""
     return f"""{_front_matter(source, layout.checkpoint)}
-# {source.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed
+# {_title(source)}, {plan.fraction:.0%} of the experts removed
 
 {_what(layout, plan)} Plan: {plan.criterion or "made by hand"}; {plan.budget or "no budget recorded"}.
 This export was not tested against random selection.
@@ -51,7 +52,7 @@ The ids of the kept experts, in the numbering of the source, stand in `excise_pl
 def recovered_card(recipe: Recipe, layout: Layout, plan: Plan, training: dict[str, Any]) -> str:
     """The card of a pruned checkpoint whose weights were trained since."""
     return f"""{_front_matter(recipe.model, layout.checkpoint)}
-# {recipe.model.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed, recovered
+# {_title(recipe.model)}, {plan.fraction:.0%} of the experts removed, recovered
 
 {_kept(layout, plan)} Plan: {plan.criterion or "made by hand"}; {plan.budget or "no budget recorded"}.
 
@@ -85,11 +86,17 @@ def _how_to_load(plan: Plan) -> str:
     )
 
 
+def _title(source: str) -> str:
+    """A model's name without what stands in front of it, or behind it."""
+    named = hub_name(source)
+    return (named.id if named else str(Path(source).absolute())).rsplit("/", 1)[-1]
+
+
 def _front_matter(source: str, checkpoint: Checkpoint) -> str:
-    before = read_source_card(checkpoint.folder).entries
-    on_hub = source.count("/") == 1 and not Path(source).is_absolute() and not source.startswith(".")
+    before, named = read_source_card(checkpoint.folder).entries, hub_name(source)
     fields: dict[str, Any] = {
-        **({"base_model": source} if on_hub else {}),
+        **({"base_model": named.id} if named else {}),
+        **({"base_model_revision": commit} if named and (commit := commit_of(checkpoint.folder)) else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["moe", "pruned", "excise"],

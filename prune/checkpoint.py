@@ -59,7 +59,7 @@ def export(
     """
     plan.check_model(layout.layers, layout.experts, fingerprint)
     layout.shape.check_kept(plan.kept)
-    _check_output(layout.checkpoint.folder, out, force)
+    check_output(layout.checkpoint.folder, out, force)
     shards = slice_layout(layout, plan, recovered.changed if recovered else {})
     size = sum(piece.size for pieces in shards.values() for piece in pieces)
     place = Path(os.path.realpath(out))  # a link stays one
@@ -98,7 +98,7 @@ def export_notes(layout: Layout, plan: Plan) -> list[str]:
     return notes + serving_notes(plan.counts.values())
 
 
-def _check_output(source: Path, out: Path, force: bool) -> None:
+def check_output(source: Path, out: Path, force: bool) -> None:
     """--force replaces checkpoints that Excise wrote, and nothing else."""
     here, there = out.resolve(), source.resolve()
     if here == there or here in there.parents:

@@ -31,6 +31,7 @@ class Shown(StrEnum):
     DELTA, ABSOLUTE, KL = "delta", "absolute", "kl"
 
 
+Model = Annotated[str, typer.Argument(help="Folder, `demo`, or organisation/name[@revision] on the hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -54,11 +55,12 @@ def prune(
 
     def work() -> int:
         from prune.locate import recipe_file
-        from prune.prepare import default_output, prepare
+        from prune.prepare import check_pruning, default_output, prepare
         from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
+        check_pruning(settings)
         prepared = prepare(settings, output or default_output(file.stem, settings), force)
         with waiting("loading libraries", quiet):
             from prune.run import Run
@@ -83,12 +85,11 @@ def compare(
 
     def work() -> int:
         from prune.locate import recipe_file
-        from prune.prepare import check_comparison, prepare
+        from prune.prepare import prepare_comparison
         from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
-        prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
-        check_comparison(prepared)
+        prepared = prepare_comparison(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
         with waiting("loading libraries", quiet):
             from prune.compare import Comparison
         result = Comparison(prepared).execute()
@@ -141,11 +142,11 @@ def audit(
 
 def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool) -> dict[str, Any]:
     from prune.locate import recipe_file
-    from prune.prepare import prepare
+    from prune.prepare import prepare_audit
     from prune.recipe_file import read_recipe
 
     file = recipe_file(recipe)
-    prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
+    prepared = prepare_audit(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
     with waiting("loading libraries", quiet):
         from prune.audit import Audit
     return Audit(prepared).execute()
@@ -167,13 +168,13 @@ def finetune(
 
     def work() -> int:
         from prune.locate import recipe_file
-        from prune.prepare import prepare, recovery_output
+        from prune.prepare import prepare_recovery, recovery_output
         from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
         default, folder = recovery_output(file.stem, settings)
-        prepared = prepare(settings, output or default, force)
+        prepared = prepare_recovery(settings, output or default, force)
         with waiting("loading libraries", quiet):
             from prune.heal import recover_folder
             from prune.run import Run
@@ -189,7 +190,7 @@ def finetune(
 
 @app.command()
 def effects(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")],
+    model: Model,
     text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start, no special tokens added.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table: NAME.parquet or NAME.csv.")],
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 256,
@@ -212,15 +213,12 @@ def effects(
     """Measure what removing each expert costs: the raw table, one row per intervention. An interrupted run resumes."""
 
     def work() -> int:
-        from prune.layout import lay_out
-        from prune.locate import model_folder
+        from prune.prepare import prepare_effects
         from prune.request import Request, numbers
-        from prune.shards import open_checkpoint
 
         chosen = numbers("--layers", layers), numbers("--experts", experts)
         request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force)
-        layout = lay_out(open_checkpoint(model_folder(model)))
-        request.check(layout.shape)  # refused before torch is loaded
+        layout = prepare_effects(request)  # refused before torch is loaded
         with waiting("loading libraries", quiet):
             from prune.effects import run
         done = run(request, layout)
@@ -232,7 +230,7 @@ def effects(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")],
+    model: Model,
     plan: Annotated[Path, typer.Argument(help="plan.json of a run, or one written by hand.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
     force: Force = False,
@@ -247,12 +245,11 @@ def export(
         from prune.card import plan_card
         from prune.checkpoint import export as write
         from prune.format import human
-        from prune.layout import lay_out
-        from prune.locate import model_folder
-        from prune.shards import fingerprint, open_checkpoint
+        from prune.prepare import prepare_export
+        from prune.shards import fingerprint
 
         chosen = Plan.read(plan)
-        layout = lay_out(open_checkpoint(model_folder(model)))
+        layout = prepare_export(model, chosen, out, force)
         written = write(layout, chosen, out, plan_card(model, layout, chosen), force, fingerprint(layout.checkpoint))
         if as_json:
             show.print_json({"checkpoint": str(out), "size": written.size, "removed": written.removed, "notes": written.notes})
@@ -265,14 +262,13 @@ def export(
 
 
 @app.command()
-def inspect(model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")], as_json: Json = False, debug: Debug = False) -> None:
+def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
     """Family, layers, experts, sizes, and what pruning would save: from headers and configuration alone."""
 
     def work() -> int:
-        from prune.inspect import inspected
-        from prune.remote import open_anywhere
+        from prune.inspect import look_at
 
-        found = inspected(open_anywhere(model))
+        found = look_at(model)
         show.print_json(found) if as_json else show.model(found)
         return 0
 

@@ -124,7 +124,7 @@ class Comparison:
             "loss": sticks[0].mean(sticks[0].values(None)),
             "tasks": [_task(stick) for stick in sticks[1:]],
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(windows)},
-            "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
+            "model": self.prepared.model,
             "checks": [asdict(check) for check in checks],
             "notes": self._notes(),
             "run": str(self.folder.path),

@@ -18,6 +18,7 @@ from experts.notes import tell
 from experts.plan import Plan
 from experts.precision import HALF
 from prune.layout import Layout
+from prune.locate import commit_of
 from prune.parts import Parts
 from prune.request import Request
 from prune.shards import fingerprint
@@ -45,6 +46,7 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
         notes.append("the table is empty: none of these experts is active in this text")
     return {
         "table": str(request.output),
+        **({"commit": commit} if (commit := commit_of(source)) else {}),
         "rows": table.num_rows,
         "windows": len(windows),
         "windows_now": len(missing),

@@ -259,7 +259,7 @@ class Healing:
             **found(self.plans, self.known, list(zip(before, after, strict=True)), curves, self.materials.recipe.validation.random_seed),
             "training": read_json(self.out / RECOVERY)["training"],
             "text": describe(self.materials.validation),
-            "model": {"name": self.materials.recipe.model, "fingerprint": self.materials.fingerprint},
+            "model": self.materials.prepared.model,
             **self._places(),
         }
 

@@ -7,9 +7,16 @@ from experts.configuration import TOP_K_KEYS, UNEQUAL, text_config, whole
 from experts.errors import ExciseError
 from prune.history import in_words, steps_of
 from prune.layout import Layout, lay_out
+from prune.remote import find_model
 from prune.shards import Checkpoint
 
 FRACTIONS = (0.25, 0.5, 0.75)
+
+
+def look_at(name: str) -> dict[str, Any]:
+    """What a model is made of, wherever it is; one on the hub is named with the commit that was read."""
+    model = find_model(name)
+    return {**inspected(model.headers()), "folder": model.pinned}
 
 
 def inspected(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Finetune(Text, Training):
 class Recipe(Part):
     """One run: calibrate, rank, test, prune, write."""
 
-    model: str = Field(description="hub id, folder, or `demo` for the embedded model")
+    model: str = Field(description="folder, `demo`, or organisation/name[@revision] on the hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="precision of the model in memory")
     trust_remote_code: bool = Field(default=False, description="run model code that comes with the checkpoint")
     calibration: Text

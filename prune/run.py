@@ -24,19 +24,20 @@ from prune.checkpoint import export, export_notes
 from prune.format import human
 from prune.heal import Healing, check_targets
 from prune.materials import Materials
-from prune.prepare import Prepared
+from prune.prepare import Prepared, check_pruning
 from prune.recipe import parse_size
+from prune.rehearsal import check_reload, trial_plans
 from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
-from prune.stages import describe, environment, key_of, write_json, write_text
+from prune.stages import CHECKPOINT, describe, environment, key_of, write_json, write_text
 from prune.yardsticks import check_rows, row_key, yardsticks
 from validate.agreement import agreement
 from validate.null import Contest, against_random, settled
 from validate.rig import check_reloaded, check_rig, last_logits, require
 from validate.verdict import RULE, Correction, Verdict
 
-CHECKPOINT, RECIPE = "checkpoint", "recipe.yaml"
+RECIPE = "recipe.yaml"
 SEVERITY: dict[Verdict, int] = {"beats random": 0, "not distinguishable": 1, "worse than random": 2}
 
 
@@ -115,7 +116,7 @@ class Run:
             "chance": settings.chance,
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
             "shared_documents": _shared(self.materials.calibration, self.materials.validation),
-            "model": {"name": self.recipe.model, "fingerprint": self.fingerprint},
+            "model": self.prepared.model,
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
             "agreement": agreement(table),
             "without_data": int(statistics.unreached.sum()),
@@ -173,12 +174,12 @@ class Run:
 
     def _check(self) -> None:
         """Texts, tasks and names that cannot be used are refused before the work."""
+        check_reload(self.layout, trial_plans(self.shape, self.plan_budget), self.recipe.trust_remote_code)
         self.materials.read()
         check_rows(self.materials)
         if self.recipe.finetune:
-            if self.recipe.finetune.checkpoint:
-                raise ExciseError("finetune.checkpoint names a pruned folder: `excise finetune` recovers it, `excise prune` prunes")
-            _ = self.materials.training
+            check_pruning(self.recipe)
+            _ = self.materials.training  # refused before the work
             check_targets(self.materials)
 
     def _stages(self, notes: list[str]) -> Outcome:
@@ -228,8 +229,11 @@ class Run:
         """Writes the resolved recipe; refuses a folder that holds the checkpoint of another one."""
         path = self.folder.path / RECIPE
         resolved = self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        resolved["model"] = self.prepared.pinned
         if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.prepared.force:
             before = self._recipe_before(path)
+            if before.get("model") == self.recipe.model:  # from before commits were written down; the fingerprints decide
+                before["model"] = self.prepared.pinned
             before["criteria"], after = before.get("criteria", ["reap"])[:1], {**resolved, "criteria": [self.recipe.criteria[0]]}
             for name in ("model", "dtype", "calibration", "criteria", "prune"):  # what makes the checkpoint; only the first criterion does
                 if before.get(name) != after.get(name):

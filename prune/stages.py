@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from criteria.text import Windows
 
 RECORD, LOCK = "stages.json", ".lock"
+CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
 FORMAT = 2  # raise when a stage computes something else from the same inputs
 
 

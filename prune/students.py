@@ -16,7 +16,6 @@ from experts.sharing import sharing
 from finetune.adapters import Adapted, find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint import export
-from prune.locate import model_folder
 from prune.materials import Materials
 from prune.pruned import pruned_plan
 from prune.recipe import Finetune
@@ -94,7 +93,7 @@ class FromDisk:
 
     def _teacher(self) -> Teacher:
         settings, recipe, name = self.settings, self.materials.recipe, self.settings.teacher.model
-        source = model_folder(name) if name else self.materials.prepared.source
+        source = self.materials.prepared.teacher or self.materials.prepared.source
         key = key_of("teacher", teacher_identity(self.materials, settings), self.windows.hash, settings.temperature, settings.teacher.top_k)
         folder = self.materials.folder.path / "teacher"
         if not is_cached(folder, key):
@@ -105,8 +104,8 @@ class FromDisk:
 
 def teacher_identity(materials: Materials, settings: Finetune) -> tuple[str, ...]:
     """Of the teacher as it computes. Another model is known by its content, not by its name."""
-    name, (own, *rest) = settings.teacher.model, materials.loaded
-    return (fingerprint(open_checkpoint(model_folder(name))) if name else own, *rest)
+    teacher, (own, *rest) = materials.prepared.teacher, materials.loaded
+    return (fingerprint(open_checkpoint(teacher)) if settings.teacher.model and teacher else own, *rest)
 
 
 def choose_students(materials: Materials, settings: Finetune, windows: Windows, pruned: Path, plan: Plan) -> InMemory | FromDisk:

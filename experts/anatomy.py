@@ -140,7 +140,7 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
             model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except LOADING as error:
         _let_through(error)
-        raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be built ({one_line(error)})'}") from error
+        raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}") from error
     return model
 
 

@@ -17,6 +17,7 @@ WEIGHTS = re.compile(
 TRAINING = re.compile(
     r"^(optimizer|scheduler|scaler|rng_state|training_args|trainer_state|adapter_config|adapter_model|events\.out\.tfevents)\b"
 )
+OTHER_FORMATS = frozenset({"params.json", "dtypes.json"})  # of Mistral's and gpt-oss' own weights: they count the experts too
 PICTURES = re.compile(r"\.(png|jpe?g|gif|svg|webp|pdf|mp4|wav|mp3)$", re.IGNORECASE)
 
 
@@ -25,4 +26,4 @@ def is_companion(path: str) -> bool:
     *folders, name = PurePosixPath(path).parts
     if folders:
         return tuple(folders) in {(folder,) for folder in FOLDERS} and name.endswith(".jinja")
-    return not (name in OURS or name in MADE_ANEW or any(kind.search(name) for kind in (WEIGHTS, TRAINING, PICTURES)))
+    return not (name in OURS | MADE_ANEW | OTHER_FORMATS or any(kind.search(name) for kind in (WEIGHTS, TRAINING, PICTURES)))

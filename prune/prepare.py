@@ -1,7 +1,7 @@
 """Everything about a recipe that can be refused in a second: criteria, model files, budget, output. No torch."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from criteria.budget import Budget, Scope, Shape

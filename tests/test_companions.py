@@ -32,7 +32,7 @@ STAYS = (
     "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "consolidated.00.pth",
     "original/model.safetensors", "original/config.json", "metal/model.bin", "onnx/model.onnx", "model-Q4_K_M.gguf", "optimizer.pt",
     "trainer_state.json", "training_args.bin", "rng_state_0.pth", "scheduler.pt", "adapter_config.json", "adapter_model.safetensors",
-    "figure.png", "config.json", "README.md", ".gitattributes", "excise_plan.json", "excise_recovery.json", "modeling_excise.py",
+    "figure.png", "params.json", "dtypes.json", "config.json", "README.md", ".gitattributes", "excise_plan.json", "excise_recovery.json", "modeling_excise.py",
     "additional_chat_templates/deep/x.jinja", "additional_chat_templates/model.safetensors", "events.out.tfevents.1",
 )  # fmt: skip
 

@@ -57,7 +57,7 @@ FAULTS: dict[str, tuple[Edit, str, str]] = {
     "a companion that is a broken link": (link_to_nothing, "layer", "which does not exist"),
     "no architecture for unequal counts": (config_with(architectures=None), "global", "no architecture named"),
     "an architecture the library lacks": (config_with(architectures=["NobodyForCausalLM"]), "global", "could not be loaded"),
-    "a type the library lacks": (config_with(model_type="nobody"), "layer", "could not be loaded.*nobody"),
+    "a type the library lacks": (config_with(model_type="nobody"), "layer", "cannot be loaded.*nobody"),
 }
 
 

@@ -81,6 +81,7 @@ def check_reload(layout: Layout, plans: Iterable[Plan], trust_remote_code: bool)
             try:
                 skeleton(folder, trust_remote_code or not plan.uniform)
             except ExciseError as error:
+                skeleton(layout.checkpoint.folder, trust_remote_code)  # is it the source that cannot be built?
                 kind = "equal" if plan.uniform else "unequal"
                 said = str(error).replace(f"{folder}: ", "")
                 raise ExciseError(

@@ -111,9 +111,9 @@ def _check_output(source: Path, out: Path, force: bool) -> None:
 
 def _check_space(out: Path, size: int) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < size + 2**20:
-        raise ExciseError(f"{parent}: {human(size)} needed, {human(free)} free; free some or choose another output")
+    free, needed = shutil.disk_usage(parent).free, size + 2**20  # tokenizer, configuration and headers too
+    if free < needed:
+        raise ExciseError(f"{parent}: {human(needed)} needed, {human(free)} free; free some or choose another output")
 
 
 def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path) -> None:

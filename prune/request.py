@@ -6,6 +6,7 @@ from pathlib import Path
 
 from criteria.budget import Shape
 from experts.errors import ExciseError
+from experts.files import check_name
 from experts.modes import Mode, Scope
 
 
@@ -43,6 +44,7 @@ class Request:
 
     def _check_output(self) -> None:
         """The table can be written there."""
+        check_name(self.output.absolute())
         if self.output.suffix.lower() not in (".parquet", ".csv"):
             raise ExciseError(f"{self.output}: the name of the table must end in .parquet or .csv")
         if self.output.is_dir():

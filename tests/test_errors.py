@@ -110,11 +110,11 @@ def test_the_place_of_a_mistake_and_the_library_that_failed() -> None:
     with pytest.raises(ValueError, match="text input") as failed:
         tiny.tokenizer()(object())
     assert explained(failed.value).startswith("transformers failed in a way that Excise does not know (ValueError: text input")
-    code = "import sys; sys.argv = ['excise', 'inspect', 'owner/none']; from prune.entry import main; main()"
-    environment = {**os.environ, "HF_HUB_ETAG_TIMEOUT": "soon", "PYTHONPATH": str(ROOT)}
+    code = "import sys; sys.argv = ['excise', 'export', 'demo', 'none.json', 'out']; from prune.entry import main; main()"
+    environment = {**os.environ, "TQDM_MININTERVAL": "soon", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("excise: huggingface_hub cannot be loaded (ValueError: invalid literal")
+    assert done.stderr.startswith("excise: tqdm cannot be loaded (ValueError: could not convert string to float: 'soon')")
     assert done.stderr.count("\n") == 1
 
 

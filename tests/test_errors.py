@@ -1,7 +1,6 @@
 """Every exception ends a command in one line: told by kind, and injected around every outside call of the real commands."""
 
 import errno
-import json
 import os
 import re
 import subprocess
@@ -10,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -20,13 +17,12 @@ from typer.testing import CliRunner
 
 from experts import anatomy as anatomy_module
 from experts.errors import ExciseError
-from experts.plan import Plan
 from prune.cli import app
 from prune.explain import explained
 from prune.messages import printable
 from prune.shards import open_checkpoint
 from tests import tiny
-from tests.test_tasks import task_file
+from tests.play import Play
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,17 +42,14 @@ class AdjectiveError(ConnectError):
 
 def raised(error: BaseException) -> BaseException:
     """The same with a traceback through a line of this file."""
-    try:
+    with pytest.raises(type(error)) as found:
         raise error
-    except BaseException as found:
-        return found
+    return found.value
 
 
 def caused(error: Exception, cause: BaseException) -> BaseException:
-    try:
-        raise error from cause
-    except Exception as found:
-        return found
+    error.__cause__ = cause
+    return error
 
 
 TOLD: list[tuple[BaseException, str]] = [
@@ -149,58 +142,6 @@ def test_whatever_an_exception_says_is_one_printable_line(kind: Callable[[str], 
 # Faults around every outside call of the real commands.
 
 
-class Play:
-    """A tiny model with what every command needs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        tiny.save(tiny.build("olmoe"), folder / "model")
-        rng = np.random.default_rng(0)
-        for name in ("calibration", "test", "train"):
-            words = ["".join(chr(97 + i) for i in rng.integers(0, 26, 6)) for _ in range(120)]
-            (folder / f"{name}.txt").write_text("\n\n".join(" ".join(words[i : i + 20]) for i in range(0, 120, 20)))
-        task_file(folder / "tasks")
-        text = {"separator": r"(?<=\n)\n"}
-        part = {"sequences": 2, "length": 24}
-        recipe: dict[str, Any] = {
-            "model": str(folder / "model"),
-            "dtype": "float32",
-            "calibration": {"data": {"text": ["calibration.txt"], **text}, **part},
-            "criteria": ["reap"],
-            "prune": {"fraction": 0.5},
-            "validate": {"data": {"text": ["test.txt"], **text}, **part},
-        }
-        self.write("prune", recipe)
-        self.write("dataset", recipe, calibration={"data": {"dataset": "owner/name"}, **part})
-        self.write("tasks", recipe, validate={**recipe["validate"], "tasks": {"names": ["guess"], "include": "tasks"}})
-        training = {"steps": 1, "batch": 2, "random_plans": 0, "save_steps": 1, "rank": 1}
-        self.write("finetune", recipe, finetune={"data": {"text": ["train.txt"]}, **part, **training})
-        disk = {"keep": "disk", "top_k": 4}
-        self.write("disk", recipe, finetune={"data": {"text": ["train.txt"]}, **part, **training, "teacher": disk})
-        plan = Plan(8, dict.fromkeys((0, 1, 2), (0, 2, 3, 5)))
-        (folder / "plan.json").write_text(json.dumps(plan.to_json()))
-
-    def write(self, name: str, recipe: dict[str, Any], **changes: Any) -> None:
-        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe | changes))
-
-    def command(self, name: str, out: Path) -> list[str]:
-        model = str(self.folder / "model")
-        if name == "inspect":
-            return [name, model]
-        if name == "export":
-            return [name, model, str(self.folder / "plan.json"), str(out / "checkpoint"), "--quiet"]
-        if name.startswith("effects"):
-            text = ["--text", str(self.folder / "test.txt"), "--window", "12", "--sequences", "1", "--layers", "0"]
-            return ["effects", model, *text, "-o", str(out / name), "--quiet"]
-        verb = "finetune" if name in ("finetune", "disk") else "prune"
-        return [verb, str(self.folder / f"{name}.yaml"), "-o", str(out), "--quiet"]
-
-
-@pytest.fixture(scope="module")
-def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
-    return Play(tmp_path_factory.mktemp("play"))
-
-
 class Rows(list[dict[str, str]]):
     def take(self, count: int) -> "Rows":
         return Rows(self[:count])
@@ -230,43 +171,31 @@ FAULTS: list[Callable[[], BaseException]] = [
     lambda: SystemExit(0),
     lambda: KeyError("x"),
 ]
-SITES = [
-    ("prune", "transformers.AutoConfig.from_pretrained"),
-    ("prune", "transformers.AutoModelForCausalLM.from_pretrained"),
-    ("prune", "transformers.AutoTokenizer.from_pretrained"),
-    ("prune", "transformers.PreTrainedTokenizerBase.__call__"),
-    ("prune", "transformers.models.olmoe.OlmoeForCausalLM.forward"),
-    ("prune", "safetensors.numpy.save"),
-    ("prune", "criteria.statistics.safe_open"),
-    ("prune", "os.replace"),
-    ("prune", "os.rename"),
-    ("prune", "os.pwrite"),
-    ("prune", "os.preadv"),
-    ("prune", "os.fsync"),
-    ("prune", "shutil.copyfile"),
-    ("prune", "shutil.disk_usage"),
-    ("prune", "yaml.safe_dump"),
-    ("prune", "json.dumps"),
-    ("prune", "platform.platform"),
-    ("dataset", "datasets.load_dataset"),
-    ("tasks", "lm_eval.tasks.TaskManager.load"),
-    ("tasks", "validate.tasks.HFLM"),
-    ("tasks", "validate.tasks.evaluate"),
-    ("export", "os.pwrite"),
-    ("export", "json.dumps"),
-    ("effects.csv", "pyarrow.csv.write_csv"),
-    ("effects.parquet", "pyarrow.parquet.write_table"),
-    ("effects.csv", "psutil.virtual_memory"),
-    ("effects.csv", "os.replace"),
-    ("inspect", "prune.inspect.from_fraction"),
-    ("finetune", "peft.PeftModel.save_pretrained"),
-    ("finetune", "peft.PeftModel.load_adapter"),
-    ("finetune", "transformers.Trainer.train"),
-    ("finetune", "torch.save"),
-    ("finetune", "prune.merged.save_file"),
-    ("finetune", "shutil.copytree"),
-    ("disk", "os.posix_fallocate"),
-]
+# Command -> calls that fail in turn, in one folder: before and after a fault the same command does what is left to do.
+SITES: dict[str, list[list[str]]] = {
+    "prune": [
+        ["transformers.AutoConfig.from_pretrained"],
+        ["transformers.AutoModelForCausalLM.from_pretrained"],
+        ["transformers.AutoTokenizer.from_pretrained"],
+        ["transformers.PreTrainedTokenizerBase.__call__", "transformers.models.olmoe.OlmoeForCausalLM.forward"],
+        ["platform.platform", "yaml.safe_dump", "json.dumps"],
+        ["criteria.statistics.safe_open", "safetensors.numpy.save"],
+        ["os.replace"],
+        ["shutil.disk_usage", "shutil.copyfile", "os.preadv", "os.pwrite", "os.fsync", "os.rename"],
+    ],
+    "dataset": [["datasets.load_dataset"]],
+    "tasks": [["lm_eval.tasks.TaskManager.load", "validate.tasks.HFLM", "validate.tasks.evaluate"]],
+    "export": [["os.pwrite", "json.dumps"]],
+    "effects.csv": [["psutil.virtual_memory", "os.replace", "pyarrow.csv.write_csv"]],
+    "effects.parquet": [["pyarrow.parquet.write_table"]],
+    "inspect": [["prune.inspect.from_fraction"]],
+    "finetune": [
+        ["transformers.Trainer.train", "torch.save", "peft.PeftModel.save_pretrained", "peft.PeftModel.load_adapter"],
+        ["prune.merged.save_file", "shutil.copytree"],
+    ],
+    "disk": [["os.posix_fallocate"]],
+}
+CASES = [(name, sites) for name, groups in SITES.items() for sites in groups]
 
 
 def check_one_line(done: Any) -> str:
@@ -280,28 +209,29 @@ def check_one_line(done: Any) -> str:
 def check_nothing_half_written(out: Path) -> None:
     for config in out.rglob("config.json"):
         assert open_checkpoint(config.parent).tensors
-    leftovers = [path for path in out.rglob("*") if path.name.endswith((".new", ".replaced")) or path.name.startswith(".tmp")]
-    assert not leftovers + [path for path in out.rglob(".*.partial")]
+    assert not [path for kind in ("*.new", "*.replaced", ".tmp*", ".*.partial") for path in out.rglob(kind)]
 
 
-@pytest.mark.parametrize(("number", "name", "site"), [(i, *site) for i, site in enumerate(SITES)], ids=[":".join(site) for site in SITES])
+@pytest.mark.parametrize(("name", "sites"), CASES, ids=[f"{name}:{sites[0]}" for name, sites in CASES])
 def test_a_fault_is_one_line_and_leaves_nothing_behind(
-    number: int, name: str, site: str, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, sites: list[str], play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command afterwards does its work."""
-    command, called = play.command(name, tmp_path / "out"), []
+    command = play.command(name, tmp_path / "out")
     (tmp_path / "out").mkdir()
+    for number, site in enumerate(sites, CASES.index((name, sites))):
+        called = []
 
-    def fail(*_: Any, **__: Any) -> Any:
-        called.append(site)
-        raise FAULTS[number % len(FAULTS)]()
+        def fail(*_: Any, site: str = site, called: list[str] = called, number: int = number, **__: Any) -> Any:
+            called.append(site)
+            fault = FAULTS[number % len(FAULTS)]
+            raise fault()
 
-    with monkeypatch.context() as broken:
-        broken.setattr(site, fail)
-        done = CliRunner().invoke(app, command)
-    assert called
-    check_one_line(done)
-    check_nothing_half_written(tmp_path / "out")
+        with monkeypatch.context() as broken:
+            broken.setattr(site, fail)
+            done = CliRunner().invoke(app, command)
+        assert called
+        check_one_line(done)
+        check_nothing_half_written(tmp_path / "out")
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
 

@@ -76,8 +76,8 @@ def give_usual_modes(folder: Path) -> None:
 def check_name(path: Path) -> None:
     """Raises ExciseError for a name that libraries in Rust and C++ cannot open, before any work goes there."""
     try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError as error:
+        os.fsencode(path).decode()  # by its bytes: a C locale shows good ones as bad
+    except UnicodeDecodeError as error:
         raise ExciseError(f"{path}: the name holds bytes that are not UTF-8; choose another one") from error
 
 

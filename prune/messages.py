@@ -23,6 +23,7 @@ SILENT = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "lm_eval", "peft", "transformers")
 WITHOUT_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
@@ -76,12 +77,17 @@ def suppress_libraries() -> Iterator[None]:
         os.environ.setdefault(name, value)
     silent = logging.NullHandler()  # with any handler there, Python's last resort does not print
     logging.getLogger().addHandler(silent)
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in LIBRARIES}
+    for logger in loggers:  # of those that are loaded already
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warned
             yield
     finally:
         logging.getLogger().removeHandler(silent)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def _warned(  # as `warnings` calls it

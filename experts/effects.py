@@ -13,9 +13,10 @@ from torch import Tensor
 
 from experts.ablation import ablated
 from experts.anatomy import Anatomy
-from experts.errors import ExciseError, is_out_of_memory, one_line
+from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
 from experts.memory import chunk_size, in_chunks
 from experts.modes import Mode, Scope
+from experts.notes import suppressed
 from experts.outcome import row_outcomes
 from experts.packing import packed
 from experts.precision import fits_in_float32, in_float32
@@ -150,15 +151,16 @@ class Instrument:
             cells = self._cells(look(self.anatomy, first, probabilities=False))
             plain = torch.cat([self._replayed(first, scope, *cell) for cell in cells])
         except FAILURES as error:
-            if isinstance(error, ExciseError) or is_out_of_memory(error):
+            if isinstance(error, ExciseError) or is_out_of_memory(error) or is_own_mistake(error):
                 raise
             raise ExciseError(f"removals in mode {self.mode} cannot be measured on this model ({one_line(error)})") from error
         try:
             gap = float((torch.cat(list(self._fast(first, scope, cells))) - plain).abs().max())
             reason = f"differs from plain replay by {gap:.2g} nats on this model"
         except FAILURES as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_own_mistake(error):
                 raise
+            suppressed(error, "measuring with whole forwards")
             gap, reason = float("inf"), f"does not run on this model ({one_line(error)})"
         if not gap <= TOLERANCE[self.anatomy.model.dtype]:
             self._fall_back(scope, reason, first.shape[1])

@@ -74,9 +74,10 @@ def is_own_mistake(error: BaseException) -> bool:
     return isinstance(error, MISTAKES) and bool(passed) and is_own(passed[-1][0])
 
 
-def frames(error: BaseException) -> list[tuple[str, int]]:
-    """File and line of every call that the error passed through, the innermost last."""
-    return [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+def frames(error: BaseException) -> list[tuple[str, int, str]]:
+    """File, line and function of every call that the error passed through, the innermost last."""
+    walked = traceback.walk_tb(error.__traceback__)
+    return [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in walked]
 
 
 def is_own(file: str) -> bool:

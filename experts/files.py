@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from experts.errors import naming
+from experts.errors import ExciseError, naming
 
 MARK, END = ".excise-", ".new"
 
@@ -73,6 +73,14 @@ def give_usual_modes(folder: Path) -> None:
             _set_mode(file, mode)
 
 
+def check_name(path: Path) -> None:
+    """Raises ExciseError for a name that libraries in Rust and C++ cannot open, before any work goes there."""
+    try:
+        os.fsencode(path).decode()  # by its bytes: a C locale shows good ones as bad
+    except UnicodeDecodeError as error:
+        raise ExciseError(f"{path}: the name holds bytes that are not UTF-8; choose another one") from error
+
+
 def usual_mode(folder: Path) -> int:
     """What umask and the folder give a new file. Raises OSError where none can be made."""
     probe = _beside(folder / "probe")
@@ -84,10 +92,15 @@ def usual_mode(folder: Path) -> int:
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:
     """What killed processes left. age: seconds; what is younger may still be written by another process."""
     before = time.time() - age
-    for leftover in folder.glob(f"{MARK}*{END}"):
+    for leftover in filter(is_leftover, folder.iterdir()):
         with suppress(OSError):
             if leftover.stat().st_mtime <= before:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether it has a temporary name of this module."""
+    return path.name.startswith(MARK) and path.name.endswith(END)
 
 
 def _beside(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """The unpruned teacher: the same weights without their restriction, or its best logits on disk."""
 
 import json
+import os
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -78,6 +79,8 @@ def cache_teacher(model: PreTrainedModel, windows: Windows, temperature: float, 
     with naming(folder):
         ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int32, shape)
         logs = np.lib.format.open_memmap(folder / "logs.npy", "w+", np.float32, shape)
+        for name in ("ids.npy", "logs.npy"):
+            _reserve(folder / name)
     with tqdm(total=count, desc="teacher", unit="window", delay=2) as bar:
 
         def work(start: int, stop: int) -> None:
@@ -92,6 +95,13 @@ def cache_teacher(model: PreTrainedModel, windows: Windows, temperature: float, 
     logs.flush()
     with replacing(folder / READY) as fresh:
         fresh.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+
+
+def _reserve(path: Path) -> None:
+    """Blocks for the whole file: a disk that fills later would kill the process that writes to it as memory."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -114,9 +114,9 @@ def check_output(source: Path, out: Path, force: bool) -> None:
 def check_space(out: Path, size: int) -> None:
     """Raises ExciseError where a checkpoint of so many bytes does not fit on the file system of `out`."""
     parent = next(folder for folder in out.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < size + 2**20:
-        raise ExciseError(f"{parent}: {human(size)} needed, {human(free)} free; free some or choose another output")
+    free, needed = shutil.disk_usage(parent).free, size + 2**20  # tokenizer, configuration and headers too
+    if free < needed:
+        raise ExciseError(f"{parent}: {human(needed)} needed, {human(free)} free; free some or choose another output")
 
 
 def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path) -> None:

@@ -12,8 +12,13 @@ from experts.errors import ExciseError
 from experts.notes import tell
 
 # Set by torchrun, accelerate, mpirun and Slurm (srun) in every process that they start.
-SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+SIZES = {
+    "WORLD_SIZE": ("RANK", "LOCAL_RANK"),
+    "PMI_SIZE": ("PMI_RANK",),
+    "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
+    "MV2_COMM_WORLD_SIZE": ("MV2_COMM_WORLD_RANK",),
+    "SLURM_STEP_NUM_TASKS": ("SLURM_PROCID",),
+}
 LAUNCHER = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(WORLD_SIZE|RANK)|NODE_RANK|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED|MPI_LOCAL\w+|"
     r"SMDATAPARALLEL_LOCAL_RANK|(TORCHELASTIC|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
@@ -50,16 +55,17 @@ def use_width() -> None:
 
 def _work_alone() -> None:
     """Libraries would wait for processes that do not exist; those that do would all write one folder."""
-    several = [f"{name}={os.environ[name]}" for name in SIZES if os.environ.get(name, "").strip() not in ("", "0", "1")]
-    if several and any(name in os.environ for name in RANKS):
-        left = " ".join(name for name in (*SIZES, *RANKS) if name in os.environ)
-        raise ExciseError(
-            f"{several[0]} says that several processes were started together; Excise works as one, and several would "
-            "write one folder. Start it without torchrun, accelerate launch, mpirun or srun; if the variables are left "
-            f"over: unset {left}"
-        )
-    if several:
-        tell(f"{several[0]} in the environment is not used: Excise works as one process")
+    for name, ranks in SIZES.items():
+        size, numbers = os.environ.get(name, "").strip(), [rank for rank in ranks if rank in os.environ]
+        if size in ("", "0", "1"):
+            continue
+        if numbers:
+            raise ExciseError(
+                f"{name}={size} says that several processes were started together; Excise works as one, and several "
+                "would write one folder. Start it without torchrun, accelerate launch, mpirun or srun; if the "
+                f"variables are left over: unset {' '.join((name, *numbers))}"
+            )
+        tell(f"{name}={size} in the environment is not used: Excise works as one process")
     _drop(LAUNCHER)
 
 

@@ -122,14 +122,16 @@ def _text(error: BaseException) -> str:
 def _unforeseen(error: BaseException) -> str:
     """Not known by kind: where, and whom to tell. A library that failed is named; else the fault is ours."""
     passed = frames(error)
-    own = [(file, line) for file, line in passed if is_own(file)]
+    own = [(file, line) for file, line, _ in passed if is_own(file)]
     place = f" at {Path(own[-1][0]).relative_to(ROOT)}:{own[-1][1]}" if own else ""
-    message = str(error) and f" ({_said(error)})"
+    message = f": {_said(error)}" if str(error) else ""
     what = f"{type(error).__name__}{place}{message}"
     library = _library(passed[-1][0]) if passed else ""
+    if library and any(function == "<module>" and _library(file) for file, _, function in passed):
+        return f"{library} cannot be loaded ({type(error).__name__}{message}); is a variable that it reads set wrongly?"
     if library and not is_own_mistake(error):
-        return f"{library} failed in a way that Excise does not know: {what}; if the input is sound, {REPORT}"
-    return f"an error of Excise itself: {what}; {REPORT}"
+        return f"{library} failed in a way that Excise does not know ({what}); if the input is sound, {REPORT}"
+    return f"an error of Excise itself ({what}); {REPORT}"
 
 
 def _library(file: str) -> str:
@@ -141,5 +143,6 @@ def _library(file: str) -> str:
 
 
 def _said(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    nameless = isinstance(error, OSError) and error.errno is None  # then str() hides its words behind the file
+    text = " ".join((" ".join(map(str, error.args)) if nameless else str(error)).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -13,7 +13,7 @@ import typer
 
 from prune.environment import mend
 from prune.explain import explained
-from prune.messages import listening
+from prune.messages import listening, printable
 
 
 def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
@@ -46,11 +46,21 @@ def _ended(work: Callable[[], int], debug: bool) -> int:
 def _complain(line: str) -> None:
     """On stderr, if anybody reads it. What stdout could not take must not be tried again at exit."""
     with suppress(OSError, ValueError):
+        _end_bars()
         print(line, file=sys.stderr)
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         _to_nowhere(sys.stdout)
+
+
+def _end_bars() -> None:
+    """An error leaves bars of libraries open, in the middle of a line."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
 
 
 def _unread() -> int:
@@ -74,11 +84,6 @@ def _closed(stream: IO[str]) -> bool:
 def _to_nowhere(stream: IO[str]) -> None:
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def printable(text: str) -> str:
-    """One line without control characters: names from a checkpoint may hold line ends and what a terminal obeys."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def waiting(what: str, quiet: bool) -> AbstractContextManager[Any]:

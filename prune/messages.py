@@ -23,13 +23,14 @@ SILENT = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "lm_eval", "peft", "transformers")
 WITHOUT_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 @contextmanager
 def listening(quiet: bool, debug: bool) -> Iterator[None]:
     """Inside the block notes are shown (not with `quiet`), and library reports are not (but with `debug`)."""
-    shown, level = Shown(), LOGGER.level
+    shown, level = Shown(notes=not quiet), LOGGER.level
     if quiet:
         os.environ.update(dict.fromkeys(WITHOUT_BARS, "1"))
     if not quiet or debug:
@@ -43,20 +44,28 @@ def listening(quiet: bool, debug: bool) -> Iterator[None]:
         LOGGER.setLevel(level)
 
 
+def printable(text: str) -> str:
+    """One line without control characters: names from a checkpoint may hold line ends and what a terminal obeys."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
 class Shown(logging.Handler):
     """Lines on stderr, above the progress bars; none twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, notes: bool) -> None:
         super().__init__()
+        self.notes = notes
         self.said: set[str] = set()
         self.setFormatter(logging.Formatter())  # the traceback of an error, below its line
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        kind = "note" if record.levelno == logging.INFO else record.levelname.lower()
-        line = f"{kind}: {self.format(record)}"
-        if line not in self.said:
+        if record.levelno == logging.INFO:
+            line = f"note: {printable(record.getMessage())}" if self.notes else ""
+        else:
+            line = f"{record.levelname.lower()}: {self.format(record)}"
+        if line and line not in self.said:
             self.said.add(line)
             tqdm.write(line, file=sys.stderr)
 
@@ -68,12 +77,17 @@ def suppress_libraries() -> Iterator[None]:
         os.environ.setdefault(name, value)
     silent = logging.NullHandler()  # with any handler there, Python's last resort does not print
     logging.getLogger().addHandler(silent)
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in LIBRARIES}
+    for logger in loggers:  # of those that are loaded already
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warned
             yield
     finally:
         logging.getLogger().removeHandler(silent)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def _warned(  # as `warnings` calls it

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from criteria.budget import Shape
 from experts.errors import ExciseError
+from experts.files import check_name
 from experts.modes import Mode, Scope
 
 
@@ -45,6 +46,7 @@ class Request:
             raise ExciseError(f"--sequences is {self.sequences}; it is a number of windows, 0 = all of the text")
         if not self.text.exists():
             raise ExciseError(f"{self.text}: No such file or directory")
+        check_name(self.output.absolute())
         if self.output.suffix.lower() not in (".parquet", ".csv"):
             raise ExciseError(f"{self.output}: the name of the table must end in .parquet or .csv")
         if self.output.is_dir():

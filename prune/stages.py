@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experts.errors import ExciseError
-from experts.files import remove_leftovers, replacing
+from experts.files import check_name, is_leftover, remove_leftovers, replacing
 from experts.notes import tell
 from prune.locks import lock
 
@@ -44,7 +44,8 @@ class RunFolder:
 
     def __init__(self, path: Path, force: bool = False) -> None:
         self.path = path
-        if path.exists() and not (path / RECORD).is_file() and any(path.iterdir()) and not force:
+        check_name(path.absolute())
+        if path.exists() and not (path / RECORD).is_file() and _is_used(path) and not force:
             raise ExciseError(f"{path}: exists and is not a run of Excise; choose another --output, or --force to write into it")
         self.record: dict[str, str] = {}
         if (path / RECORD).is_file():
@@ -92,6 +93,11 @@ class RunFolder:
     def finish(self, stage: str, key: str) -> None:
         self.record[stage] = key
         write_json(self.path / RECORD, self.record)
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether it holds anything but what a run leaves that could not begin."""
+    return any(file.name != LOCK and not is_leftover(file) for file in folder.iterdir())
 
 
 def environment() -> dict[str, str]:

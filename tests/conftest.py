@@ -4,6 +4,7 @@ import gc
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from criteria.text import Windows
 from experts.plan import Plan
 from tests import tiny
 from tests.fake_hub import hub, hub_folder, offline  # noqa: F401 - fixtures
+
+if TYPE_CHECKING:
+    from tests.play import Play
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +39,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints of all families, in the names of the hub (transformers writes experts one by one)."""
     root = tmp_path_factory.mktemp("models")
     return {family: tiny.save(tiny.build(family), root / family) for family in tiny.FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def play(tmp_path_factory: pytest.TempPathFactory) -> "Play":
+    """What every command runs on in a second."""
+    from tests.play import Play
+
+    return Play(tmp_path_factory.mktemp("play"))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from criteria.statistics import Array
 from experts.anatomy import Anatomy
-from experts.errors import ExciseError, is_out_of_memory, one_line
+from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
 from validate.rows import Evaluator
 
 SEED = 1234  # of the few-shot examples, lm-eval's own
@@ -102,7 +102,7 @@ class Benchmark:
             try:
                 samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True)["samples"]
             except Exception as error:
-                if isinstance(error, ExciseError) or is_out_of_memory(error):
+                if isinstance(error, ExciseError) or is_out_of_memory(error) or is_own_mistake(error):
                     raise
                 what = f"{', '.join(self.tasks)} cannot be evaluated ({type(error).__name__}: {one_line(error)})"
                 raise ExciseError(f"validate.tasks: {what}") from error

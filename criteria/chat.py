@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from criteria.pieces import RowError
+from criteria.pieces import RowError, located
 from experts.errors import ExciseError, one_line
 
 Messages = list[dict[str, Any]]
@@ -78,28 +78,37 @@ def _shown(value: Any) -> str:
 
 
 class Template:
-    """A chat template of a tokenizer. choice: True = its own, or the name of one of several."""
+    """A chat template of a tokenizer. choice: True = its own, or the name of one of several; key: where the recipe asks for it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, choice: bool | str) -> None:
-        self.tokenizer, self.name = tokenizer, choice if isinstance(choice, str) else None
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, choice: bool | str, key: str = "chat_template") -> None:
+        self.tokenizer, self.key, self.name = tokenizer, key, choice if isinstance(choice, str) else None
         self.text = self._look_up()
 
     def _look_up(self) -> str:
         known = self.tokenizer.chat_template
         if not known:
             raise ExciseError(
-                "chat_template: the tokenizer has no chat template; take the tokenizer of the instruct model, "
-                "or chat_template: false, which reads the contents of the messages as plain text"
+                f"{self.key}: the tokenizer has no chat template; take the tokenizer of an instruct model, "
+                "or chat_template: false, which takes the text without one"
             )
         templates = known if isinstance(known, dict) else {"default": known}
-        if self.name is None and "default" not in templates:
-            raise ExciseError(
-                f"chat_template: the tokenizer has several templates and no default; name one: {', '.join(sorted(templates))}"
-            )
-        if (self.name or "default") not in templates:
-            has = f"it has {', '.join(sorted(templates))}" if isinstance(known, dict) else "it has one without a name: chat_template: true"
-            raise ExciseError(f"chat_template: the tokenizer has no template {self.name!r}; {has}")
-        return str(templates[self.name or "default"])
+        name, names = self.name or "default", ", ".join(sorted(templates))
+        if self.name is None and name not in templates:
+            raise ExciseError(f"{self.key}: the tokenizer has several templates and no default; name one: {names}")
+        if self.name is not None and not isinstance(known, dict) and name != "default":
+            raise ExciseError(f"{self.key}: the tokenizer has no template {name!r}, only one without a name; use true")
+        if name not in templates:
+            raise ExciseError(f"{self.key}: the tokenizer has no template {name!r}; it has {names}")
+        self.name = self.name if isinstance(known, dict) else None
+        return str(templates[name])
+
+    def tried(self) -> str:
+        """The template, once it has written a question, and one after an example. Raises ExciseError."""
+        question: Messages = [{"role": "user", "content": "x"}]
+        with located(lambda: self.key):
+            for messages in (question, [*question, {"role": "assistant", "content": "y"}, *question]):
+                self.render(messages)
+        return self.text
 
     def render(self, messages: Messages, tools: Any = None) -> str:
         """The conversation as one text, special tokens included. Raises RowError with what the template says against it."""
@@ -107,7 +116,11 @@ class Template:
             tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
             text = self.tokenizer.apply_chat_template(messages, tools=tools or None, chat_template=self.name, tokenize=False)
         except Exception as error:  # a template is a program of its author: it raises what it likes
-            raise RowError(f"the chat template cannot write this conversation ({type(error).__name__}: {one_line(error)})") from error
+            said = f"{type(error).__name__}: {one_line(error)}"
+            raise RowError(
+                f"the chat template cannot write this conversation ({said}); "
+                "leave the row out, or take the contents without a template (chat_template: false)"
+            ) from error
         return str(text)
 
 

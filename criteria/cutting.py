@@ -7,28 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from criteria.beginning import Bos, bos_of
 from criteria.pieces import BLOCK, SMALL, Piece
-from criteria.sources import Bos
 from experts.errors import ExciseError, one_line
 
 Window = tuple[str, NDArray[np.int64]]  # (document, tokens [W])
 SPANS = (8, 32, 128)  # characters per token of a window that are tried before a text is given up as too short
 
 
-def bos_of(tokenizer: PreTrainedTokenizerBase, choice: Bos) -> int | None:
-    """The token every window begins with, None = none. auto: what the tokenizer itself does with one text."""
-    token = tokenizer.bos_token_id
-    if choice == "always" and token is None:
-        raise ExciseError("bos: always, but the tokenizer has no token for the beginning of a text; use bos: auto")
-    if choice == "never" or token is None:
-        return None
-    return int(token) if choice == "always" or tokenizer("x")["input_ids"][:1] == [token] else None
-
-
 class Cutter:
     """Makes windows of `length` tokens, the first of them the beginning of text where the model wants one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int, bos: Bos = "auto") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int, bos: Bos = Bos.AUTO) -> None:
         self.tokenizer, self.length = tokenizer, length
         self.bos = bos_of(tokenizer, bos)
         self.room = length - (self.bos is not None)
@@ -46,34 +36,34 @@ class Cutter:
 
     def windows(self, pieces: Iterable[Piece]) -> Iterator[Window]:
         """All windows, in the order of the text. What a long document has too little for a window is left out."""
-        packing, open_ = Packing(self), None
+        packing = Packing(self)
+        document: Document | None = None
         for piece in pieces:
-            if piece.begins or open_ is None:
-                yield from packing.finished(open_)
-                open_ = Open(piece)
-            open_.ids += self.ids(piece.document, piece.text, piece.begins)
-            open_.chat = piece.chat
-            while len(open_.ids) >= self.room:
-                yield self.window(piece.document, open_.ids)
-                open_.ids, open_.long = open_.ids[self.room :], True
-        yield from packing.finished(open_)
+            if document is None or piece.begins:
+                if document and (window := packing.finished(document)):
+                    yield window
+                document = Document(piece)
+            document.ids += self.ids(piece.document, piece.text, piece.begins)
+            while len(document.ids) >= self.room:
+                yield self.window(piece.document, document.ids)
+                document.ids, document.long = document.ids[self.room :], True
+        if document and (window := packing.finished(document)):
+            yield window
         self.left = len(packing.ids)
 
-    def one(self, piece: Piece, draw: Callable[[int], int], packing: "Packing") -> Iterator[Window]:
+    def one(self, piece: Piece, draw: Callable[[int], int], packing: "Packing") -> Window | None:
         """At most one window of a piece: from a place that is drawn where the text is long; joined with others where it is short."""
-        span = SPANS[0] * self.length
-        slots = max(1, len(piece.text) // span)
+        slots = max(1, len(piece.text) // (SPANS[0] * self.length))
         start = _between_words(piece.text, len(piece.text) * draw(slots) // slots)
-        for size in SPANS:
-            part = piece.text[start : start + size * self.length]
+        for span in SPANS:
+            part = piece.text[start : start + span * self.length]
             ids = self.ids(piece.document, part, piece.begins and start == 0)
             if len(ids) >= self.room:
-                yield self.window(piece.document, ids)
-                return
-            if len(part) == len(piece.text) - start:
+                return self.window(piece.document, ids)
+            if start + len(part) == len(piece.text):
                 break
-        if piece.whole and start == 0 and len(part) == len(piece.text):
-            yield from packing.add(piece.document, ids, piece.chat)
+        whole = piece.whole and len(part) == len(piece.text)
+        return packing.add(piece.document, ids, piece.chat) if whole else None
 
     def _encoded(self, document: str, text: str) -> list[int]:
         try:
@@ -85,13 +75,12 @@ class Cutter:
 
 
 @dataclass
-class Open:
-    """A document of which more may come. long: it gave a window."""
+class Document:
+    """A document of which more may come. piece: its first; long: it gave a window."""
 
     piece: Piece
     ids: list[int] = field(default_factory=list)
     long: bool = False
-    chat: bool = False
 
 
 class Packing:
@@ -102,19 +91,21 @@ class Packing:
         self.ids: list[int] = []
         self.members: list[str] = []
 
-    def finished(self, document: Open | None) -> Iterator[Window]:
-        if document is not None and not document.long:
-            yield from self.add(document.piece.document, document.ids, document.chat)
+    def finished(self, document: Document) -> Window | None:
+        """The window that a document fills up, if it was too short for one of its own."""
+        return None if document.long else self.add(document.piece.document, document.ids, document.piece.chat)
 
-    def add(self, document: str, ids: list[int], chat: bool) -> Iterator[Window]:
-        """A template may have written the end of a conversation already."""
+    def add(self, document: str, ids: list[int], chat: bool) -> Window | None:
+        """The window that a short document fills up. chat: a template may have written the end token already."""
         end = [] if chat and self.cutter.end and self.cutter.end[0] in ids[-2:] else self.cutter.end
         self.ids += [*ids, *end]
         self.members.append(document)
-        if len(self.ids) >= self.cutter.room:
-            name = self.members[0] if len(self.members) == 1 else f"{self.members[0]} … {self.members[-1]}"
-            yield self.cutter.window(name, self.ids)
-            self.ids, self.members = [], []
+        if len(self.ids) < self.cutter.room:
+            return None
+        name = self.members[0] if len(self.members) == 1 else f"{self.members[0]} … {self.members[-1]}"
+        window = self.cutter.window(name, self.ids)
+        self.ids, self.members = [], []
+        return window
 
 
 def blocks(text: str) -> Iterator[str]:

@@ -23,7 +23,8 @@ class RowText:
     ) -> None:
         self.source, self.tokenizer, self.choice, self.say = source, tokenizer, choice, say
         self.fields = [names.split("|") for names in source.field]
-        self.template = Template(tokenizer, choice) if choice else None
+        self.key = f"data ({source.label}): chat_template"
+        self.template = Template(tokenizer, choice, self.key) if choice else None
         self.seen = self.blank = 0
 
     @property
@@ -89,7 +90,7 @@ class RowText:
 
     def _by_template(self, messages: list[dict[str, Any]], tools: Any = None) -> tuple[str, bool]:
         if self.template is None:
-            self.template = Template(self.tokenizer, choice=True)
+            self.template = Template(self.tokenizer, True, self.key)
             self.say(
                 f"data ({self.source.label}): its rows are conversations, written by the tokenizer's chat template (chat_template: true "
                 "says so, chat_template: false reads their contents as plain text)"

@@ -59,7 +59,7 @@ def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int]) ->
         batch = order[at : at + missing + missing // 4 + 8].tolist()
         cells = dict(reader.read(size, sorted(batch)))
         for cell in batch:
-            window = next(_of_cell(cells.get(cell, []), cutter, packing, np.random.default_rng([*seed, cell])), None)
+            window = _of_cell(cells.get(cell, []), cutter, packing, np.random.default_rng([*seed, cell]))
             if window is not None:
                 found[cell] = window
             if len(found) == wanted:
@@ -68,14 +68,16 @@ def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int]) ->
     return [found[cell] for cell in sorted(found)]
 
 
-def _of_cell(pieces: list[Piece], cutter: Cutter, packing: Packing, rng: np.random.Generator) -> Iterator[Window]:
-    """The windows of a cell, from the document on in which a random place of it lies."""
+def _of_cell(pieces: list[Piece], cutter: Cutter, packing: Packing, rng: np.random.Generator) -> Window | None:
+    """A window of a cell, from the document on in which a random place of it lies; None where it has too little text."""
     ends = np.cumsum([len(piece.text) for piece in pieces])
     if not pieces or not ends[-1]:
-        return
+        return None
     first = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
     for piece in [*pieces[first:], *pieces[:first]]:
-        yield from cutter.one(piece, lambda slots: int(rng.integers(slots)), packing)
+        if window := cutter.one(piece, lambda slots: int(rng.integers(slots)), packing):
+            return window
+    return None
 
 
 def counted(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], again: Callable[[], None]) -> list[Window]:

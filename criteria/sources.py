@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from criteria.splits import check
 from experts.errors import ExciseError
 
-Bos = Literal["auto", "always", "never"]
 Template = bool | Annotated[str, Field(min_length=1)]  # true = the tokenizer's own, a name = one of several, false = none
 
 
@@ -42,7 +41,7 @@ class Source(BaseModel):
     @field_validator("text", "jsonl", "field", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+        return [value] if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Source":

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from criteria.beginning import Bos
 from criteria.cutting import Cutter, Window
 from criteria.pieces import BLOCK, SMALL
 from criteria.plain import PlainText
 from criteria.reading import opened
 from criteria.rows import RowText
 from criteria.sampling import TooFewError, every, sample
-from criteria.sources import Bos, Source
+from criteria.sources import Source
 from experts.errors import ExciseError
 from experts.notes import tell
 
@@ -62,7 +63,7 @@ def read_windows(
     length: int,
     sequences: int,
     seed: int,
-    bos: Bos = "auto",
+    bos: Bos = Bos.AUTO,
     chat_template: bool | str | None = None,
     say: Callable[[str], None] = tell,
 ) -> Windows:
@@ -126,7 +127,7 @@ def _check_content(what: str, windows: list[Window], cutter: Cutter, say: Callab
 
 
 def consecutive(
-    path: Path, tokenizer: PreTrainedTokenizerBase, length: int, sequences: int = 0, bos: Bos = "auto", say: Callable[[str], None] = tell
+    path: Path, tokenizer: PreTrainedTokenizerBase, length: int, sequences: int = 0, bos: Bos = Bos.AUTO, say: Callable[[str], None] = tell
 ) -> Windows:
     """A text file's tokens in windows of `length` from its start: the first `sequences`, 0 = all full ones. Each is a document."""
     cutter, reader = Cutter(tokenizer, length, bos), PlainText(path)

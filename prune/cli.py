@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from criteria.beginning import Bos
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from prune import show
@@ -188,7 +189,7 @@ def finetune(
 @app.command()
 def effects(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")],
-    text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start, no special tokens added.")],
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table: NAME.parquet or NAME.csv.")],
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 256,
     sequences: Annotated[int, typer.Option("--sequences", help="Windows; 0 = all of the text.")] = 0,
@@ -202,6 +203,9 @@ def effects(
     mode: Annotated[Mode, typer.Option("--mode", help="What removal means.")] = Mode.ZERO,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")] = Dtype.AUTO,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")] = False,
+    bos: Annotated[
+        Bos, typer.Option("--bos", help="Begin every window with the token for the beginning of a text; auto = if the tokenizer does.")
+    ] = Bos.AUTO,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -216,7 +220,7 @@ def effects(
         from prune.shards import open_checkpoint
 
         chosen = numbers("--layers", layers), numbers("--experts", experts)
-        request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force)
+        request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force, bos)
         layout = lay_out(open_checkpoint(model_folder(model)))
         request.check(layout.shape)  # refused before torch is loaded
         with waiting("loading libraries", quiet):

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from criteria.sources import Bos, Source, Template
+from criteria.beginning import Bos
+from criteria.sources import Source, Template
 from experts.modes import Mode
 from finetune.settings import Training
 from validate.verdict import Null
@@ -30,8 +31,8 @@ class Text(Part):
     seed: int = Field(default=0, ge=0, description="seed of the choice of windows")
     batch: int = Field(default=8, gt=0, description="windows per forward; changes memory and speed only")
     bos: Bos = Field(
-        default="auto",
-        description="auto, always, never: every window begins with the token for the beginning of a text; auto = where the tokenizer adds it",
+        default=Bos.AUTO,
+        description="auto, always, never: windows begin with the token for the beginning of a text; auto = if the tokenizer adds it",
     )
     chat_template: Template | None = Field(
         default=None,

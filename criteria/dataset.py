@@ -62,7 +62,7 @@ class Rows:
         if self.local and not self.saved and (files := self._files(part.name)):
             yield from _read(files, Taken(text_of, part))
             return
-        label = self.source.dataset if part.name == (self.source.split or "train") else f"{self.source.dataset}/{part.name}"
+        label = f"{self.source.dataset}/{part.name}" if "+" in self.source.split else self.source.dataset
         for number, row in enumerate(self._by_library(part), part.begin):
             if piece := _piece(f"{label}#{number}", row, text_of):
                 yield piece

@@ -49,8 +49,8 @@ class Source(BaseModel):
             raise ValueError("give exactly one of text, jsonl, dataset, stdlib")
         if self.dataset and self.split:
             check(self.split)
-        if blank := next((field for field in self.field if not all(name for name in field.split("|"))), None):
-            raise ValueError(f"field {blank!r} names nothing on one side of |")
+        if not all(name for field in self.field for name in field.split("|")):
+            raise ValueError(f"field {' '.join(map(repr, self.field))} names nothing in one place")
         if self.stdlib and self.split not in ("train", "calibration", "test"):
             raise ValueError(f"stdlib needs split: train, calibration or test, got {self.split!r}")
         try:

@@ -22,7 +22,7 @@ class Cutter:
         self.tokenizer, self.length = tokenizer, length
         self.bos = bos_of(tokenizer, bos)
         self.room = length - (self.bos is not None)
-        self.left = 0  # tokens that the last text had too few of for another window
+        self.tokens = 0  # of all the text that was cut last
         self.end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
     def ids(self, document: str, text: str, begins: bool) -> list[int]:
@@ -36,20 +36,21 @@ class Cutter:
 
     def windows(self, pieces: Iterable[Piece]) -> Iterator[Window]:
         """All windows, in the order of the text. What a long document has too little for a window is left out."""
-        packing = Packing(self)
+        self.tokens, packing = 0, Packing(self)
         document: Document | None = None
         for piece in pieces:
             if document is None or piece.begins:
                 if document and (window := packing.finished(document)):
                     yield window
                 document = Document(piece)
-            document.ids += self.ids(piece.document, piece.text, piece.begins)
+            ids = self.ids(piece.document, piece.text, piece.begins)
+            document.ids += ids
+            self.tokens += len(ids)
             while len(document.ids) >= self.room:
                 yield self.window(piece.document, document.ids)
                 document.ids, document.long = document.ids[self.room :], True
         if document and (window := packing.finished(document)):
             yield window
-        self.left = len(packing.ids)
 
     def one(self, piece: Piece, draw: Callable[[int], int], packing: "Packing") -> Window | None:
         """At most one window of a piece: from a place that is drawn where the text is long; joined with others where it is short."""

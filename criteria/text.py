@@ -107,9 +107,9 @@ def _shortage(found: int, wanted: int, cutter: Cutter, text_of: RowText) -> str:
         return f"{asked}; lower sequences or length, or add text"
     if text_of.seen and text_of.seen == text_of.blank:
         return f"there is no text, its {text_of.seen:,} rows are null or empty; name another field, or add text"
-    if not cutter.left:
+    if not cutter.tokens:
         return "there is no text; add some"
-    return f"the text ({cutter.left:,} tokens) is shorter than one window of {cutter.length} tokens; lower length or add text"
+    return f"the text ({cutter.tokens:,} tokens) is shorter than one window of {cutter.length} tokens; lower length or add text"
 
 
 def _check_content(what: str, windows: list[Window], cutter: Cutter, say: Callable[[str], None]) -> None:
@@ -134,10 +134,10 @@ def consecutive(
     size = SMALL if reader.weight(SMALL) <= SMALL else BLOCK
     found = list(islice(cutter.windows(every(reader, size)), sequences or None))
     if not found:
-        has = f"the text has {cutter.left:,} tokens" if cutter.left else "there is no text"
+        has = f"the text has {cutter.tokens:,} tokens" if cutter.tokens else "there is no text"
         raise ExciseError(f"{path}: {has}, less than a window of {length}; lower --window or take a longer text")
     if len(found) < sequences:
-        has = f"the text has {len(found)} full windows of {length} tokens; {sequences} asked"
+        has = f"the text has {cutter.tokens:,} tokens, {len(found)} full windows of {length}; {sequences} asked"
         raise ExciseError(f"{path}: {has}: lower --sequences or --window, or take a longer text")
     _check_content(str(path), found, cutter, say)
     tokens, rows = np.stack([row for _, row in found]), np.arange(len(found))

@@ -59,7 +59,8 @@ class JsonValues:
 class Values:
     """(place in characters, value) of the rows of a JSON text that is read step by step."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, step: int = STEP) -> None:
+        self.step = step  # bytes that are read at once
         self.data, self.decoder, self.bytes = (
             data,
             json.JSONDecoder(),
@@ -81,7 +82,7 @@ class Values:
             yield self.base + at, value
             at = self._skip(end)
             at = self._after_element(at) if array else at
-            if at > STEP:
+            if at > self.step:
                 self.buffer, self.base, at = self.buffer[at:], self.base + at, 0
         if array and not sign:
             self._fail(at, "the array does not end")
@@ -103,8 +104,9 @@ class Values:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.buffer, at)
-                if self.done or end < len(self.buffer):  # a number may go on
+                if self.done or not isinstance(value, int | float) or end <= len(self.buffer) - CUT:
                     return value, end
+                # A number may go on: 1 may become 1.5e3.
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - CUT
                 if self.done or not cut:
@@ -113,7 +115,7 @@ class Values:
                 self._fail(at, str(error))
             if len(self.buffer) - at > LONGEST:
                 self._fail(at, f"a value of more than {LONGEST:,} characters is no row")
-            self._more(max(STEP, len(self.buffer) - at))
+            self._more(max(self.step, len(self.buffer) - at))
 
     def _skip(self, at: int) -> int:
         """The next place that is not blank."""
@@ -122,7 +124,7 @@ class Values:
                 at += 1
             if at < len(self.buffer) or self.done:
                 return at
-            self._more(STEP)
+            self._more(self.step)
 
     def _sign(self, at: int) -> str:
         return self.buffer[at : at + 1]

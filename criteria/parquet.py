@@ -24,15 +24,13 @@ class Parquet:
         with _readable(path), pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             self.columns = [name for name in dict.fromkeys(text_of.columns) if name in names]
-            self.groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            self.bytes = sum(self._bytes(file.metadata.row_group(i)) for i in range(len(self.groups)))
+            # Not the bytes of single columns: asked for those of a damaged file, pyarrow ends the process.
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            self.groups = [max(0, group.num_rows) for group in groups]
+            self.bytes = sum(max(0, group.total_byte_size) for group in groups)
         if not self.columns:
             with located(lambda: str(path)):
                 text_of(str(path), dict.fromkeys(names))
-
-    def _bytes(self, group: Any) -> int:
-        columns = (group.column(i) for i in range(group.num_columns))
-        return sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] in self.columns)
 
     def weight(self, _limit: int) -> int:
         return self.bytes

@@ -56,7 +56,7 @@ def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int]) ->
     found: dict[int, Window] = {}
     while len(found) < wanted and at < len(order):
         missing = wanted - len(found)
-        batch = order[at : at + missing + missing // 4 + 8].tolist()
+        batch = order[at : at + max(at, missing + missing // 4 + 8)].tolist()  # as many again, where cells hold little
         cells = dict(reader.read(size, sorted(batch)))
         for cell in batch:
             window = _of_cell(cells.get(cell, []), cutter, packing, np.random.default_rng([*seed, cell]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from criteria.pieces import Cells, Piece
+from criteria.pieces import BLOCK, Cells, Piece
 from criteria.storage import Data
 
 CONTEXT = 2**12  # bytes on either side of a cell that a separator may look at
@@ -79,17 +79,32 @@ class PlainText:
 
     def _before(self, cell: int, size: int) -> int:
         """The byte where the document starts that reaches into a cell. Looks back, and never twice through the same cells."""
-        at, found = cell, 0
-        while at > 0 and at not in self._open:
-            at -= 1
-            stretch = self._stretch(at, size)
+        at, many = cell, max(1, BLOCK // size)
+        found: int | None = None
+        while found is None and at > 0:
+            first = max(0, at - many)
+            if not self._none_in(first, at, size):
+                found = self._last_start(first, at, size)
+            at = first
+        self._open[cell] = found or 0
+        return self._open[cell]
+
+    def _last_start(self, first: int, last: int, size: int) -> int | None:
+        """The byte where the last document starts in or before some cells, as far as it shows there."""
+        for cell in range(last, first, -1):
+            if cell in self._open:
+                return self._open[cell]
+            stretch = self._stretch(cell - 1, size)
             if stretch.starts:
-                found = stretch.begin + len(stretch.text[: stretch.starts[-1]].encode())
-                break
-        else:
-            found = self._open.get(at, 0)
-        self._open[cell] = found
-        return found
+                return stretch.begin + len(stretch.text[: stretch.starts[-1]].encode())
+        return None
+
+    def _none_in(self, first: int, last: int, size: int) -> bool:
+        """Whether many cells can be passed over at once: no document starts in any, and none of them was looked at before."""
+        if first < 1 or self.data.forward or not self._open.keys().isdisjoint(range(first, last + 1)):
+            return False
+        assert self.separator is not None, "asked for only where there is one"
+        return self.separator.search(self._beside(first * size - CONTEXT, last * size + 2 * CONTEXT)) is None
 
     def _stretch(self, cell: int, size: int) -> Stretch:
         # In this order, because a compressed file can only be read forwards.

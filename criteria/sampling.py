@@ -11,7 +11,8 @@ import numpy as np
 from criteria.cutting import Cutter, Packing, Window
 from criteria.pieces import BLOCK, SMALL, Piece, Reader
 
-PER_TOKEN = 16  # bytes of a cell for every token of a window
+PER_TOKEN = (16, 64)  # bytes of a cell for every token of a window; the second where a token is long, or a row mostly something else
+HELD = 2**26  # bytes of cells that are in memory at once, unless more windows than that are wanted
 LEAST, MOST = 2**12, 2**20  # bytes of a cell at least; cells at most
 
 
@@ -31,8 +32,12 @@ def sample(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], aga
     if reader.weight(SMALL) <= SMALL:
         found = list(cutter.windows(every(reader, SMALL)))
         return [found[i] for i in choice(len(found), wanted, seed)]
-    chosen = visited(reader, cutter, wanted, seed)
-    return chosen if len(chosen) == wanted else counted(reader, cutter, wanted, seed, again)
+    for per_token in PER_TOKEN:
+        again()
+        chosen = visited(reader, cutter, wanted, seed, per_token)
+        if len(chosen) == wanted:
+            return chosen
+    return counted(reader, cutter, wanted, seed, again)
 
 
 def every(reader: Reader, size: int) -> Iterator[Piece]:
@@ -48,15 +53,19 @@ def choice(found: int, wanted: int, seed: Sequence[int]) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(found, wanted, replace=False).tolist())
 
 
-def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int]) -> list[Window]:
-    """At most `wanted` windows: at most one of every cell, so that they lie apart. Short documents of several cells are joined."""
-    size = max(PER_TOKEN * cutter.length, LEAST, -(-reader.weight(2**63) // MOST))
+def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], per_token: int) -> list[Window]:
+    """At most `wanted` windows: at most one of every cell, so that they lie apart. Short documents of several cells are joined.
+
+    per_token: bytes of a cell for every token of a window. Where they are clearly too few, larger cells are worth another try.
+    """
+    size = max(per_token * cutter.length, LEAST, -(-reader.weight(2**63) // MOST))
     order = np.random.default_rng(seed).permutation(reader.cells(size))
     packing, at = Packing(cutter), 0
     found: dict[int, Window] = {}
     while len(found) < wanted and at < len(order):
-        missing = wanted - len(found)
-        batch = order[at : at + max(at, missing + missing // 4 + 8)].tolist()  # as many again, where cells hold little
+        if per_token < PER_TOKEN[-1] and at > 4 * wanted > 16 * len(found):
+            break
+        batch = order[at : at + _next(wanted - len(found), at, size)].tolist()
         cells = dict(reader.read(size, sorted(batch)))
         for cell in batch:
             window = _of_cell(cells.get(cell, []), cutter, packing, np.random.default_rng([*seed, cell]))
@@ -66,6 +75,12 @@ def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int]) ->
                 break
         at += len(batch)
     return [found[cell] for cell in sorted(found)]
+
+
+def _next(missing: int, visited: int, size: int) -> int:
+    """Cells to visit next: some more than windows are missing; where cells hold little, as many again as before, as memory allows."""
+    least = missing + missing // 4 + 8
+    return max(least, min(visited, HELD // size))
 
 
 def _of_cell(pieces: list[Piece], cutter: Cutter, packing: Packing, rng: np.random.Generator) -> Window | None:

@@ -24,7 +24,7 @@ from criteria.cutting import Cutter
 from criteria.json_lines import JsonLines
 from criteria.json_values import JsonValues
 from criteria.parquet import Parquet
-from criteria.pieces import SMALL, Piece, Reader, Shelf
+from criteria.pieces import Piece, Reader, Shelf
 from criteria.plain import PlainText
 from criteria.reading import opened
 from criteria.rows import RowText
@@ -80,7 +80,7 @@ def documents(pieces: Sequence[Piece]) -> list[str]:
 # Cells.
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(alphabet="ab \t\n\r\n=é漢😀", min_size=1, max_size=300), st.integers(30, 60), st.booleans())
 def test_cells_hold_the_text_and_its_documents(tmp_path: Path, part: str, times: int, packed: bool) -> None:
     """All of it, once; a document has one name in all its cells; compressed or not."""
@@ -141,16 +141,24 @@ def test_rows_stand_in_one_cell_each(tmp_path: Path) -> None:
 # Choice.
 
 
+@pytest.fixture(autouse=True)
+def _large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large begins at 100 kB, so that tests are quick."""
+    for module in ("sampling", "reading", "text"):
+        monkeypatch.setattr(f"criteria.{module}.SMALL", 10**5)
+    for module in ("sampling", "dataset", "text"):
+        monkeypatch.setattr(f"criteria.{module}.BLOCK", 2**15)
+
+
 def ids_of(text: str) -> NDArray[np.int64]:
     return np.array(WORDS(text, verbose=False)["input_ids"])
 
 
 @pytest.fixture(scope="module")
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5 MB in 400 articles."""
+    """500 kB in 40 articles."""
     path = tmp_path_factory.mktemp("prose") / "prose.txt"
-    path.write_text("".join(f"# {number}\n{words(800, number)}\n" for number in range(400)))
-    assert path.stat().st_size > SMALL
+    path.write_text("".join(f"# {number}\n{words(800, number)}\n" for number in range(40)))
     return path
 
 
@@ -159,15 +167,20 @@ def tokens(prose: Path) -> NDArray[np.int64]:
     return ids_of(prose.read_text())
 
 
-def read(sequences: int = 40, seed: int = 0, length: int = 256, **source: Any) -> Windows:
+def read(sequences: int = 20, seed: int = 0, length: int = 64, **source: Any) -> Windows:
     return read_windows([Source.model_validate(source)], WORDS, length, sequences, seed)
+
+
+def place_of(window: NDArray[np.int64], tokens: NDArray[np.int64]) -> int:
+    """Where a window stands in a text."""
+    return next(int(at) for at in np.flatnonzero(tokens == window[0]) if tokens[at : at + len(window)].tolist() == window.tolist())
 
 
 def test_windows_are_text_and_the_seed_decides(prose: Path, tokens: NDArray[np.int64], tmp_path: Path) -> None:
     windows = read(text=prose)
-    places = [int(np.flatnonzero((np.lib.stride_tricks.sliding_window_view(tokens, 256) == row).all(1))[0]) for row in windows.tokens]
+    places = [place_of(row, tokens) for row in windows.tokens]
     assert places == sorted(places)
-    assert min(np.diff(places)) >= 256, "none overlap"
+    assert min(np.diff(places)) >= 64, "none overlap"
     assert places[-1] > len(tokens) * 0.8 > len(tokens) * 0.2 > places[0], "they lie all over the text"
     elsewhere = tmp_path / "elsewhere" / "other.txt"
     elsewhere.parent.mkdir()
@@ -182,54 +195,53 @@ def test_windows_are_text_and_the_seed_decides(prose: Path, tokens: NDArray[np.i
 
 def test_articles_are_documents(prose: Path) -> None:
     """Windows of an article share it, and none reaches into the next."""
-    windows = read(100, text=prose, separator="^# ")
-    starts = {f"{prose}@{match.start()}": match for match in re.finditer(b"(?m)^# (\\d+)", prose.read_bytes())}
+    windows = read(60, text=prose, separator="^# ")
+    starts = {f"{prose}@{match.start()}": int(match[1]) for match in re.finditer(b"(?m)^# (\\d+)", prose.read_bytes())}
     assert set(windows.documents) <= starts.keys()
-    assert 60 < len(windows.documents) < 100
+    assert 20 < len(windows.documents) < 40
     for row, document in zip(windows.tokens, windows.document, strict=True):
-        number = int(starts[windows.documents[document]][1])
-        article = ids_of(f"# {number}\n{words(800, int(number))}")
-        assert (np.lib.stride_tricks.sliding_window_view(article, 256) == row).all(1).any()
+        number = starts[windows.documents[document]]
+        assert place_of(row, ids_of(f"# {number}\n{words(800, number)}")) >= 0
 
 
 def test_short_rows_are_joined(tmp_path: Path) -> None:
     """As many as fit; every window has other ones."""
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"text": words(41, n)}) for n in range(8000)))
+    path.write_text("\n".join(json.dumps({"text": words(20, n)}) for n in range(1000)))
     windows = read(jsonl=path)
     assert windows.hash == read(jsonl=path).hash != read(jsonl=path, seed=1).hash
     joined = [row.tolist() for row in windows.tokens]
-    assert all([at for at, token in enumerate(row) if token == 1] == [41, 83, 125, 167, 209, 251] for row in joined)
-    assert len(windows.documents) == 40
+    assert all([at for at, token in enumerate(row) if token == 1] == [20, 41, 62] for row in joined)
+    assert len(windows.documents) == 20
     assert all(re.fullmatch(r".*rows\.jsonl@\d+ … .*rows\.jsonl@\d+", name) for name in windows.documents)
-    rows = {tuple(ids_of(words(41, n)).tolist()) for n in range(8000)}
-    parts = [tuple(row[at : at + 41]) for row in joined for at in range(0, 250, 42)]
+    rows = {tuple(ids_of(words(20, n)).tolist()) for n in range(1000)}
+    parts = [tuple(row[at : at + 20]) for row in joined for at in (0, 21, 42)]
     assert rows.issuperset(parts)
     assert len(set(parts)) == len(parts)
 
 
 def test_long_rows_give_a_window_from_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "books.jsonl"
-    path.write_text("\n".join(json.dumps({"text": words(30000, n)}) for n in range(10)))
+    path.write_text("\n".join(json.dumps({"text": words(3000, n)}) for n in range(10)))
     windows = read(10, jsonl=path)
     assert len(windows.documents) > 3
-    begins = [ids_of(words(30000, n))[:256].tolist() for n in range(10)]
+    begins = [ids_of(words(3000, n))[:64].tolist() for n in range(10)]
     assert sum(row.tolist() in begins for row in windows.tokens) < 3, "not only their begins"
 
 
-def test_most_of_a_large_text_is_counted(prose: Path, tokens: NDArray[np.int64]) -> None:
+def test_all_of_a_large_text(prose: Path, tokens: NDArray[np.int64]) -> None:
     """Where all windows are asked that there are, all are found, as of a small text; one more is refused with the right number."""
-    has = len(tokens) // 20000
-    windows = read(has, length=20000, text=prose)
-    np.testing.assert_array_equal(windows.tokens.reshape(-1), tokens[: has * 20000])
-    with pytest.raises(ExciseError, match=rf"{has + 1} windows of 20000 tokens asked, the text has {has};"):
-        read(has + 1, length=20000, text=prose)
+    has = len(tokens) // 500
+    windows = read(has, length=500, text=prose)
+    np.testing.assert_array_equal(windows.tokens.reshape(-1), tokens[: has * 500])
+    with pytest.raises(ExciseError, match=rf"{has + 1} windows of 500 tokens asked, the text has {has};"):
+        read(has + 1, length=500, text=prose)
 
 
 def test_counting_gives_what_a_small_text_gives(tmp_path: Path) -> None:
     """The same windows by the same seed."""
     small = tmp_path / "small.txt"
-    small.write_text("".join(f"# {number}\n{words(40 + number, number)}\n" for number in range(80)))
+    small.write_text("".join(f"# {number}\n{words(40 + number, number)}\n" for number in range(60)))
     cutter, reader = Cutter(WORDS, 64), PlainText(small, "^# ")
     expected = sample(reader, cutter, 20, (0, 0), lambda: None)
     passes: list[int] = []
@@ -240,54 +252,65 @@ def test_counting_gives_what_a_small_text_gives(tmp_path: Path) -> None:
 
 def test_every_cell_gives_one_window_at_most(prose: Path) -> None:
     reader = PlainText(prose)
-    assert len(visited(reader, Cutter(WORDS, 256), 10**6, (0, 0))) <= reader.cells(16 * 256)
+    assert 0 < len(visited(reader, Cutter(WORDS, 64), 10**6, (0, 0), 64)) <= reader.cells(64 * 64)
+
+
+def test_rows_that_are_mostly_something_else(tmp_path: Path) -> None:
+    """Little text in much of a file: windows are joined over many cells, and the file is not read through."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"vector": "0" * 3000, "text": words(20, n)}) for n in range(2000)))
+    made = text_of(Source(jsonl=(path,)))
+    assert len(sample(JsonLines(path, made), Cutter(WORDS, 64), 50, (0, 0), made.again)) == 50
+    assert made.seen < 400
 
 
 def test_a_large_data_set_is_kept_on_disk_meanwhile(tmp_path: Path) -> None:
     """Its rows are read once; windows are chosen as of a file; nothing is left behind."""
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"text": words(200, n)}) for n in range(2500)))
-    source = Source(dataset=str(path), documents=2000)
+    path.write_text("\n".join(json.dumps({"text": words(20, n)}) for n in range(1000)))
+    source = Source(dataset=str(path), documents=800)
     made = RowText(source, WORDS, None, lambda _: None)
     with opened(source, made) as reader:
         assert isinstance(reader, JsonLines)
         kept = reader.path
-        assert sum(1 for _ in every(reader, SMALL)) == made.seen == 2000
+        assert sum(1 for _ in every(reader, 4096)) == made.seen == 800
     assert not kept.exists()
-    windows = read(dataset=str(path), documents=2000)
-    assert windows.hash == read(dataset=str(path), documents=2000).hash
+    windows = read(dataset=str(path), documents=800)
+    assert windows.hash == read(dataset=str(path), documents=800).hash
     assert all(str(path) in name for name in windows.documents)
 
 
 def test_effects_read_from_the_start(prose: Path, tokens: NDArray[np.int64]) -> None:
     """The first windows of a large text are those of its begin; all of them are all of it."""
-    np.testing.assert_array_equal(consecutive(prose, WORDS, 256, 8).tokens.reshape(-1), tokens[: 8 * 256])
-    whole = consecutive(prose, WORDS, 1000)
-    np.testing.assert_array_equal(whole.tokens.reshape(-1), tokens[: len(tokens) // 1000 * 1000])
+    np.testing.assert_array_equal(consecutive(prose, WORDS, 64, 8).tokens.reshape(-1), tokens[: 8 * 64])
+    whole = consecutive(prose, WORDS, 500)
+    np.testing.assert_array_equal(whole.tokens.reshape(-1), tokens[: len(tokens) // 500 * 500])
 
 
 MEASURE = """
 import json, resource, sys, time
+from transformers import PreTrainedTokenizerFast
 from criteria.sources import Source
 from criteria.text import read_windows
-from tests.test_text_large import WORDS
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[2], eos_token="<eos>", unk_token="<unk>")
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, begun = peak(), time.monotonic()
-windows = read_windows([Source(text=(sys.argv[1],), separator="^# ")], WORDS, 512, 128, 0)
+windows = read_windows([Source(text=(sys.argv[1],), separator="^# ")], tokenizer, 512, 128, 0)
 print(json.dumps([len(windows), time.monotonic() - begun, peak() - before]))
 """
 
 
 def test_a_gigabyte_costs_what_a_megabyte_costs(tmp_path: Path) -> None:
     """128 windows of 1 GB: seconds, and little memory over what the libraries take."""
-    path = tmp_path / "huge.txt"
+    path, tokenizer = tmp_path / "huge.txt", tmp_path / "tokenizer.json"
+    WORDS.backend_tokenizer.save(str(tokenizer))
     block = "".join(f"# {number}\n{words(800, number)}\n" for number in range(100)).encode()
     try:
         with path.open("wb") as file:
             for _ in range(2**30 // len(block) + 1):
                 file.write(block)
         assert path.stat().st_size >= 2**30
-        done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", MEASURE, path, tokenizer], capture_output=True, text=True, check=True)
     finally:
         path.unlink()
     count, seconds, megabytes = json.loads(done.stdout)

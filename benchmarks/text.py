@@ -1,8 +1,9 @@
 """What it costs to take windows out of a text: seconds and peak memory, by size and kind of the file.
 
-    python -m benchmarks.text [--megabytes 50 1000 --kinds text jsonl json gz parquet --windows 128 --length 512]
+    python -m benchmarks.text [--megabytes 50 1000 --kinds text articles jsonl json gz parquet --windows 128 --length 512]
 
-The text is made of 5,000 random words; the tokenizer is the demo's. Memory: peak of the resident set of a process of its own, over the
+The text is made of 5,000 random words; the tokenizer is the demo's. "text" is one document, "articles" the same file with a document every
+2,000 characters, "gz" JSON lines. Memory: peak of the resident set of a process of its own, over the
 level before the text is read.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-NAMES = {"text": "a.txt", "jsonl": "a.jsonl", "json": "a.json", "gz": "a.jsonl.gz", "parquet": "a.parquet"}
+NAMES = {"text": "a.txt", "articles": "articles.txt", "jsonl": "a.jsonl", "json": "a.json", "gz": "a.jsonl.gz", "parquet": "a.parquet"}
 
 
 def block(size: int = 2**20) -> list[str]:
@@ -42,10 +43,11 @@ def write(kind: str, path: Path, size: int) -> None:
         write_parquet(path, size)
         return
     with gzip.open(path, "wt", 1) if kind == "gz" else path.open("w") as file:
-        file.write("[" if kind == "json" else "")
         for row in rows(size):
-            first = "" if row["id"] == 0 or kind != "json" else ",\n"
-            file.write(f"# {row['id']}\n{row['text']}\n" if kind == "text" else first + json.dumps(row) + "\n" * (kind != "json"))
+            if kind == "json":
+                file.write(("," if row["id"] else "[") + json.dumps(row))
+            else:
+                file.write(json.dumps(row) + "\n" if "json" in path.name else f"# {row['id']}\n{row['text']}\n")
         file.write("]" if kind == "json" else "")
 
 
@@ -69,7 +71,7 @@ def measure(path: Path, count: int, length: int) -> dict[str, float]:
     from experts.anatomy import load_tokenizer
     from prune.locate import model_folder
 
-    tokenizer, source = load_tokenizer(model_folder("demo")), Source(text=(path,), separator="^# ")
+    tokenizer, source = load_tokenizer(model_folder("demo")), Source(text=(path,), separator="^# " if path.stem == "articles" else "")
     before, begun = peak(), time.perf_counter()
     windows = read_windows([source], tokenizer, length, count, 0)
     assert len(windows) == count

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from criteria.formats import ROWS, reader
+from criteria.formats import ROWS, files_of, reader
 from criteria.pieces import BLOCK, Piece, located
 from criteria.rows import RowText
 from criteria.sources import Source
@@ -59,7 +59,7 @@ class Rows:
 
     def of(self, part: Part, text_of: RowText) -> Iterator[Piece]:
         """The text of the rows of a part."""
-        if self.local and not self.saved and (files := self._files(part.name)):
+        if self.local and not self.saved and (files := self._files(part.name, text_of)):
             yield from _read(files, Taken(text_of, part))
             return
         label = f"{self.source.dataset}/{part.name}" if "+" in self.source.split else self.source.dataset
@@ -79,7 +79,7 @@ class Rows:
             splits = datasets.load_dataset_builder(self.source.dataset, self.source.config or None).info.splits or {}
             return {str(name): split.num_examples for name, split in splits.items() if split.num_examples}
 
-    def _files(self, split: str) -> list[Path]:
+    def _files(self, split: str, text_of: RowText) -> list[Path]:
         """The files of a split, if all are of a kind that is read here: then the columns of one may differ from those of another."""
         if self.path.is_file():
             if split != "train":
@@ -91,8 +91,16 @@ class Rows:
             found = datasets.load_dataset_builder(str(self.path), self.source.config or None).config.data_files
         if split not in found:
             raise ExciseError(f"data set {self.path}: no split {split!r}; it has {', '.join(map(str, found))}")
+        self._say_what_is_in_none(found, text_of)
         files = [Path(str(file)) for file in found[split]]
         return files if all(file.name.lower().removesuffix(".gz").endswith(ROWS) for file in files) else []
+
+    def _say_what_is_in_none(self, found: Mapping[str, Iterable[Any]], text_of: RowText) -> None:
+        """Of a folder with files of several kinds `datasets` takes one kind."""
+        taken = {Path(str(file)).resolve() for files in found.values() for file in files}
+        left = [file for file in files_of(self.path, (*ROWS, *TABLES)) if file.resolve() not in taken]
+        if left:
+            text_of.say(f"data ({self.source.label}): {len(left)} files are in no split and are not read (the first is {left[0]})")
 
     def _by_library(self, part: Part) -> Iterator[Any]:
         with self._asked():

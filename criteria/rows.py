@@ -10,6 +10,8 @@ from criteria.pieces import Piece, RowError
 from criteria.sources import Source
 from experts.errors import ExciseError
 
+MOST_SHOWN = 12  # names of columns in a message
+
 
 class RowText:
     """The text of the rows of one source. choice: its chat_template, None = where rows are conversations; say: tells a note."""
@@ -117,6 +119,6 @@ class RowText:
             if row[talk] in (None, []):
                 return None
             raise RowError(f"{talk} is no conversation; expected a list of {{role, content}} or of {{from, value}}")
-        have = sorted(map(str, row))
+        have = sorted(map(str, row))[:MOST_SHOWN]
         way = f"; name the one to read (field: {have[0]}), or several to choose from (field: {names[0]}|{have[0]})" if have else ""
         raise RowError(f"no text in field {'|'.join(names)!r}; it has {have}{way}")

@@ -1,6 +1,5 @@
 """`excise`: parses, calls one function, prints. Results go to stdout, everything else to stderr."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,22 +10,11 @@ from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from prune import show
 from prune.guard import guarded, waiting
+from prune.options import Begin, Dtype, Shown
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
 ))  # fmt: skip
-
-
-class Dtype(StrEnum):
-    """Precisions a model can be loaded in."""
-
-    AUTO, FLOAT32, BFLOAT16, FLOAT16 = "auto", "float32", "bfloat16", "float16"
-
-
-class Shown(StrEnum):
-    """Outcomes of an audit."""
-
-    DELTA, ABSOLUTE, KL = "delta", "absolute", "kl"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
@@ -203,9 +191,7 @@ def effects(
     mode: Annotated[Mode, typer.Option("--mode", help="What removal means.")] = Mode.ZERO,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")] = Dtype.AUTO,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")] = False,
-    bos: Annotated[
-        Bos, typer.Option("--bos", help="Begin every window with the token for the beginning of a text; auto = if the tokenizer does.")
-    ] = Bos.AUTO,
+    bos: Begin = Bos.AUTO,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -141,6 +141,10 @@ def test_local_files_and_folders_as_data_sets(tmp_path: Path) -> None:
     assert texts(read(7, dataset=folder, field="text|content")) == [*TEXTS, "z" * 30]
     assert texts(read(1, dataset=folder, split="test")) == ["t" * 30]
     assert texts(read(1, dataset=f"{folder}/test.jsonl")) == ["t" * 30]
+    write(tmp_path, "d/other.txt", "x")
+    notes: list[str] = []
+    assert texts(read(1, notes=notes, dataset=folder, split="test")) == ["t" * 30]
+    assert notes == [f"data (d): 1 files are in no split and are not read (the first is {folder}/other.txt)"]
     with pytest.raises(ExciseError, match=r"data set .*/d: no split 'dev'; it has train, test"):
         read(1, dataset=folder, split="dev")
     with pytest.raises(ExciseError, match=r"train-2\.jsonl:1: no text in field 'text'; it has \['content'\]"):

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +125,28 @@ def test_folders_as_data_sets(tmp_path: Path) -> None:
     outcome(dataset=str(tmp_path), split="dev[:10%]")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator reads everything")
-def test_unreadable_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("x" * 99)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert outcome(text=path) == f"{path}: Permission denied"
+
+
+def test_a_file_that_vanishes_or_shrinks(tmp_path: Path) -> None:
+    """Between looking at it and reading it."""
     path = tmp_path / "a.txt"
     path.write_text("x" * 99)
-    path.chmod(0)
-    assert outcome(text=path) == f"{path}: Permission denied"
+    data = Data(path)
+    path.unlink()
+    with pytest.raises(ExciseError, match=r"a\.txt: No such file or directory"):
+        data.text(0, 9)
+    path.write_text("")
+    assert data.text(0, 9) == ""
 
 
 @FUZZ

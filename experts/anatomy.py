@@ -24,7 +24,7 @@ from transformers import (
 
 from experts.configuration import COMMON, COUNT_KEYS, ROUTER_TENSORS, ROUTERS, TOP_K_KEYS, expert_axis, in_tower, router_groups
 from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
-from experts.options import set_plain_outputs
+from experts.plain_outputs import set_plain_outputs
 from experts.strict_json import read_object
 from experts.weight_files import entry_file, regular_files
 
@@ -75,7 +75,7 @@ class Anatomy:
 def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, device: torch.device | None = None) -> PreTrainedModel:
     """The model of a local checkpoint folder, in evaluation mode; without a `device`, on the GPU if it fits there.
 
-    Its forwards give logits and nothing else (experts/options.py).
+    Its forwards give logits and nothing else (experts/plain_outputs.py).
     """
     config = read_object(folder / "config.json", "no such file; a checkpoint folder has config.json and *.safetensors")
     entry_file(regular_files(folder), config, str(folder))  # refuses what transformers would read in another way
@@ -169,7 +169,7 @@ def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
     """Finds the MoE layers. Raises ExciseError for a dense model or one whose experts bypass the interface.
 
     pruned: layers may hold different numbers of experts; E is then the largest. From here on the model's forwards give
-    logits and nothing else (experts/options.py).
+    logits and nothing else (experts/plain_outputs.py).
     """
     set_plain_outputs(model)
     modules = dict(model.named_modules())

@@ -1,15 +1,16 @@
 """`excise`: parses, calls one function, prints. Results go to stdout, everything else to stderr."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from criteria.beginning import Bos
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from prune import show
 from prune.guard import guarded, waiting
+from prune.options import Begin, Debug, Dtype, Force, Json, Model, Quiet, Recipe, Set, Shown
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
@@ -19,29 +20,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 ))  # fmt: skip
 
 
-class Dtype(StrEnum):
-    """Precisions a model can be loaded in."""
-
-    AUTO, FLOAT32, BFLOAT16, FLOAT16 = "auto", "float32", "bfloat16", "float16"
-
-
-class Shown(StrEnum):
-    """Outcomes of an audit."""
-
-    DELTA, ABSOLUTE, KL = "delta", "absolute", "kl"
-
-
-Model = Annotated[str, typer.Argument(help="Folder, `demo`, or organisation/name[@revision] on the hub.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a recipe value, for example prune.fraction=0.25.")]
-
-
 @app.command()
 def prune(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")],
+    recipe: Recipe,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder; default runs/<recipe>-<criterion>-<budget>-<scope>.")
     ] = None,
@@ -73,7 +54,7 @@ def prune(
 
 @app.command()
 def compare(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")],
+    recipe: Recipe,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the comparison; default runs/<recipe>-compare.")] = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
@@ -191,7 +172,7 @@ def finetune(
 @app.command()
 def effects(
     model: Model,
-    text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start, no special tokens added.")],
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table: NAME.parquet or NAME.csv.")],
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 256,
     sequences: Annotated[int, typer.Option("--sequences", help="Windows; 0 = all of the text.")] = 0,
@@ -205,6 +186,7 @@ def effects(
     mode: Annotated[Mode, typer.Option("--mode", help="What removal means.")] = Mode.ZERO,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")] = Dtype.AUTO,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")] = False,
+    bos: Begin = Bos.AUTO,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -217,7 +199,7 @@ def effects(
         from prune.request import Request, numbers
 
         chosen = numbers("--layers", layers), numbers("--experts", experts)
-        request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force)
+        request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force, bos)
         layout = prepare_effects(request)  # refused before torch is loaded
         with waiting("loading libraries", quiet):
             from prune.effects import run

@@ -1,6 +1,7 @@
 """What a recipe works with: the loaded model, its texts, the calibration, the experiments and the scores; each made once, and kept."""
 
 import gc
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 
 from criteria.budget import Budget
+from criteria.chat import Template
+from criteria.context import context_note
 from criteria.experiment import Measurement, prerequisites
 from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
@@ -24,6 +27,7 @@ from criteria.statistics import Array, Statistics
 from criteria.text import Windows, check_disjoint, read_windows
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
+from experts.notes import tell
 from experts.plan import Plan
 from prune.cache import Cache
 from prune.prepare import Prepared
@@ -45,6 +49,7 @@ class Materials:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.cache = cache or Cache(self.folder.path)
         self.shape, self.fingerprint = prepared.shape, prepared.fingerprint
+        self._told: set[str] = set()
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -81,17 +86,29 @@ class Materials:
         check_disjoint(windows, self.validation, "finetune")
         return windows
 
-    def read_part(self, part: Text) -> Windows:
-        """Windows of one of the recipe's texts."""
+    def read_part(self, part: Text, say: Callable[[str], None] | None = None) -> Windows:
+        """Windows of one of the recipe's texts. say: takes notes on it; by default each is told once."""
+        say = say or self._tell_once
+        checkpoint = self.prepared.layout.checkpoint
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        if note := context_note(part.length, checkpoint.config, shapes):
+            say(note)
         tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
-        return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
+        text = (part.data, tokenizer, part.length, part.sequences, part.seed)
+        return read_windows(*text, part.bos, part.chat_template, say)
+
+    def _tell_once(self, note: str) -> None:
+        if note not in self._told:
+            self._told.add(note)
+            tell(note)
 
     def reseeded(self, seed: int, criteria: tuple[Criterion, ...]) -> "Materials":
         """The same with another calibration seed and some of the criteria. Its plans are not validated, so its text may overlap."""
         calibration = self.recipe.calibration.model_copy(update={"seed": seed})
         recipe = self.recipe.model_copy(update={"calibration": calibration})
         other = Materials(replace(self.prepared, recipe=recipe, criteria=criteria), self.cache)
-        other.__dict__ |= {"anatomy": self.anatomy, "windows": (self.read_part(calibration), self.validation)}  # already there: shared
+        windows = (self.read_part(calibration, _silent), self.validation)
+        other.__dict__ |= {"anatomy": self.anatomy, "windows": windows}  # already there: shared
         return other
 
     @cached_property
@@ -101,7 +118,11 @@ class Materials:
 
         tasks = self.recipe.validation.tasks
         assert tasks is not None, "asked for only where there are some"
-        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data)
+        template = ""
+        if tasks.chat_template:
+            tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
+            template = Template(tokenizer, tasks.chat_template, "validate.tasks.chat_template").tried()
+        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data, template)
 
     def reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
         """Of a written checkpoint, on the first validation window [1, W, V]; on `device`, because another one rounds differently."""
@@ -201,3 +222,7 @@ class Materials:
         drawn = (self.shape, scores.protected, settings.random_plans, settings.random_seed)
         equal = None if plan.uniform else equal_plans(plan, *drawn)
         return Contest(plan, reversed_plan, random_plans(plan, *drawn), criterion.formula, budget.scope, equal)
+
+
+def _silent(_: str) -> None:
+    """Takes notes on a text that was told of before."""

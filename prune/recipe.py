@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from criteria.sources import Source
+from criteria.beginning import Bos
+from criteria.sources import Source, Template
 from experts.modes import Mode
 from finetune.settings import Training
 from validate.verdict import Null
@@ -29,6 +30,14 @@ class Text(Part):
     length: int = Field(default=512, gt=16, description="tokens per window")
     seed: int = Field(default=0, ge=0, description="seed of the choice of windows")
     batch: int = Field(default=8, gt=0, description="windows per forward; changes memory and speed only")
+    bos: Bos = Field(
+        default=Bos.AUTO,
+        description="auto, always, never: windows begin with the token for the beginning of a text; auto = if the tokenizer adds it",
+    )
+    chat_template: Template | None = Field(
+        default=None,
+        description="of the sources that do not say: true, false or the name of a template; none = conversations by the tokenizer's own",
+    )
 
     @field_validator("data", mode="before")
     @classmethod
@@ -113,6 +122,9 @@ class Tasks(Part):
     limit: int | None = Field(default=None, gt=0, description="items per task, the first ones; none = all")
     fewshot: int | None = Field(default=None, ge=0, description="examples before each item; none = what the task says")
     batch: int = Field(default=16, gt=0, description="requests per forward")
+    chat_template: Template = Field(
+        default=False, description="true, or the name of a template of the tokenizer: prompts are written as conversations"
+    )
     random_plans: int | None = Field(default=None, ge=5, description="random plans the tasks are run on; none = all")
 
     @field_validator("names", mode="before")

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from criteria.beginning import Bos
 from criteria.budget import Shape
 from experts.errors import ExciseError
 from experts.files import check_name
@@ -26,6 +27,7 @@ class Request:
     dtype: str = "auto"
     trust_remote_code: bool = False
     force: bool = False
+    bos: Bos = Bos.AUTO
 
     def check(self, shape: Shape) -> tuple[int, ...]:
         """Positions of the layers among the MoE layers. Raises ExciseError for whatever cannot be measured."""

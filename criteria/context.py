@@ -1,4 +1,4 @@
-"""Whether windows fit the positions a model was made for. No torch."""
+"""Whether windows fit a model: the positions it was made for, and its vocabulary. No torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,3 +31,13 @@ def context_note(length: int, config: Mapping[str, Any], shapes: Mapping[str, Se
     if most is not None and length > most:
         return f"a window of {length} tokens is longer than the {most} positions the model was made for"
     return ""
+
+
+def check_vocabulary(largest: int, config: Mapping[str, Any]) -> None:
+    """Refuses text whose largest token id the model has no embedding for: the tokenizer is another model's."""
+    size = whole(text_config(config), "vocab_size")
+    if size is not None and largest >= size:
+        raise ExciseError(
+            f"the tokenizer gives token {largest}, and config.json says vocab_size = {size}: it belongs to another model; "
+            "put the tokenizer files of this one into its folder"
+        )

@@ -125,6 +125,9 @@ class Tasks(Part):
     chat_template: Template = Field(
         default=False, description="true, or the name of a template of the tokenizer: prompts are written as conversations"
     )
+    confirm_unsafe_code: bool = Field(
+        default=False, description="tasks may run code that the model writes (humaneval, mbpp): only where it can do no harm"
+    )
     random_plans: int | None = Field(default=None, ge=5, description="random plans the tasks are run on; none = all")
 
     @field_validator("names", mode="before")

@@ -22,5 +22,8 @@ class Shown(StrEnum):
 
 Begin = Annotated[
     Bos,
-    typer.Option("--bos", help="Begin every window with the token for the beginning of a text; auto = if the tokenizer does."),
+    typer.Option(
+        "--bos",
+        help="Begin every window with the token for the beginning of a text; auto = if the tokenizer does.",
+    ),
 ]

@@ -50,8 +50,9 @@ class Part:
 class Benchmark:
     """Tasks by name, with their items. limit: the first items of each; fewshot: None = what the task says.
 
-    include: folder of task files; data: where their relative data_files start, None = in that folder; template: the chat template that
-    writes the prompts, empty = none. Raises ExciseError for what lm-eval does not know or cannot read.
+    include: folder of task files; data: where their relative data_files start, None = in that folder;
+    template: the chat template that writes the prompts, empty = none. Raises ExciseError for what lm-eval
+    does not know or cannot read.
     """
 
     def __init__(
@@ -106,10 +107,13 @@ class Benchmark:
             for task in self.tasks.values():
                 task.set_fewshot_seed(SEED)  # every time anew: the same examples for every plan
             # Half precision would round log-likelihoods of whole continuations to ties.
-            lm = HFLM(pretrained=model, tokenizer=self._with_template(tokenizer), batch_size=batch, softmax_dtype="float32")
-            chat = {"apply_chat_template": True, "fewshot_as_multiturn": True} if self.template else {}
+            tokenizer = self._with_template(tokenizer)
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
+            options: dict[str, Any] = {"limit": self.limit, "bootstrap_iters": 0, "log_samples": True}
+            if self.template:
+                options |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
             try:
-                samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True, **chat)["samples"]
+                samples = evaluate(lm, self.loaded, **options)["samples"]
             except Exception as error:
                 if isinstance(error, ExciseError) or is_out_of_memory(error):
                     raise

@@ -103,7 +103,8 @@ def _cautions(anatomy: Anatomy) -> list[str]:
     """What a reader of the numbers has to know."""
     if anatomy.model.dtype not in HALF:
         return []
-    return [f"measured in {anatomy.model.dtype}: single effects carry its rounding, some hundredths of a nat; --dtype float32 avoids it"]
+    rounding = "single effects carry its rounding, some hundredths of a nat"
+    return [f"measured in {anatomy.model.dtype}: {rounding}; --dtype float32 avoids it"]
 
 
 def half_plan(anatomy: Anatomy) -> Plan:

@@ -110,11 +110,14 @@ class Benchmark:
             for task in self.tasks.values():
                 task.set_fewshot_seed(SEED)  # every time anew: the same examples for every plan
             # Half precision would round log-likelihoods of whole continuations to ties.
-            lm = HFLM(pretrained=model, tokenizer=self._with_template(tokenizer), batch_size=batch, softmax_dtype="float32")
-            chat = {"apply_chat_template": True, "fewshot_as_multiturn": True} if self.template else {}
-            asked = {**chat, "confirm_run_unsafe_code": self.confirmed}
+            tokenizer = self._with_template(tokenizer)
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
+            options: dict[str, Any] = {"limit": self.limit, "bootstrap_iters": 0, "log_samples": True}
+            options["confirm_run_unsafe_code"] = self.confirmed
+            if self.template:
+                options |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
             try:
-                samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True, **asked)["samples"]
+                samples = evaluate(lm, self.loaded, **options)["samples"]
             except Exception as error:
                 if isinstance(error, ExciseError) or is_out_of_memory(error) or is_own_mistake(error):
                     raise

@@ -11,17 +11,23 @@ Value = int | str
 
 @dataclass(frozen=True)
 class Option:
-    """One setting, written in recipes as name=value. default: its type is the setting's type; choices: the only values, if any."""
+    """One setting, written in recipes as name=value. default: its type is the setting's type; choices: the only values, if any.
+
+    least: the smallest number that means something.
+    """
 
     default: Value
     help: str
     choices: tuple[str, ...] = ()
+    least: int = 0
 
     def parse(self, where: str, text: str) -> Value:
         """The value of that text. Raises ExciseError that names the setting."""
         if isinstance(self.default, int):
             if not (text.isascii() and text.isdigit()):
                 raise ExciseError(f"{where}: expected a whole number, got {text!r}")
+            if int(text) < self.least:
+                raise ExciseError(f"{where} is {text}; it has to be at least {self.least}")
             return int(text)
         if self.choices and text not in self.choices:
             raise ExciseError(f"{where}: expected one of {', '.join(self.choices)}, got {text!r}")
@@ -76,8 +82,8 @@ REMOVAL = Experiment("removal", {"mode": mode("reroute"), "outcome": OUTCOME, "w
 GREEDY = Experiment(
     "greedy",
     {
-        "step": Option(1, "experts removed per round: of every layer in scope layer, of the whole model in scope global"),
-        "rounds": Option(0, "rounds to the budget, instead of step; 0 = as many as step needs"),
+        "step": Option(1, "experts removed per round: of every layer in scope layer, of the whole model in scope global", least=1),
+        "rounds": Option(0, "rounds to the budget (of several: the smallest), instead of step; 0 = as many as step needs"),
         "shortlist": Option(0, "candidates measured per round, likewise, those with the lowest last estimates; 0 = all"),
         "outcome": OUTCOME,
         "start": Option("causal_removal", "criterion that gives the first estimates"),
@@ -85,8 +91,8 @@ GREEDY = Experiment(
     },
 )
 GRADIENT = Experiment("gradient", {"windows": WINDOWS})
-FISHER = Experiment("fisher", {"probes": Option(4, "random-sign probes"), "windows": WINDOWS})
-INTEGRATED = Experiment("integrated", {"steps": Option(8, "points between α = 1 and α = 0"), "windows": WINDOWS})
+FISHER = Experiment("fisher", {"probes": Option(4, "random-sign probes", least=1), "windows": WINDOWS})
+INTEGRATED = Experiment("integrated", {"steps": Option(8, "points between α = 1 and α = 0", least=1), "windows": WINDOWS})
 
 
 def prerequisites(measurement: Measurement) -> tuple[Measurement, ...]:

@@ -9,6 +9,8 @@ import numpy as np
 from criteria.statistics import Array, Statistics
 from experts.errors import ExciseError
 
+FEWEST = 200  # experts of a model from which one of them is at most 0.5 %
+
 
 def family(statistics: Statistics, alpha: int, beta: int, mean: bool) -> Array:
     """(1/n_e^b) Σ_{X_e} g^α ‖f‖₂^β with b = 1 (mean) or 0 (sum), α, β in {0, 1, 2}. Source: arXiv 2606.15716."""
@@ -138,6 +140,15 @@ def specialization(statistics: Statistics) -> Array:
     share = _divide(rate, rate.sum(axis=-1, keepdims=True))
     entropy = -np.sum(np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), 0), axis=-1)
     return np.where(statistics.unreached, np.nan, 1 - entropy / np.log(domains))
+
+
+def protects(setting: bool | str, experts: int) -> bool:
+    """Whether super experts are looked for. experts: L·E; setting: True, False or "auto".
+
+    What is above the 99.5th percentile are the ⌈(L·E − 1) / 200⌉ largest activations, whatever they are: the percentile interpolates, so
+    there always is one. Below FEWEST experts that one is more than the 0.5 % the rule means, and `auto` leaves it alone.
+    """
+    return experts >= FEWEST if setting == "auto" else bool(setting)
 
 
 def super_experts(statistics: Statistics) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -26,6 +26,7 @@ from experts.notes import tell
 
 Marks = NDArray[np.bool_]
 LEAVE_ONE_OUT = "causal_removal"
+VERSION = 2  # raise when a search finds something else from the same inputs: kept results of an older one are then not used
 
 
 def greedy(setting: Setting, step: int, rounds: int, shortlist: int, outcome: str, start: str, windows: int) -> dict[str, Array]:
@@ -37,7 +38,7 @@ def greedy(setting: Setting, step: int, rounds: int, shortlist: int, outcome: st
     if step < 1:
         raise ExciseError(f"causal_greedy: step is {step}; every round removes at least one expert")
     search = Search(setting, windows, outcome, start)
-    size = step if rounds == 0 else math.ceil(search.most() / rounds)
+    size = step if rounds == 0 else search.share(rounds)
     with tqdm(total=search.left(), desc="greedy removal", unit="expert", delay=2) as bar:
         while before := search.left():
             search.round(size, shortlist)
@@ -81,9 +82,15 @@ class Search:
         """Experts still to be removed."""
         return int(self.gone.size - self.budget.total - self.gone.sum())
 
-    def most(self) -> int:
-        """Experts that a single round would have to remove: of a layer in scope layer, of the whole model in scope global."""
-        return self.left() // len(self.gone) if self.budget.scope == "layer" else self.left()
+    def share(self, rounds: int) -> int:
+        """Experts that each of so many rounds removes: of a layer in scope layer, of the whole model in scope global.
+
+        From the budget alone, never from what is left: a search that goes on after an interruption has to take the same steps.
+        """
+        groups, most = self.shape.groups, self.gone.size - self.budget.total
+        if self.budget.scope == "layer":  # the layer that loses most
+            most = self.shape.experts - min(self.budget.of_layers(len(self.gone)))
+        return groups * math.ceil(most / groups / rounds)
 
     def room(self) -> NDArray[np.int64]:
         """How many experts of every router group each layer can still lose [L]."""
@@ -114,23 +121,25 @@ class Search:
     def _cheapest(self, values: Array, size: int, room: NDArray[np.int64]) -> Marks:
         """The experts with the lowest finite values [L, E]: `size` of every layer, or of the model, and at most `room` of a group's.
 
-        With router groups the unit is a rank: the r-th cheapest of every group of a layer go together.
+        With router groups the unit is a rank: the r-th cheapest of every group of a layer go together, so `size` is rounded down to a
+        multiple of the groups, or up to one rank.
         """
         groups = self.shape.groups
+        ranks = max(1, size // groups)
         grouped = values.reshape(len(values), groups, -1)
         order = np.argsort(grouped, axis=2, kind="stable")
         units = np.take_along_axis(grouped, order, axis=2).sum(axis=1)
         count = np.minimum((units < np.inf).sum(axis=1), room)
         if self.budget.scope == "layer":
-            count = np.minimum(count, size)
+            count = np.minimum(count, ranks)
         else:
             allowed = np.where(np.arange(units.shape[1]) < count[:, None], units, np.inf)
-            best = np.argsort(allowed, axis=None, kind="stable")[: max(1, size // groups)]
+            best = np.argsort(allowed, axis=None, kind="stable")[:ranks]
             best = best[allowed.reshape(-1)[best] < np.inf]
             count = np.bincount(best // units.shape[1], minlength=len(values))
         chosen = np.zeros(grouped.shape, dtype=bool)
-        for layer, ranks in enumerate(count):
-            np.put_along_axis(chosen[layer], order[layer, :, :ranks], True, axis=1)
+        for layer, taken in enumerate(count):
+            np.put_along_axis(chosen[layer], order[layer, :, :taken], True, axis=1)
         return chosen.reshape(values.shape)
 
     def _measure(self, candidates: Marks) -> Array:
@@ -141,6 +150,8 @@ class Search:
             sums.__iadd__(self._sums(self.tokens[start:stop], candidates))
 
         in_chunks(len(self.tokens), self.instrument.windows_at_once(self.tokens, self.setting.batch), work, "window")
+        if not np.isfinite(sums).all():
+            raise ExciseError(f"causal_greedy: an effect is not finite; is the model sound in {self.setting.anatomy.model.dtype}?")
         return np.where(candidates, sums / (len(self.tokens) * (self.tokens.shape[1] - 1)), np.nan)
 
     def _sums(self, tokens: Tensor, candidates: Marks) -> Array:

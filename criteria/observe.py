@@ -23,6 +23,7 @@ from experts.errors import ExciseError
 from experts.seam import Forward, Seen, intercepted, see_outputs
 
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished pass
+SUMMED = ("moments", "peak", "turning", "together", "by_domain")
 BLOCK = 4096  # rows of expert outputs measured at once
 Keep = Callable[[Statistics], None]
 
@@ -53,6 +54,12 @@ class Sums:
 
         self.moments, self.peak, self.turning = zeros(experts, 9), zeros(experts), zeros(experts)
         self.together, self.by_domain = zeros(experts, experts), zeros(experts, domains)
+
+    def go_on(self, done: Statistics, layer: int) -> None:
+        """Takes up the sums of an interrupted pass, so that what is added next is added as it would have been."""
+        for name in SUMMED:
+            here: Tensor = getattr(self, name)
+            here.copy_(torch.from_numpy(getattr(done, name)[layer].reshape(here.shape).copy()))
 
     def add(self, call: Call) -> None:
         """Adds one experts call."""
@@ -98,8 +105,8 @@ def observe(anatomy: Anatomy, windows: Windows, batch: int = 8, done: Statistics
     done: statistics of the first windows, from an interrupted pass; keep: called with the statistics so far about every minute.
     """
     weights = weigh(anatomy)
-    start = 0 if done is None else int(done.tokens.sum()) // windows.tokens.shape[1]
     sums = [Sums(anatomy.experts, len(windows.domains), next(anatomy.model.parameters()).device) for _ in anatomy.layers]
+    start = 0 if done is None else _go_on(sums, done, windows, weights)
     seen, kept_at = start, time.monotonic()
     with watched(anatomy, sums) as forward, tqdm(total=len(windows), initial=start, desc="calibrate", unit="window", delay=2) as bar:
         for first in range(start, len(windows), batch):
@@ -108,9 +115,9 @@ def observe(anatomy: Anatomy, windows: Windows, batch: int = 8, done: Statistics
             seen += len(part)
             bar.update(len(part))
             if keep and time.monotonic() - kept_at > KEEP_EVERY:
-                keep(_collect(sums, windows.select(np.arange(start, seen)), weights, done))
+                keep(_collect(sums, windows.select(np.arange(seen)), weights))
                 kept_at = time.monotonic()
-    return _collect(sums, windows.select(np.arange(start, seen)), weights, done)
+    return _collect(sums, windows, weights)
 
 
 @contextmanager
@@ -148,15 +155,34 @@ def turn(before: Tensor | None, routed: Tensor) -> Tensor:
     return 1 - nn.functional.cosine_similarity(before, before + routed.to(wide), dim=-1)
 
 
-def _collect(sums: list[Sums], seen: Windows, weights: dict[str, Any], done: Statistics | None) -> Statistics:
+def _windows_in(done: Statistics, windows: Windows) -> int:
+    """How many of the first windows `done` is made of, by its tokens: padding is none."""
+    tokens = windows.mask.sum(axis=1).cumsum()
+    count = int(np.searchsorted(tokens, done.tokens.sum())) + 1
+    if done.tokens.sum() == 0:
+        return 0
+    if count > len(windows) or tokens[count - 1] != done.tokens.sum():
+        raise ExciseError("the statistics of an interrupted pass are of other windows; begin again without them")
+    return count
+
+
+def _go_on(sums: list[Sums], done: Statistics, windows: Windows, weights: dict[str, Any]) -> int:
+    """Puts the sums of an interrupted pass in place; gives the number of windows they are of."""
+    if not np.allclose(done.weight_l2, weights["weight_l2"]):
+        raise ExciseError("the statistics of an interrupted pass are of another model: its expert weights differ")
+    for layer, part in enumerate(sums):
+        part.go_on(done, layer)
+    return _windows_in(done, windows)
+
+
+def _collect(sums: list[Sums], seen: Windows, weights: dict[str, Any]) -> Statistics:
     def stacked(key: str) -> Any:
         return np.stack([getattr(part, key).cpu().numpy() for part in sums])
 
     tokens = np.bincount(seen.domain, weights=seen.mask.sum(axis=1), minlength=len(seen.domains)).astype(np.float64)
     moments = stacked("moments")
     rest = {key: stacked(key) for key in ("peak", "turning", "together", "by_domain")}
-    new = Statistics(tokens=tokens, moments=moments.reshape(*moments.shape[:2], 3, 3), **rest, **weights)
-    return new if done is None else done + new
+    return Statistics(tokens=tokens, moments=moments.reshape(*moments.shape[:2], 3, 3), **rest, **weights)
 
 
 @torch.no_grad()

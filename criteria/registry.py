@@ -39,6 +39,11 @@ class Criterion:
     experiment: Experiment | None = None
     measurement: Measurement | None = None
 
+    @property
+    def searches(self) -> bool:
+        """Whether its scores are those of a search under one budget: in another scope, or deeper, it has to search again."""
+        return self.measurement is not None and self.measurement.kind == GREEDY.kind
+
 
 def measured(name: str, experiment: Experiment, part: str, formula: str, cost: float, grows: str, source: str) -> Criterion:
     """A row whose score is the result `part` of an experiment with its default settings."""
@@ -127,7 +132,7 @@ def resolve(name: str) -> Criterion:
 
 def _family(name: str, rest: str) -> Criterion:
     match rest.split(","):
-        case [alpha, beta, ("mean" | "sum") as kind] if alpha in "012" and beta in "012" and alpha and beta:
+        case [("0" | "1" | "2") as alpha, ("0" | "1" | "2") as beta, ("mean" | "sum") as kind]:
             score = partial(formulas.family, alpha=int(alpha), beta=int(beta), mean=kind == "mean")
             return Criterion(name, score, f"{kind} g^{alpha}·‖f‖^{beta}", TEXT, OBSERVED, "2606.15716")
     raise ExciseError(f"criterion {name!r}: expected family:<α>,<β>,mean or sum with α and β in 0, 1, 2, for example family:1,2,mean")
@@ -145,5 +150,10 @@ def _from_file(name: str, path: Path, function: str) -> Criterion:
     score = getattr(module, function, None)
     if not callable(score):
         raise ExciseError(f"criterion {name!r}: {path} has no function {function!r}")
-    text = ((score.__doc__ or "").strip() or function).splitlines()[0]
-    return Criterion(name, score, text, "user function", OBSERVED, str(path))
+    return Criterion(name, score, _described(score, function), "user function", OBSERVED, str(path))
+
+
+def _described(score: object, name: str) -> str:
+    """The first line of a docstring that says something; the name where none does."""
+    lines = str(score.__doc__ or "").splitlines()
+    return next((line.strip() for line in lines if line.strip()), name)

@@ -15,24 +15,29 @@ def select(scores: Scores, budget: Budget, shape: Shape) -> Plan:
         raise ExciseError(f"scores of shape {scores.values.shape} for a model with L, E = {len(shape.layers)}, {shape.experts}")
     ranked = np.where(np.isnan(scores.values), -np.inf, scores.values)
     ranked = np.where(scores.protected, np.inf, ranked)
-    _check_protected(scores, budget, shape)
+    check_protected(scores.protected, budget, shape)
     keep = _per_layer(ranked, budget, shape) if budget.scope == "layer" else _whole_model(ranked, budget, shape)
-    if (keep < scores.protected).any():
-        what = f"{int(scores.protected.sum())} protected super experts do not fit above the floor of the other layers"
-        raise ExciseError(f"{budget.text}: {what}; keep more")
     kept = {layer: tuple(int(i) for i in np.flatnonzero(row)) for layer, row in zip(shape.layers, keep, strict=True)}
     shape.check_kept(kept)
+    budget.check_kept([len(ids) for ids in kept.values()])
     return Plan(shape.experts, kept, scores.model, scores.criterion, budget.text)
 
 
-def _check_protected(scores: Scores, budget: Budget, shape: Shape) -> None:
-    layers = len(shape.layers)
-    room = np.array(budget.of_layers(layers) if budget.scope == "layer" else (shape.experts,) * layers)[:, None] // shape.groups
-    grouped = scores.protected.reshape(layers, shape.groups, -1).sum(axis=2)
-    if (grouped > room).any() or scores.protected.sum() > budget.total:
+def check_protected(protected: NDArray[np.bool_], budget: Budget, shape: Shape) -> None:
+    """Refuses a budget that has no room for the experts that stay anyway [L, E]: before anything is measured or searched."""
+    layers, many = len(shape.layers), f"{int(protected.sum())}"
+    most = shape.experts // budget.multiple * budget.multiple  # that a layer can keep in scope global
+    room = np.array(budget.of_layers(layers) if budget.scope == "layer" else (most,) * layers)[:, None] // shape.groups
+    grouped = protected.reshape(layers, shape.groups, -1).sum(axis=2)
+    if (grouped > room).any() or protected.sum() > budget.total:
         worst = np.unravel_index(np.argmax(grouped - room), grouped.shape)
-        many = f"{int(scores.protected.sum())} super experts are protected, up to {int(grouped[worst])} where {room[worst[0], 0]} may stay"
-        raise ExciseError(f"{budget.text}: {many}; keep more, or set prune.protect_super_experts: false")
+        what = f"{many} super experts are protected, up to {int(grouped[worst])} where {room[worst[0], 0]} may stay"
+        raise ExciseError(f"{budget.text}: {what}; keep more, or set prune.protect_super_experts: false")
+    unit = max(1, budget.multiple // shape.groups)
+    least = np.maximum(-(-grouped.max(axis=1) // unit), -(-budget.floor // shape.groups // unit))
+    if budget.scope == "global" and least.sum() > budget.total // shape.groups // unit:
+        what = f"{many} protected super experts do not fit above the floor of the other layers"
+        raise ExciseError(f"{budget.text}: {what}; keep more")
 
 
 def _per_layer(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> NDArray[np.bool_]:

@@ -3,11 +3,14 @@
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from criteria.splits import check
 from experts.errors import ExciseError
+
+Template = bool | Annotated[str, Field(min_length=1)]  # true = the tokenizer's own, a name = one of several, false = none
 
 
 class Source(BaseModel):
@@ -15,26 +18,39 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: tuple[Path, ...] = Field(default=(), description="plain UTF-8 files")
-    separator: str = Field(default="", description="regular expression that starts a new document in a text file; empty: a file is one")
-    jsonl: tuple[Path, ...] = Field(default=(), description="JSON-lines files, a document a line")
-    field: tuple[str, ...] = Field(default=("text",), description="fields of a jsonl line or data set row, joined with a newline")
-    dataset: str = Field(default="", description="a data set for datasets.load_dataset, streamed")
+    text: tuple[Path, ...] = Field(default=(), description="files or folders: plain UTF-8 text; rows where the name ends as below")
+    separator: str = Field(default="", description="regular expression that starts a new document in plain text; empty: a file is one")
+    jsonl: tuple[Path, ...] = Field(
+        default=(), description="files or folders of rows: JSON lines, JSON arrays, single objects, parquet; .gz too"
+    )
+    field: tuple[str, ...] = Field(
+        default=("text",), description="fields of a row, joined with a newline; with bars between names the first that a row has"
+    )
+    chat_template: Template | None = Field(
+        default=None, description="true, false or the name of a template of the tokenizer, see below; none = as the block says"
+    )
+    dataset: str = Field(default="", description="a data set for datasets.load_dataset, streamed; or a local file or folder")
     config: str = Field(default="", description="its configuration name")
-    split: str = Field(default="", description="split of the data set, or train, calibration, test of the standard library")
-    documents: int = Field(default=2000, gt=0, description="documents taken from a data set")
+    split: str = Field(
+        default="", description="split of the data set, or a part (train[:200]); train, calibration, test of the standard library"
+    )
+    documents: int = Field(default=2000, gt=0, description="rows taken from a data set, the first ones; a part of a split is taken whole")
     stdlib: Literal["code", "prose", ""] = Field(default="", description="text of this Python's standard library")
     domain: str = Field(default="", description="label for criteria that compare domains; default: the kind of source")
 
     @field_validator("text", "jsonl", "field", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+        return [value] if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Source":
         if sum(map(bool, (self.text, self.jsonl, self.dataset, self.stdlib))) != 1:
             raise ValueError("give exactly one of text, jsonl, dataset, stdlib")
+        if self.dataset and self.split:
+            check(self.split)
+        if not all(name for field in self.field for name in field.split("|")):
+            raise ValueError(f"field {' '.join(map(repr, self.field))} names nothing in one place")
         if self.stdlib and self.split not in ("train", "calibration", "test"):
             raise ValueError(f"stdlib needs split: train, calibration or test, got {self.split!r}")
         try:
@@ -45,12 +61,16 @@ class Source(BaseModel):
 
     @property
     def label(self) -> str:
-        return self.domain or self.stdlib or self.dataset or ("jsonl" if self.jsonl else "text")
+        dataset = Path(self.dataset).name if Path(self.dataset).is_absolute() else self.dataset
+        return self.domain or self.stdlib or dataset or ("jsonl" if self.jsonl else "text")
 
     def anchored(self, folder: Path) -> "Source":
         """The same source with absolute paths, see `anchor`."""
         paths = {key: tuple(anchor(path, folder) for path in getattr(self, key)) for key in ("text", "jsonl")}
-        return self.model_copy(update=paths)
+        if not self.dataset:
+            return self.model_copy(update=paths)
+        local = anchor(Path(self.dataset), folder)
+        return self.model_copy(update={**paths, "dataset": str(local) if local.exists() else self.dataset})
 
 
 def anchor(path: Path, folder: Path) -> Path:

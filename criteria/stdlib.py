@@ -10,6 +10,7 @@ import importlib
 import inspect
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +37,8 @@ def documents(domain: Domain, split: Split) -> Iterator[tuple[str, str]]:
     for name, path in _files():
         if split_of(name) == split:
             text = _read(path)
-            found[name] = _docstrings(text) if domain == "prose" else _code(text)
+            with suppress(SyntaxError, ValueError, RecursionError):  # of another Python: not there, as a missing module is
+                found[name] = _docstrings(text) if domain == "prose" else _code(text)
     for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
         if split_of(name) == split and len(found[name]) >= SHORTEST:
             yield name, found[name]
@@ -51,7 +53,10 @@ def _files() -> Iterator[tuple[str, Path]]:
 
 
 def _topics() -> Iterator[tuple[str, str]]:
-    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:  # small distributions leave it out, as other modules
+        return
     for name, text in topics.items():
         yield f"topics/{name}", text.strip()
 

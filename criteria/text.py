@@ -2,25 +2,30 @@
 
 A source yields documents; a document at least one window long is cut into consecutive full windows, shorter ones of the same
 source are joined (with the end token between them) until a window is full. Every window knows its document: the unit that
-intervals are clustered by.
+intervals are clustered by. Where the tokenizer begins a text with a token of its own, every window begins with it; what follows it counts
+like any other position.
 """
 
 import hashlib
-import itertools
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from criteria import stdlib
+from criteria.beginning import Bos
+from criteria.cutting import Cutter, Window
+from criteria.pieces import BLOCK, SMALL
+from criteria.plain import PlainText
+from criteria.reading import opened
+from criteria.rows import RowText
+from criteria.sampling import TooFewError, every, sample
 from criteria.sources import Source
 from experts.errors import ExciseError
+from experts.notes import tell
 
 SHINGLE = 16  # tokens; windows that share half of their runs of this length overlap
 
@@ -52,19 +57,31 @@ class Windows:
         return Windows(self.tokens[rows], self.mask[rows], self.document[rows], self.domain[rows], self.documents, self.domains)
 
 
-def read_windows(sources: Iterable[Source], tokenizer: PreTrainedTokenizerBase, length: int, sequences: int, seed: int) -> Windows:
-    """`sequences` windows of `length` tokens, an equal share from every source, chosen with `seed`."""
+def read_windows(
+    sources: Iterable[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    sequences: int,
+    seed: int,
+    bos: Bos = Bos.AUTO,
+    chat_template: bool | str | None = None,
+    say: Callable[[str], None] = tell,
+) -> Windows:
+    """`sequences` windows of `length` tokens, an equal share from every source, chosen with `seed`.
+
+    chat_template: of sources that do not say; say: takes notes on what was read.
+    """
     sources = list(sources)
-    shares = [sequences // len(sources) + (i < sequences % len(sources)) for i in range(len(sources))]
+    if sequences < len(sources):
+        raise ExciseError(f"data: {sequences} windows cannot be shared by {len(sources)} sources; raise sequences")
+    cutter = Cutter(tokenizer, length, bos)
     domains = tuple(dict.fromkeys(source.label for source in sources))
     rows, document, domain = [], [], []
     documents: dict[str, int] = {}  # one file may feed two sources: it stays one document
-    for number, (source, share) in enumerate(zip(sources, shares, strict=True)):
-        found = list(_cut(source, tokenizer, length))
-        _check_supply(source, len(found), share, length)
-        chosen = np.sort(np.random.default_rng([seed, number]).choice(len(found), share, replace=False))
-        for i in chosen:
-            name, tokens = found[i]
+    for number, source in enumerate(sources):
+        share = sequences // len(sources) + (number < sequences % len(sources))
+        choice = chat_template if source.chat_template is None else source.chat_template
+        for name, tokens in _windows_of(source, cutter, share, (seed, number), RowText(source, tokenizer, choice, say)):
             rows.append(tokens)
             document.append(documents.setdefault(name, len(documents)))
             domain.append(domains.index(source.label))
@@ -72,17 +89,58 @@ def read_windows(sources: Iterable[Source], tokenizer: PreTrainedTokenizerBase, 
     return Windows(tokens, np.ones_like(tokens, bool), np.array(document), np.array(domain), tuple(documents), domains)
 
 
-def consecutive(path: Path, tokenizer: PreTrainedTokenizerBase, length: int, sequences: int = 0) -> Windows:
-    """The file's tokens, no special ones added, in windows of `length` from its start: the first `sequences`, 0 = all full ones."""
-    ids = np.array(tokenizer(_read(path), add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-    found = len(ids) // length
-    if found == 0:
-        raise ExciseError(f"{path}: the text has {len(ids):,} tokens, less than a window of {length}; lower --window or take a longer text")
-    if found < sequences:
-        has = f"the text has {len(ids):,} tokens, {found} full windows of {length}; {sequences} asked"
+def _windows_of(source: Source, cutter: Cutter, share: int, seed: tuple[int, int], text_of: RowText) -> list[Window]:
+    """The windows of one source."""
+    try:
+        with opened(source, text_of) as reader:
+            found = sample(reader, cutter, share, seed, text_of.again)
+    except TooFewError as few:
+        raise ExciseError(f"data ({source.label}): {_shortage(few.found, share, cutter, text_of)}") from None
+    text_of.tell()
+    _check_content(f"data ({source.label})", found, cutter, text_of.say)
+    return found
+
+
+def _shortage(found: int, wanted: int, cutter: Cutter, text_of: RowText) -> str:
+    if found:
+        asked = f"{wanted} windows of {cutter.length} tokens asked, the text has {found}"
+        return f"{asked}; lower sequences or length, or add text"
+    if text_of.seen and text_of.seen == text_of.blank:
+        return f"there is no text, its {text_of.seen:,} rows are null or empty; name another field, or add text"
+    if not cutter.tokens:
+        return "there is no text; add some"
+    return f"the text ({cutter.tokens:,} tokens) is shorter than one window of {cutter.length} tokens; lower length or add text"
+
+
+def _check_content(what: str, windows: list[Window], cutter: Cutter, say: Callable[[str], None]) -> None:
+    """A window of one special token, again and again, is no text: all of them are refused, some are said."""
+    special = set(cutter.tokenizer.all_special_ids)
+    body = len(windows[0][1]) - cutter.room
+    hollow = [name for name, tokens in windows if int(tokens[-1]) in special and (tokens[body:] == tokens[-1]).all()]
+    if not hollow:
+        return
+    token = cutter.tokenizer.convert_ids_to_tokens(int(next(tokens[-1] for name, tokens in windows if name == hollow[0])))
+    holds = f"{what}: {len(hollow)} of {len(windows)} windows hold nothing but the special token {token} (the first in {hollow[0]})"
+    if len(hollow) == len(windows):
+        raise ExciseError(f"{holds}; is this the tokenizer of the model, and the right text?")
+    say(holds)
+
+
+def consecutive(
+    path: Path, tokenizer: PreTrainedTokenizerBase, length: int, sequences: int = 0, bos: Bos = Bos.AUTO, say: Callable[[str], None] = tell
+) -> Windows:
+    """A text file's tokens in windows of `length` from its start: the first `sequences`, 0 = all full ones. Each is a document."""
+    cutter, reader = Cutter(tokenizer, length, bos), PlainText(path)
+    size = SMALL if reader.weight(SMALL) <= SMALL else BLOCK
+    found = list(islice(cutter.windows(every(reader, size)), sequences or None))
+    if not found:
+        has = f"the text has {cutter.tokens:,} tokens" if cutter.tokens else "there is no text"
+        raise ExciseError(f"{path}: {has}, less than a window of {length}; lower --window or take a longer text")
+    if len(found) < sequences:
+        has = f"the text has {cutter.tokens:,} tokens, {len(found)} full windows of {length}; {sequences} asked"
         raise ExciseError(f"{path}: {has}: lower --sequences or --window, or take a longer text")
-    rows = np.arange(sequences or found)
-    tokens = ids[: len(rows) * length].reshape(len(rows), length)
+    _check_content(str(path), found, cutter, say)
+    tokens, rows = np.stack([row for _, row in found]), np.arange(len(found))
     return Windows(tokens, np.ones_like(tokens, bool), rows, np.zeros_like(rows), tuple(f"{path}#{row}" for row in rows), (path.stem,))
 
 
@@ -111,90 +169,3 @@ def _shingles(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
     mixed = (view + np.uint64(1)) * factors
     hashes: NDArray[np.uint64] = np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(29)), axis=-1)
     return hashes
-
-
-def _cut(source: Source, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    pending: list[int] = []
-    members: list[str] = []
-    for name, text in _documents(source):
-        # verbose=False: a document longer than the model's context is no mistake here, it is cut.
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if len(ids) >= length:
-            for start in range(0, len(ids) - length + 1, length):
-                yield name, np.array(ids[start : start + length])
-        else:
-            pending += [*ids, *end]
-            members.append(name)
-            if len(pending) >= length:
-                yield (members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}"), np.array(pending[:length])
-                pending, members = [], []
-
-
-def _documents(source: Source) -> Iterator[tuple[str, str]]:
-    if source.stdlib:
-        yield from stdlib.documents(source.stdlib, source.split)  # type: ignore[arg-type]
-    elif source.text:
-        for path in source.text:
-            yield from _split(str(path), _read(path), source.separator)
-    elif source.jsonl:
-        for path in source.jsonl:
-            for number, line in enumerate(_read(path).split("\n"), 1):
-                if line.strip():
-                    yield f"{path}:{number}", _fields(f"{path}:{number}", _parse(f"{path}:{number}", line), source.field)
-    else:
-        yield from _dataset(source)
-
-
-def _split(name: str, text: str, separator: str) -> Iterator[tuple[str, str]]:
-    if not separator:
-        yield name, text
-        return
-    starts = sorted({0, *(found.start() for found in re.finditer(separator, text, re.MULTILINE)), len(text)})
-    for number, (start, end) in enumerate(itertools.pairwise(starts)):
-        if text[start:end].strip():
-            yield f"{name}#{number}", text[start:end]
-
-
-def _dataset(source: Source) -> Iterator[tuple[str, str]]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(source.dataset, source.config or None, split=source.split or "train", streaming=True).take(source.documents)
-        for number, row in enumerate(rows):
-            yield f"{source.dataset}#{number}", _fields(f"{source.dataset}#{number}", row, source.field)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ExciseError(f"data set {source.dataset}: cannot be read ({str(error).strip().splitlines()[0]})") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ExciseError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
-    except OSError as error:
-        raise ExciseError(f"{path}: {error.strerror}") from error
-
-
-def _parse(where: str, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ExciseError(f"{where}: not a JSON line ({error})") from error
-
-
-def _fields(where: str, row: Any, names: tuple[str, ...]) -> str:
-    if not isinstance(row, Mapping) or (missing := [name for name in names if not isinstance(row.get(name), str)]):
-        have = sorted(row) if isinstance(row, Mapping) else type(row).__name__
-        raise ExciseError(f"{where}: no text in field {missing[0] if isinstance(row, Mapping) else names[0]!r}; it has {have}")
-    return "\n".join(row[name] for name in names)
-
-
-def _check_supply(source: Source, found: int, wanted: int, length: int) -> None:
-    if found == 0:
-        raise ExciseError(f"data ({source.label}): the text is shorter than one window of {length} tokens; lower length or add text")
-    if found < wanted:
-        raise ExciseError(
-            f"data ({source.label}): {wanted} windows of {length} tokens asked, the text has {found}; "
-            "lower sequences or length, or add text"
-        )

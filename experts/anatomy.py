@@ -24,6 +24,9 @@ from transformers import (
 
 from experts.configuration import COMMON, COUNT_KEYS, ROUTER_TENSORS, ROUTERS, TOP_K_KEYS, expert_axis, in_tower, router_groups
 from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
+from experts.plain_outputs import set_plain_outputs
+from experts.strict_json import read_object
+from experts.weight_files import entry_file, regular_files
 
 LOADING = Exception  # of files that do not fit together transformers raises anything, tokenizers a bare Exception
 MOST_EXTRA = 8  # rows of a router for other than routed experts
@@ -70,7 +73,12 @@ class Anatomy:
 
 
 def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, device: torch.device | None = None) -> PreTrainedModel:
-    """The model of a local checkpoint folder, in evaluation mode; without a `device`, on the GPU if it fits there."""
+    """The model of a local checkpoint folder, in evaluation mode; without a `device`, on the GPU if it fits there.
+
+    Its forwards give logits and nothing else (experts/plain_outputs.py).
+    """
+    config = read_object(folder / "config.json", "no such file; a checkpoint folder has config.json and *.safetensors")
+    entry_file(regular_files(folder), config, str(folder))  # refuses what transformers would read in another way
     try:
         auto = _auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
         model, report = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True)
@@ -78,6 +86,7 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
             raise ValueError(f"{len(missing)} weights of {type(model).__name__} are not in it and would be random, {missing[0]} among them")
         model.to(device or torch.device(_device(model))).eval()
         _align(model)
+        set_plain_outputs(model)
     except torch.OutOfMemoryError as error:
         raise ExciseError(
             f"{folder}: not enough memory on the GPU ({one_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
@@ -131,7 +140,7 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
             model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except LOADING as error:
         _let_through(error)
-        raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be built ({one_line(error)})'}") from error
+        raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}") from error
     return model
 
 
@@ -159,8 +168,10 @@ def _device(model: Any) -> str:
 def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
     """Finds the MoE layers. Raises ExciseError for a dense model or one whose experts bypass the interface.
 
-    pruned: layers may hold different numbers of experts; E is then the largest.
+    pruned: layers may hold different numbers of experts; E is then the largest. From here on the model's forwards give
+    logits and nothing else (experts/plain_outputs.py).
     """
+    set_plain_outputs(model)
     modules = dict(model.named_modules())
     layers = tuple(_layer(name, modules) for name, module in modules.items() if _is_experts(module) and not in_tower(name))
     config = model.config.get_text_config()

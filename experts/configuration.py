@@ -18,6 +18,7 @@ ROUTER_TENSORS = frozenset({"weight", "bias", "e_score_correction_bias", "expert
 COMMON = "post_expert_norm"
 LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)(?:\.|$)")  # a decoder layer in a name of a module or tensor
 TOWER = re.compile(r"(?:^|\.)[^.]*(?:vision|visual|audio)[^.]*\.")  # what sees and hears, in front of a layer; its experts are not pruned
+UNEQUAL = "excise_experts"  # decoder layer -> experts, in the config.json of a checkpoint whose layers keep unequal numbers
 PREDICTING_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules")  # multi-token prediction
 
 

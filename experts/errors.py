@@ -27,8 +27,9 @@ class ExciseError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what another library said."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of what another library said, and the next one where that is what the first announces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 @contextmanager

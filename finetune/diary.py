@@ -49,7 +49,7 @@ class Diary(TrainerCallback):
             return
         loss, ce, kl = np.mean(self.trainer.parts, axis=0).tolist()
         self.trainer.parts.clear()
-        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)  # else a bar shows that is too short to be ended
+        self.bar.set_postfix_str(f"loss {loss:z.3f}", refresh=False)  # else a bar shows that is too short to be ended
         self.bar.update(1)
         self._append(STEPS, state.global_step, loss, ce, kl, float(logs["grad_norm"]), logs["learning_rate"])
         if state.global_step in self.points:

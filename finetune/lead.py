@@ -7,7 +7,7 @@ import numpy as np
 
 from criteria.statistics import Array
 from experts.plan import Plan
-from validate.null import Chance, Yardstick, chance_of, judged, number
+from validate.null import Judged, Yardstick, chance_of, judged, number
 from validate.statistics import Interval, clustered_interval, clustered_share
 from validate.verdict import Null, Survival, survival
 
@@ -51,8 +51,8 @@ class Lead:
 
     name: str
     metric: str
-    before: Chance
-    after: Chance
+    before: Judged
+    after: Judged
     lead_before: float
     interval_before: Interval
     lead_after: float
@@ -111,7 +111,7 @@ def lead(plan: Plan, randoms: list[Plan], known: list[Plan], before: Yardstick, 
     )
 
 
-def _judged(own: Array, randoms: list[Plan], stick: Yardstick, seed: int) -> Chance:
+def _judged(own: Array, randoms: list[Plan], stick: Yardstick, seed: int) -> Judged:
     chance = chance_of(own, randoms, stick, Null.NORMAL, seed)
     return judged(chance, chance.p, chance.p_worse, 1, Null.NORMAL)
 

@@ -85,7 +85,7 @@ def recovered(job: Job, teacher_of: Callable[[Adapted], Teacher | None]) -> Iter
     adapted = adapt(job.anatomy.model, find_targets(job.anatomy, job.settings.targets), job.settings, job.seed)
     tuned = sum(parameter.numel() for parameter in adapted.peft.parameters() if parameter.requires_grad)
     try:
-        if not (job.folder / ADAPTER).exists():
+        if not is_trained(job.folder, job.key):
             with _memory_named():
                 _train(job, adapted, teacher_of(adapted))
             _save(job, adapted, job.folder / ADAPTER)
@@ -106,13 +106,24 @@ class UsualModes(TrainerCallback):
         give_usual_modes(Path(str(args.output_dir)))
 
 
+def is_trained(folder: Path, key: str) -> bool:
+    """Whether the folder holds this training, done."""
+    return _is_of(folder, key) and (folder / ADAPTER).is_dir() and (folder / CURVE).is_file()
+
+
+def _is_of(folder: Path, key: str) -> bool:
+    mark = folder / KEY
+    return mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == key
+
+
 def _claim(job: Job) -> None:
     """Makes the folder; one that holds another training is begun anew."""
-    mark = job.folder / KEY
-    if not mark.is_file() or mark.read_text(encoding="utf-8") != job.key:
-        shutil.rmtree(job.folder, ignore_errors=True)
+    if not _is_of(job.folder, job.key):
+        if job.folder.exists():
+            (job.folder / KEY).unlink(missing_ok=True)  # first: what is half-deleted is no training
+            shutil.rmtree(job.folder)
         job.folder.mkdir(parents=True)
-        with replacing(mark) as fresh:
+        with replacing(job.folder / KEY) as fresh:
             fresh.write_text(job.key, encoding="utf-8")
 
 
@@ -139,12 +150,8 @@ def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
         with _quiet_trainer(), naming(job.folder / STATES):
             trainer.train(resume_from_checkpoint=_last_state(job.folder / STATES))
     except NotFiniteError as error:
-        _restore_good(trainer)
-        _save(job, adapted, job.folder / LAST_GOOD)
-        raise ExciseError(
-            f"recovery stopped: {error}; the last good adapter is kept in {job.folder / LAST_GOOD}; "
-            "lower finetune.learning_rate, or use dtype float32"
-        ) from error
+        kept = _keep_good(job, adapted, trainer)
+        raise ExciseError(f"recovery stopped: {error}; {kept}; lower finetune.learning_rate, or use dtype float32") from error
     finally:
         diary.close()
 
@@ -199,10 +206,14 @@ def _last_state(folder: Path) -> str | None:
 
 
 @torch.no_grad()
-def _restore_good(trainer: RecoveryTrainer) -> None:
-    """Puts back the adapter under which the loss was last finite."""
+def _keep_good(job: Job, adapted: Adapted, trainer: RecoveryTrainer) -> str:
+    """Saves the adapter under which the loss was last finite, if it ever was since the start or the resumption; says what was kept."""
+    if not trainer.good:
+        return "it was never finite since the training began or went on, so no adapter is kept"
     for name, weight in trainer.good.items():
         trainer.tuned[name].copy_(weight)
+    _save(job, adapted, job.folder / LAST_GOOD)
+    return f"the last good adapter is kept in {job.folder / LAST_GOOD}"
 
 
 def _sums(model: nn.Module) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ class RecoveryTrainer(Trainer):
     """loss = ce · CE(text) + kl · τ² · KL(teacher ‖ student), nats per token.
 
     teacher: None where kl = 0. parts: (loss, ce, kl) of every batch since they were last taken; good: the adapter's weights under which
-    the loss was last finite.
+    the loss was last finite, empty until one was. They stay on the adapter's device: across a bus they would cost more than the step.
     """
 
     def __init__(self, settings: Training, teacher: Teacher | None, **options: Any) -> None:
@@ -60,8 +60,17 @@ class RecoveryTrainer(Trainer):
         if not math.isfinite(self.parts[-1][0]):
             raise NotFiniteError(f"the loss is {self.parts[-1][0]} at step {self.state.global_step + 1}")
         if self.state.global_step != self.good_step:  # the first batch of a step: the weights are those that the step before made
-            self.good, self.good_step = {name: p.detach().to("cpu", copy=True) for name, p in self.tuned.items()}, self.state.global_step
+            self._keep_good()
         return loss
+
+    @torch.no_grad()
+    def _keep_good(self) -> None:
+        """In the same memory every time."""
+        if not self.good:
+            self.good = {name: torch.empty_like(parameter) for name, parameter in self.tuned.items()}
+        for name, parameter in self.tuned.items():
+            self.good[name].copy_(parameter)
+        self.good_step = self.state.global_step
 
 
 class Guard(TrainerCallback):

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from criteria.scores import Scores
+from criteria.select import check_protected
+from criteria.statistics import Statistics
 from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.means import mean_outputs
@@ -20,13 +22,12 @@ from prune.effects import fill, half_plan
 from prune.materials import Materials
 from prune.parts import Parts
 from prune.positions_file import judged_cells
-from prune.prepare import Prepared
+from prune.prepare import Prepared, check_audit
 from prune.stages import describe, environment, key_of, write_json, write_text
 from validate.effects import Cells
 from validate.positions import orders, pairs, read_positions
 from validate.rig import check_rig
-from validate.statistics import documents_needed, spearman_within
-from validate.verdict import ALPHA
+from validate.statistics import spearman_within
 
 EFFECTS, POSITIONS = "effects.parquet", "positions.csv"
 
@@ -37,17 +38,9 @@ class Audit:
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.settings, self.materials = prepared.recipe.validation.audit, Materials(prepared)
+        check_audit(prepared)
         layers = prepared.shape.layers
-        for layer in self.settings.layers:
-            if layer not in layers:
-                raise ExciseError(f"validate.audit.layers: layer {layer} is dense or absent; the layers with experts are {list(layers)}")
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
-        cells = len(self.layers) * len(prepared.criteria)
-        if self.settings.positions != "all" and self.settings.positions < (needed := documents_needed(cells, ALPHA)):
-            raise ExciseError(
-                f"validate.audit.positions is {self.settings.positions}: after correction for {cells} cells (criteria × layers) the "
-                f"Wilcoxon test cannot pass with fewer than {needed} positions"
-            )
 
     def execute(self) -> dict[str, Any]:
         """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
@@ -55,8 +48,7 @@ class Audit:
         chosen = self._chosen()
         with self.folder.held():
             write_json(self.folder.path / "environment.json", environment())
-            statistics = self.materials.measured(self.materials.calibrate(), self.prepared.budgets[self.recipe.prune.scope])
-            table = self.materials.rank(statistics)
+            table = self.materials.rank(self._statistics())
             effects = self._effects(chosen)
             rows = pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
@@ -67,6 +59,13 @@ class Audit:
             write_text(self.folder.path / "audit.csv", _flat(result).to_csv(index=False))
             write_text(self.folder.path / "audit.md", markdown(result))
             return result
+
+    def _statistics(self) -> Statistics:
+        """With what the criteria measure; a search, the only thing here that knows a budget, goes down to the recipe's."""
+        observed, budget = self.materials.calibrate(), self.prepared.budgets[self.recipe.prune.scope]
+        if any(criterion.searches for criterion in self.prepared.criteria):
+            check_protected(self.materials.protected(observed), budget, self.prepared.shape)
+        return self.materials.measured(observed, budget)
 
     def _chosen(self) -> NDArray[np.bool_]:
         """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
@@ -87,13 +86,14 @@ class Audit:
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
         """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
         path, settings = self.folder.path / EFFECTS, self.settings
-        identity = (self.materials.fingerprint, self.materials.validation.hash, self.recipe.dtype, settings.scope, settings.mode)
+        identity = (self.materials.loaded, self.materials.validation.hash, settings.scope, settings.mode)
         calibration = self.materials.calibration.hash if settings.mode is Mode.MEAN else ""
         key = key_of("audit", *identity, calibration, self.layers, settings.positions, settings.seed)
         if not self.folder.valid("audit", key, EFFECTS):
             parts = Parts(path, key, force=True)
             if missing := parts.missing(len(chosen[0]), self.layers):
                 self._measure(chosen, missing, parts)
+            self.folder.begin("audit")
             parts.join(len(chosen[0]), self.layers)
             self.folder.finish("audit", key)
         effects = pd.read_parquet(path).rename(columns={"document": "window"})
@@ -125,8 +125,14 @@ class Audit:
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
-            "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
+            "model": self.prepared.model,
+            "notes": self._notes(),
         }
+
+    def _notes(self) -> list[str]:
+        """A search ranks by one budget, and no column of the table shows which."""
+        budget = self.prepared.budgets[self.recipe.prune.scope]
+        return [f"{one.name} is the search down to {budget.text}" for one in self.prepared.criteria if one.searches]
 
 
 def _flat(result: dict[str, Any]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prune.comparison_report import Table
-from prune.format import markdown_table, probability, signed
+from prune.format import markdown_table, percent, plain, probability, signed
 from validate.verdict import marked_point
 
 NAMES = {"delta": "signed ΔCE", "absolute": "|ΔCE|", "kl": "KL(clean ‖ ablated)"}
@@ -39,8 +39,8 @@ def _row(cell: dict[str, Any], ranked: bool) -> tuple[str, ...]:
         probability(cell["p_t"], 4),
         probability(cell["p_wilcoxon"], 4),
         probability(cell["p_clustered"], 4),
-        f"{cell['share_high_larger']:.0%}",
-        "nan" if cell["smallest_detectable_d"] is None else f"{cell['smallest_detectable_d']:.2f}",
+        percent(cell["share_high_larger"]),
+        plain(cell["smallest_detectable_d"], 2),
         f"{cell['needed_n']:,}" if cell["needed_n"] else "none",
         "passes" if cell["passes"] else "inverted" if cell["inverted"] else cell["reason"] or "no",
         *((signed(cell["spearman"], 2),) if ranked else ()),
@@ -64,8 +64,8 @@ def _curves(result: dict[str, Any], intervals: bool) -> Iterator[Table]:
 def _point(one: dict[str, Any], number: int, intervals: bool) -> str:
     mark = marked_point(one["p"][number], one["p_worse"][number])
     low, high = one["interval"][number]
-    spread = f" ± {one['sd'][number]:.4f}" if one["sd"] else f" [{signed(low)}, {signed(high)}]" if intervals else ""
-    return f"{one['mean'][number]:+.4f}{mark}{spread}"
+    around = f" ± {plain(one['sd'][number])}" if one["sd"] else f" [{signed(low)}, {signed(high)}]" if intervals else ""
+    return f"{signed(one['mean'][number])}{mark}{around}"
 
 
 def summary(result: dict[str, Any]) -> list[str]:
@@ -81,7 +81,7 @@ def summary(result: dict[str, Any]) -> list[str]:
             cells = [cell for cell in cells_of(result, name) if cell["criterion"] == control]
             counts.append(f"{sum(cell['passes'] for cell in cells)} of {len(cells)} by {NAMES[name]}")
         lines.append(f"{control}: passes in {', '.join(counts)}")
-    return lines
+    return [*lines, *result.get("notes", [])]
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -1,10 +1,13 @@
 """A recipe's budget in numbers of experts, from headers alone. No torch."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
 from criteria.budget import Budget, Scope, Shape, from_counts, from_fraction, from_keep, from_total
 from experts.errors import ExciseError
 from prune.format import human
 from prune.layout import Layout
-from prune.recipe import Prune, parse_size
+from prune.recipe import Prune, Recipe, parse_size
 
 
 def budget_of(prune: Prune, layout: Layout, scope: Scope | None = None) -> Budget:
@@ -51,3 +54,38 @@ def _total_within(layout: Layout, target: int, shape: Shape) -> int:
                 return kept
             size, kept = size - weight * shape.groups, kept - shape.groups
     return kept
+
+
+def tested_budgets(recipe: Recipe, layout: Layout) -> dict[Scope, Budget]:
+    """Budgets whose plans `excise prune` tests: the recipe's own first; beside scope global also scope layer, where it has another plan."""
+    own = budget_of(recipe.prune, layout, recipe.prune.scope)
+    found: dict[Scope, Budget] = {recipe.prune.scope: own}
+    if recipe.prune.scope == "global":
+        with suppress(ExciseError):
+            other = budget_of(recipe.prune, layout, "layer")
+            if other.kept(layout.shape) != own.kept(layout.shape):
+                found["layer"] = other
+    return found
+
+
+def compared_budgets(recipe: Recipe, layout: Layout) -> Iterator[Budget]:
+    """Those that `excise compare` is asked for, also such that come to the same plans."""
+    for scope in recipe.compare.scopes or (recipe.prune.scope,):
+        floor = recipe.prune.floor if scope == "global" else None
+        for fraction in recipe.compare.fractions:
+            yield from_fraction(layout.shape, fraction, scope, floor, recipe.prune.multiple_of)
+        if not recipe.compare.fractions:
+            yield budget_of(recipe.prune, layout, scope)
+
+
+def distinct(budgets: Iterable[Budget], shape: Shape) -> tuple[tuple[Budget, ...], tuple[str, ...]]:
+    """Budgets that come to different plans, and what was left out: two names of one plan would be one test that is corrected for twice."""
+    found: dict[tuple[object, ...], Budget] = {}
+    merged: dict[str, None] = {}
+    for budget in budgets:
+        known = found.setdefault(budget.kept(shape), budget)
+        if known.text != budget.text:
+            merged[f"{budget.text} keeps what {known.text} keeps: one test, under the name of the latter"] = None
+        elif known is not budget:
+            merged[f"{budget.text} is asked for twice, or leaves nothing for another scope to decide: one test"] = None
+    return tuple(found.values()), tuple(merged)

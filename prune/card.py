@@ -5,22 +5,22 @@ from typing import Any
 
 import yaml
 
-from experts.errors import ExciseError
 from experts.plan import Plan
+from prune.history import in_words, steps_of
 from prune.layout import Layout
+from prune.locate import commit_of, hub_name
 from prune.recipe import Recipe
 from prune.recovery_report import training_in_words
 from prune.report import evidence, table
 from prune.shards import Checkpoint
-
-LONGEST_CARD = 2**20  # characters that are read of a model card; its front matter comes first
+from prune.source_card import read_source_card
 
 
 def model_card(recipe: Recipe, layout: Layout, plan: Plan, result: dict[str, Any]) -> str:
     """README.md with hub metadata, the plan in words and the evidence."""
     text = result["text"]["calibration"]
     return f"""{_front_matter(recipe.model, layout.checkpoint)}
-# {recipe.model.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed
+# {_title(recipe.model)}, {plan.fraction:.0%} of the experts removed
 
 {_what(layout, plan)} Ranked by `{plan.criterion}` = {result["plans"][0]["formula"]} on {text["windows"]} windows of {text["length"]} tokens
 (hash {text["hash"]}). Budget: {plan.budget}. Source fingerprint: {result["model"]["fingerprint"]}.
@@ -40,7 +40,7 @@ The ids of the kept experts, in the numbering of the source, stand in `excise_pl
 def plan_card(source: str, layout: Layout, plan: Plan) -> str:
     """The card of a plan that was exported by hand, without a test."""
     return f"""{_front_matter(source, layout.checkpoint)}
-# {source.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed
+# {_title(source)}, {plan.fraction:.0%} of the experts removed
 
 {_what(layout, plan)} Plan: {plan.criterion or "made by hand"}; {plan.budget or "no budget recorded"}.
 This export was not tested against random selection.
@@ -52,7 +52,7 @@ The ids of the kept experts, in the numbering of the source, stand in `excise_pl
 def recovered_card(recipe: Recipe, layout: Layout, plan: Plan, training: dict[str, Any]) -> str:
     """The card of a pruned checkpoint whose weights were trained since."""
     return f"""{_front_matter(recipe.model, layout.checkpoint)}
-# {recipe.model.rstrip("/").split("/")[-1]}, {plan.fraction:.0%} of the experts removed, recovered
+# {_title(recipe.model)}, {plan.fraction:.0%} of the experts removed, recovered
 
 {_kept(layout, plan)} Plan: {plan.criterion or "made by hand"}; {plan.budget or "no budget recorded"}.
 
@@ -70,9 +70,10 @@ def _what(layout: Layout, plan: Plan) -> str:
 def _kept(layout: Layout, plan: Plan) -> str:
     each = next(iter(plan.counts.values())) if plan.uniform else f"{min(plan.counts.values())} to {max(plan.counts.values())}"
     dropped = f" {len(layout.predicting)} tensors of multi-token-prediction layers were dropped." if layout.predicting else ""
+    before = in_words(steps_of(layout.checkpoint.folder))
     return (
         f"Keeps {plan.total} of {plan.experts * len(plan.kept)} routed experts ({each} of {plan.experts} in each of {len(plan.kept)} MoE "
-        f"layers, top-{layout.top_k}).{dropped}"
+        f"layers, top-{layout.top_k}).{dropped}{before and f' The source has a history: {before}.'}"
     )
 
 
@@ -85,29 +86,19 @@ def _how_to_load(plan: Plan) -> str:
     )
 
 
+def _title(source: str) -> str:
+    """A model's name without what stands in front of it, or behind it."""
+    named = hub_name(source)
+    return (named.id if named else str(Path(source).absolute())).rsplit("/", 1)[-1]
+
+
 def _front_matter(source: str, checkpoint: Checkpoint) -> str:
-    before = source_metadata(checkpoint)
-    on_hub = source.count("/") == 1 and not Path(source).is_absolute() and not source.startswith(".")
+    before, named = read_source_card(checkpoint.folder).entries, hub_name(source)
     fields: dict[str, Any] = {
-        **({"base_model": source} if on_hub else {}),
+        **({"base_model": named.id} if named else {}),
+        **({"base_model_revision": commit} if named and (commit := commit_of(checkpoint.folder)) else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["moe", "pruned", "excise"],
     }
-    kept: dict[str, Any] = {key: before[key] for key in ("license", "license_name", "license_link", "language") if key in before}
-    return "---\n" + yaml.safe_dump({**fields, **kept}, sort_keys=False) + "---"
-
-
-def source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Front matter of the source's model card, for its licence; empty where there is none that can be read."""
-    path = checkpoint.folder / "README.md"
-    try:
-        with path.open(encoding="utf-8") as file:
-            parts = file.read(LONGEST_CARD).split("---\n", 2)
-        found = yaml.safe_load(parts[1] if len(parts) == 3 and not parts[0] else "{}")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        what = " ".join(str(error).split())
-        raise ExciseError(f"{path}: the source's model card cannot be read ({what}); mend or remove it") from error
-    return found if isinstance(found, dict) else {}
+    return "---\n" + yaml.safe_dump({**fields, **before}, sort_keys=False, allow_unicode=True) + "---"

@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from criteria.budget import serving_notes
+from experts.companions import FOLDERS, MODELING, PLAN, RECOVERY, is_companion
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.strict_json import broken_link
 from prune.format import human
+from prune.history import STEPS, steps_of
 from prune.layout import Layout
 from prune.modeling_template import modeling_source
 from prune.place import growing, remove_abandoned, settle, sync
 from prune.quantization import FILES, renumbered
 from prune.ranges import Copy, copies, copy_all
-from prune.shards import INDEX, SINGLE, FileState, Stored, read_header, read_json
+from prune.run_options import option_notes
+from prune.shards import FileState, Stored, read_header, read_json
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
+from prune.source_card import read_source_card
 
-PLAN, RECOVERY = "excise_plan.json", "excise_recovery.json"
 UNNAMED = "config.json.partial"  # until everything else is there
-WRITTEN_ANEW = ("config.json", "README.md", ".gitattributes")
-NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,20 @@ def export(
     """
     plan.check_model(layout.layers, layout.experts, fingerprint)
     layout.shape.check_kept(plan.kept)
-    _check_output(layout.checkpoint.folder, out, force)
+    check_output(layout.checkpoint.folder, out, force)
     shards = slice_layout(layout, plan, recovered.changed if recovered else {})
     size = sum(piece.size for pieces in shards.values() for piece in pieces)
     place = Path(os.path.realpath(out))  # a link stays one
     remove_abandoned(place, "partial")
-    _check_space(place, size)
+    check_space(place, size)
     try:
-        others = _other_files(layout.checkpoint.folder)
+        others = other_files(layout.checkpoint.folder)
         before = _states(shards, others)
         with growing(place) as partial:
             _write_shards(layout, shards, partial)
             _verify_shapes(shards, partial)
             for file in others:
-                _copy_other(file, partial / file.name, plan)
+                _copy_other(file, partial / file.relative_to(layout.checkpoint.folder), plan)
             _write_rest(layout, plan, shards, partial, card)
             _check_unchanged(layout, before)
             if recovered:
@@ -93,10 +94,11 @@ def export_notes(layout: Layout, plan: Plan) -> list[str]:
         notes.append("unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)")
     if layout.predicting:
         notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
+    notes += [*option_notes(layout.checkpoint.config, plan), *layout.checkpoint.notes, *read_source_card(layout.checkpoint.folder).notes]
     return notes + serving_notes(plan.counts.values())
 
 
-def _check_output(source: Path, out: Path, force: bool) -> None:
+def check_output(source: Path, out: Path, force: bool) -> None:
     """--force replaces checkpoints that Excise wrote, and nothing else."""
     here, there = out.resolve(), source.resolve()
     if here == there or here in there.parents:
@@ -109,7 +111,8 @@ def _check_output(source: Path, out: Path, force: bool) -> None:
         raise ExciseError(f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, remove it yourself")
 
 
-def _check_space(out: Path, size: int) -> None:
+def check_space(out: Path, size: int) -> None:
+    """Raises ExciseError where a checkpoint of so many bytes does not fit on the file system of `out`."""
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free, needed = shutil.disk_usage(parent).free, size + 2**20  # tokenizer, configuration and headers too
     if free < needed:
@@ -140,14 +143,15 @@ def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], part
     if source.sharded:
         weights = {piece.name: name for name, pieces in shards.items() for piece in pieces}
         total = sum(piece.size for pieces in shards.values() for piece in pieces)
-        _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))})
-    elif set(shards) != {SINGLE}:
-        raise ExciseError(f"{source.folder}: nothing is left of {SINGLE}")
+        _write_json(partial / source.entry, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))})
+    elif set(shards) != {source.entry}:
+        raise ExciseError(f"{source.folder}: nothing is left of {source.entry}")
     config = patched_config(layout, plan)
     if not plan.uniform:
-        (partial / "modeling_excise.py").write_text(modeling_source(config["architectures"][0], layout.experts), encoding="utf-8")
+        (partial / MODELING).write_text(modeling_source(config["architectures"][0], layout.experts), encoding="utf-8")
     (partial / "README.md").write_text(card, encoding="utf-8", errors="replace")  # a path may hold bytes that are no UTF-8
-    _write_json(partial / PLAN, plan.to_json())
+    steps = steps_of(source.folder)
+    _write_json(partial / PLAN, {**plan.to_json(), **({STEPS: steps} if steps else {})})
     _write_json(partial / UNNAMED, config)
 
 
@@ -155,9 +159,10 @@ def _write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _other_files(source: Path) -> list[Path]:
-    """Tokenizer, generation settings, code: what is copied byte for byte."""
-    named = [file for file in sorted(source.iterdir()) if not file.name.endswith(NOT_COPIED) and file.name not in WRITTEN_ANEW]
+def other_files(source: Path) -> list[Path]:
+    """Tokenizer, templates, settings, code, licence: what is copied byte for byte (experts/companions.py)."""
+    listed = [*source.iterdir(), *(file for folder in FOLDERS for file in (source / folder).glob("*"))]
+    named = [file for file in sorted(listed) if is_companion(file.relative_to(source).as_posix())]
     for file in named:
         if wrong := broken_link(file):
             raise ExciseError(f"{file}: {wrong}")
@@ -166,6 +171,7 @@ def _other_files(source: Path) -> list[Path]:
 
 def _copy_other(file: Path, target: Path, plan: Plan) -> None:
     """As it is; quantisation settings follow the experts' new numbers."""
+    target.parent.mkdir(exist_ok=True)
     if file.name in FILES and (after := renumbered(before := read_json(file), plan, str(file))) != before:
         _write_json(target, after)
     else:
@@ -189,6 +195,6 @@ def _check_unchanged(layout: Layout, before: dict[Path, FileState]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
+    for file in folder.rglob("*"):
         sync(file)
     sync(folder)

@@ -1,15 +1,16 @@
 """`excise`: parses, calls one function, prints. Results go to stdout, everything else to stderr."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from criteria.beginning import Bos
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from prune import show
 from prune.guard import guarded, waiting
+from prune.options import Begin, Debug, Dtype, Force, Json, Model, Quiet, Recipe, Set, Shown
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
@@ -19,28 +20,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 ))  # fmt: skip
 
 
-class Dtype(StrEnum):
-    """Precisions a model can be loaded in."""
-
-    AUTO, FLOAT32, BFLOAT16, FLOAT16 = "auto", "float32", "bfloat16", "float16"
-
-
-class Shown(StrEnum):
-    """Outcomes of an audit."""
-
-    DELTA, ABSOLUTE, KL = "delta", "absolute", "kl"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a recipe value, for example prune.fraction=0.25.")]
-
-
 @app.command()
 def prune(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")],
+    recipe: Recipe,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder; default runs/<recipe>-<criterion>-<budget>-<scope>.")
     ] = None,
@@ -54,17 +36,17 @@ def prune(
 
     def work() -> int:
         from prune.locate import recipe_file
-        from prune.prepare import default_output, prepare
+        from prune.prepare import check_pruning, default_output, prepare
         from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
+        check_pruning(settings)
         prepared = prepare(settings, output or default_output(file.stem, settings), force)
         with waiting("loading libraries", quiet):
             from prune.run import Run
         outcome = Run(prepared).execute()
         show.verdicts(outcome.result, as_json)
-        show.notes(outcome.result["notes"])
         return 3 if outcome.stopped else 0
 
     guarded(work, quiet, debug)
@@ -72,7 +54,7 @@ def prune(
 
 @app.command()
 def compare(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")],
+    recipe: Recipe,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the comparison; default runs/<recipe>-compare.")] = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
@@ -84,12 +66,11 @@ def compare(
 
     def work() -> int:
         from prune.locate import recipe_file
-        from prune.prepare import check_comparison, prepare
+        from prune.prepare import prepare_comparison
         from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
-        prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
-        check_comparison(prepared)
+        prepared = prepare_comparison(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
         with waiting("loading libraries", quiet):
             from prune.compare import Comparison
         result = Comparison(prepared).execute()
@@ -142,11 +123,11 @@ def audit(
 
 def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool) -> dict[str, Any]:
     from prune.locate import recipe_file
-    from prune.prepare import prepare
+    from prune.prepare import prepare_audit
     from prune.recipe_file import read_recipe
 
     file = recipe_file(recipe)
-    prepared = prepare(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
+    prepared = prepare_audit(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
     with waiting("loading libraries", quiet):
         from prune.audit import Audit
     return Audit(prepared).execute()
@@ -168,13 +149,13 @@ def finetune(
 
     def work() -> int:
         from prune.locate import recipe_file
-        from prune.prepare import prepare, recovery_output
+        from prune.prepare import prepare_recovery, recovery_output
         from prune.recipe_file import read_recipe
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
         default, folder = recovery_output(file.stem, settings)
-        prepared = prepare(settings, output or default, force)
+        prepared = prepare_recovery(settings, output or default, force)
         with waiting("loading libraries", quiet):
             from prune.heal import recover_folder
             from prune.run import Run
@@ -190,8 +171,8 @@ def finetune(
 
 @app.command()
 def effects(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")],
-    text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start, no special tokens added.")],
+    model: Model,
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table: NAME.parquet or NAME.csv.")],
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 256,
     sequences: Annotated[int, typer.Option("--sequences", help="Windows; 0 = all of the text.")] = 0,
@@ -205,6 +186,7 @@ def effects(
     mode: Annotated[Mode, typer.Option("--mode", help="What removal means.")] = Mode.ZERO,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")] = Dtype.AUTO,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")] = False,
+    bos: Begin = Bos.AUTO,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -213,15 +195,12 @@ def effects(
     """Measure what removing each expert costs: the raw table, one row per intervention. An interrupted run resumes."""
 
     def work() -> int:
-        from prune.layout import lay_out
-        from prune.locate import model_folder
+        from prune.prepare import prepare_effects
         from prune.request import Request, numbers
-        from prune.shards import open_checkpoint
 
         chosen = numbers("--layers", layers), numbers("--experts", experts)
-        request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force)
-        layout = lay_out(open_checkpoint(model_folder(model)))
-        request.check(layout.shape)  # refused before torch is loaded
+        request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force, bos)
+        layout = prepare_effects(request)  # refused before torch is loaded
         with waiting("loading libraries", quiet):
             from prune.effects import run
         done = run(request, layout)
@@ -233,7 +212,7 @@ def effects(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")],
+    model: Model,
     plan: Annotated[Path, typer.Argument(help="plan.json of a run, or one written by hand.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
     force: Force = False,
@@ -248,12 +227,11 @@ def export(
         from prune.card import plan_card
         from prune.checkpoint import export as write
         from prune.format import human
-        from prune.layout import lay_out
-        from prune.locate import model_folder
-        from prune.shards import fingerprint, open_checkpoint
+        from prune.prepare import prepare_export
+        from prune.shards import fingerprint
 
         chosen = Plan.read(plan)
-        layout = lay_out(open_checkpoint(model_folder(model)))
+        layout = prepare_export(model, chosen, out, force)
         written = write(layout, chosen, out, plan_card(model, layout, chosen), force, fingerprint(layout.checkpoint))
         if as_json:
             show.print_json({"checkpoint": str(out), "size": written.size, "removed": written.removed, "notes": written.notes})
@@ -266,15 +244,13 @@ def export(
 
 
 @app.command()
-def inspect(model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.")], as_json: Json = False, debug: Debug = False) -> None:
+def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
     """Family, layers, experts, sizes, and what pruning would save: from headers and configuration alone."""
 
     def work() -> int:
-        from prune.inspect import describe
-        from prune.layout import lay_out
-        from prune.remote import open_anywhere
+        from prune.inspect import look_at
 
-        found = describe(lay_out(open_anywhere(model)))
+        found = look_at(model)
         show.print_json(found) if as_json else show.model(found)
         return 0
 

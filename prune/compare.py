@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from criteria.budget import Budget
+from criteria.budget import Budget, Scope, deepest
 from criteria.scores import Scores
-from criteria.select import select
+from criteria.select import check_protected, select
 from criteria.statistics import Statistics
+from experts.notes import tell
 from experts.plan import Plan
 from prune.comparison_report import markdown
 from prune.materials import Materials
@@ -64,28 +65,36 @@ class Comparison:
 
     def execute(self) -> dict[str, Any]:
         """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
+        for note in self._notes():
+            tell(note)
         self.materials.read()
         check_rows(self.materials, self._pairs)
         with self.folder.held():
-            write_json(self.folder.path / "environment.json", environment())
-            observed = self.materials.calibrate()
-            measured = {scope: self.materials.measured(observed, budget) for scope, budget in self._deepest().items()}
-            tables = {scope: self.materials.rank(statistics) for scope, statistics in measured.items()}
-            result = self._result(measured, tables)
-            write_json(self.folder.path / "comparison.json", result)
-            write_text(self.folder.path / "comparison.csv", _csv(result))
-            write_text(self.folder.path / "comparison.md", markdown(result))
-            return result
+            return self._compared()
 
-    def _deepest(self) -> dict[str, Budget]:
-        """The budget of every scope that removes most: a search goes down to it, and the others are met on the way."""
-        found: dict[str, Budget] = {}
-        for budget in self.prepared.compared:
-            if budget.scope not in found or budget.total < found[budget.scope].total:
-                found[budget.scope] = budget
+    def _notes(self) -> list[str]:
+        """What a reader has to know of the budgets."""
+        found = [*self.prepared.merged, *self.materials.protection_notes()]
+        by_rounds = [one for one in self.prepared.criteria if one.searches and one.measurement and one.measurement.values["rounds"]]
+        if by_rounds and len(self.prepared.compared) > len(deepest(self.prepared.compared)):
+            names = ", ".join(one.name for one in by_rounds)
+            found.append(f"{names}: rounds count down to the smallest budget of a scope; the plans of larger ones are met on the way")
         return found
 
-    def _result(self, measured: dict[str, Statistics], tables: dict[str, list[Scores]]) -> dict[str, Any]:
+    def _compared(self) -> dict[str, Any]:
+        write_json(self.folder.path / "environment.json", environment())
+        observed = self.materials.calibrate()
+        for budget in self.prepared.compared:
+            check_protected(self.materials.protected(observed), budget, self.shape)
+        measured = {scope: self.materials.measured(observed, budget) for scope, budget in deepest(self.prepared.compared).items()}
+        tables = {scope: self.materials.rank(statistics) for scope, statistics in measured.items()}
+        result = self._result(measured, tables)
+        write_json(self.folder.path / "comparison.json", result)
+        write_text(self.folder.path / "comparison.csv", _csv(result))
+        write_text(self.folder.path / "comparison.md", markdown(result))
+        return result
+
+    def _result(self, measured: dict[Scope, Statistics], tables: dict[Scope, list[Scores]]) -> dict[str, Any]:
         settings, windows = self.recipe.validation, self.materials.validation
         plans = {
             (scores.criterion, budget): select(scores, budget, self.shape)
@@ -115,8 +124,9 @@ class Comparison:
             "loss": sticks[0].mean(sticks[0].values(None)),
             "tasks": [_task(stick) for stick in sticks[1:]],
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(windows)},
-            "model": {"name": self.recipe.model, "fingerprint": self.prepared.fingerprint},
+            "model": self.prepared.model,
             "checks": [asdict(check) for check in checks],
+            "notes": self._notes(),
             "run": str(self.folder.path),
         }
 
@@ -130,13 +140,13 @@ class Comparison:
         names = [criterion.name for criterion in self.prepared.criteria]
         return {"scope": budget.scope, "fraction": round(chosen[0].fraction, 6), "criteria": names, "matrix": matrix}
 
-    def _tests(self, measured: dict[str, Statistics], tables: dict[str, list[Scores]]) -> Iterator[Contest]:
+    def _tests(self, measured: dict[Scope, Statistics], tables: dict[Scope, list[Scores]]) -> Iterator[Contest]:
         for budget in self.prepared.compared:
             for criterion, scores in zip(self.prepared.criteria, tables[budget.scope], strict=True):
                 yield self.materials.contest(criterion, scores, measured[budget.scope], budget)
 
 
-def _agreement(tables: dict[str, list[Scores]]) -> dict[str, list[float | None]]:
+def _agreement(tables: dict[Scope, list[Scores]]) -> dict[str, list[float | None]]:
     """Rank agreement per criterion; one whose scores depend on the scope (greedy removal) appears once a scope."""
     found: dict[str, list[float | None]] = {}
     for scope, table in tables.items():

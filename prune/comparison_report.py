@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.format import markdown_table, probability, signed, verdict
+from prune.format import markdown_table, percent, plain, probability, removed, signed, spread, verdict
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, head, rows
 
@@ -26,7 +26,7 @@ def _measures(result: dict[str, Any]) -> list[str]:
 
 
 def _budget(row: dict[str, Any]) -> str:
-    return f"scope {row['scope']}, {row['fraction']:.0%} pruned"
+    return f"scope {row['scope']}, {removed(row['fraction'])} pruned"
 
 
 def _overlaps(result: dict[str, Any]) -> Iterator[Table]:
@@ -34,7 +34,7 @@ def _overlaps(result: dict[str, Any]) -> Iterator[Table]:
     for block in result["overlap"]:
         names = block["criteria"]
         shared = result["windows_shared_by_seeds"]
-        others = "other seeds (smallest)" if shared is None else f"other seeds, {shared:.0%} same text (smallest)"
+        others = "other seeds (smallest)" if shared is None else f"other seeds, {percent(shared)} same text (smallest)"
         head = ("criterion", *(str(number) for number in range(1, len(names) + 1)), others)
         lines = []
         for number, (name, values) in enumerate(zip(names, block["matrix"], strict=True), 1):
@@ -66,10 +66,10 @@ def _costs(result: dict[str, Any], name: str) -> Table:
     task = next((task for task in result["tasks"] if task["name"] == name), None)
     unequal = any(cost["equal_counts"] for _, cost in costs_of(result, name))
     if task:
-        title = f"{name}: {task['metric']} over {task['items']} items, {task['full']:.3f} unpruned"
+        title = f"{name}: {task['metric']} over {task['items']} items, {plain(task['full'], 3)} unpruned"
         values: tuple[str, ...] = (task["metric"], "lost [95 %]")
     else:
-        title, values = f"loss: {result['loss']:.4f} nats per token unpruned", ("ΔCE [95 %]",)
+        title, values = f"loss: {plain(result['loss'])} nats per token unpruned", ("ΔCE [95 %]",)
     head = (
         "scope",
         "fraction",
@@ -90,13 +90,13 @@ def _costs(result: dict[str, Any], name: str) -> Table:
                 plan["scope"],
                 f"{plan['fraction']:g}",
                 plan["criterion"],
-                *((f"{cost['value']:.3f}",) if task else ()),
-                f"{cost['delta']:+.4f} [{signed(low, 3)}, {signed(high, 3)}]",
-                f"{cost['random']['mean']:+.4f} ± {cost['random']['sd']:.4f}",
-                f"{cost['reversed_delta']:+.4f}",
+                *((plain(cost["value"], 3),) if task else ()),
+                f"{signed(cost['delta'])} [{signed(low, 3)}, {signed(high, 3)}]",
+                spread(cost["random"]["mean"], cost["random"]["sd"]),
+                signed(cost["reversed_delta"]),
                 f"{probability(cost['p'])}, {probability(cost['p_worse'])}",
                 f"{probability(cost['p_corrected'])}, {probability(cost['p_worse_corrected'])}",
-                "none" if cost["smallest_detectable"] is None else f"{cost['smallest_detectable']:.3f}",
+                "none" if cost["smallest_detectable"] is None else plain(cost["smallest_detectable"], 3),
                 verdict(cost),
                 *((_equal(cost),) if unequal else ()),
             )
@@ -124,7 +124,8 @@ def _differences(result: dict[str, Any], name: str) -> Iterator[Table]:
                 mark = lower if pair["differ"] else "=" if pair["same_plan"] else "·"
                 marks[first, second], marks[second, first] = mark, mark.translate(str.maketrans("<>", "><"))
         rows = [(f"{n} {row}", *(marks.get((row, column), "") for column in names)) for n, row in enumerate(names, 1)]
-        title = f"Which differ by {name}, scope {scope}, {fraction:.0%} pruned: < the row costs less, > more, · not told apart, = same plan"
+        signs = "< the row costs less, > more, · not told apart, = same plan"
+        title = f"Which differ by {name}, {_budget({'scope': scope, 'fraction': fraction})}: {signs}"
         if len(names) > 1:
             yield title, ("criterion", *(str(n) for n in range(1, len(names) + 1))), rows
 
@@ -135,7 +136,7 @@ def _scopes(result: dict[str, Any], name: str) -> Iterator[Table]:
         (
             one["first"],
             f"{one['fraction']:g}",
-            f"{one['difference']:+.4f} [{signed(one['low'], 4)}, {signed(one['high'], 4)}]",
+            f"{signed(one['difference'])} [{signed(one['low'])}, {signed(one['high'])}]",
             probability(one["p_corrected"]),
             "same plan"
             if one["same_plan"]
@@ -159,7 +160,8 @@ def markdown(result: dict[str, Any]) -> str:
     for title, head, lines in tables(result):
         parts.append(f"## {title}\n\n{markdown_table(head, lines)}\n")
     checks = "\n".join(f"- passed: {check['name']} ({check['evidence']})" for check in result["checks"])
-    parts.append(f"## Rules\n- Verdict. {result['rule']}\n- Pairs. {result['pair_rule']}\n")
+    notes = "".join(f"- {note}\n" for note in result["notes"])
+    parts.append(f"## Rules\n- Verdict. {result['rule']}\n- Pairs. {result['pair_rule']}\n{notes}")
     parts.append(f"## How it was computed\n{methods(result)}\n")
     parts.append("## Evidence\n" + "\n".join(_evidence(result)) + "\n")
     parts.append(f"## Checks of the instrument\n{checks}\n")

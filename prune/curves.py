@@ -57,7 +57,7 @@ class Curves:
     def _measured(self) -> dict[str, Array]:
         """Raw rows by "layer/order": [J, P] at tokens, [J, N] from the layer. A finished layer is never measured again."""
         materials, identity = self.materials, [(scores.criterion, scores.digest) for scores in self.table]
-        key = key_of("progressive", materials.fingerprint, materials.recipe.dtype, self.windows.hash, self.settings.model_dump(), identity)
+        key = key_of("progressive", materials.loaded, self.windows.hash, self.settings.model_dump(), identity)
         store = Store(materials.folder.path / "progressive.safetensors", key)
         arrays = store.read()
         missing = [layer for layer in self.layers if f"{layer}/{AT_TOKEN}" not in arrays]

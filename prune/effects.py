@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from criteria.context import context_note
 from criteria.text import Windows, consecutive
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.effects import Instrument
@@ -18,10 +19,11 @@ from experts.notes import tell
 from experts.plan import Plan
 from experts.precision import HALF
 from prune.layout import Layout
+from prune.locate import commit_of
 from prune.parts import Parts
 from prune.request import Request
 from prune.shards import fingerprint
-from prune.stages import key_of
+from prune.stages import key_of, libraries
 from validate.effects import Cells, Table, measure
 from validate.rig import check_rig
 
@@ -30,21 +32,25 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
     """Measures, or finishes measuring, and writes the table. Gives what was done, in numbers."""
     source = layout.checkpoint.folder
     layers = request.check(layout.shape)
-    windows = consecutive(request.text, load_tokenizer(source, request.trust_remote_code), request.window, request.sequences)
-    asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code)
+    shapes = {name: tensor.shape for name, tensor in layout.checkpoint.tensors.items()}
+    caution = context_note(request.window, layout.checkpoint.config, shapes)
+    tokenizer = load_tokenizer(source, request.trust_remote_code)
+    windows = consecutive(request.text, tokenizer, request.window, request.sequences, request.bos)
+    asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code, *libraries())
     parts = Parts(request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force)
     missing = parts.missing(len(windows), layers)
     notes: list[str] = []
     seconds = 0.0
     if missing:
         anatomy = dissect(load(source, request.dtype, request.trust_remote_code))
-        seconds, notes = _measure(request, anatomy, windows, missing, parts)
+        seconds, notes = _measure(request, anatomy, windows, missing, parts, caution)
     rows_now = parts.rows(missing)
     table = parts.join(len(windows), layers)
     if not table.num_rows:
         notes.append("the table is empty: none of these experts is active in this text")
     return {
         "table": str(request.output),
+        **({"commit": commit} if (commit := commit_of(source)) else {}),
         "rows": table.num_rows,
         "windows": len(windows),
         "windows_now": len(missing),
@@ -60,14 +66,16 @@ def _mean(table: pa.Table, column: str) -> float | None:
     return float(table[column].to_numpy().mean()) if table.num_rows else None
 
 
-def _measure(request: Request, anatomy: Anatomy, windows: Windows, missing: dict[int, list[int]], parts: Parts) -> tuple[float, list[str]]:
+def _measure(
+    request: Request, anatomy: Anatomy, windows: Windows, missing: dict[int, list[int]], parts: Parts, caution: str
+) -> tuple[float, list[str]]:
     """What is missing; the rig and the fast path are checked before. Gives the seconds of the measurement, and notes."""
     check_rig(anatomy, windows, half_plan(anatomy))
     tokens = torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device)
     means = mean_outputs(anatomy, tokens) if request.mode is Mode.MEAN else None
     instrument = Instrument(anatomy, request.mode, means)
     instrument.check(tokens, request.scope)
-    notes = [*instrument.notes, *_cautions(anatomy, request)]
+    notes = [*instrument.notes, *_cautions(anatomy), *([caution] if caution else [])]
     for note in notes:
         tell(note)
     begun = time.monotonic()
@@ -90,16 +98,11 @@ def fill(parts: Parts, instrument: Instrument, tokens: torch.Tensor, missing: di
         measure(instrument, tokens, missing, cells, keep)
 
 
-def _cautions(anatomy: Anatomy, request: Request) -> list[str]:
+def _cautions(anatomy: Anatomy) -> list[str]:
     """What a reader of the numbers has to know."""
-    found, most = [], getattr(anatomy.model.config.get_text_config(), "max_position_embeddings", None)
-    if anatomy.model.dtype in HALF:
-        found.append(
-            f"measured in {anatomy.model.dtype}: single effects carry its rounding, some hundredths of a nat; --dtype float32 avoids it"
-        )
-    if most and request.window > most:
-        found.append(f"a window of {request.window} tokens is longer than the {most} positions the model was made for")
-    return found
+    if anatomy.model.dtype not in HALF:
+        return []
+    return [f"measured in {anatomy.model.dtype}: single effects carry its rounding, some hundredths of a nat; --dtype float32 avoids it"]
 
 
 def half_plan(anatomy: Anatomy) -> Plan:

@@ -15,8 +15,28 @@ def human(size: int) -> str:
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """A number with its sign; a missing one as what it is."""
-    return "nan" if value is None else f"{value:+.{digits}f}"
+    """A number with its sign, which what rounds to 0 has not: never −0.000; a missing one as what it is."""
+    return "nan" if value is None else f"{value:+z.{digits}f}"
+
+
+def plain(value: float | None, digits: int = 4) -> str:
+    """A number without a plus sign."""
+    return "nan" if value is None else f"{value:z.{digits}f}"
+
+
+def percent(value: float) -> str:
+    """A share in whole percent."""
+    return f"{value:z.0%}"
+
+
+def removed(fraction: float) -> str:
+    """A share of the experts, with as many digits as it takes to tell it from its neighbours: 50%, 12.5%."""
+    return f"{100 * fraction:.4g}%"
+
+
+def spread(mean: float | None, sd: float | None, digits: int = 4) -> str:
+    """mean ± sd."""
+    return f"{signed(mean, digits)} ± {plain(sd, digits)}"
 
 
 def probability(value: float | None, digits: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from tqdm import tqdm
 
 from criteria.text import Windows
 from experts.anatomy import Anatomy, dissect, skeleton
+from experts.companions import RECOVERY
 from experts.errors import ExciseError
 from experts.files import replacing_folder
 from experts.plan import Plan
 from finetune.adapters import find_targets
 from finetune.diary import CURVE, read_rows
-from finetune.recover import ADAPTER, Job, Recovered, recovered
+from finetune.recover import ADAPTER, Job, Recovered, is_trained, recovered
 from prune import checkpoint
 from prune.card import recovered_card
 from prune.layout import Layout
@@ -29,13 +31,14 @@ from prune.recovery_result import described, found, healing_csv
 from prune.shards import read_json
 from prune.slices import slice_layout
 from prune.stages import describe, environment, key_of, write_json, write_text
-from prune.students import FromDisk, InMemory, Student, choose_students
+from prune.students import FromDisk, InMemory, Student, choose_students, teacher_identity
 from prune.yardsticks import row_key, yardsticks
 from validate.draw import random_plans
 from validate.null import Yardstick
 from validate.rig import check_reloaded, last_logits, require
 
 RESULT, REPORT, CHECKPOINT = "recovery.json", "recovery.md", "recovered"
+BEGUN = "begun "  # before the key of a checkpoint that is being written: nothing takes it for the finished one
 NOT_THE_MODEL = {"random_plans", "unpruned", "save_steps", "checkpoint", "teacher", "data"}
 
 
@@ -72,14 +75,39 @@ class Healing:
 
     @cached_property
     def students(self) -> InMemory | FromDisk:
-        return choose_students(self.materials, self.settings, self.windows, self.pruned, self.plan)
+        """What `auto` chose by the memory that was free stays chosen: an interruption must not make another training of this one."""
+        settings, asked = self.settings, self._asked
+        if settings.teacher.keep == "auto":
+            mode, _, of = self.folder.record.get("students", "").partition(" ")
+            known = {"keep": mode} if of == asked else {}
+            settings = settings.model_copy(update={"teacher": settings.teacher.model_copy(update=known)})
+        chosen = choose_students(self.materials, settings, self.windows, self.pruned, self.plan)
+        self.folder.finish("students", f"{chosen.keep} {asked}")
+        return chosen
+
+    @cached_property
+    def _asked(self) -> str:
+        """Identity of a training as the recipe asks for it: all but the plan, and where the teacher is."""
+        settings = self.settings.model_dump(mode="json", exclude=NOT_THE_MODEL)
+        return key_of("recovery", self.materials.loaded, version("peft"), self.windows.hash, settings)
 
     @cached_property
     def key(self) -> str:
-        """Identity of a training: everything that its result depends on but the plan."""
-        settings = self.settings.model_dump(mode="json", exclude=NOT_THE_MODEL)
-        teacher = [self.students.keep, self.settings.teacher.model, self.settings.teacher.top_k] if self.settings.kl else []
-        return key_of("recovery", self.materials.fingerprint, self.materials.recipe.dtype, self.windows.hash, settings, teacher)
+        """Identity of a training: everything that its weights depend on but the plan."""
+        teacher = [self.students.keep, self._teacher, self.settings.teacher.top_k] if self.settings.kl else []
+        return key_of(self._asked, teacher)
+
+    @cached_property
+    def _teacher(self) -> tuple[str, ...]:
+        return teacher_identity(self.materials, self.settings) if self.settings.kl else ()
+
+    def _weights(self, plan: Plan) -> str:
+        """Identity of one plan's trained weights."""
+        return key_of(self.key, plan.digest)
+
+    def _training(self, plan: Plan) -> str:
+        """Identity of what its folder holds: the curve of healing too, which is measured on the held-out text while the training runs."""
+        return key_of(self._weights(plan), self.materials.validation.hash)
 
     @cached_property
     def known(self) -> list[Plan]:
@@ -104,15 +132,15 @@ class Healing:
     def execute(self) -> dict[str, Any]:
         """Writes recovery.json, recovery.md, the adapter and the merged checkpoint; gives the content of recovery.json."""
         stage = self._stage
-        kept = self.folder.result("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER)
-        if kept is not None:
-            return kept
+        if kept := self.folder.kept("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
+            return {**kept, **self._places()}
         self._check_output()
         before, after = self._measured()
         for name, plan in self.plans.items():
             if not self._done(name, plan, after):
                 self._recover(name, plan, before[0], after)
         result = self._result(before, after)
+        self.folder.begin("recovery")
         write_text(self.folder.path / "healing.csv", healing_csv(result["plans"]))
         write_json(self.folder.path / RESULT, result)
         write_text(self.folder.path / REPORT, markdown(result))
@@ -122,16 +150,20 @@ class Healing:
     def _check_output(self) -> None:
         """A checkpoint of another training is replaced only with --force."""
         made = self.folder.record.get("recover")
-        if self.out.exists() and made not in (None, key_of(self.key, self.plan.digest)) and not self.materials.prepared.force:
+        own = self._weights(self.plan)
+        if self.out.exists() and made not in (None, own, BEGUN + own) and not self.materials.prepared.force:
             raise ExciseError(f"{self.out}: holds the result of another training; choose another --output, or --force to replace it")
 
     @property
     def _stage(self) -> str:
         """Of everything that the report depends on."""
         settings, recipe = self.settings.model_dump(mode="json", exclude={"save_steps", "checkpoint"}), self.materials.recipe
-        asked = self.materials.benchmark.hash if recipe.validation.tasks else ""
+        tasks, text = recipe.validation.tasks, self.materials.validation
+        asked = (self.materials.benchmark.hash, tasks.batch, tasks.random_plans) if tasks else ()
+        documents = [text.documents[document] for document in text.document]  # what intervals are drawn over
         plans = [plan.digest for plan in (*self.plans.values(), *self.known)]
-        return key_of(row_key(self.materials), settings, self.windows.hash, plans, asked, recipe.validation.random_seed)
+        trained = (version("peft"), self._teacher, self.windows.hash)
+        return key_of(row_key(self.materials), trained, settings, plans, asked, documents, recipe.validation.random_seed, recipe.model)
 
     def _measured(self) -> tuple[list[Yardstick], list[Yardstick]]:
         """What every plan costs before recovery, and yardsticks for after it. From here on they need no model of their own."""
@@ -154,12 +186,16 @@ class Healing:
         return self.folder.path / CHECKPOINT
 
     def _done(self, name: str, plan: Plan, after: list[Yardstick]) -> bool:
-        known = all(stick.evaluator.knows(plan) for stick in after)
-        return known and (name != "criterion" or self.folder.valid("recover", key_of(self.key, plan.digest), CHECKPOINT, ADAPTER))
+        """Whether this very plan's numbers, curve and, of the criterion's, checkpoint are there: names are used again by other plans."""
+        known = all(stick.evaluator.knows(plan) for stick in after) and is_trained(self._place(name), self._training(plan))
+        return known and (name != "criterion" or self.folder.valid("recover", self._weights(plan), CHECKPOINT, ADAPTER))
+
+    def _place(self, name: str) -> Path:
+        return self.folder.path / "recovery" / name
 
     def _recover(self, name: str, plan: Plan, held_out: Yardstick, after: list[Yardstick]) -> None:
         """One plan: trained, measured, and the criterion's also written and reloaded."""
-        folder = self.folder.path / "recovery" / name
+        folder = self._place(name)
         with self.students.student(plan, folder) as student:
             job = self._job(student, plan, folder, held_out)
             with recovered(job, student.teacher_of) as merged:
@@ -170,7 +206,7 @@ class Healing:
                     return
                 expected = last_logits(student.anatomy, self.materials.validation)
                 self._write(job, merged)
-        self._check_reloaded(job.key, expected)
+        self._check_reloaded(expected)
 
     def _job(self, student: Student, plan: Plan, folder: Path, held_out: Yardstick) -> Job:
         storage = Storage(student.anatomy.model, self._pieces(plan))
@@ -188,7 +224,7 @@ class Healing:
             folder=folder,
             rounded=storage.rounded,
             held_out=loss,
-            key=key_of(self.key, plan.digest),
+            key=self._training(plan),
             base=str(self.pruned.absolute()),
         )
 
@@ -196,6 +232,7 @@ class Healing:
         """The merged checkpoint, through the same export as a pruned one, and the adapter beside it."""
         prepared, shards = self.materials.prepared, self.folder.path / "recovery" / "merged"
         training = described(self.settings, job, merged.tuned, self.materials.recipe.model, self.students.keep)
+        self.folder.finish("recover", BEGUN + self._weights(self.plan))  # from here on the folder is no other training's
         try:
             changed = Storage(job.anatomy.model, self._pieces(self.plan)).write(merged.weights, shards)
             extra = checkpoint.Recovered(changed, {"plan": self.plan.digest, "training": training})
@@ -206,7 +243,7 @@ class Healing:
         with replacing_folder(self.folder.path / ADAPTER) as fresh:
             shutil.copytree(job.folder / ADAPTER, fresh, dirs_exist_ok=True)
 
-    def _check_reloaded(self, key: str, expected: Tensor) -> None:
+    def _check_reloaded(self, expected: Tensor) -> None:
         """What was written, loaded again in the place of the whole model, gives the merged model's logits bit by bit."""
         self.materials.unload()
         try:
@@ -214,19 +251,21 @@ class Healing:
         except BaseException:
             shutil.rmtree(self.out)
             raise
-        self.folder.finish("recover", key)
+        self.folder.finish("recover", self._weights(self.plan))
 
     def _result(self, before: list[Yardstick], after: list[Yardstick]) -> dict[str, Any]:
-        curves = {name: read_rows(self.folder.path / "recovery" / name / CURVE) for name in self.plans}
+        curves = {name: read_rows(self._place(name) / CURVE) for name in self.plans}
         return {
             **found(self.plans, self.known, list(zip(before, after, strict=True)), curves, self.materials.recipe.validation.random_seed),
-            "training": read_json(self.out / checkpoint.RECOVERY)["training"],
+            "training": read_json(self.out / RECOVERY)["training"],
             "text": describe(self.materials.validation),
-            "model": {"name": self.materials.recipe.model, "fingerprint": self.materials.fingerprint},
-            "run": str(self.folder.path),
-            "checkpoint": str(self.out),
-            "adapter": str(self.folder.path / ADAPTER),
+            "model": self.materials.prepared.model,
+            **self._places(),
         }
+
+    def _places(self) -> dict[str, str]:
+        """Where things are; a folder may have been moved since they were made."""
+        return {"run": str(self.folder.path), "checkpoint": str(self.out), "adapter": str(self.folder.path / ADAPTER)}
 
 
 def recover_folder(prepared: Prepared) -> dict[str, Any]:

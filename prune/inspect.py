@@ -3,10 +3,47 @@
 from typing import Any
 
 from criteria.budget import from_fraction
+from experts.configuration import TOP_K_KEYS, UNEQUAL, text_config, whole
 from experts.errors import ExciseError
-from prune.layout import Layout
+from prune.history import in_words, steps_of
+from prune.layout import Layout, lay_out
+from prune.remote import find_model
+from prune.shards import Checkpoint
 
 FRACTIONS = (0.25, 0.5, 0.75)
+
+
+def look_at(name: str) -> dict[str, Any]:
+    """What a model is made of, wherever it is; one on the hub is named with the commit that was read."""
+    model = find_model(name)
+    return {**inspected(model.headers()), "folder": model.pinned}
+
+
+def inspected(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that `excise inspect` shows. `history`: how the checkpoint came about, where Excise wrote it."""
+    found = describe_unequal(checkpoint) if UNEQUAL in checkpoint.config else describe(lay_out(checkpoint))
+    return {**found, "notes": checkpoint.notes, "history": in_words(steps_of(checkpoint.folder))}
+
+
+def describe_unequal(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Of a checkpoint that Excise pruned with unequal counts per layer: what it kept, and where."""
+    config, counts = text_config(checkpoint.config), checkpoint.config[UNEQUAL]
+    if not isinstance(counts, dict) or not counts or not all(whole(counts, layer) and layer.isdecimal() for layer in counts):
+        raise ExciseError(f"{checkpoint.folder}/config.json: {UNEQUAL} should map decoder layers to numbers of experts")
+    kept = {int(layer): int(count) for layer, count in counts.items()}
+    inside = sum(tensor.elements for name, tensor in checkpoint.tensors.items() if ".experts." in name)
+    every = sum(tensor.elements for tensor in checkpoint.tensors.values())
+    return {
+        "folder": str(checkpoint.folder),
+        "family": str(checkpoint.config.get("model_type", "unknown")),
+        "moe_layers": len(kept),
+        "layers": tuple(sorted(kept)),
+        "kept_per_layer": dict(sorted(kept.items())),
+        "top_k": next((k for key in TOP_K_KEYS if (k := whole(config, key))), None),
+        "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
+        "parameters": {"experts": inside, "elsewhere": every - inside},
+        "size": checkpoint.size,
+    }
 
 
 def describe(layout: Layout) -> dict[str, Any]:

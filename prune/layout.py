@@ -19,6 +19,7 @@ from experts.configuration import (
     ROUTER_TENSORS,
     ROUTERS,
     TOP_K_KEYS,
+    UNEQUAL,
     expert_axis,
     in_tower,
     router_groups,
@@ -100,6 +101,11 @@ class Layout:
 
 def lay_out(checkpoint: Checkpoint) -> Layout:
     """Sorts the tensors into blocks. Raises ExciseError for a dense model and for anything it could only cut wrongly."""
+    if UNEQUAL in checkpoint.config:
+        raise ExciseError(
+            f"{checkpoint.folder}: was pruned by Excise with unequal counts per layer; such a checkpoint is loaded and inspected, but not "
+            "pruned or measured again: prune the model it was made from, with a smaller budget"
+        )
     config = text_config(checkpoint.config)
     depth = whole(config, "num_hidden_layers")
     homes = {name: home for name, tensor in checkpoint.tensors.items() if (home := _home(tensor))}

@@ -1,11 +1,32 @@
-"""From what a user writes to folders: recipes by name, models by hub id, folder or `demo`. No torch."""
+"""What a user's words mean: recipes by name; models by folder, `demo`, or their name on the hub. No torch."""
 
+import re
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from experts.errors import ExciseError
+from experts.errors import ExciseError, one_line
 
-PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+DEMO = "demo"
+HOSTS = ("huggingface.co/", "hf.co/", "www.huggingface.co/")  # addresses are pasted with and without https://
+# What git allows in no name of a branch or tag.
+NO_REVISION = re.compile(r"\.\.|//|@\{|[\s~^:?*\[\\\x00-\x1f\x7f]|^[/.-]|[/.]$")
+PART = re.compile(r"\w([\w.-]{0,94}\w)?", re.ASCII)  # of a name on the hub: an organisation, or a model
+COMMIT = re.compile(r"[0-9a-f]{40}")
+OTHER_KINDS = {"dataset": "a data set", "space": "a space", "kernel": "a kernel", "bucket": "a bucket"}
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A model on the hub: organisation/name, at a branch, tag, commit or refs/pr/N; none = the main branch."""
+
+    id: str
+    revision: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.revision}" if self.revision else self.id
 
 
 def recipes_folder() -> Path:
@@ -25,25 +46,118 @@ def recipe_file(name: str) -> Path:
     raise ExciseError(f"{name}: no such recipe file, and no recipe of that name; there are {', '.join(shipped) or 'none'}")
 
 
-def model_folder(name: str) -> Path:
-    """The local folder of a model; a hub id is downloaded (or found in the cache) first."""
-    if name == "demo":
+def parse_model(text: str) -> Path | HubName:
+    """The folder, or the name on the hub, that a user means. A folder that exists is always meant.
+
+    Raises ExciseError for what is neither: a path that leads nowhere, a data set's address, a name alone.
+    """
+    text = text.strip()
+    if text == DEMO:
         return recipes_folder() / "demo" / "model"
-    path = Path(name)
-    if path.is_dir():
+    if not text:
+        raise ExciseError("the model's name is empty; give a folder, demo, or organisation/name on the hub")
+    path = _there(text)
+    if path and path.is_dir():
         return path
-    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise ExciseError(f"{name}: no such model folder")
-    return _download(name)
+    if path:
+        raise ExciseError(f"{text}: is a file; name the folder of the model")
+    if "://" in text or text.lower().startswith(HOSTS):
+        return _of_address(text)
+    return _of_name(text)
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def model_folder(name: str) -> Path:
+    """The folder of a model; one on the hub is downloaded (or found in the cache) first."""
+    from prune.remote import find_model
 
+    return find_model(name).fetch()
+
+
+def hub_name(text: str) -> HubName | None:
+    """The name on the hub, for what is recorded; None for a folder, and for what nobody can tell any more."""
     try:
-        return Path(snapshot_download(name, allow_patterns=PATTERNS))
-    except LocalEntryNotFoundError as error:
-        raise ExciseError(f"{name}: no such folder, not in the local hub cache, and the hub cannot be reached") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ExciseError(f"{name}: cannot be downloaded ({str(error).strip().splitlines()[0]})") from error
+        found = parse_model(text)
+    except ExciseError:
+        return None
+    return found if isinstance(found, HubName) else None
+
+
+def commit_of(folder: Path) -> str:
+    """The commit whose files a folder of the hub's cache holds; empty for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else ""
+
+
+def _there(text: str) -> Path | None:
+    """What exists under that name."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except RuntimeError as error:
+        told = "there is no home directory that ~ could stand for; write the path out"
+        raise ExciseError(f"{text}: {told}") from error
+    except ValueError:  # half a character, a zero byte: no name of a file
+        return None
+    except OSError as error:
+        raise ExciseError(f"{text}: {error.strerror}") from error
+
+
+def _of_address(text: str) -> HubName:
+    """From a page of the hub's site (repository, file, branch, commit) or an hf:// address."""
+    with hub_settings():
+        from huggingface_hub import parse_hf_uri
+        from huggingface_hub.errors import HfUriError
+
+    plain = re.sub(r"^(https?://)?www\.", r"\1", text, flags=re.IGNORECASE)
+    plain = re.sub(r"\.git(?=/?$)", "", plain)
+    plain = re.sub(r"/commits?/(?=[^/?#]+/?([?#]|$))", "/tree/", plain)
+    try:
+        found = parse_hf_uri(plain)
+    except (HfUriError, ValueError) as error:
+        told = "not the address of a model on the hub; write organisation/name or organisation/name@revision"
+        raise ExciseError(f"{text}: {told}") from error
+    if found.type != "model":
+        raise ExciseError(f"{text}: is {OTHER_KINDS.get(found.type, found.type)}, not a model")
+    if "/" in found.path_in_repo or (found.path_in_repo and ("/tree/" in plain or plain.startswith("hf://"))):
+        told = f"leads to {found.path_in_repo!r} inside the repository, and a model is the whole of one"
+        way_out = f"download that folder and name it; a branch of that name is {found.id}@branch/name"
+        raise ExciseError(f"{text}: {told}; {way_out}")
+    return _checked(text, found.id, found.revision or "")
+
+
+def _of_name(text: str) -> HubName:
+    name, at, revision = text.partition("@")
+    name, revision = name.rstrip("/"), revision.rstrip("/")
+    if text.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ExciseError(f"{text}: no such model folder{_meant(name)}")
+    if at and not revision:
+        raise ExciseError(f"{text}: no revision behind @; write {name}, or {name}@branch, tag or commit")
+    return _checked(text, name, revision)
+
+
+def _meant(name: str) -> str:
+    """What to write for a model on the hub. A name alone is not looked up: it may be a misspelt folder."""
+    parts = name.split("/")
+    if len(parts) == 3 and parts[0] == "models":
+        return f"; if you mean the model on the hub, write {parts[1]}/{parts[2]}"
+    alone = len(parts) == 1 and not name.startswith((".", "~"))
+    return "; a model on the hub is named organisation/name" if alone else ""
+
+
+def _checked(text: str, name: str, revision: str) -> HubName:
+    if not all(map(PART.fullmatch, name.split("/"))) or re.search(r"--|\.\.", name):
+        raise ExciseError(f"{text}: no such model folder, and {name!r} cannot be a name on the hub")
+    if NO_REVISION.search(revision):
+        raise ExciseError(f"{text}: {revision!r} can be no branch, tag or commit")
+    return HubName(name, revision)
+
+
+@contextmanager
+def hub_settings() -> Iterator[None]:
+    """Around the first import from huggingface_hub, which fails at wrong settings in the environment."""
+    try:
+        import huggingface_hub.constants  # noqa: F401 - first: the package itself prints what fails
+
+        yield
+    except ValueError as error:
+        told = f"a setting of the hub in the environment cannot be read ({one_line(error)})"
+        raise ExciseError(f"{told}; see HF_ENDPOINT and the variables HF_HUB_*") from error

@@ -1,6 +1,7 @@
 """What a recipe works with: the loaded model, its texts, the calibration, the experiments and the scores; each made once, and kept."""
 
 import gc
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -11,8 +12,11 @@ import numpy as np
 import torch
 
 from criteria.budget import Budget
+from criteria.chat import Template
+from criteria.context import context_note
 from criteria.experiment import Measurement, prerequisites
-from criteria.formulas import super_experts
+from criteria.formulas import FEWEST, protects, super_experts
+from criteria.greedy import VERSION
 from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import Criterion, resolve
@@ -23,11 +27,12 @@ from criteria.statistics import Array, Statistics
 from criteria.text import Windows, check_disjoint, read_windows
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
+from experts.notes import tell
 from experts.plan import Plan
 from prune.cache import Cache
 from prune.prepare import Prepared
 from prune.recipe import Text
-from prune.stages import key_of
+from prune.stages import key_of, libraries
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest
 
@@ -44,6 +49,7 @@ class Materials:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.cache = cache or Cache(self.folder.path)
         self.shape, self.fingerprint = prepared.shape, prepared.fingerprint
+        self._told: set[str] = set()
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -53,6 +59,12 @@ class Materials:
         if found != (self.shape.layers, self.shape.experts, self.shape.top_k, self.shape.groups):
             raise ExciseError(f"{self.prepared.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
         return anatomy
+
+    @cached_property
+    def loaded(self) -> tuple[str, ...]:
+        """Identity of the model as it computes: its files, the precision, whose code, and the libraries that run it."""
+        code = ("trust_remote_code",) * self.recipe.trust_remote_code
+        return (self.fingerprint, self.recipe.dtype, *code, *libraries())
 
     def unload(self) -> None:
         """Gives the model's memory back."""
@@ -74,17 +86,29 @@ class Materials:
         check_disjoint(windows, self.validation, "finetune")
         return windows
 
-    def read_part(self, part: Text) -> Windows:
-        """Windows of one of the recipe's texts."""
+    def read_part(self, part: Text, say: Callable[[str], None] | None = None) -> Windows:
+        """Windows of one of the recipe's texts. say: takes notes on it; by default each is told once."""
+        say = say or self._tell_once
+        checkpoint = self.prepared.layout.checkpoint
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        if note := context_note(part.length, checkpoint.config, shapes):
+            say(note)
         tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
-        return read_windows(part.data, tokenizer, part.length, part.sequences, part.seed)
+        text = (part.data, tokenizer, part.length, part.sequences, part.seed)
+        return read_windows(*text, part.bos, part.chat_template, say)
+
+    def _tell_once(self, note: str) -> None:
+        if note not in self._told:
+            self._told.add(note)
+            tell(note)
 
     def reseeded(self, seed: int, criteria: tuple[Criterion, ...]) -> "Materials":
         """The same with another calibration seed and some of the criteria. Its plans are not validated, so its text may overlap."""
         calibration = self.recipe.calibration.model_copy(update={"seed": seed})
         recipe = self.recipe.model_copy(update={"calibration": calibration})
         other = Materials(replace(self.prepared, recipe=recipe, criteria=criteria), self.cache)
-        other.__dict__ |= {"anatomy": self.anatomy, "windows": (self.read_part(calibration), self.validation)}  # already there: shared
+        windows = (self.read_part(calibration, _silent), self.validation)
+        other.__dict__ |= {"anatomy": self.anatomy, "windows": windows}  # already there: shared
         return other
 
     @cached_property
@@ -94,7 +118,11 @@ class Materials:
 
         tasks = self.recipe.validation.tasks
         assert tasks is not None, "asked for only where there are some"
-        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data)
+        template = ""
+        if tasks.chat_template:
+            tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
+            template = Template(tokenizer, tasks.chat_template, "validate.tasks.chat_template").tried()
+        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data, template)
 
     def reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
         """Of a written checkpoint, on the first validation window [1, W, V]; on `device`, because another one rounds differently."""
@@ -120,7 +148,7 @@ class Materials:
 
     def calibrate(self) -> Statistics:
         """Statistics of the calibration text: from the cache, an interrupted pass, or a new pass."""
-        key = key_of("statistics", self.fingerprint, self.recipe.dtype, self.calibration.hash)
+        key = key_of("statistics", self.loaded, self.calibration.hash)
         name, partial = f"{key}.safetensors", self.folder.path / "calibration.partial.safetensors"
         provenance = {"key": key, "model": self.fingerprint, "data": self.calibration.hash}
 
@@ -143,9 +171,17 @@ class Materials:
 
     def protected(self, statistics: Statistics) -> Marks:
         """Experts that are never pruned [L, E]."""
-        if not self.recipe.prune.protect_super_experts:
+        if not protects(self.recipe.prune.protect_super_experts, statistics.count.size):
             return np.zeros(statistics.count.shape, dtype=bool)
         return super_experts(statistics)
+
+    def protection_notes(self) -> list[str]:
+        """What `auto` decided against, where it did."""
+        experts = len(self.shape.layers) * self.shape.experts
+        if self.recipe.prune.protect_super_experts != "auto" or protects("auto", experts):
+            return []
+        why = f"fewer than {FEWEST}: the rule would always take one, outlier or not"
+        return [f"prune.protect_super_experts: auto protects none of {experts} experts ({why}); true and false decide it"]
 
     def measured(self, statistics: Statistics, budget: Budget) -> Statistics:
         """The statistics with the results of every experiment that the criteria need; budget: what a search prunes down to."""
@@ -159,8 +195,9 @@ class Materials:
     def _measure(self, measurement: Measurement, statistics: Statistics, budget: Budget) -> dict[str, Array]:
         """One experiment's results: kept, taken up where it was interrupted, or new."""
         protected = self.protected(statistics)
-        bound = (budget.total, budget.scope, budget.floor, budget.counts, protected.tobytes().hex()) if measurement.kind == "greedy" else ()
-        key = key_of("measured", self.fingerprint, self.recipe.dtype, self.calibration.hash, measurement.key, *bound)
+        searched = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected.tobytes().hex())
+        bound = searched if measurement.kind == "greedy" else ()
+        key = key_of("measured", self.loaded, self.calibration.hash, measurement.key, *bound)
         name = f"{key}.safetensors"
         if kept := self.cache.read(name, lambda path: Store(path, key).read() or None):
             return kept
@@ -185,3 +222,7 @@ class Materials:
         drawn = (self.shape, scores.protected, settings.random_plans, settings.random_seed)
         equal = None if plan.uniform else equal_plans(plan, *drawn)
         return Contest(plan, reversed_plan, random_plans(plan, *drawn), criterion.formula, budget.scope, equal)
+
+
+def _silent(_: str) -> None:
+    """Takes notes on a text that was told of before."""

@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 
 from validate.audit import Outcome, audit, outcomes_of, passing
-from validate.positions import read_positions
+from validate.positions import read_positions, without_documents
 from validate.verdict import ALPHA, AUDIT_RULE
 
 
 def of_file(path: Path, ddof: int) -> dict[str, Any]:
     """The audit of measurements made elsewhere: a CSV file of positions."""
-    return {"file": str(path), **judged_cells(read_positions(path), ddof)}
+    rows = read_positions(path)
+    return {"file": str(path), **judged_cells(rows, ddof), "notes": list(filter(None, [without_documents(rows)]))}
 
 
 def judged_cells(rows: pd.DataFrame, ddof: int) -> dict[str, Any]:

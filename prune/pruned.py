@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from experts.companions import PLAN, RECOVERY
 from experts.configuration import text_config
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.strict_json import LARGEST_INDEX
-from prune.checkpoint import PLAN, RECOVERY
 from prune.layout import Layout
 from prune.shards import Stored, open_checkpoint, read_json
 from prune.slices import Piece, slice_layout
@@ -16,8 +16,8 @@ from prune.slices import Piece, slice_layout
 LOOK = 4096  # bytes compared at both ends of a tensor
 
 
-def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
-    """The plan a pruned folder was written from. Raises ExciseError without provenance, and where folder and model do not fit together."""
+def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:
+    """The plan that a pruned folder says it was written from. Raises ExciseError without one of this model."""
     if not folder.is_dir():
         raise ExciseError(f"finetune.checkpoint: {folder} is not a folder")
     if (folder / RECOVERY).is_file():
@@ -28,6 +28,12 @@ def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
         )
     plan = Plan.read(folder / PLAN)
     plan.check_model(layout.layers, layout.experts, fingerprint)
+    return plan
+
+
+def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
+    """The same, of a folder that holds what it promises: names, shapes, both ends of every tensor are compared."""
+    plan = promised_plan(folder, layout, fingerprint)
     found = open_checkpoint(folder).tensors
     pieces = [piece for shard in slice_layout(layout, plan).values() for piece in shard]
     if wrong := {piece.name for piece in pieces} ^ found.keys():

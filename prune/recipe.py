@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from criteria.sources import Source
+from criteria.beginning import Bos
+from criteria.sources import Source, Template
 from experts.modes import Mode
 from finetune.settings import Training
 from validate.verdict import Null
@@ -29,6 +30,14 @@ class Text(Part):
     length: int = Field(default=512, gt=16, description="tokens per window")
     seed: int = Field(default=0, ge=0, description="seed of the choice of windows")
     batch: int = Field(default=8, gt=0, description="windows per forward; changes memory and speed only")
+    bos: Bos = Field(
+        default=Bos.AUTO,
+        description="auto, always, never: windows begin with the token for the beginning of a text; auto = if the tokenizer adds it",
+    )
+    chat_template: Template | None = Field(
+        default=None,
+        description="of the sources that do not say: true, false or the name of a template; none = conversations by the tokenizer's own",
+    )
 
     @field_validator("data", mode="before")
     @classmethod
@@ -50,7 +59,10 @@ class Prune(Part):
     scope: Literal["layer", "global"] = Field(default="layer", description="same count in every layer, or lowest scores of the whole model")
     floor: int | None = Field(default=None, gt=0, description="scope global: fewest experts a layer keeps; default: what routing needs")
     multiple_of: int = Field(default=1, gt=0, description="counts per layer divide by this, as serving engines want (8, parallel size)")
-    protect_super_experts: bool = Field(default=True, description="never remove experts with outlier activations (arXiv 2507.23279)")
+    protect_super_experts: Literal["auto", True, False] = Field(
+        default="auto",
+        description="never remove experts with outlier activations (arXiv 2507.23279); auto: in models of 200 experts and more",
+    )
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -110,6 +122,9 @@ class Tasks(Part):
     limit: int | None = Field(default=None, gt=0, description="items per task, the first ones; none = all")
     fewshot: int | None = Field(default=None, ge=0, description="examples before each item; none = what the task says")
     batch: int = Field(default=16, gt=0, description="requests per forward")
+    chat_template: Template = Field(
+        default=False, description="true, or the name of a template of the tokenizer: prompts are written as conversations"
+    )
     random_plans: int | None = Field(default=None, ge=5, description="random plans the tasks are run on; none = all")
 
     @field_validator("names", mode="before")
@@ -164,7 +179,7 @@ class Finetune(Text, Training):
 class Recipe(Part):
     """One run: calibrate, rank, test, prune, write."""
 
-    model: str = Field(description="hub id, folder, or `demo` for the embedded model")
+    model: str = Field(description="folder, `demo`, or organisation/name[@revision] on the hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="precision of the model in memory")
     trust_remote_code: bool = Field(default=False, description="run model code that comes with the checkpoint")
     calibration: Text

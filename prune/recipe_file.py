@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from criteria.sources import Source, anchor
 from experts.errors import ExciseError
 from finetune.settings import Teacher
+from prune.locate import DEMO, hub_name
 from prune.recipe import BUDGETS, Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
 
 
@@ -103,8 +104,9 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         return {"data": tuple(source.anchored(folder) for source in part.data)}
 
     def name(model: str) -> str:
+        model = model.strip()
         path = anchor(Path(model), folder)
-        return str(path) if model != "demo" and path.is_dir() else model
+        return str(path) if model not in ("", DEMO) and path.is_dir() else str(hub_name(model) or model)
 
     tasks, finetune = recipe.validation.tasks, recipe.finetune
     if tasks:

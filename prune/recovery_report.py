@@ -1,11 +1,12 @@
 """recovery.md, and the tables of `excise finetune`: the control, the lead, and what every stretch of training gave back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from prune.format import markdown_table, probability, signed
+from prune.format import markdown_table, percent, plain, probability, removed, signed, spread
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
@@ -24,8 +25,8 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
 
 def _row(result: dict[str, Any], plan: dict[str, Any]) -> tuple[str, ...]:
     loss, *tasks = plan["measures"]
-    share = "–" if loss["share"] is None else f"{loss['share']:.0%} {_range(loss['share_interval'], '.0%')}"
-    scores = (f"{result['full'][task['name']] - task['before']:.3f} → {result['full'][task['name']] - task['after']:.3f}" for task in tasks)
+    share = "–" if loss["share"] is None else f"{percent(loss['share'])} {_range(loss['share_interval'], percent)}"
+    scores = (_scores(result["full"][task["name"]], task["before"], task["after"]) for task in tasks)
     name = result["criterion"] if plan["name"] == "criterion" else plan["name"]
     return name, signed(loss["before"]), signed(loss["after"]), share, *scores
 
@@ -39,18 +40,32 @@ def _means(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for place, measure in enumerate(plans[0]):
         before, after = (np.array([plan[place][when] for plan in plans]) for when in ("before", "after"))
         if place == 0:
-            spread = [f"{values.mean():+.4f} ± {values.std(ddof=1):.4f}" for values in (before, after)]
-            cells += [*spread, f"{1 - after.sum() / before.sum():.0%}"]
+            around = (spread(values.mean(), values.std(ddof=1)) for values in (before, after))
+            cells += [*around, _percent(_share(after, before) if _all_lost_something(result) else None)]
         else:
-            full = result["full"][measure["name"]]
-            cells.append(f"{full - before.mean():.3f} → {full - after.mean():.3f}")
+            cells.append(_scores(result["full"][measure["name"]], before.mean(), after.mean()))
     return [(f"mean of {len(plans)} random (± sd)", *cells)]
+
+
+def _scores(full: float, before: float, after: float) -> str:
+    """A task's score before and after recovery. before, after: what was lost of it."""
+    return f"{plain(full - before, 3)} → {plain(full - after, 3)}"
+
+
+def _all_lost_something(result: dict[str, Any]) -> bool:
+    """Whether a share of what the random plans lost is a number: each of them has lost something that is told from 0."""
+    return all(plan["measures"][0]["share"] is not None for plan in result["plans"] if plan["name"].startswith("random-"))
+
+
+def _share(after: ArrayLike, before: ArrayLike) -> float:
+    """What of the loss before came back."""
+    return 1 - float(np.sum(after) / np.sum(before))
 
 
 def _lead(one: dict[str, Any]) -> tuple[str, ...]:
     before, after = one["before"], one["after"]
-    leads = (f"{signed(one[f'lead_{when}'])} {_range(one[f'interval_{when}'], '+.4f')}" for when in ("before", "after"))
-    kept = f"– ({one['kept_note']})" if one["kept"] is None else f"{one['kept']:.0%} {_range(one['kept_interval'], '.0%')}"
+    leads = (f"{signed(one[f'lead_{when}'])} {_range(one[f'interval_{when}'], signed)}" for when in ("before", "after"))
+    kept = f"– ({one['kept_note']})" if one["kept"] is None else f"{percent(one['kept'])} {_range(one['kept_interval'], percent)}"
     return (
         one["name"],
         *leads,
@@ -69,18 +84,19 @@ def _healing(result: dict[str, Any]) -> list[tuple[str, ...]]:
         cells = [f"{int(point['tokens']):,}", signed(point["delta"]), _percent(point["share"])]
         if others:
             deltas, starts = ([curve[at]["delta"] for curve in others] for at in (place, 0))
-            cells += [signed(float(np.mean(deltas))), _percent(1 - sum(deltas) / sum(starts))]
+            share = _share(deltas, starts) if _all_lost_something(result) else None
+            cells += [signed(float(np.mean(deltas))), _percent(share)]
         rows.append(tuple(cells))
     return rows
 
 
-def _range(ends: list[float | None], form: str) -> str:
+def _range(ends: list[float | None], shown: Callable[[float], str]) -> str:
     low, high = ends
-    return "[nan]" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
+    return "[nan]" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+    return "–" if value is None else percent(value)
 
 
 def training_in_words(training: dict[str, Any]) -> str:
@@ -102,15 +118,16 @@ def markdown(result: dict[str, Any]) -> str:
     """The whole report."""
     shown = "\n\n".join(f"## {title}\n{markdown_table(head, rows)}" for title, head, rows in tables(result))
     control = "" if result["leads"] else "\n\nNo random plan was recovered (finetune.random_plans: 0), so nothing can be said of the lead."
-    return f"""# {result["model"]["name"]}: recovery of {result["criterion"]}, {result["fraction"]:.0%} of the experts removed
+    return f"""# {result["model"]["name"]}: recovery of {result["criterion"]}, {removed(result["fraction"])} of the experts removed
 
 {training_in_words(result["training"])}
 Random plans keep as many experts in every layer and got the same training: same text, same steps, same seed.
 
 {shown}{control}
 
-ΔCE: rise of the held-out cross-entropy over the unpruned model's {result["loss"]:.4f}, nats per token; of tasks: the score itself. After:
-the merged weights, in the precision they are written in. Gap closed: 1 − after / before; above 100 % the training gave more than pruning
+ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, nats per token; of tasks: the score itself.
+After: the merged weights, in the precision they are written in.
+Gap closed: 1 − after / before; above 100 % the training gave more than pruning
 took. Lead: mean random − criterion; kept: lead after / lead before. Intervals: percentile bootstrap over documents (of tasks: items), for
 the random plans that were recovered; p: that one more random plan does as well, from a t distribution through the random plans: before
 recovery through all of the validation's, after it through the recovered ones.

@@ -1,37 +1,109 @@
-"""A checkpoint on the hub, read without downloading its weights: configuration and headers only. No torch."""
+"""A model wherever it is, in a folder or on the hub: headers first, weights when they are wanted. No torch."""
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from experts.errors import ExciseError
-from prune.locate import model_folder
-from prune.shards import Checkpoint, Stored, open_checkpoint, read_json
+from experts.weight_files import regular_files
+from prune.format import human
+from prune.locate import HubName, hub_settings, parse_model
+from prune.shards import Checkpoint, open_checkpoint
+
+
+class Model(Protocol):
+    """What can be asked of a model before its weights are here."""
+
+    @property
+    def name(self) -> str:
+        """The folder, or organisation/name as the user means it."""
+
+    @property
+    def pinned(self) -> str:
+        """A name that means the same for ever: on the hub with the commit."""
+
+    @property
+    def commit(self) -> str:
+        """Of the hub; empty for a folder."""
+
+    @property
+    def names(self) -> set[str]:
+        """Its files, without those in folders."""
+
+    def headers(self) -> Checkpoint:
+        """Configuration, and names, types and shapes of all tensors."""
+
+    def companions(self) -> Path:
+        """A folder with everything but the weights."""
+
+    def needed(self) -> int:
+        """Bytes that are still to be downloaded."""
+
+    def fetch(self) -> Path:
+        """The folder with the weights."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model that is here already."""
+
+    path: Path
+    commit: str = ""
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def pinned(self) -> str:
+        return str(self.path)
+
+    @property
+    def names(self) -> set[str]:
+        return regular_files(self.path)
+
+    def headers(self) -> Checkpoint:
+        return open_checkpoint(self.path)
+
+    def companions(self) -> Path:
+        return self.path
+
+    def needed(self) -> int:
+        return 0
+
+    def fetch(self) -> Path:
+        return self.path
+
+
+def find_model(text: str) -> Model:
+    """The model a user means; one on the hub is looked up there. Raises ExciseError where there is none."""
+    found = parse_model(text)
+    if not isinstance(found, HubName):
+        return Folder(found)
+    with hub_settings():
+        from prune.hub import find_repository
+
+    return find_repository(found)
 
 
 def open_anywhere(name: str) -> Checkpoint:
     """A local checkpoint, or the headers of one on the hub (a few requests, no weights)."""
-    if name == "demo" or Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
-        return open_checkpoint(model_folder(name))
-    return _open_remote(name)
+    return find_model(name).headers()
 
 
-def _open_remote(name: str) -> Checkpoint:
-    from huggingface_hub import get_safetensors_metadata, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError, OfflineModeIsEnabled
+def check_room(*models: Model) -> None:
+    """Refuses a download that the local cache could not hold."""
+    needed = sum(model.needed() for model in models)
+    if not needed:
+        return
+    from prune.hub import cache_folder, unwritable
 
-    try:
-        config = read_json(Path(hf_hub_download(name, "config.json")))
-        found: Any = get_safetensors_metadata(name)
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ExciseError(f"{name}: no such folder, and the hub cannot be reached") from error
-    except NotASafetensorsRepoError as error:
-        raise ExciseError(f"{name}: has no safetensors weights") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ExciseError(f"{name}: cannot be read ({str(error).strip().splitlines()[0]})") from error
-    tensors = {
-        tensor: Stored(tensor, info.dtype, tuple(info.shape), Path(file), *info.data_offsets)
-        for file, header in found.files_metadata.items()
-        for tensor, info in header.tensors.items()
-    }
-    metadata = {file: header.metadata for file, header in found.files_metadata.items()}
-    return Checkpoint(Path(name), config, tensors, metadata, found.sharded)
+    cache, names = cache_folder(), " and ".join(model.name for model in models if model.needed())
+    if closed := unwritable():
+        told = f"cannot be written ({closed}), and {names} would be kept there; HF_HOME names another folder"
+        raise ExciseError(f"{cache}: {told}")
+    free = shutil.disk_usage(cache).free
+    if free < needed:
+        told = f"{human(needed)} needed for {names}, {human(free)} free"
+        raise ExciseError(f"{cache}: {told}; free some, or set HF_HOME to a folder on another disk")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.format import human, markdown_table, probability, signed, verdict
+from prune.format import human, markdown_table, plain, probability, signed, spread, verdict
 from prune.recipe import Recipe
 
 P_RULES = {
@@ -21,9 +21,9 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             plan["scope"],
             f"{plan['kept']}/{plan['of']}",
             sizes(result, plan),
-            f"{plan['delta']:+.4f}",
-            f"{plan['random']['mean']:+.4f} ± {plan['random']['sd']:.4f}",
-            f"{plan['reversed_delta']:+.4f}",
+            signed(plan["delta"]),
+            spread(plan["random"]["mean"], plan["random"]["sd"]),
+            signed(plan["reversed_delta"]),
             probability(plan["p"]),
             verdict(plan),
         )
@@ -45,8 +45,9 @@ def task_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for plan in result["plans"]:
         for task in plan["tasks"]:
             full, random = task["full"], task["random"]
-            spread = f"{full - random['mean']:.3f} ± {random['sd']:.3f}"
-            values = (f"{full:.3f}", f"{task['value']:.3f}", spread, f"{full - task['reversed_delta']:.3f}")
+            around = f"{plain(full - random['mean'], 3)} ± {plain(random['sd'], 3)}"
+            reverse = plain(full - task["reversed_delta"], 3)
+            values = (plain(full, 3), plain(task["value"], 3), around, reverse)
             found.append(
                 (f"{task['name']} ({task['metric']})", plan["criterion"], plan["scope"], *values, probability(task["p"]), verdict(task))
             )
@@ -79,7 +80,7 @@ def _against(cost: dict[str, Any], unit: str, clusters: str) -> str:
     note = f" ({cost['interval_note']})" if cost["interval_note"] else ""
     return (
         f"{cost['verdict']}. Advantage over the mean of {len(cost['random']['values'])} random plans "
-        f"{cost['random']['mean'] - cost['delta']:+.4f} {unit}, 95 % interval [{low}, {high}] over {cost['clusters']} {clusters}{note}; "
+        f"{signed(cost['random']['mean'] - cost['delta'])} {unit}, 95 % interval [{low}, {high}] over {cost['clusters']} {clusters}{note}; "
         f"effect {signed(cost['effect'], 2)} sd of the random plans; p = {probability(cost['p'], 4)} (as good by chance), "
         f"{probability(cost['p_worse'], 4)} (as bad by chance). Smallest difference this test finds with 80 % power: "
         f"{signed(cost['smallest_detectable'])} {unit}."
@@ -100,8 +101,8 @@ def markdown(recipe: Recipe, result: dict[str, Any]) -> str:
 
 {table(result)}
 
-ΔCE: rise of the held-out cross-entropy over the unpruned model's {result["loss"]:.4f}, in nats per token; smaller is better. Every plan is
-measured by really removing the experts (restricted = cut = reloaded, bit-equal).
+ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, in nats per token; smaller is better.
+Every plan is measured by really removing the experts (restricted = cut = reloaded, bit-equal).
 
 ## Rule
 {result["rule"]}

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from criteria.beginning import Bos
 from criteria.budget import Shape
 from experts.errors import ExciseError
 from experts.files import check_name
@@ -26,24 +27,27 @@ class Request:
     dtype: str = "auto"
     trust_remote_code: bool = False
     force: bool = False
+    bos: Bos = Bos.AUTO
 
     def check(self, shape: Shape) -> tuple[int, ...]:
         """Positions of the layers among the MoE layers. Raises ExciseError for whatever cannot be measured."""
-        if self.window < 2:
-            raise ExciseError(f"--window is {self.window}: an effect needs a token and the one that follows it")
-        if self.sequences < 0:
-            raise ExciseError(f"--sequences is {self.sequences}; it is a number of windows, 0 = all of the text")
+        self.check_alone()
         for layer in self.layers:
             if layer not in shape.layers:
                 raise ExciseError(f"--layers: layer {layer} is dense or absent; the layers with experts are {_listed(shape.layers)}")
         for expert in self.experts:
             if not 0 <= expert < shape.experts:
                 raise ExciseError(f"--experts: expert {expert} is out of range; a layer has experts 0 to {shape.experts - 1}")
-        self._check_output()
         return tuple(sorted({shape.layers.index(layer) for layer in self.layers or shape.layers}))
 
-    def _check_output(self) -> None:
-        """The table can be written there."""
+    def check_alone(self) -> None:
+        """What no model is needed for: windows, a text that is there, a table that can be written."""
+        if self.window < 2:
+            raise ExciseError(f"--window is {self.window}: an effect needs a token and the one that follows it")
+        if self.sequences < 0:
+            raise ExciseError(f"--sequences is {self.sequences}; it is a number of windows, 0 = all of the text")
+        if not self.text.exists():
+            raise ExciseError(f"{self.text}: No such file or directory")
         check_name(self.output.absolute())
         if self.output.suffix.lower() not in (".parquet", ".csv"):
             raise ExciseError(f"{self.output}: the name of the table must end in .parquet or .csv")

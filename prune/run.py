@@ -9,31 +9,35 @@ from typing import Any
 
 import yaml
 
-from criteria.budget import Budget
+from criteria.budget import Budget, Scope
 from criteria.scores import Scores, save
-from criteria.select import select
+from criteria.select import check_protected, select
 from criteria.statistics import Statistics
 from criteria.text import Windows
 from experts.ablation import restricted
+from experts.companions import PLAN
 from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
 from prune.card import model_card
-from prune.checkpoint import PLAN, export, export_notes
+from prune.checkpoint import export, export_notes
+from prune.format import human
 from prune.heal import Healing, check_targets
 from prune.materials import Materials
-from prune.prepare import Prepared
+from prune.prepare import Prepared, check_pruning
+from prune.recipe import parse_size
+from prune.rehearsal import check_reload, trial_plans
 from prune.report import markdown
 from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
-from prune.stages import describe, environment, key_of, write_json, write_text
+from prune.stages import CHECKPOINT, describe, environment, key_of, write_json, write_text
 from prune.yardsticks import check_rows, row_key, yardsticks
 from validate.agreement import agreement
 from validate.null import Contest, against_random, settled
 from validate.rig import check_reloaded, check_rig, last_logits, require
 from validate.verdict import RULE, Correction, Verdict
 
-CHECKPOINT, RECIPE = "checkpoint", "recipe.yaml"
+RECIPE = "recipe.yaml"
 SEVERITY: dict[Verdict, int] = {"beats random": 0, "not distinguishable": 1, "worse than random": 2}
 
 
@@ -58,6 +62,21 @@ class Run:
         """The budget of the plan that is written."""
         return self.prepared.budgets[self.recipe.prune.scope]
 
+    @property
+    def scopes(self) -> list[Scope]:
+        """Those the first criterion is tested in. A search belongs to one scope: in another it would be another plan of the same name."""
+        return self.prepared.scopes[:1] if self.prepared.criteria[0].searches else self.prepared.scopes
+
+    def _notes(self) -> list[str]:
+        """What can be said before the work."""
+        found = [*self.plan_budget.notes(len(self.shape.layers)), *self.materials.protection_notes()]
+        if self.scopes != self.prepared.scopes:
+            found.append(
+                f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, so no other scope is shown beside it; "
+                "`excise compare` with compare.scopes=[layer, global] searches in both"
+            )
+        return found
+
     # Stages.
 
     def rank(self, statistics: Statistics) -> list[Scores]:
@@ -80,8 +99,7 @@ class Run:
             asked,
         )
         stage = key_of("validate", key, *inputs)
-        kept = self.folder.result("validate", stage, "validation.json")
-        if kept is not None:
+        if kept := self.folder.kept("validate", stage, "validation.json"):
             return kept
         checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
         sticks = yardsticks(self.materials)
@@ -90,7 +108,7 @@ class Run:
             {**one.to_json(), "size": self.layout.checkpoint.size - removed_bytes(self.layout, one.plan)}
             for one in settled(tested, Correction.NONE, settings.chance)
         ]
-        result = {
+        result: dict[str, Any] = {
             "plans": evidence,
             "rule": f"{RULE} Not corrected for the number of criteria.",
             "checks": [asdict(check) for check in checks],
@@ -98,20 +116,21 @@ class Run:
             "chance": settings.chance,
             "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
             "shared_documents": _shared(self.materials.calibration, self.materials.validation),
-            "model": {"name": self.recipe.model, "fingerprint": self.fingerprint},
+            "model": self.prepared.model,
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
             "agreement": agreement(table),
             "without_data": int(statistics.unreached.sum()),
             "protected": int(table[0].protected.sum()),
         }
+        self.folder.begin("validate")
         write_json(self.folder.path / "validation.json", result)
         self.folder.finish("validate", stage)
         return result
 
     def _tests(self, statistics: Statistics, table: list[Scores]) -> Iterator[Contest]:
-        """The first criterion is tested in all scopes, the others in the recipe's."""
+        """The first criterion is tested in all its scopes, the others in the recipe's."""
         for number, (criterion, scores) in enumerate(zip(self.prepared.criteria, table, strict=True)):
-            for scope in self.prepared.scopes if number == 0 else self.prepared.scopes[:1]:
+            for scope in self.scopes if number == 0 else self.scopes[:1]:
                 yield self.materials.contest(criterion, scores, statistics, self.prepared.budgets[scope])
 
     def write(self, plan: Plan, result: dict[str, Any]) -> Path:
@@ -146,33 +165,52 @@ class Run:
 
     def execute(self) -> Outcome:
         """All stages, in order."""
-        before = self.plan_budget.notes(len(self.shape.layers))
+        before = self._notes()
         for note in before:  # now, not after an hour of calibration
             tell(note)
+        self._check()
+        with self.folder.held():
+            return self._stages(before)
+
+    def _check(self) -> None:
+        """Texts, tasks and names that cannot be used are refused before the work."""
+        check_reload(self.layout, trial_plans(self.shape, self.plan_budget), self.recipe.trust_remote_code)
         self.materials.read()
         check_rows(self.materials)
         if self.recipe.finetune:
-            if self.recipe.finetune.checkpoint:
-                raise ExciseError("finetune.checkpoint names a pruned folder: `excise finetune` recovers it, `excise prune` prunes")
+            check_pruning(self.recipe)
             _ = self.materials.training  # refused before the work
             check_targets(self.materials)
-        with self.folder.held():
-            self._keep_recipe()
-            statistics = self.materials.measured(self.materials.calibrate(), self.plan_budget)
-            table = self.rank(statistics)
-            plan = select(table[0], self.plan_budget, self.shape)
-            write_json(self.folder.path / "plan.json", plan.to_json())
-            places: dict[str, Any] = {"run": str(self.folder.path), "checkpoint": None, "notes": [], "recovery": None}
-            result = {**self.validate(statistics, table), **places}
-            stopped = self._stops(result["plans"][0]["verdict"])
-            if not stopped:
-                result["checkpoint"] = str(self.write(plan, result))
-                result["notes"] = list(dict.fromkeys([*before, *export_notes(self.layout, plan)]))
-            write_text(self.folder.path / "report.md", markdown(self.recipe, result))
-            if self.recipe.finetune and not stopped:
-                healing = Healing(self.materials, plan, self.materials.protected(statistics), self.folder.path / CHECKPOINT)
-                result["recovery"] = healing.execute()
-            return Outcome(result, stopped)
+
+    def _stages(self, notes: list[str]) -> Outcome:
+        self._keep_recipe()
+        observed = self.materials.calibrate()
+        for scope in self.scopes:
+            check_protected(self.materials.protected(observed), self.prepared.budgets[scope], self.shape)
+        statistics = self.materials.measured(observed, self.plan_budget)
+        table = self.rank(statistics)
+        plan = select(table[0], self.plan_budget, self.shape)
+        self._check_size(plan)
+        write_json(self.folder.path / "plan.json", plan.to_json())
+        places: dict[str, Any] = {"run": str(self.folder.path), "checkpoint": None, "notes": notes, "recovery": None}
+        result = {**self.validate(statistics, table), **places}
+        stopped = self._stops(result["plans"][0]["verdict"])
+        if not stopped:
+            result["checkpoint"] = str(self.write(plan, result))
+            result["notes"] = list(dict.fromkeys([*notes, *export_notes(self.layout, plan)]))
+            for note in result["notes"]:  # those that were not told before
+                tell(note)
+        write_text(self.folder.path / "report.md", markdown(self.recipe, result))
+        if self.recipe.finetune and not stopped:
+            healing = Healing(self.materials, plan, self.materials.protected(statistics), self.folder.path / CHECKPOINT)
+            result["recovery"] = healing.execute()
+        return Outcome(result, stopped)
+
+    def _check_size(self, plan: Plan) -> None:
+        """The last look at a promise that was made before the scores were known."""
+        size, asked = self.layout.checkpoint.size - removed_bytes(self.layout, plan), self.recipe.prune.target_size
+        if asked is not None and size > parse_size(asked):
+            raise ExciseError(f"prune.target_size is {asked}, and the plan leaves {human(size)}; please report it")
 
     def _stops(self, verdict: Verdict) -> bool:
         stop_on = self.recipe.validation.stop_on
@@ -191,8 +229,11 @@ class Run:
         """Writes the resolved recipe; refuses a folder that holds the checkpoint of another one."""
         path = self.folder.path / RECIPE
         resolved = self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        resolved["model"] = self.prepared.pinned
         if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.prepared.force:
             before = self._recipe_before(path)
+            if before.get("model") == self.recipe.model:  # from before commits were written down; the fingerprints decide
+                before["model"] = self.prepared.pinned
             before["criteria"], after = before.get("criteria", ["reap"])[:1], {**resolved, "criteria": [self.recipe.criteria[0]]}
             for name in ("model", "dtype", "calibration", "criteria", "prune"):  # what makes the checkpoint; only the first criterion does
                 if before.get(name) != after.get(name):

@@ -9,7 +9,7 @@ import math
 import os
 import reprlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import xxhash
 
 from experts.errors import ExciseError
 from experts.strict_json import LARGEST_CONFIG, LARGEST_INDEX, broken_link, is_count, parse_object, read_object
+from experts.weight_files import INDEX, SINGLE, entry_file, is_index, regular_files, shard_names, unread
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -27,8 +28,6 @@ BITS = {
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 LONGEST_NAME = 4096  # characters of a tensor's name
 MOST_AXES = 64  # of a tensor, as in numpy
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,28 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json and safetensors shards. metadata: shard file name -> its `__metadata__`."""
+    """A folder with config.json and safetensors shards. metadata: shard file name -> its `__metadata__`.
+
+    entry: the file that reading begins with, all weights or the index of their shards; unread: files of weights
+    beside it that no reader looks at.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, Mapping[str, str]]
-    sharded: bool
+    entry: str = SINGLE
+    unread: tuple[str, ...] = ()
+
+    @property
+    def sharded(self) -> bool:
+        return is_index(self.entry)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the folder before anything is made of it."""
+        hidden = f"{self.folder}: {self.entry} is read, as transformers does; {', '.join(self.unread)} beside it is not"
+        return [hidden] if self.unread else []
 
     @property
     def size(self) -> int:
@@ -84,26 +98,31 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads config, index and every header. Raises ExciseError that names the file and what is wrong with it."""
     config = read_json(folder / "config.json")
-    shards, index = _shards(folder)
+    names = regular_files(folder)
+    entry = _entry_file(folder, names, config)
+    index = read_json(folder / entry, LARGEST_INDEX) if is_index(entry) else None
+    shards = [entry] if index is None else shard_names(index, str(folder / entry))
     tensors: dict[str, Stored] = {}
     metadata = {}
-    for shard in shards:
+    for shard in (folder / name for name in shards):
         found, metadata[shard.name] = read_header(shard)
         if repeated := found.keys() & tensors.keys():
             raise ExciseError(f"{shard}: tensor {min(repeated)} also stands in another shard")
         tensors.update(found)
     if index is not None:
-        _check_index(folder / INDEX, index, tensors)
-    return Checkpoint(folder, config, tensors, metadata, index is not None)
+        _check_index(folder / entry, index, tensors)
+    return Checkpoint(folder, config, tensors, metadata, entry, tuple(unread(names, entry)))
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Identity of a checkpoint: configuration, names, types, shapes, and bytes of every tensor.
+    """Identity of a checkpoint: configuration, code that it names, and names, types, shapes and bytes of every tensor.
 
     Tensors up to 64 KiB enter whole, larger ones with four blocks of 4 KiB: a model that was fine-tuned anywhere has another
     fingerprint, without reading all of it.
     """
     digest = xxhash.xxh3_128(json.dumps(checkpoint.config, sort_keys=True).encode())
+    if "auto_map" in checkpoint.config:
+        digest_files(digest, checkpoint.folder.glob("*.py"))
     for shard in sorted({tensor.file for tensor in checkpoint.tensors.values()}):
         inside = sorted((tensor for tensor in checkpoint.tensors.values() if tensor.file == shard), key=lambda tensor: tensor.start)
         try:
@@ -111,6 +130,15 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         except OSError as error:
             raise ExciseError(f"{shard}: cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()[:16]
+
+
+def digest_files(digest: Any, files: Iterable[Path]) -> None:
+    """Adds names and contents of files, in the order of their names."""
+    for file in sorted(files):
+        try:
+            digest.update(f"{file.name} ".encode(errors="surrogateescape") + file.read_bytes())
+        except OSError as error:
+            raise ExciseError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def _digest_shard(digest: Any, shard: Path, inside: list[Stored]) -> None:
@@ -190,21 +218,15 @@ def _check_coverage(path: Path, tensors: list[Stored], data_start: int, size: in
         raise ExciseError(f"{path}: {size - position} bytes behind the last tensor belong to nothing; the file is damaged")
 
 
-def _shards(folder: Path) -> tuple[list[Path], dict[str, Any] | None]:
-    if (folder / INDEX).exists() or (folder / INDEX).is_symlink():
-        index = read_json(folder / INDEX, LARGEST_INDEX)
-        weights = index.get("weight_map")
-        if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
-            raise ExciseError(f"{folder / INDEX}: no weight_map of tensor names to shard names")
-        for name in set(weights.values()):
-            if Path(name).name != name or not name.endswith(".safetensors") or {"\\", "\0"}.intersection(name):
-                raise ExciseError(f"{folder / INDEX}: shard {name!r} is not a plain *.safetensors name in this folder")
-        return [folder / name for name in sorted(set(weights.values()))], index
-    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
-        return [folder / SINGLE], None
-    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
-        raise ExciseError(f"{folder}: only pickled weights (*.bin), which can run code when opened; convert them to safetensors first")
-    raise ExciseError(f"{folder}: neither {SINGLE} nor {INDEX}; not a safetensors checkpoint")
+def _entry_file(folder: Path, names: set[str], config: Mapping[str, Any]) -> str:
+    """See `entry_file`; where there is none, a broken link may be why."""
+    try:
+        return entry_file(names, config, str(folder))
+    except ExciseError:
+        for name in (SINGLE, INDEX):
+            if name not in names and (wrong := broken_link(folder / name)):
+                raise ExciseError(f"{folder / name}: {wrong}") from None
+        raise
 
 
 def _check_index(path: Path, index: dict[str, Any], tensors: Mapping[str, Stored]) -> None:

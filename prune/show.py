@@ -6,6 +6,7 @@ from typing import Any
 
 from criteria.experiment import Option
 from experts.notes import tell
+from prune.format import human, plain, signed
 
 
 def verdicts(result: dict[str, Any], as_json: bool) -> None:
@@ -74,31 +75,48 @@ def effects(done: dict[str, Any]) -> None:
     each = f", {1000 * done['seconds'] / done['rows_now']:.2f} ms per row" if done["rows_now"] else ""
     print(f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}")
     if done["rows"]:
-        print(f"mean ΔCE {done['mean_delta']:+.6f}, mean KL {done['mean_kl']:.6f} nats per row")
+        print(f"mean ΔCE {signed(done['mean_delta'], 6)}, mean KL {plain(done['mean_kl'], 6)} nats per row")
 
 
 def model(found: dict[str, Any]) -> None:
     """The facts of `excise inspect`."""
-    from prune.format import human
-
-    groups = "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
     inside, elsewhere = found["parameters"]["experts"], found["parameters"]["elsewhere"]
     lines = [
         ("family", found["family"]),
         ("MoE layers", f"{found['moe_layers']} (decoder layers {found['layers'][0]}..{found['layers'][-1]})"),
-        ("experts per layer", f"{found['experts']}, top-{found['top_k']}"),
-        ("router groups", groups),
-        ("shared experts", str(found["shared_experts"])),
+        *(_unequal(found) if "kept_per_layer" in found else _experts(found)),
         ("parameters", f"{inside:,} in experts, {elsewhere:,} elsewhere ({inside / (inside + elsewhere):.1%} in experts)"),
         ("size on disk", f"{human(found['size'])} ({', '.join(found['dtypes'])})"),
     ]
-    if found["multi_token_prediction_tensors"]:
+    if found.get("multi_token_prediction_tensors"):
         lines.append(("multi-token head", f"{found['multi_token_prediction_tensors']} tensors, dropped by an export"))
-    for saving in found["savings"]:
+    for saving in found.get("savings", ()):
         outcome = saving.get("impossible") or f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"
         lines.append((f"pruned by {saving['fraction']:.0%}", outcome))
+    if found["history"]:
+        lines.append(("history", found["history"]))
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
+    notes(found["notes"])
+
+
+def _experts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    groups = "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
+    return [
+        ("experts per layer", f"{found['experts']}, top-{found['top_k']}"),
+        ("router groups", groups),
+        ("shared experts", str(found["shared_experts"])),
+    ]
+
+
+def _unequal(found: dict[str, Any]) -> list[tuple[str, str]]:
+    counts = ", ".join(f"{layer}: {count}" for layer, count in found["kept_per_layer"].items())
+    return [
+        (
+            "experts per layer",
+            f"{counts} (pruned by Excise; load with trust_remote_code=True), top-{found['top_k']}",
+        )
+    ]
 
 
 def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, Option]]) -> None:

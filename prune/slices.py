@@ -8,11 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experts.configuration import COUNT_KEYS, PREDICTING_KEYS, expert_axis, text_config, whole
+from experts.configuration import COUNT_KEYS, PREDICTING_KEYS, UNEQUAL, expert_axis, text_config, whole
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.layout import ONE_EXPERT, Block, Layout
 from prune.quantization import KEYS, renumbered
+from prune.run_options import corrected_options
 from prune.shards import Stored
 
 READERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")  # transformers files some language models under the second only
@@ -81,7 +82,10 @@ def header(pieces: list[Piece], metadata: Mapping[str, str]) -> bytes:
 
 
 def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
-    """The original configuration with only the expert count changed; unequal counts point to modeling_excise.py instead."""
+    """The original configuration with the expert count changed; unequal counts point to modeling_excise.py instead.
+
+    Besides: the numbers of experts in quantisation settings, prediction layers that are gone, options it could not be run with.
+    """
     config: dict[str, Any] = copy.deepcopy(dict(layout.checkpoint.config))
     text: Any = text_config(config)
     if plan.uniform:
@@ -89,7 +93,7 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
             if whole(text, key) == layout.experts:
                 text[key] = _counted(text[key], len(next(iter(plan.kept.values()))))
     else:
-        config["excise_experts"] = {str(layer): count for layer, count in sorted(plan.counts.items())}
+        config[UNEQUAL] = {str(layer): count for layer, count in sorted(plan.counts.items())}
         config["auto_map"] = _auto_map(config, layout.checkpoint.folder)
     for table in [config] if text is config else [config, text]:
         for key in KEYS:
@@ -97,6 +101,10 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
                 table[key] = renumbered(quantized, plan, f"{layout.checkpoint.folder}/config.json: {key}")
     for table, key in ((table, key) for table in (config, text) for key in PREDICTING_KEYS if layout.predicting and table.get(key)):
         table[key] = 0
+    for key, value in corrected_options(config, plan).items():
+        for table in (config, text):
+            if key in table:
+                table[key] = value
     return config
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from criteria.budget import Budget
+from criteria.budget import Budget, deepest
 from criteria.registry import Criterion
 from criteria.select import select
 from experts.notes import tell
@@ -56,7 +56,9 @@ def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
 def _plans(materials: Materials, budgets: tuple[Budget, ...]) -> dict[tuple[str, Budget], Plan]:
     found: dict[tuple[str, Budget], Plan] = {}
     statistics = materials.calibrate()
+    # As the first seed's: a search goes down to the smallest budget of its scope.
+    tables = {scope: materials.rank(materials.measured(statistics, budget)) for scope, budget in deepest(budgets).items()}
     for budget in budgets:
-        table = materials.rank(materials.measured(statistics, budget))
+        table = tables[budget.scope]
         found |= {(scores.criterion, budget): select(scores, budget, materials.shape) for scores in table}
     return found

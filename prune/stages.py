@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from criteria.text import Windows
 
 RECORD, LOCK = "stages.json", ".lock"
+CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
 FORMAT = 2  # raise when a stage computes something else from the same inputs
 
 
@@ -74,15 +75,20 @@ class RunFolder:
     def valid(self, stage: str, key: str, *files: str) -> bool:
         return self.record.get(stage) == key and all((self.path / file).exists() for file in files)
 
-    def result(self, stage: str, key: str, file: str, *others: str) -> dict[str, Any] | None:
-        """The JSON that a finished stage left; None where it is not valid any more, or damaged: made again."""
-        if not self.valid(stage, key, file, *others):
-            return None
+    def kept(self, stage: str, key: str, result: str, *files: str) -> dict[str, Any]:
+        """The result of a stage, if it was made from these inputs and all its files are there; nothing for one that cannot be read."""
+        if not self.valid(stage, key, result, *files):
+            return {}
         try:
-            found = json.loads((self.path / file).read_text(encoding="utf-8"))
+            found = json.loads((self.path / result).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return None
-        return found if isinstance(found, dict) else None
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def begin(self, stage: str) -> None:
+        """Before its files are replaced: if that is interrupted, they belong to nothing, and not to the stage that was there before."""
+        if self.record.pop(stage, None) is not None:
+            write_json(self.path / RECORD, self.record)
 
     def finish(self, stage: str, key: str) -> None:
         self.record[stage] = key
@@ -107,6 +113,11 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def libraries() -> tuple[str, ...]:
+    """What computes a model: numbers of two versions are not mixed."""
+    return tuple(f"{name} {_version(name)}" for name in ("torch", "transformers"))
 
 
 def describe(windows: "Windows") -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from criteria.text import Windows
 from experts.anatomy import Anatomy, dissect, load
+from experts.errors import ExciseError
 from experts.memory import free_bytes
 from experts.notes import tell
 from experts.plan import Plan
@@ -15,8 +16,8 @@ from experts.sharing import sharing
 from finetune.adapters import Adapted, find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint import export
-from prune.locate import model_folder
 from prune.materials import Materials
+from prune.pruned import pruned_plan
 from prune.recipe import Finetune
 from prune.shards import fingerprint, open_checkpoint
 from prune.stages import key_of
@@ -65,27 +66,46 @@ class FromDisk:
         teacher = self._teacher() if self.settings.kl else None
         device = next(self.materials.anatomy.model.parameters()).device if "anatomy" in vars(self.materials) else None
         self.materials.unload()
-        written, prepared, trust = self.pruned, self.materials.prepared, self.materials.recipe.trust_remote_code
-        if plan.digest != self.plan.digest:
-            written = folder.with_name(f"{folder.name}-pruned")
-            if not written.exists():
-                export(prepared.layout, plan, written)
-        anatomy = dissect(load(written, self.materials.recipe.dtype, not plan.uniform or trust, device), pruned=True)
+        place = folder.with_name(f"{folder.name}-pruned")
         try:
+            written, recipe = self._written(plan, place), self.materials.recipe
+            anatomy = dissect(load(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device), pruned=True)
             yield Student(anatomy, lambda _: teacher)
         finally:
-            shutil.rmtree(folder.with_name(f"{folder.name}-pruned"), ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _written(self, plan: Plan, place: Path) -> Path:
+        """A folder that holds this plan's checkpoint and no other's: what lies there already is asked what it is."""
+        if plan.digest == self.plan.digest:
+            self._check(self.pruned, plan)
+            return self.pruned
+        with suppress(ExciseError):
+            self._check(place, plan)
+            return place
+        export(self.materials.prepared.layout, plan, place, force=True)
+        return place
+
+    def _check(self, folder: Path, plan: Plan) -> None:
+        """Its provenance, its tensors and their bytes at both ends. Raises ExciseError for a folder of another plan, or edited since."""
+        found = pruned_plan(folder, self.materials.prepared.layout, self.materials.fingerprint)
+        if found.digest != plan.digest:
+            raise ExciseError(f"{folder}: holds another plan ({found.criterion or 'made by hand'}) than {plan.criterion}; write it again")
 
     def _teacher(self) -> Teacher:
         settings, recipe, name = self.settings, self.materials.recipe, self.settings.teacher.model
-        source = model_folder(name) if name else self.materials.prepared.source
-        print_of = fingerprint(open_checkpoint(source)) if name else self.materials.fingerprint
-        key = key_of("teacher", print_of, recipe.dtype, self.windows.hash, settings.temperature, settings.teacher.top_k)
+        source = self.materials.prepared.teacher or self.materials.prepared.source
+        key = key_of("teacher", teacher_identity(self.materials, settings), self.windows.hash, settings.temperature, settings.teacher.top_k)
         folder = self.materials.folder.path / "teacher"
         if not is_cached(folder, key):
             model = load(source, recipe.dtype, recipe.trust_remote_code) if name else self.materials.anatomy.model
             cache_teacher(model, self.windows, settings.temperature, settings.teacher.top_k, settings.batch, folder, key)
         return CachedTeacher(folder)
+
+
+def teacher_identity(materials: Materials, settings: Finetune) -> tuple[str, ...]:
+    """Of the teacher as it computes. Another model is known by its content, not by its name."""
+    teacher, (own, *rest) = materials.prepared.teacher, materials.loaded
+    return (fingerprint(open_checkpoint(teacher)) if settings.teacher.model and teacher else own, *rest)
 
 
 def choose_students(materials: Materials, settings: Finetune, windows: Windows, pruned: Path, plan: Plan) -> InMemory | FromDisk:

@@ -16,8 +16,7 @@ from validate.verdict import ALPHA
 
 def row_key(materials: Materials) -> str:
     """Identity of the raw rows of losses: model, precision, text."""
-    recipe = materials.recipe
-    return key_of("rows", materials.fingerprint, recipe.dtype, materials.validation.hash, recipe.validation.batch)
+    return key_of("rows", materials.loaded, materials.validation.hash, materials.recipe.validation.batch)
 
 
 def check_rows(materials: Materials, pairs: int = 0) -> None:
@@ -57,7 +56,7 @@ def _tasks(materials: Materials, settings: Tasks, prefix: str, recovery: str) ->
 
     benchmark = materials.benchmark
     path = materials.folder.path / f"{prefix}items.csv"
-    key = _after(key_of("items", materials.fingerprint, materials.recipe.dtype, benchmark.hash, settings.batch), recovery)
+    key = _after(key_of("items", materials.loaded, benchmark.hash, settings.batch), recovery)
     tokenizer = load_tokenizer(materials.prepared.source, materials.recipe.trust_remote_code)
     items = ItemEvaluator(materials.anatomy, benchmark, tokenizer, path, key, settings.batch)
     return [

@@ -16,6 +16,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="excise-datasets-")
 from criteria.text import Windows
 from experts.plan import Plan
 from tests import tiny
+from tests.fake_hub import hub, hub_folder, offline  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from tests.play import Play

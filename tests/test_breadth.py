@@ -21,6 +21,7 @@ from experts.surgery import cut
 from prune.checkpoint import export
 from prune.heal import check_stored
 from prune.layout import Layout, lay_out
+from prune.rehearsal import check_export, check_reload
 from prune.shards import open_checkpoint
 from tests import architectures, tiny, wrappers
 from tests.conftest import windows
@@ -103,6 +104,8 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
     assert (layout.layers, layout.experts, layout.top_k, layout.groups) == (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
     config = model.config.get_text_config()
     assert anatomy.groups == next((number for key in ("n_group", "num_expert_group") if (number := getattr(config, key, None))), 1)
+    check_export(layout, (plan, uneven), tmp_path / "equal")  # what is asked before any work lets them through
+    check_reload(layout, (plan, uneven), trust_remote_code=False)
     full = tiny.logits(model)
     for out, kept in ((tmp_path / "equal", plan), (tmp_path / "unequal", uneven)):
         with restricted(anatomy, kept):

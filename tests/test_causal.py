@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from criteria import causal
-from criteria.budget import Budget, Shape, from_fraction
+from criteria.budget import Budget, Shape, from_counts, from_fraction
 from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import resolve
@@ -235,6 +235,104 @@ def test_greedy_resumes_after_a_round(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(rounds) == 3 + 2  # four in all, two of them done before the interruption
     other = replace(kept, partial=Store(tmp_path / "partial", "other key"))
     assert other.partial.read() == {}
+
+
+class Memory:
+    """A store that keeps everything that was written; `at`: what a run that begins now finds."""
+
+    def __init__(self, at: dict[str, np.ndarray] | None = None) -> None:
+        self.at, self.written = at or {}, list[dict[str, np.ndarray]]()
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in self.at.items()}
+
+    def write(self, arrays: dict[str, np.ndarray]) -> None:
+        self.written.append({name: array.copy() for name, array in arrays.items()})
+
+
+@pytest.mark.parametrize(
+    ("settings", "scope"),
+    [
+        ("rounds=4", "layer"),
+        ("rounds=4", "global"),
+        ("rounds=3,shortlist=5,outcome=kl", "global"),
+        ("rounds=2,start=reap,windows=1", "layer"),
+        ("step=3,shortlist=3", "layer"),
+        ("step=5", "global"),
+    ],
+)
+def test_a_search_ends_alike_wherever_it_was_interrupted(settings: str, scope: str) -> None:
+    """After every round it could have been killed in: the same removals, rounds and costs, bit by bit."""
+    made = setting(dissect(tiny.build("olmoe")), windows(2, 12), Budget(12, scope, 3, ""))  # type: ignore[arg-type]
+    protected = np.zeros((3, 8), dtype=bool)
+    protected[1, 4] = True
+    made = replace(made, protected=protected, partial=Memory())  # type: ignore[arg-type]
+    measurement = resolve(f"causal_greedy:{settings}").measurement
+    assert measurement is not None
+    whole, kept = measure(measurement, made), made.partial.written  # type: ignore[attr-defined]
+    assert len(kept) == whole["trace"][-1, 2] + 1 > 1
+    for state in kept:
+        again = measure(measurement, replace(made, partial=Memory(state)))  # type: ignore[arg-type]
+        assert all(np.array_equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", ["causal_removal", "causal_removal:outcome=kl,windows=4", "causal_position"])
+def test_an_experiment_goes_on_with_other_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after any window, resumed with any batch: the rows of an uninterrupted one, to rounding; with its own batch, to the bit."""
+    monkeypatch.setattr(causal, "KEEP_EVERY", -1.0)
+    made = replace(setting(dissect(tiny.build("olmoe")), windows(5, 10)), batch=2, partial=Memory())  # type: ignore[arg-type]
+    measurement = resolve(name).measurement
+    assert measurement is not None
+    whole, kept = measure(measurement, made), made.partial.written  # type: ignore[attr-defined]
+    assert len(kept) > 1
+    for state in kept:
+        for batch in (1, 2, 3):
+            again = measure(measurement, replace(made, batch=batch, partial=Memory(state)))  # type: ignore[arg-type]
+            np.testing.assert_allclose(again["per_window"], whole["per_window"], atol=1e-6)
+            assert batch != 2 or np.array_equal(again["per_window"], whole["per_window"])
+
+
+def test_rounds_are_as_many_as_asked() -> None:
+    """Whatever the counts: by hand, unequal, in router groups that lose experts together."""
+    olmoe, text = dissect(tiny.build("olmoe")), windows(2, 12)
+    shape = Shape(olmoe.indices, 8, 3)
+    for counts, wanted in (({1: 6}, 2), ({0: 4, 2: 6}, 4), ({0: 3, 1: 7, 2: 8}, 5)):
+        budget = from_counts(shape, counts)
+        trace = measure(resolve(f"causal_greedy:rounds={wanted},start=reap").measurement, setting(olmoe, text, budget))["trace"]  # type: ignore[arg-type]
+        assert trace[:, 2].max() + 1 == wanted
+        removed = np.bincount(trace[:, 0].astype(int), minlength=3)
+        assert removed.tolist() == [8 - counts.get(layer, 8) for layer in range(3)]
+    grouped = dissect(tiny.build("deepseek_v3"))
+    for scope in ("layer", "global"):
+        budget = Budget(8, scope, 4, "")  # type: ignore[arg-type]
+        trace = measure(resolve("causal_greedy:rounds=2,start=reap").measurement, setting(grouped, text, budget))["trace"]  # type: ignore[arg-type]
+        assert trace[:, 2].max() + 1 == 2
+
+
+def test_a_step_is_counted_in_experts_also_with_router_groups() -> None:
+    """Two groups: step=2 is one expert of each, in both scopes; step=1 cannot be less."""
+    anatomy, text = dissect(tiny.build("deepseek_v3")), windows(2, 12)
+    for scope, layers in (("layer", 2), ("global", 1)):
+        for step in (1, 2, 3):
+            made = setting(anatomy, text, Budget(8, scope, 4, ""))  # type: ignore[arg-type]
+            trace = measure(resolve(f"causal_greedy:step={step},start=reap").measurement, made)["trace"]  # type: ignore[arg-type]
+            assert np.bincount(trace[:, 2].astype(int)).tolist() == [2 * layers] * (8 // (2 * layers))
+
+
+def test_an_effect_that_is_not_finite_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = setting(dissect(tiny.build("olmoe")), windows(2, 12))
+    everywhere = Instrument.everywhere
+    monkeypatch.setattr(Instrument, "everywhere", lambda *a, **k: tuple(part * torch.nan for part in everywhere(*a, **k)))
+    with pytest.raises(ExciseError, match=r"causal_greedy: an effect is not finite; is the model sound in torch.float32\?"):
+        scores_of("causal_greedy:start=reap", made)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("causal_greedy:step=0", "step"), ("fisher:probes=0", "probes"), ("integrated:steps=0", "steps")]
+)
+def test_numbers_that_mean_nothing_are_refused_by_name(name: str, what: str) -> None:
+    with pytest.raises(ExciseError, match=f"{what} is 0; it has to be at least 1"):
+        resolve(name)
 
 
 def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,67 @@ def test_an_interrupted_experiment_resumes(recipe_path: Path, tmp_path: Path, mo
     assert not (tmp_path / "a" / "experiment.partial.safetensors").exists()
 
 
+def test_budgets_that_keep_the_same_are_one_test(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Of 8 experts .5, .51 and .55 remove 4, .625 all that routing can spare, in scope global too: two budgets, named, corrected for once."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    sets = [
+        "compare.fractions=[0.5, 0.51, 0.55, 0.625, 0.63]",
+        "compare.scopes=[layer, global]",
+        "compare.seeds=1",
+        "validate.chance=normal",
+    ]
+    options = [word for change in sets for word in ("--set", change)]
+    done = CliRunner().invoke(app, ["compare", str(recipe_path), "-o", str(tmp_path / "c"), *options, "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    budgets = [("layer", 0.5), ("layer", 0.625), ("global", 0.5), ("global", 0.541667)]
+    assert [(plan["scope"], plan["fraction"]) for plan in result["plans"][::2]] == budgets
+    assert "Holm over 8 tests" in result["rule"]
+    assert len(result["pairs"]) == 4
+    assert all(one["first"] != one["second"] for one in result["pairs"])
+    merged = [note for note in result["notes"] if "one test" in note]
+    assert merged[0] == "fraction=0.51 scope=layer keeps what fraction=0.5 scope=layer keeps: one test, under the name of the latter"
+    assert "fraction=0.625 scope=global keeps what fraction=0.625 scope=layer keeps: one test, under the name of the latter" in merged
+    assert all(done.stderr.count(f"note: {note}\n") == 1 for note in result["notes"]), "told once"
+    assert merged[0] in (tmp_path / "c" / "comparison.md").read_text()
+    found = {(plan["criterion"], plan["scope"], plan["fraction"]): plan for plan in result["plans"]}
+    counted = sorted((plan["p"], plan["p_corrected"]) for plan in found.values())
+    assert counted[0][1] == pytest.approx(min(1, 8 * counted[0][0])), "Holm's first step multiplies by the real tests"
+
+
+def test_a_search_is_shown_in_the_scope_it_searched_in(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """In scope global `excise prune` shows scope layer beside it: not of a search, whose order belongs to one scope."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    name = "causal_greedy:start=reap,shortlist=4,step=4,windows=2"
+    options = ["--set", "prune.scope=global", "--set", f"criteria=['{name}', reap]", "--json"]
+    done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "p"), *options])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert [(plan["criterion"], plan["scope"]) for plan in result["plans"]] == [(name, "global"), ("reap", "global")]
+    note = f"{name} searches in scope global alone, so no other scope is shown beside it"
+    assert any(note in one for one in result["notes"])
+    assert done.stderr.count(note) == 1
+    options = ["--set", "compare.scopes=[layer, global]", "--set", f"criteria=['{name}']", "--set", "validate.random_plans=39"]
+    compared = invoke("compare", recipe_path, "-o", tmp_path / "c", *options)
+    plans = {plan["scope"]: plan["digest"] for plan in json.loads(compared.stdout)["plans"]}
+    assert plans["global"] == result["plans"][0]["digest"]
+    alone = invoke("prune", recipe_path, "-o", tmp_path / "l", "--set", f"criteria=['{name}']")
+    assert json.loads(alone.stdout)["plans"][0]["digest"] == plans["layer"] != plans["global"]
+
+
+def test_stability_searches_as_far_down_as_the_first_seed(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Plans of another seed are compared with those of the first: the same search, to the smallest budget, once a seed."""
+    searched, measure = [], materials.measure
+    monkeypatch.setattr(materials, "measure", lambda m, s: (searched.append((s.windows.hash, s.budget.total)), measure(m, s))[1])
+    sets = ["compare.fractions=[0.25, 0.5]", "compare.seeds=3", "compare.stability_cost=1000", "validate.chance=normal"]
+    sets += ["criteria=['causal_greedy:rounds=3,start=reap,windows=1']", "calibration.sequences=4"]
+    done = invoke("compare", recipe_path, "-o", tmp_path / "c", *(word for change in sets for word in ("--set", change)))
+    assert done.exit_code == 0, done.output
+    assert len({text for text, _ in searched}) == len(searched) == 3
+    assert {total for _, total in searched} == {12}
+    assert any("rounds count down to the smallest budget of a scope" in note for note in json.loads(done.stdout)["notes"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

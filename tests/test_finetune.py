@@ -368,6 +368,47 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(tmp_path: Path, m
     assert not (tmp_path / "adapter").exists(), "it is not finished"
 
 
+def test_without_a_good_adapter_none_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the fresh one nor a state that an interruption left is good before a loss under it was finite."""
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer_module, "cross_entropy", lambda *_: torch.tensor(torch.nan))
+        with pytest.raises(ExciseError, match=r"the loss is nan at step 1; it was never finite .* so no adapter is kept"):
+            train(tmp_path / "fresh")
+    assert not (tmp_path / "fresh" / "last_good_adapter").exists()
+    original, calls = trainer_module.cross_entropy, []
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments) * (torch.nan if len(calls) > 4 else 1.0)
+
+    monkeypatch.setattr(trainer_module, "cross_entropy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run")
+    with pytest.raises(ExciseError, match=r"the loss is nan at step 3; it was never finite"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "last_good_adapter").exists()
+
+
+def test_the_last_good_adapter_costs_no_new_memory_and_no_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device of the adapter, in the same place at every step."""
+    places: list[dict[str, tuple[torch.device, int]]] = []
+
+    class Spy(trainer_module.RecoveryTrainer):
+        def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+            loss = super().training_step(*arguments, **options)
+            assert all(torch.equal(self.good[name], parameter) for name, parameter in self.tuned.items())
+            places.append({name: (tensor.device, tensor.data_ptr()) for name, tensor in self.good.items()})
+            assert all(self.good[name].device == parameter.device for name, parameter in self.tuned.items())
+            return loss
+
+    monkeypatch.setattr(recover_module, "RecoveryTrainer", Spy)
+    train(tmp_path)
+    assert len(places) == 6
+    assert all(place == places[0] for place in places)
+
+
 def test_a_gradient_that_is_not_finite_never_reaches_a_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = trainer_module.cross_entropy
 

@@ -193,6 +193,49 @@ def test_documents_may_be_missing(tmp_path: Path) -> None:
     assert cell.documents == 3
 
 
+POSITIONS = "layer,criterion,position,high_delta,low_delta"
+
+
+def test_positions_of_several_texts_without_their_names(tmp_path: Path) -> None:
+    """Nothing tells the texts apart: rows may repeat, p over documents is absent, and a note says so; t and Wilcoxon are as ever."""
+    rng = np.random.default_rng(0)
+    sides = [(repr(float(high)), repr(float(low))) for high, low in rng.normal(size=(30, 2))]
+    rows = [f"0,a,{n % 10},{high},{low}" for n, (high, low) in enumerate(sides)]
+    bare = json.loads(invoke("--positions", write(tmp_path / "bare.csv", POSITIONS, *rows), "--json").stdout)
+    named = [f"{row},{n // 10}" for n, row in enumerate(rows)]
+    full = json.loads(invoke("--positions", write(tmp_path / "full.csv", f"{POSITIONS},document", *named), "--json").stdout)
+    (cell,), (other,) = bare["cells"], full["cells"]
+    assert (cell["p_clustered"], cell["low"], cell["high"], cell["documents"]) == (None, None, None, None)
+    assert other["documents"] == 3
+    kept = cell.keys() - {"p_clustered", "low", "high", "documents"}
+    assert {name: cell[name] for name in kept} == {name: other[name] for name in kept}
+    note = "the rows have no column document, sample or batch, and positions repeat"
+    assert note in bare["notes"][0]
+    assert full["notes"] == []
+    assert note in invoke("--positions", tmp_path / "bare.csv").stdout
+
+
+@pytest.mark.parametrize("column", ["document", "sample", "batch", "window"])
+def test_a_row_that_repeats_is_refused_where_its_text_is_known(column: str, tmp_path: Path) -> None:
+    rows = ["0,a,1,0.5,0.1,7", "0,a,1,0.4,0.1,8", "0,a,1,0.3,0.1,7"]
+    with pytest.raises(ExciseError, match=f"row 4 repeats an earlier one .*{column}, position are the same; 1 such rows"):
+        read_positions(write(tmp_path / "p.csv", f"{POSITIONS},{column}", *rows))
+
+
+def test_without_names_and_repeats_it_is_said_that_positions_count(tmp_path: Path) -> None:
+    rows = [f"0,a,{n},{n / 7},0.1" for n in range(8)]
+    (cell,) = audit(read_positions(write(tmp_path / "p.csv", POSITIONS, *rows)))
+    assert cell.documents == 8
+    assert "every position counts as a text of its own" in invoke("--positions", tmp_path / "p.csv").stdout
+
+
+@pytest.mark.parametrize("value", ["1e101", "-1.7e308"])
+def test_numbers_that_are_no_loss(value: str, tmp_path: Path) -> None:
+    """Their squares would overflow, and nothing could be said."""
+    with pytest.raises(ExciseError, match=f"row 2, column high_delta: '{value}' is not a loss that a model can have"):
+        read_positions(write(tmp_path / "p.csv", HEAD, f"0,a,1,{value},0.1"))
+
+
 def test_an_inverted_cell_does_not_pass() -> None:
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(

@@ -1,5 +1,6 @@
 """The parts of recovery: losses by hand, the shared teacher, adapters and their merge, storage, the lead over random plans."""
 
+import itertools
 import json
 import math
 from contextlib import suppress
@@ -34,7 +35,7 @@ from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan, windows
 from validate.null import Yardstick
 from validate.statistics import clustered_share
-from validate.verdict import survival
+from validate.verdict import Verdict, survival
 
 EVEN = (0, 1, 3, 4, 5, 7)  # three experts of either router group
 
@@ -325,6 +326,7 @@ def named(name: str, expert: int) -> Plan:
     return Plan(8, {0: (0, expert)}, criterion=name)
 
 
+VERDICTS: tuple[Verdict, ...] = ("beats random", "not distinguishable", "worse than random")
 OWN, RANDOMS = named("own", 1), [named(f"r{i}", 2 + i) for i in range(3)]
 BEFORE = {"full": [1.0, 2, 3, 4], "own": [2.0, 3, 4, 5.2], "r0": [4.0, 5, 6, 7], "r1": [4.1, 5, 6, 7.1], "r2": [3.9, 5, 6, 6.9]}
 
@@ -356,8 +358,12 @@ def test_what_becomes_of_a_lead(own_after: list[float], verdict: str) -> None:
 
 
 def test_no_lead_to_keep() -> None:
-    assert survival("not distinguishable", "beats random") == "no lead before"
-    assert survival("worse than random", "worse than random") == "reversed"
+    """Whatever comes after: what was not there cannot survive, and cannot be reversed."""
+    for before, after in itertools.product(VERDICTS[1:], VERDICTS):
+        assert survival(before, after) == "no lead before"
+    found = {after: survival("beats random", after) for after in VERDICTS}
+    expected = {"beats random": "survives", "not distinguishable": "not shown", "worse than random": "reversed"}
+    assert found == expected
     same = {**BEFORE, "own": [4.0, 5.0, 6.0, 7.0]}
     found = lead(OWN, RANDOMS, RANDOMS, stick(same), stick(BEFORE), 0)
     assert found.verdict == "no lead before"

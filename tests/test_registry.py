@@ -1,17 +1,35 @@
 """Criteria by name: rows, baselines, parametrised ones, and functions of the user."""
 
+import itertools
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from criteria import scores as scores_module
+from criteria.budget import Shape, from_keep
 from criteria.registry import CRITERIA, resolve
 from criteria.scores import load, save, score
+from criteria.select import select
 from experts.errors import ExciseError
 from tests.test_statistics import micro_statistics
 
 NOTHING = np.zeros((1, 3), dtype=bool)
+NO_FAMILIES = (
+    "3,1,mean",
+    "12,1,mean",
+    "01,1,sum",
+    "1,012,mean",
+    "1,,mean",
+    ",1,mean",
+    "1,1",
+    "1,1,max",
+    "1,1,mean,",
+    "²,1,mean",
+    " 1,1,mean",
+)
 
 
 def test_random_is_seeded() -> None:
@@ -32,7 +50,7 @@ def test_reversed_of_reversed() -> None:
         ("raep", r"unknown criterion 'raep'; did you mean reap\?"),
         ("reversed:utilisation", r"unknown criterion 'utilisation'; did you mean utilization\?"),
         ("zzzzzz", r"unknown criterion 'zzzzzz'; `excise criteria` lists them"),
-        ("family:3,1,mean", r"expected family:<α>,<β>,mean or sum"),
+        *((f"family:{name}", r"expected family:<α>,<β>,mean or sum") for name in NO_FAMILIES),
         ("missing.py:f", r"no file missing\.py"),
         ("random:²", "unknown criterion"),
     ],
@@ -74,6 +92,44 @@ def test_user_function(tmp_path: Path) -> None:
     file.write_text("def broken(:\n")
     with pytest.raises(ExciseError, match=r"mine\.py cannot be imported"):
         resolve(f"{file}:broken")
+
+
+def test_families_are_those_of_the_moments() -> None:
+    """Every name that is accepted has a score, before any text is read."""
+    found, digits = micro_statistics(), ["", *"0123", *(a + b for a in "012" for b in "012"), "012", "-1", "²"]
+    accepted = []
+    for alpha, beta, kind in itertools.product(digits, digits, ("mean", "sum")):
+        with suppress(ExciseError):
+            criterion = resolve(f"family:{alpha},{beta},{kind}")
+            accepted.append((alpha, beta, kind))
+            assert criterion.score(found).shape == (1, 3)
+    assert accepted == list(itertools.product("012", "012", ("mean", "sum")))
+
+
+@pytest.mark.parametrize(
+    ("docstring", "formula"),
+    [("", "mine"), ("   ", "mine"), ("\\n\\n   \\n", "mine"), ("\\n  Rare first.\\n\\n  And more.\\n", "Rare first."), ("Rare.", "Rare.")],
+)
+def test_docstrings_that_say_nothing(docstring: str, formula: str, tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text(f'def mine(statistics):\n    "{docstring}"\n    return statistics.count\n')
+    assert resolve(f"{tmp_path}/f.py:mine").formula == formula
+
+
+def test_descriptions_that_are_no_text(tmp_path: Path) -> None:
+    body = "class Rare:\n    __doc__ = 5\n    def __call__(self, statistics):\n        return statistics.count\nmine = Rare()\n"
+    (tmp_path / "f.py").write_text(body)
+    assert resolve(f"{tmp_path}/f.py:mine").formula == "5"
+
+
+def test_no_data_is_no_reason_to_keep(tmp_path: Path) -> None:
+    """A share of nothing, x / 0: an infinite score of an expert that no token reached would be kept before all others."""
+    (tmp_path / "f.py").write_text("import numpy as np\ndef mine(s):\n    with np.errstate(all='ignore'):\n        return 1 / s.count\n")
+    found = micro_statistics()
+    moments = found.moments.copy()
+    moments[0, 1] = 0
+    made = score(resolve(f"{tmp_path}/f.py:mine"), replace(found, moments=moments), (0,), NOTHING, "", "")
+    np.testing.assert_array_equal(made.values, [[1, np.nan, 1 / 3]])
+    assert select(made, from_keep(Shape((0,), 3, 1), 2, "layer"), Shape((0,), 3, 1)).kept == {0: (0, 2)}
 
 
 def test_score_files(tmp_path: Path) -> None:

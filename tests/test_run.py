@@ -245,6 +245,41 @@ def test_refused_before_the_model_is_loaded(
     assert sum(calls.values()) == 0
 
 
+def test_a_note_is_told_once(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known before the work is said before it, and not again with what is known after it; machines find all of it."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    for scope in ("layer", "global"):
+        options = ["--set", f"prune.scope={scope}", "--set", "criteria=[reap_sum]", "--json"]
+        done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / scope), *options])
+        assert done.exit_code == 0, done.output
+        notes = json.loads(done.stdout)["notes"]
+        assert any("do not divide by 8" in note for note in notes)
+        assert any("protect_super_experts: auto protects none of 24 experts" in note for note in notes)
+        assert [done.stderr.count(f"note: {note}\n") for note in notes] == [1] * len(notes)
+    again = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "layer"), "--set", "criteria=[reap_sum]"])
+    assert again.stderr.count("do not divide by 8") == 1, "in another run it is told again"
+
+
+@pytest.mark.parametrize(("setting", "protected"), [("auto", 0), ("true", 1), ("false", 0)])
+def test_super_experts_of_a_small_model(setting: str, protected: int, recipe_path: Path, tmp_path: Path) -> None:
+    """24 experts: the rule would take the largest, outlier or not; only who asks for it gets it."""
+    result = execute(recipe_path, tmp_path / "run", f"prune.protect_super_experts={setting}", "criteria=[reap]")
+    assert result["protected"] == protected
+    assert any("auto protects none" in note for note in result["notes"]) == (setting == "auto")
+
+
+def test_super_experts_need_yes_no_or_auto(recipe_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExciseError, match=r"prune\.protect_super_experts: input should be 'auto', True or False, got 'often'"):
+        execute(recipe_path, tmp_path / "run", "prune.protect_super_experts=often")
+
+
+def test_the_other_scope_is_left_out_where_it_cannot_be(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+    """Ten of 16 stay in two router groups; five in each of two layers cannot be shared by them, and nobody asked for that."""
+    sets = (f"model={saved['deepseek_v3']}", "prune.fraction=0.4", "prune.scope=global", "criteria=[reap_sum]")
+    result = execute(recipe_path, tmp_path / "run", *sets)
+    assert [(plan["scope"], plan["kept"]) for plan in result["plans"]] == [("global", 10)]
+
+
 def test_uneven_groups_are_refused(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
     with pytest.raises(ExciseError, match="keeps 5 experts per layer, which 2 router groups cannot share evenly"):
         execute(recipe_path, tmp_path / "run", f"model={saved['deepseek_v3']}", "prune.keep=5")

@@ -1,14 +1,19 @@
 """Budgets and plans: sizes, ties, groups, floors, protection, and what is refused."""
 
+import itertools
+from contextlib import suppress
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from criteria.budget import Scope, Shape, from_counts, from_fraction, from_keep
+from criteria.budget import Budget, Scope, Shape, deepest, from_counts, from_fraction, from_keep
 from criteria.scores import Scores
-from criteria.select import select
+from criteria.select import check_protected, select
 from experts.errors import ExciseError
+from experts.plan import Plan
+from validate.draw import equal_plans
 
 SHAPE = Shape((0, 1), 4, 2)
 
@@ -229,3 +234,132 @@ def test_multiples_and_router_groups() -> None:
     values = [[80, 70, 60, 50, 40, 30, 20, 10], [1, 2, 3, 4, 5, 6, 7, 8]]
     plan = select(scores(values), from_fraction(shape, 0.25, "global", multiple=4), shape)
     assert plan.counts == {0: 8, 1: 4}
+
+
+# What was promised is what is kept.
+
+
+def drawn_budget(draw: st.DrawFn) -> tuple[Shape, Budget, np.ndarray]:
+    """A shape, a budget of any kind, and protected experts; kinds that cannot be are drawn again."""
+    groups = draw(st.sampled_from([1, 2]))
+    shape = Shape(tuple(range(draw(st.integers(1, 4)))), groups * draw(st.integers(3, 7)), 2, groups, 1)
+    multiple, scope = draw(st.sampled_from([1, 2, 3, 4])), draw(st.sampled_from(["layer", "global"]))
+    kind, most = draw(st.sampled_from(["fraction", "keep", "counts"])), shape.experts
+    try:
+        if kind == "counts":
+            named = draw(st.dictionaries(st.sampled_from(shape.layers), st.integers(1, most), min_size=1))
+            budget = from_counts(shape, named, multiple)
+        elif kind == "keep":
+            floor = draw(st.none() | st.integers(1, most)) if scope == "global" else None
+            budget = from_keep(shape, draw(st.integers(1, most)), scope, floor, multiple=multiple)
+        else:
+            budget = from_fraction(shape, draw(st.floats(0.05, 0.9)), scope, multiple=multiple)
+    except ExciseError:
+        budget = reject()
+    marks = draw(st.lists(st.booleans(), min_size=len(shape.layers) * most, max_size=len(shape.layers) * most))
+    rare = draw(st.lists(st.sampled_from([0, 0, 0, 1]), min_size=len(marks), max_size=len(marks)))
+    return shape, budget, (np.array(marks) & np.array(rare, bool)).reshape(len(shape.layers), most)
+
+
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
+@given(st.composite(drawn_budget)(), st.integers(0, 99))
+def test_every_promise_about_counts_is_kept(drawn: tuple[Shape, Budget, np.ndarray], seed: int) -> None:
+    """multiple_of, floor, total, groups, counts by hand and protected experts; or it is refused before scores are known."""
+    shape, budget, protected = drawn
+    try:
+        check_protected(protected, budget, shape)
+    except ExciseError as refused:
+        assert "protected" in str(refused)
+        return
+    values = np.random.default_rng(seed).random(protected.shape)
+    plan = select(scores(values.tolist(), protected.tolist(), shape.layers), budget, shape)
+    counts = list(plan.counts.values())
+    assert sum(counts) == budget.total
+    assert all(count % budget.multiple == 0 and count >= budget.floor for count in counts)
+    assert budget.counts is None or tuple(counts) == budget.counts
+    for row, ids in enumerate(plan.kept.values()):
+        assert set(np.flatnonzero(protected[row])) <= set(ids)
+        assert len(set(np.bincount(np.array(ids) * shape.groups // shape.experts, minlength=shape.groups))) == 1
+    for one in equal_plans(plan, shape, protected, 3, seed):
+        assert one.total == plan.total
+        shape.check_kept(one.kept)
+
+
+def test_layers_that_are_not_named_count_too() -> None:
+    """60 experts: a layer that keeps all of them keeps no multiple of 8, whatever the others keep."""
+    shape = Shape((0, 1, 2), 60, 4)
+    with pytest.raises(
+        ExciseError, match=r"does not name layer 0, which so keeps all 60 experts, not a multiple of prune\.multiple_of = 8"
+    ):
+        from_counts(shape, {1: 48}, 8)
+    assert from_counts(shape, {0: 56, 1: 48, 2: 56}, 8).counts == (56, 48, 56)
+    assert from_counts(shape, {1: 48}, 12).counts == (60, 48, 60)
+    assert from_counts(shape, {1: 47}).counts == (60, 47, 60)
+
+
+def test_a_plan_that_breaks_a_promise_is_not_given_out() -> None:
+    budget = from_keep(WIDE, 8, "global", floor=4, multiple=4)
+    budget.check_kept([4, 8, 12])
+    for counts in ([6, 8, 10], [0, 12, 12], [4, 8, 8]):
+        with pytest.raises(ExciseError, match=r"promised 24 experts in all, at least 4 a layer, multiples of 4; the plan keeps"):
+            budget.check_kept(counts)
+    with pytest.raises(ExciseError, match="please report it"):
+        from_keep(WIDE, 8, "layer").check_kept([8, 7, 9])
+
+
+# When are two budgets one?
+
+
+def test_budgets_are_one_exactly_where_they_always_make_one_plan() -> None:
+    """Some hundred budgets of three layers of six: equal `kept` is the same plan for all of 40 scores, another `kept` is not."""
+    shape, scopes = Shape((0, 1, 2), 6, 2), ("layer", "global")
+    asked = [
+        lambda f=f, s=s, m=m: from_fraction(shape, f, s, multiple=m) for f in np.arange(0.1, 0.7, 0.04) for s in scopes for m in (1, 2)
+    ]
+    asked += [lambda k=k, f=f: from_keep(shape, k, "global", f) for k in range(2, 6) for f in (2, 3, 4)]
+    asked += [lambda k=k: from_counts(shape, {0: k, 1: k, 2: k}) for k in range(2, 6)] + [lambda: from_counts(shape, {1: 4})]
+    budgets = []
+    for make in asked:
+        with suppress(ExciseError):
+            budgets.append(make())
+    tables = [scores(np.random.default_rng(seed).random((3, 6)).tolist(), layers=(0, 1, 2)) for seed in range(40)]
+    made = {budget: tuple(select(table, budget, shape).digest for table in tables) for budget in budgets}
+    assert len(budgets) > 60
+    for one, other in itertools.combinations(made, 2):
+        assert (one.kept(shape) == other.kept(shape)) == (made[one] == made[other]), (one, other)
+
+
+def test_which_budgets_are_one() -> None:
+    shape, single = Shape((0, 1), 16, 4), Shape((0,), 16, 4)
+
+    def kept(budget: Budget, of: Shape = shape) -> object:
+        return budget.kept(of)
+
+    half = from_fraction(shape, 0.5, "layer")
+    assert (
+        kept(from_fraction(shape, 0.51, "layer"))
+        == kept(half)
+        == kept(from_keep(shape, 8, "layer"))
+        == kept(from_counts(shape, {0: 8, 1: 8}))
+    )
+    assert kept(from_fraction(shape, 0.56, "layer")) != kept(half)
+    everywhere = from_fraction(shape, 0.5, "global")
+    assert kept(everywhere) != kept(half), "the scores decide where"
+    assert kept(from_fraction(shape, 0.5, "global", floor=6)) != kept(everywhere)
+    assert kept(from_fraction(shape, 0.5, "global", floor=8)) == kept(half), "every layer at its floor: nothing to decide"
+    assert kept(from_fraction(shape, 0.75, "global")) == kept(from_keep(shape, 4, "layer"))
+    assert kept(from_fraction(single, 0.5, "global"), single) == kept(from_fraction(single, 0.5, "layer"), single)
+
+
+def test_the_deepest_budget_of_a_scope() -> None:
+    budgets = [from_fraction(WIDE, fraction, scope) for fraction in (0.25, 0.5) for scope in ("layer", "global")]  # type: ignore[arg-type]
+    assert deepest(budgets) == {"layer": budgets[2], "global": budgets[3]}
+
+
+def test_protected_experts_that_leave_no_room_for_others_to_route() -> None:
+    """Seven of layer 0 are protected; of nine in all, equal plans give the others the two that routing needs, not one."""
+    shape = Shape((0, 1), 8, 2)
+    protected = np.zeros((2, 8), bool)
+    protected[0, :7] = True
+    plan = Plan(8, {0: tuple(range(7)), 1: (0, 1)})
+    assert [one.counts for one in equal_plans(plan, shape, protected, 3, 0)] == [{0: 7, 1: 2}] * 3

@@ -1,5 +1,7 @@
 """Statistics against numbers worked out by hand, an independent replay, and the ways a text can be split."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +153,29 @@ def test_interrupted_pass_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(getattr(resumed, field), getattr(whole, field), rtol=1e-12)
 
 
+def test_a_pass_ends_alike_wherever_it_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded or not, bit by bit with the same batch; with another one to rounding. Statistics of other windows are refused."""
+    anatomy, full = dissect(tiny.build("olmoe")), windows()
+    monkeypatch.setattr("criteria.observe.KEEP_EVERY", -1.0)
+    padding = full.mask.copy()
+    padding[[0, 2, 3], [-7, -1, -12]] = False
+    padding = np.logical_and.accumulate(padding, axis=1)
+    for text in (full, replace(full, mask=padding)):
+        kept: list[Statistics] = []
+        whole = observe(anatomy, text, batch=2, keep=kept.append)
+        assert len(kept) == 3
+        for part in kept:
+            for batch in (1, 2, 4):
+                resumed = observe(anatomy, text, batch=batch, done=part)
+                for field in SUMS:
+                    np.testing.assert_allclose(getattr(resumed, field), getattr(whole, field), rtol=1e-5, err_msg=field)
+                    assert batch != 2 or np.array_equal(getattr(resumed, field), getattr(whole, field)), field
+    with pytest.raises(ExciseError, match="of other windows"):
+        observe(anatomy, replace(full, mask=padding), done=observe(anatomy, full))
+    with pytest.raises(ExciseError, match="of another model"):
+        observe(dissect(tiny.build("olmoe", seed=1)), full, done=observe(anatomy, full))
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_observation_is_the_plain_forward(family: str) -> None:
     """While being watched the model computes what it always computes, bit for bit; afterwards nothing is left in it."""
@@ -221,6 +246,16 @@ def test_super_experts() -> None:
         found.tokens, np.ones((*shape, 3, 3)), peak, together=np.ones((8, 100, 100)), by_domain=np.ones((8, 100, 2)), **blank
     )
     assert np.argwhere(formulas.super_experts(statistics)).tolist() == [[1, 7]]
+
+
+@pytest.mark.parametrize("experts", [2, 24, 96, 199, 200, 201, 202, 256, 1024, 6144])
+def test_how_many_super_experts_there_are_by_construction(experts: int) -> None:
+    """Activations that are all different: ⌈(n − 1) / 200⌉ of them are above the percentile, though none is an outlier."""
+    peak = 100 + np.random.default_rng(0).permutation(experts).astype(float)
+    assert int((peak > np.percentile(peak, 99.5)).sum()) == math.ceil((experts - 1) / 200)
+    assert formulas.protects("auto", experts) == (experts >= 200), "below that the one is more than 0.5 %"
+    assert formulas.protects(True, experts)
+    assert not formulas.protects(False, experts)
 
 
 def test_merging_refuses_other_models() -> None:

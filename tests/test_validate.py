@@ -229,12 +229,25 @@ def test_verdict(evidence: tuple[float, float, float, float], verdict: str) -> N
 # The whole test, and its raw rows.
 
 
-def run_test(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
+def measured(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
+    """Not judged yet."""
     plan, reverse = uniform_plan((0, 1, 2)), uniform_plan((0, 1, 2), (0, 1, 2, 3, 4, 5))
     evaluator = LossEvaluator(anatomy, windows(), path, key)
     stick = Yardstick(LOSS, "nats per token", evaluator, evaluator.weights, evaluator.windows.document)
     contest = Contest(plan, reverse, random_plans(plan, SHAPE, NOTHING, 20, 0), "f", "layer")
-    return settled([against_random(contest, [stick], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0]
+    return against_random(contest, [stick], Null.COUNTED, 0)
+
+
+def run_test(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
+    return settled([measured(anatomy, path, key)], Correction.NONE, Null.COUNTED)[0]
+
+
+def test_without_a_verdict_there_is_no_report(anatomy: Anatomy, tmp_path: Path) -> None:
+    """A test that was measured and not judged has no "not distinguishable" to show."""
+    found = measured(anatomy, tmp_path / "losses.csv")
+    assert not hasattr(found.costs[0].own, "verdict")
+    with pytest.raises(TypeError, match="was not judged"):
+        found.to_json()
 
 
 def test_everything_can_be_recomputed_from_the_raw_rows(anatomy: Anatomy, tmp_path: Path) -> None:

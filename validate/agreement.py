@@ -17,8 +17,8 @@ def spearman(values: Array, reference: Array) -> list[float]:
     found = []
     for one, other in zip(values, reference, strict=True):
         both = np.isfinite(one) & np.isfinite(other)
-        constant = both.sum() < 3 or np.ptp(one[both]) == 0 or np.ptp(other[both]) == 0
-        found.append(math.nan if constant else float(stats.spearmanr(one[both], other[both]).statistic))
+        ordered = both.sum() >= 3 and np.unique(one[both]).size > 1 and np.unique(other[both]).size > 1
+        found.append(math.nan if not ordered else float(stats.spearmanr(one[both], other[both]).statistic))
     return found
 
 

@@ -5,16 +5,19 @@ layer). Raw rows in, cells out: the same statistics for measurements of ours and
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from criteria.statistics import Array
 from validate.positions import CONTROLS
 from validate.statistics import (
+    Interval,
+    Test,
     clustered_interval,
     clustered_p,
     cohens_d,
@@ -39,15 +42,12 @@ class Outcome(StrEnum):
     KL = "kl"  # KL(clean ‖ ablated): how much the distribution changed, whatever token came
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One (layer, criterion). d: Cohen's d of the paired differences with its 95 % interval; p_*: two-sided, not corrected.
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """One (layer, criterion), measured and not judged. d: Cohen's d of the paired differences with its 95 % interval.
 
-    passes: both tests hold after Bonferroni and the high-ranked expert's removal costs more; passes_by: the same under each correction.
-    inverted: both tests hold, and it costs less: the criterion ranks the wrong way round.
-    p_clustered, low, high: permutation test and interval of the mean difference that treat a document, not a position, as one draw.
-    smallest_detectable_d: what the t-test at the corrected α finds with 80 % power; needed_n: positions it needs for the d that was seen.
-    spearman: mean over positions, inside the active set.
+    p_*: two-sided, not corrected. p_clustered, low, high: permutation test and interval of the mean difference that treat a document, not
+    a position, as one draw; documents: how many, None where the rows do not say (then the three are nan).
     """
 
     layer: int
@@ -63,23 +63,36 @@ class Cell:
     p_clustered: float
     low: float
     high: float
-    documents: int
+    documents: int | None
     share_high_larger: float
-    smallest_detectable_d: float
-    needed_n: int | None
-    alpha: float
-    passes: bool = False
-    inverted: bool = False
-    passes_by: dict[str, bool] | None = None
-    spearman: float = math.nan
-    reason: str = ""
+    reason: str
 
     @property
     def is_control(self) -> bool:
         return self.criterion in CONTROLS
 
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Tested):
+    """The same with its verdict, which takes all cells of its family: there is no cell without one.
+
+    passes: both tests hold after Bonferroni and the high-ranked expert's removal costs more; passes_by: the same under each correction.
+    inverted: both tests hold, and it costs less: the criterion ranks the wrong way round.
+    smallest_detectable_d: what the t-test at the corrected α finds with 80 % power; needed_n: positions it needs for the d that was seen.
+    spearman: mean over positions, inside the active set.
+    """
+
+    smallest_detectable_d: float
+    needed_n: int | None
+    alpha: float
+    passes: bool
+    inverted: bool
+    passes_by: dict[str, bool]
+    spearman: float = math.nan
+
     def to_json(self) -> dict[str, Any]:
-        return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(self).items()}
+        """JSON has neither nan nor infinity."""
+        return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in asdict(self).items()}
 
 
 def outcomes_of(rows: pd.DataFrame) -> list[Outcome]:
@@ -92,7 +105,7 @@ def audit(rows: pd.DataFrame, outcome: Outcome = Outcome.DELTA, ddof: int = 1) -
 
     Correction: α / (criteria × layers) for criteria, α / layers for each control, as published. A cell that cannot be tested counts.
     """
-    families: dict[str, list[Cell]] = {}
+    families: dict[str, list[Tested]] = {}
     for (criterion, layer), group in rows.groupby(["criterion", "layer"], sort=False):
         families.setdefault(criterion if criterion in CONTROLS else "", []).append(_cell(criterion, int(layer), group, outcome, ddof))
     found = [cell for cells in families.values() for cell in _judged(cells)]
@@ -100,15 +113,12 @@ def audit(rows: pd.DataFrame, outcome: Outcome = Outcome.DELTA, ddof: int = 1) -
     return sorted(found, key=lambda cell: (cell.is_control, order.index(cell.criterion), cell.layer))
 
 
-def _cell(criterion: str, layer: int, group: pd.DataFrame, outcome: Outcome, ddof: int) -> Cell:
+def _cell(criterion: str, layer: int, group: pd.DataFrame, outcome: Outcome, ddof: int) -> Tested:
     high, low = _sides(group, outcome)
     differences = high - low
     t, signed, size = paired_t(differences), wilcoxon(differences), cohens_d(differences, ddof)
-    # Without documents every position stands for itself.
-    texts = group["text"].to_numpy() if (group["text"] >= 0).all() else np.arange(len(group))
-    each, texts = np.ones(len(group)), np.unique(texts, return_inverse=True)[1]
-    interval = clustered_interval(differences, each, texts)
-    return Cell(
+    documents, clustered, interval = _over_documents(differences, group["text"].to_numpy())
+    return Tested(
         layer=layer,
         criterion=criterion,
         n=len(group),
@@ -119,16 +129,23 @@ def _cell(criterion: str, layer: int, group: pd.DataFrame, outcome: Outcome, ddo
         d_high=size.high,
         p_t=t.p,
         p_wilcoxon=signed.p,
-        p_clustered=clustered_p(differences, each, texts).p,
+        p_clustered=clustered.p,
         low=interval.low,
         high=interval.high,
-        documents=len(np.unique(texts)),
+        documents=documents,
         share_high_larger=share_positive(differences),
-        smallest_detectable_d=math.nan,
-        needed_n=None,
-        alpha=math.nan,
         reason=t.reason or signed.reason,
     )
+
+
+def _over_documents(differences: Array, texts: NDArray[np.int64]) -> tuple[int | None, Test, Interval]:
+    """How many documents, and the test and interval over them; nothing where the rows do not say which document they are of (< 0)."""
+    if (texts < 0).any():
+        reason = "the rows do not say which document they are of"
+        return None, Test(math.nan, math.nan, len(texts), reason), Interval(math.nan, math.nan, 0, reason)
+    each, documents = np.ones(len(texts)), np.unique(texts, return_inverse=True)[1]
+    interval = clustered_interval(differences, each, documents)
+    return int(documents.max()) + 1, clustered_p(differences, each, documents), interval
 
 
 def _sides(group: pd.DataFrame, outcome: Outcome) -> tuple[Array, Array]:
@@ -137,7 +154,7 @@ def _sides(group: pd.DataFrame, outcome: Outcome) -> tuple[Array, Array]:
     return (np.abs(high), np.abs(low)) if outcome is Outcome.ABSOLUTE else (high, low)
 
 
-def _judged(cells: list[Cell]) -> list[Cell]:
+def _judged(cells: list[Tested]) -> list[Cell]:
     """The family's cells with their verdicts: both tests must hold, and high must cost more than low."""
     after = {
         correction: [corrected([getattr(cell, name) for cell in cells], correction) for name in ("p_t", "p_wilcoxon")]
@@ -149,15 +166,14 @@ def _judged(cells: list[Cell]) -> list[Cell]:
         few = f"n = {cell.n}: after correction for {len(cells)} cells the Wilcoxon test cannot pass with fewer than {fewest} positions"
         pairs_needed = needed_n(cell.d, level)
         found.append(
-            replace(
-                cell,
+            Cell(
+                **{**vars(cell), "reason": cell.reason or (few if cell.n < fewest else "")},
                 alpha=level,
                 smallest_detectable_d=smallest_detectable_d(cell.n, level) if cell.n >= fewest else math.nan,
                 needed_n=pairs_needed and max(pairs_needed, fewest),
                 passes=cell_passes(*p[Correction.BONFERRONI.value], cell.mean_high, cell.mean_low),
                 inverted=cell_passes(*p[Correction.BONFERRONI.value], cell.mean_low, cell.mean_high),
                 passes_by={name: cell_passes(*both, cell.mean_high, cell.mean_low) for name, both in p.items()},
-                reason=cell.reason or (few if cell.n < fewest else ""),
             )
         )
     return found
@@ -167,5 +183,5 @@ def passing(cells: list[Cell]) -> dict[str, int]:
     """How many cells of criteria pass, of how many; controls are not among them."""
     judged = [cell for cell in cells if not cell.is_control]
     others = (Correction.HOLM, Correction.BENJAMINI_HOCHBERG)
-    by = {f"cells_{name}": sum((cell.passes_by or {})[name] for cell in judged) for name in others}
+    by = {f"cells_{name}": sum(cell.passes_by[name] for cell in judged) for name in others}
     return {"cells": sum(cell.passes for cell in judged), "of": len(judged), **by}

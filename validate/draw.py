@@ -26,18 +26,20 @@ def random_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: i
 def equal_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: int) -> list[Plan]:
     """`count` random plans of the same total with equal counts: what does not divide goes to layers drawn anew for every plan.
 
-    The unit is one expert in every router group. A layer with more protected experts than its share keeps them all.
+    The unit is one expert in every router group. A layer with more protected experts than its share keeps them all; none keeps fewer than
+    can route.
     """
     units = plan.total // shape.groups
-    most = protected.reshape(len(shape.layers), shape.groups, -1).sum(axis=2).max(axis=1)
+    stay = protected.reshape(len(shape.layers), shape.groups, -1).sum(axis=2).max(axis=1)
+    least = np.maximum(stay, shape.smallest // shape.groups)
     found = []
     for number in range(count):
         rng = np.random.default_rng([seed, number, 1])
-        counts = np.maximum(units // len(shape.layers), most)
+        counts = np.maximum(units // len(shape.layers), least)
         order = rng.permutation(len(shape.layers))
         while counts.sum() != units:  # the remainder; and what protected experts take elsewhere
             up = counts.sum() < units
-            fits = [row for row in order if (counts[row] < shape.experts // shape.groups if up else counts[row] > most[row])]
+            fits = [row for row in order if (counts[row] < shape.experts // shape.groups if up else counts[row] > least[row])]
             chosen = min(fits, key=lambda row: counts[row]) if up else max(fits, key=lambda row: counts[row])
             counts[chosen] += 1 if up else -1
         quotas = {layer: np.full(shape.groups, counts[row]) for row, layer in enumerate(shape.layers)}

@@ -77,11 +77,10 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Chance:
-    """A plan against random plans. cost = rise over the unpruned model: nats, or share of items lost; smaller is better.
+    """A plan against random plans, not judged yet. cost = rise over the unpruned model: nats, or share of items lost; smaller is better.
 
     interval: of the advantage, mean random cost − the plan's; positive = better than chance. effect: in sd of the random plans.
-    p, p_worse: one-sided, that chance does as well, as badly; p_corrected: over the family the report names. smallest_detectable: found
-    with 80 % power at the level of that correction; nan where so few plans are counted that nothing could be found.
+    p, p_worse: one-sided, that chance does as well, as badly.
     """
 
     values: tuple[float, ...]
@@ -90,11 +89,21 @@ class Chance:
     p_worse: float
     effect: float
     interval: Interval
-    smallest_detectable: float
     normality: float
-    p_corrected: float = math.nan
-    p_worse_corrected: float = math.nan
-    verdict: Verdict = "not distinguishable"
+
+
+@dataclass(frozen=True)
+class Judged(Chance):
+    """The same with its verdict, which takes the whole family of tests: only this has a place in a report.
+
+    p_corrected, p_worse_corrected: over the family the report names. smallest_detectable: found with 80 % power at the level of that
+    correction; nan where so few plans are counted that nothing could be found.
+    """
+
+    smallest_detectable: float
+    p_corrected: float
+    p_worse_corrected: float
+    verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
         values = np.array(self.values)
@@ -147,8 +156,8 @@ class Cost:
             "reversed_delta": self.reversed_delta,
             "ends_interval": [number(self.ends.low), number(self.ends.high)],
             "ends_alike": ends_alike(self.ends.low, self.ends.high),
-            **self.own.to_json(),
-            "equal_counts": self.equal and self.equal.to_json(),
+            **_settled(self.own).to_json(),
+            "equal_counts": self.equal and _settled(self.equal).to_json(),
         }
 
 
@@ -181,9 +190,16 @@ class Evidence:
         }
 
 
+def _settled(chance: Chance) -> Judged:
+    """What a report may show. Raises TypeError for a test whose family was never judged: without that it has no verdict."""
+    if not isinstance(chance, Judged):
+        raise TypeError("a test against random plans was not judged; see `settled`")
+    return chance
+
+
 def number(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(value) else value
+    """JSON has neither nan nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 def against_random(test: Contest, yardsticks: list[Yardstick], null: Null, seed: int) -> Evidence:
@@ -235,7 +251,6 @@ def chance_of(own: Array, randoms: list[Plan], stick: Yardstick, null: Null, see
         p_worse=probability(-delta, -costs),
         effect=standardized_effect(delta, costs),
         interval=clustered_interval(rows.mean(axis=0) - own, stick.weights, stick.clusters, seed),
-        smallest_detectable=math.nan,
         normality=normality_p(costs),
     )
 
@@ -265,13 +280,13 @@ def _family(evidence: list[Evidence], stick: int, name: str, correction: Correct
     return found
 
 
-def judged(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Chance:
+def judged(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Judged:
     """The same with its verdict, and with what could have been found. p, p_worse: corrected for a family of `tests`."""
-    return replace(
-        chance,
+    return Judged(
+        **vars(chance),
+        smallest_detectable=_detectable(chance, tests, null),
         p_corrected=p,
         p_worse_corrected=p_worse,
-        smallest_detectable=_detectable(chance, tests, null),
         verdict=judge(p, p_worse, chance.interval.low, chance.interval.high),
     )
 

@@ -1,7 +1,7 @@
 """Which criteria really differ? Paired tests between criteria at the same budget, on the same rows, not only against random plans."""
 
 import itertools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ from validate.statistics import Interval, Test, clustered_interval, clustered_p,
 from validate.verdict import ALPHA, Correction, differ
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass(frozen=True, kw_only=True)
+class Compared:
     """Cost of `first` − cost of `second` (smaller cost = better), with its interval and two-sided p over documents or items.
 
-    differ: p_corrected ≤ α. reason: why there is no p, else empty.
+    reason: why there is no p, else empty.
     """
 
     name: str
@@ -29,10 +29,16 @@ class Difference:
     high: float
     p: float
     test: str
-    p_corrected: float = float("nan")
-    differ: bool = False
-    same_plan: bool = False
-    reason: str = ""
+    same_plan: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Compared):
+    """The same, judged among all pairs. differ: p_corrected ≤ α."""
+
+    p_corrected: float
+    differ: bool
 
     def to_json(self) -> dict[str, Any]:
         return {name: number(value) if isinstance(value, float) else value for name, value in asdict(self).items()}
@@ -44,11 +50,16 @@ def count(criteria: int, budgets: int) -> int:
 
 
 def differences(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:
-    """Every pair of criteria at every budget, by every yardstick; Holm over all of one yardstick."""
-    budgets: dict[tuple[str, float], list[Evidence]] = {}
+    """Every pair of criteria at every budget, by every yardstick; Holm over all of one yardstick.
+
+    Budgets are told apart by what they keep; a criterion is never paired with itself.
+    """
+    budgets: dict[tuple[str, int], list[Evidence]] = {}
     for one in evidence:
-        budgets.setdefault((one.scope, round(one.plan.fraction, 6)), []).append(one)
-    return _tested([(budget, *pair) for budget, members in budgets.items() for pair in itertools.combinations(members, 2)], sticks, seed)
+        budgets.setdefault((one.scope, one.plan.total), []).append(one)
+    pairs = [pair for members in budgets.values() for pair in itertools.combinations(members, 2)]
+    named = [((one.scope, round(one.plan.fraction, 6)), one, other) for one, other in pairs if one.criterion != other.criterion]
+    return _tested(named, sticks, seed)
 
 
 def between_scopes(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:
@@ -70,11 +81,11 @@ def _tested(pairs: list[tuple[tuple[str, float], Evidence, Evidence]], sticks: l
     for stick in sticks:
         tested = [_difference(stick, budget, first, second, len(pairs), seed) for budget, first, second in pairs]
         after = corrected([difference.p for difference in tested], Correction.HOLM)
-        found += [replace(difference, p_corrected=float(p), differ=differ(float(p))) for difference, p in zip(tested, after, strict=True)]
+        found += [Difference(**vars(one), p_corrected=float(p), differ=differ(float(p))) for one, p in zip(tested, after, strict=True)]
     return found
 
 
-def _difference(stick: Yardstick, budget: tuple[str, float], first: Evidence, second: Evidence, family: int, seed: int) -> Difference:
+def _difference(stick: Yardstick, budget: tuple[str, float], first: Evidence, second: Evidence, family: int, seed: int) -> Compared:
     one, other = stick.values(first.plan), stick.values(second.plan)
     same = first.plan.digest == second.plan.digest
     if same:
@@ -82,7 +93,7 @@ def _difference(stick: Yardstick, budget: tuple[str, float], first: Evidence, se
     else:
         interval = clustered_interval(one - other, stick.weights, stick.clusters, seed)
         tested = mcnemar(one < 0, other < 0) if stick.binary else _sign_flip(stick, one - other, family, seed)
-    return Difference(
+    return Compared(
         name=stick.name,
         scope=budget[0],
         fraction=budget[1],

@@ -19,13 +19,15 @@ CONTROLS = (GATE_WEIGHT, RANDOM_PAIR)
 COLUMNS = ("layer", "criterion", "document", "window", "position", "high_expert", "low_expert", "baseline_loss", "high_delta", "low_delta")
 KL_COLUMNS = ("high_kl", "low_kl")
 NEEDED = ("layer", "high_delta", "low_delta")
+LARGEST = 1e100  # nats; sums of squares of larger numbers overflow
 TEXT_OF = ("document", "sample", "batch")  # what a text is called: ours, and batch number and row in the released files
 
 
 def read_positions(path: Path) -> pd.DataFrame:
     """The rows of a CSV file with `layer`, `metric` or `criterion`, `high_delta`, `low_delta` (`document`, or `sample`, `batch`).
 
-    Adds `text`: a number per document (−1 for all where the file names none). Raises ExciseError that names row and column.
+    Adds `text`: a number per document. Where the file names none, every row is its own; where then rows repeat, so that there are several
+    texts of which nothing tells the rows apart, it is −1. Raises ExciseError that names row and column.
     """
     table = _read(path)
     has = f"it has {', '.join(map(str, table.columns))}"
@@ -44,11 +46,24 @@ def read_positions(path: Path) -> pd.DataFrame:
     for column in ("criterion", *named):
         if len(empty := np.flatnonzero(table[column] == "")):
             raise ExciseError(f"{path}: row {int(empty[0]) + 2}, column {column}: is empty ({len(empty)} such cells; row 1 is the header)")
-    key = ["layer", "criterion", *named, *(["window"] if "window" in table else []), "position"]
-    if "position" in table and len(twice := np.flatnonzero(table.duplicated(key))):
+    key = ["layer", "criterion", *named, *(name for name in ("window", "position") if name in table)]
+    twice = np.flatnonzero(table.duplicated(key)) if "position" in table else np.array([])
+    told_apart = bool(named) or "window" in table  # rows of different texts
+    if len(twice) and told_apart:
         raise ExciseError(f"{path}: row {int(twice[0]) + 2} repeats an earlier one ({', '.join(key)} are the same; {len(twice)} such rows)")
-    table["text"] = table.groupby(named, sort=False).ngroup() if named else -1
+    alone = -1 if len(twice) else np.arange(len(table))
+    table["text"] = table.groupby(named, sort=False).ngroup() if named else alone
     return table
+
+
+def without_documents(rows: pd.DataFrame) -> str:
+    """What a reader has to know of rows that do not name their document; empty where they do."""
+    if any(name in rows for name in TEXT_OF):
+        return ""
+    head = f"the rows have no column {', '.join(TEXT_OF[:-1])} or {TEXT_OF[-1]}"
+    if (rows["text"] < 0).any():
+        return f"{head}, and positions repeat: they are of several texts, so p (documents) and its interval are absent"
+    return f"{head}: in p (documents) every position counts as a text of its own"
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -72,9 +87,10 @@ def _read(path: Path) -> pd.DataFrame:
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> NDArray[np.float64]:
     values: Array = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
     whole = column != "layer" or (np.equal(np.mod(values, 1), 0) & (values >= 0) & (values < 10**6))
-    if len(wrong := np.flatnonzero(~(np.isfinite(values) & whole))):
+    if len(wrong := np.flatnonzero(~((np.abs(values) <= LARGEST) & whole))):
         row = int(wrong[0])
-        found = f"{table[column].iloc[row]!r} is not a {'layer number' if column == 'layer' else 'finite number'}"
+        what = "layer number" if column == "layer" else "finite number" if not np.isfinite(values[row]) else "loss that a model can have"
+        found = f"{table[column].iloc[row]!r} is not a {what}"
         raise ExciseError(f"{path}: row {row + 2}, column {column}: {found} ({len(wrong)} such cells; row 1 is the header)")
     return values
 

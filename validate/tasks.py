@@ -1,6 +1,7 @@
 """lm-eval on the model in memory: no export, no reload, one score per item. The same items for every plan."""
 
 import contextlib
+import copy
 import difflib
 import hashlib
 import io
@@ -48,16 +49,22 @@ class Part:
 class Benchmark:
     """Tasks by name, with their items. limit: the first items of each; fewshot: None = what the task says.
 
-    include: folder of task files; data: where their relative data_files start, None = in that folder. Raises ExciseError for what lm-eval
-    does not know or cannot read.
+    include: folder of task files; data: where their relative data_files start, None = in that folder; template: the chat template that
+    writes the prompts, empty = none. Raises ExciseError for what lm-eval does not know or cannot read.
     """
 
     def __init__(
-        self, names: tuple[str, ...], include: Path | None, limit: int | None, fewshot: int | None, data: Path | None = None
+        self,
+        names: tuple[str, ...],
+        include: Path | None,
+        limit: int | None,
+        fewshot: int | None,
+        data: Path | None = None,
+        template: str = "",
     ) -> None:
         for library in ("lm_eval", "huggingface_hub", "datasets"):
             logging.getLogger(library).setLevel(logging.ERROR)
-        self.limit = limit
+        self.limit, self.template = limit, template
         if include is not None:
             include = include.absolute()
             _check_files(include)
@@ -85,7 +92,7 @@ class Benchmark:
     @cached_property
     def hash(self) -> str:
         """Identity of everything that is asked: items, prompts, examples."""
-        asked = []
+        asked: list[Any] = [self.template] if self.template else []
         for task in self.tasks.values():
             config = task.dump_config()
             metadata = {name: value for name, value in (config.get("metadata") or {}).items() if name != "config_source"}  # where, not what
@@ -98,15 +105,24 @@ class Benchmark:
             for task in self.tasks.values():
                 task.set_fewshot_seed(SEED)  # every time anew: the same examples for every plan
             # Half precision would round log-likelihoods of whole continuations to ties.
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
+            lm = HFLM(pretrained=model, tokenizer=self._with_template(tokenizer), batch_size=batch, softmax_dtype="float32")
+            chat = {"apply_chat_template": True, "fewshot_as_multiturn": True} if self.template else {}
             try:
-                samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True)["samples"]
+                samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True, **chat)["samples"]
             except Exception as error:
                 if isinstance(error, ExciseError) or is_out_of_memory(error) or is_own_mistake(error):
                     raise
                 what = f"{', '.join(self.tasks)} cannot be evaluated ({type(error).__name__}: {one_line(error)})"
                 raise ExciseError(f"validate.tasks: {what}") from error
         return np.concatenate([self._of(part, samples[part.task]) for part in self.parts])
+
+    def _with_template(self, tokenizer: Any) -> Any:
+        """lm-eval asks the tokenizer for its own template, whatever name it is given."""
+        if not self.template:
+            return tokenizer
+        chosen = copy.copy(tokenizer)
+        chosen.chat_template = self.template
+        return chosen
 
     def _of(self, part: Part, samples: list[dict[str, Any]]) -> Array:
         first = samples[0]["filter"]  # of several ways to read an answer, the task's first

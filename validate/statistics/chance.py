@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from validate.statistics.scale import constant, exponent, scaled
+
 Array = NDArray[np.float64]
+TINY = 1e-15  # a range below which scipy's Shapiro-Wilk sees none
 
 
 def permutation_p(value: float, null: Array) -> float:
@@ -22,20 +25,43 @@ def normal_p(value: float, null: Array) -> float:
     t = (value − mean) / (sd·√(1 + 1/R)) with R − 1 degrees of freedom, the prediction interval of one draw. Reaches below 1 / (R + 1),
     at the price of an assumption (`normality_p`).
     """
-    if len(null) < 2 or not np.isfinite(value) or not np.isfinite(null).all() or np.ptp(null) == 0:
+    if not _comparable(value, null):
         return math.nan
-    t = (value - null.mean()) / (null.std(ddof=1) * math.sqrt(1 + 1 / len(null)))
+    own, mean, sd = _near(value, null)
+    t = (own - mean) / (sd * math.sqrt(1 + 1 / len(null)))
     return float(stats.t.cdf(t, len(null) - 1))
 
 
 def normality_p(null: Array) -> float:
     """Shapiro-Wilk p that the null came from a normal distribution; nan below three plans or without spread."""
-    if len(null) < 3 or not np.isfinite(null).all() or np.ptp(null) == 0:
+    if len(null) < 3 or not _varies(null):
         return math.nan
-    return float(stats.shapiro(null).pvalue)
+    near = scaled(null)
+    if np.ptp(near) < TINY:
+        near = near / np.ptp(near)
+    return float(stats.shapiro(near).pvalue)
 
 
 def standardized_effect(value: float, null: Array) -> float:
     """(mean null − value) / sd null (ddof 1): positive = better than chance, in standard deviations. nan if the null has no spread."""
-    sd = np.std(null, ddof=1) if len(null) > 1 else np.nan
-    return float((np.mean(null) - value) / sd) if sd > 0 else math.nan
+    if not _comparable(value, null):
+        return math.nan
+    own, mean, sd = _near(value, null)
+    return (mean - own) / sd
+
+
+def _comparable(value: float, null: Array) -> bool:
+    return bool(np.isfinite(value)) and _varies(null)
+
+
+def _near(value: float, null: Array) -> tuple[float, float, float]:
+    """The value, mean and sd (ddof 1) of the null, near 1."""
+    others = scaled(null)
+    with np.errstate(over="ignore"):  # a value out of all proportion is infinitely far away
+        own = float(np.ldexp(value, -exponent(null)))
+    return own, float(np.mean(others)), float(np.std(others, ddof=1))
+
+
+def _varies(null: Array) -> bool:
+    """Whether a null has a spread that means something: one of rounding would make every difference look certain."""
+    return len(null) > 1 and bool(np.isfinite(null).all()) and not constant(null)

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from validate.statistics.paired import Test, unfit
+from validate.statistics.scale import exponent, scaled
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
 RESAMPLES = 9999
+CANCELLED = 1e-12  # a sum this small beside its terms is their rounding
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ def clustered_interval(differences: Array, weights: Array, clusters: NDArray[np.
 
     Rows of one document are not independent. Percentile bootstrap by scipy.stats.bootstrap over per-document sums and weights.
     """
-    return _interval(*_per_cluster(differences, weights, clusters), seed)
+    return _interval(*_per_cluster(scaled(differences), weights, clusters), seed, exponent(differences))
 
 
 def clustered_share(parts: Array, wholes: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0) -> tuple[float, Interval]:
@@ -42,12 +44,13 @@ def clustered_share(parts: Array, wholes: Array, weights: Array, clusters: NDArr
     if not (whole.low > 0 or whole.high < 0):
         reason = whole.reason or "what it is a share of is not told from 0"
         return float("nan"), Interval(float("nan"), float("nan"), whole.clusters, reason)
-    sums = [_per_cluster(values, weights, clusters)[0] for values in (parts, wholes)]
-    return float(sums[0].sum() / sums[1].sum()), _interval(sums[0], sums[1], seed)
+    above, below = (_per_cluster(scaled(values), weights, clusters)[0] for values in (parts, wholes))
+    power = exponent(parts) - exponent(wholes)
+    return float(np.ldexp(above.sum() / below.sum(), power)), _interval(above, below, seed, power)
 
 
-def _interval(sums: Array, counts: Array, seed: int) -> Interval:
-    """Of Σ sums / Σ counts over documents, which are drawn with replacement."""
+def _interval(sums: Array, counts: Array, seed: int, power: int = 0) -> Interval:
+    """Of 2^power · Σ sums / Σ counts over documents, which are drawn with replacement."""
     if len(sums) < 2:
         return Interval(float("nan"), float("nan"), len(sums), "one document only: an interval over documents needs two")
     if not np.isfinite(sums).all():
@@ -61,9 +64,10 @@ def _interval(sums: Array, counts: Array, seed: int) -> Interval:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a nan: it is said in words below
         found = _bootstrap(sums, counts, mean, seed)
-    if not np.isfinite([found.low, found.high]).all():
+        ends = np.ldexp([found.low, found.high], power)
+    if not np.isfinite(ends).all():
         return Interval(float("nan"), float("nan"), len(sums), "in some resamples there is nothing to take a share of")
-    return Interval(float(found.low), float(found.high), len(sums))
+    return Interval(float(min(ends)), float(max(ends)), len(sums))  # ends that are equal may differ by rounding
 
 
 def _bootstrap(sums: Array, counts: Array, mean: Any, seed: int) -> Any:
@@ -87,7 +91,7 @@ def clustered_p(differences: Array, weights: Array, clusters: NDArray[np.int64],
     """
     if reason := unfit(differences):
         return Test(np.nan, np.nan, len(differences), reason)
-    sums = _per_cluster(differences, weights, clusters)[0]
+    sums = _per_cluster(scaled(differences), weights, clusters)[0]
     if len(sums) < 2:
         return Test(np.nan, np.nan, len(differences), "one document only: a test over documents needs two")
 
@@ -104,7 +108,8 @@ def clustered_p(differences: Array, weights: Array, clusters: NDArray[np.int64],
         batch=1000,
         rng=np.random.default_rng(seed),
     )
-    return Test(float(found.statistic / weights.sum()), float(found.pvalue), len(differences))
+    mean = np.ldexp(found.statistic / weights.sum(), exponent(differences))
+    return Test(float(mean), float(found.pvalue), len(differences))
 
 
 def resamples_for(tests: int, alpha: float) -> int:
@@ -113,6 +118,8 @@ def resamples_for(tests: int, alpha: float) -> int:
 
 
 def _per_cluster(differences: Array, weights: Array, clusters: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Weighted sums and weights of the documents that have any weight."""
-    sums, counts = (np.bincount(clusters, weights=values).astype(np.float64) for values in (differences * weights, weights))
+    """Weighted sums and weights of the documents that have any weight. What cancels but for rounding is 0: its sign means nothing."""
+    weighted = differences * weights
+    sums, sizes, counts = (np.bincount(clusters, values).astype(np.float64) for values in (weighted, np.abs(weighted), weights))
+    sums[np.abs(sums) <= CANCELLED * sizes] = 0.0
     return sums[counts > 0], counts[counts > 0]

@@ -1,0 +1,127 @@
+"""Pieces of documents to token windows: cut where a document is long, joined where documents are short."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from criteria.beginning import Bos, bos_of
+from criteria.pieces import BLOCK, SMALL, Piece
+from experts.errors import ExciseError, one_line
+
+Window = tuple[str, NDArray[np.int64]]  # (document, tokens [W])
+SPANS = (8, 32, 128)  # characters per token of a window that are tried before a text is given up as too short
+
+
+class Cutter:
+    """Makes windows of `length` tokens, the first of them the beginning of text where the model wants one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int, bos: Bos = Bos.AUTO) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        self.bos = bos_of(tokenizer, bos)
+        self.room = length - (self.bos is not None)
+        self.tokens = 0  # of all the text that was cut last
+        self.end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+
+    def ids(self, document: str, text: str, begins: bool) -> list[int]:
+        """Tokens of a text. begins: of a document's begin, where a template may have written what the window begins with anyway."""
+        ids = [token for block in blocks(text) for token in self._encoded(document, block)]
+        return ids[1:] if self.bos is not None and begins and ids[:1] == [self.bos] else ids
+
+    def window(self, document: str, ids: list[int]) -> Window:
+        first = [] if self.bos is None else [self.bos]
+        return document, np.array([*first, *ids[: self.room]], dtype=np.int64)
+
+    def windows(self, pieces: Iterable[Piece]) -> Iterator[Window]:
+        """All windows, in the order of the text. What a long document has too little for a window is left out."""
+        self.tokens, packing = 0, Packing(self)
+        document: Document | None = None
+        for piece in pieces:
+            if document is None or piece.begins:
+                if document and (window := packing.finished(document)):
+                    yield window
+                document = Document(piece)
+            ids = self.ids(piece.document, piece.text, piece.begins)
+            document.ids += ids
+            self.tokens += len(ids)
+            while len(document.ids) >= self.room:
+                yield self.window(piece.document, document.ids)
+                document.ids, document.long = document.ids[self.room :], True
+        if document and (window := packing.finished(document)):
+            yield window
+
+    def one(self, piece: Piece, draw: Callable[[int], int], packing: "Packing") -> Window | None:
+        """At most one window of a piece: from a place that is drawn where the text is long; joined with others where it is short."""
+        slots = max(1, len(piece.text) // (SPANS[0] * self.length))
+        start = _between_words(piece.text, len(piece.text) * draw(slots) // slots)
+        for span in SPANS:
+            part = piece.text[start : start + span * self.length]
+            ids = self.ids(piece.document, part, piece.begins and start == 0)
+            if len(ids) >= self.room:
+                return self.window(piece.document, ids)
+            if start + len(part) == len(piece.text):
+                break
+        whole = piece.whole and len(part) == len(piece.text)
+        return packing.add(piece.document, ids, piece.chat) if whole else None
+
+    def _encoded(self, document: str, text: str) -> list[int]:
+        try:
+            # verbose=False: a document longer than the model's context is no mistake here, it is cut.
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:  # tokenizers come with models, some as code of their own
+            raise ExciseError(f"{document}: the tokenizer cannot read this text ({type(error).__name__}: {one_line(error)})") from error
+        return ids
+
+
+@dataclass
+class Document:
+    """A document of which more may come. piece: its first; long: it gave a window."""
+
+    piece: Piece
+    ids: list[int] = field(default_factory=list)
+    long: bool = False
+
+
+class Packing:
+    """Short documents, joined with the end token between them until a window is full."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self.cutter = cutter
+        self.ids: list[int] = []
+        self.members: list[str] = []
+
+    def finished(self, document: Document) -> Window | None:
+        """The window that a document fills up, if it was too short for one of its own."""
+        return None if document.long else self.add(document.piece.document, document.ids, document.piece.chat)
+
+    def add(self, document: str, ids: list[int], chat: bool) -> Window | None:
+        """The window that a short document fills up. chat: a template may have written the end token already."""
+        end = [] if chat and self.cutter.end and self.cutter.end[0] in ids[-2:] else self.cutter.end
+        self.ids += [*ids, *end]
+        self.members.append(document)
+        if len(self.ids) < self.cutter.room:
+            return None
+        name = self.members[0] if len(self.members) == 1 else f"{self.members[0]} … {self.members[-1]}"
+        window = self.cutter.window(name, self.ids)
+        self.ids, self.members = [], []
+        return window
+
+
+def blocks(text: str) -> Iterator[str]:
+    """A text in blocks that can be tokenised in bounded memory: itself, unless it is very long."""
+    start = 0
+    while len(text) - start > SMALL:
+        stop = _between_words(text, start + BLOCK)
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _between_words(text: str, place: int) -> int:
+    """The next place between words from one that is not the text's begin; the place itself where there is none near."""
+    if place == 0:
+        return 0
+    near = (found for sign in " \n\t" if (found := text.find(sign, place, place + 2**12)) >= 0)
+    return min(near, default=place)

@@ -1,0 +1,65 @@
+"""Which reader a file takes: by its first bytes, its suffix and the key of the recipe it stands under."""
+
+import json
+from pathlib import Path
+
+from criteria.json_lines import JsonLines
+from criteria.json_values import JsonValues
+from criteria.parquet import Parquet
+from criteria.pieces import Reader, TextOf
+from criteria.plain import PlainText
+from criteria.storage import PARQUET, Data, head
+from experts.errors import ExciseError
+
+ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
+PLAIN = (".txt", ".text", ".md", ".rst")
+FIRST = 2**16  # bytes of a file that tell how its JSON is written
+
+
+def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The file itself, or the files of a folder that end so (.gz may follow), in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    try:
+        found = [file for file in path.rglob("*") if _suffix(file) in suffixes and file.is_file()]
+    except OSError as error:
+        raise ExciseError(f"{error.filename or path}: {error.strerror or error}") from error
+    shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not shown:
+        raise ExciseError(f"{path}: no file in this folder ends in {', '.join(suffixes)} (or in these and .gz)")
+    return sorted(shown, key=lambda file: file.relative_to(path).parts)
+
+
+def reader(path: Path, text_of: TextOf, separator: str = "", rows: bool = False) -> Reader:
+    """The reader of a file. rows: it stands under a key for rows, whatever its name says."""
+    if head(path) == PARQUET:
+        return Parquet(path, text_of)
+    if not rows and _suffix(path) not in ROWS:
+        text_of.refuse_prose(str(path))
+        return PlainText(path, separator)
+    if _suffix(path) == ".parquet":
+        raise ExciseError(f"{path}: not a parquet file (it does not begin with PAR1); download or write it again")
+    return JsonLines(path, text_of) if _is_lines(path) else JsonValues(path, text_of)
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether every line is a value; else the file is one array, or its values go over several lines."""
+    data = Data(path)
+    start = data.at(0, FIRST).decode("utf-8", errors="replace").lstrip()
+    data.close()
+    if not start.startswith(("[", "{")):
+        return True  # texts a line, or nothing that is JSON: said with the line's number
+    line, _, rest = start.partition("\n")
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        # A line that goes on elsewhere breaks off at its end; one that is wrong in the middle is a wrong line.
+        return start[0] == "{" and (error.pos < len(line.rstrip()) or not rest)
+    except (ValueError, RecursionError):
+        return start[0] == "{"
+    return start[0] == "{" or bool(rest.strip())

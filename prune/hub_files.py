@@ -1,0 +1,67 @@
+"""What of a repository on the hub is fetched besides its weights, by what a file is for. No torch.
+
+Left out are second copies of the weights (`original/`, `metal/`, `onnx/`, `consolidated*`, `*.bin`, GGUF,
+variants), states of training, and pictures.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+
+from experts.companions import is_companion
+from prune.quantization import FILES as QUANTISATION
+
+CONFIG, CARD = "config.json", "README.md"
+SETTINGS = frozenset(
+    {
+        *(CONFIG, CARD, "generation_config.json", "chat_template.json"),
+        *("preprocessor_config.json", "processor_config.json", "image_processor_config.json"),
+        *("video_preprocessor_config.json", "feature_extractor_config.json", "audio_tokenizer_config.json"),
+        *QUANTISATION,
+    }
+)
+TOKENIZER = re.compile(
+    r"tokenizer[^/]*|tokenization[^/]*\.json|vocab[^/]*|merges[^/]*"
+    r"|special_tokens_map\.json|added_tokens\.json|tekken\.json"
+    r"|[^/]*\.(model|tiktoken|spm|bpe|jinja)|additional_chat_templates/[^/]*\.jinja"
+)
+TERMS = re.compile(
+    r"licen[cs]e|copying|copyright|notice|terms|patents|us(e|age)[-_ ]?policy|acceptable[-_ ]?use",
+    re.IGNORECASE,
+)
+IN_WORDS = ("md", "txt", "rst", "html", "pdf")  # how a licence ends whose name begins with something else
+CODE = re.compile(r"[A-Za-z_]\w*\.py")  # transformers imports modules from beside config.json only
+OURS = re.compile(r"excise_\w+\.json")  # where a pruned checkpoint says what it was pruned from
+READS_TEXT = re.compile(r"tokenizer.*|vocab.*|.*\.(model|tiktoken)")  # one of these makes a tokenizer
+PLAIN = (".json", ".txt", ".codes")
+PACKED = "safetensors|bin|pt|pth|ckpt|gguf|onnx|h5|msgpack|npz|ot|zip|tar|gz"
+WEIGHTS = re.compile(rf".*\.({PACKED})(\.index\.json)?")
+
+
+def companions(names: Iterable[str]) -> list[str]:
+    """Files that go with the weights, sorted: configuration, tokenizer, templates, code, card, licence."""
+    return sorted(name for name in names if _goes_along(name))
+
+
+def _goes_along(name: str) -> bool:
+    if WEIGHTS.fullmatch(name):
+        return False
+    known = name in SETTINGS or any(kind.fullmatch(name) for kind in (TOKENIZER, CODE, OURS))
+    # Tokenizers have files of many names: whatever an export would copy, and is small by its kind.
+    return known or _is_terms(name) or (is_companion(name) and name.endswith(PLAIN))
+
+
+def _is_terms(name: str) -> bool:
+    """LICENSE, LICENSE-MODEL, LICENSE.MIT, NOTICE.txt, Third-party_notices.md, MODEL_LICENSE."""
+    _, dot, suffix = name.rpartition(".")
+    words = not dot or suffix.lower() in IN_WORDS
+    return "/" not in name and bool(TERMS.match(name) or (words and TERMS.search(name)))
+
+
+def reads_text(names: Collection[str]) -> bool:
+    """Whether a tokenizer is among the files."""
+    return any(READS_TEXT.fullmatch(name) for name in names)
+
+
+def top(names: Iterable[str]) -> set[str]:
+    """Names that stand in no folder: what transformers looks at."""
+    return {name for name in names if "/" not in name}

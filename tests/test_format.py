@@ -1,0 +1,41 @@
+"""Numbers as text: no −0.000, whatever is printed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prune import audit_report, comparison_report, recovery_report, report
+from prune.format import percent, plain, probability, removed, signed, spread
+
+NEGATIVE_ZERO = re.compile(r"-0(\.0*)?%?(?![\d.])")
+
+
+@given(st.floats(-1, 1) | st.sampled_from([-0.0, -1e-9, -4e-5, -5e-5, -0.004, -0.005]), st.integers(0, 6))
+def test_nothing_is_less_than_nothing(value: float, digits: int) -> None:
+    shown = (signed(value, digits), plain(value, digits), percent(value), spread(value, abs(value), digits))
+    assert not any(NEGATIVE_ZERO.search(text) for text in shown), shown
+    assert float(plain(value, digits)) == pytest.approx(value, abs=0.5 * 10**-digits + 1e-12)
+
+
+def test_numbers_as_text() -> None:
+    assert (signed(-0.00004), signed(0.00004), signed(-0.00005001), signed(None)) == ("+0.0000", "+0.0000", "-0.0001", "nan")
+    assert (plain(-0.0004, 3), plain(0.5756, 3), percent(-0.004), percent(-0.006)) == ("0.000", "0.576", "0%", "-1%")
+    assert spread(-1e-6, 0.0722) == "+0.0000 ± 0.0722"
+    assert (probability(0.048), probability(2e-5), probability(None)) == ("0.048", "<1e-04", "nan")
+
+
+def test_a_share_of_experts_is_told_from_its_neighbours() -> None:
+    """128 experts: 12 and 13 % would both be 1/8 and its neighbour."""
+    shares = [count / 128 for count in range(1, 128)]
+    assert len({removed(share) for share in shares}) == 127
+    assert (removed(0.5), removed(0.25), removed(0.125), removed(1 / 3)) == ("50%", "25%", "12.5%", "33.33%")
+
+
+@pytest.mark.parametrize("module", [report, comparison_report, audit_report, recovery_report])
+def test_reports_take_their_numbers_from_one_place(module: object) -> None:
+    """A format of their own would bring −0.000 back."""
+    source = Path(module.__file__).read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    assert not re.findall(r":[+z ]*\.?\d*[f%]\}", source)

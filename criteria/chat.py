@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from criteria.pieces import RowError, located
-from experts.errors import ExciseError, one_line
+from experts.errors import ExciseError, let_through, one_line
 
 Messages = list[dict[str, Any]]
 FIELDS = ("messages", "conversations")
@@ -116,6 +116,7 @@ class Template:
             tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
             text = self.tokenizer.apply_chat_template(messages, tools=tools or None, chat_template=self.name, tokenize=False)
         except Exception as error:  # a template is a program of its author: it raises what it likes
+            let_through(error)
             said = f"{type(error).__name__}: {one_line(error)}"
             raise RowError(
                 f"the chat template cannot write this conversation ({said}); "

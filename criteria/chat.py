@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from criteria.pieces import RowError, located
-from experts.errors import ExciseError, one_line
+from experts.errors import ExciseError, let_through, one_line
 
 Messages = list[dict[str, Any]]
 FIELDS = ("messages", "conversations")
@@ -139,6 +139,7 @@ class Template:
             options: dict[str, Any] = {"tools": tools or None, "chat_template": self.name, "tokenize": False}
             return str(self.tokenizer.apply_chat_template(messages, **options))
         except Exception as error:  # a template is a program of its author: it raises what it likes
+            let_through(error)
             said = f"{type(error).__name__}: {one_line(error)}"
             raise RowError(
                 f"the chat template cannot write this conversation ({said}); "

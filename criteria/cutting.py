@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from criteria.beginning import Bos, bos_of
 from criteria.pieces import BLOCK, SMALL, Piece
-from experts.errors import ExciseError, one_line
+from experts.errors import ExciseError, let_through, one_line
 
 Window = tuple[str, NDArray[np.int64]]  # (document, tokens [W])
 SPANS = (8, 32, 128)  # characters per token of a window that are tried before a text is given up as too short
@@ -81,6 +81,7 @@ class Cutter:
             # verbose=False: a document longer than the model's context is no mistake here, it is cut.
             ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         except Exception as error:  # tokenizers come with models, some as code of their own
+            let_through(error)
             said = f"{type(error).__name__}: {one_line(error)}"
             raise ExciseError(f"{document}: the tokenizer cannot read this text ({said})") from error
         return ids

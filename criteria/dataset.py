@@ -13,7 +13,7 @@ from criteria.pieces import BLOCK, Piece, located
 from criteria.rows import RowText
 from criteria.sources import Source
 from criteria.splits import Part, parts
-from experts.errors import ExciseError, one_line
+from experts.errors import ExciseError, let_through, one_line
 
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
 TABLES: dict[str, tuple[str, dict[str, Any]]] = {  # suffix -> the library's reader
@@ -153,9 +153,8 @@ class Rows:
     def _asked(self) -> Iterator[None]:
         try:
             yield
-        except ExciseError:
-            raise
         except Exception as error:  # the library hands on whatever networks, archives and tables raise
+            let_through(error)
             raise ExciseError(f"{self.what}: cannot be read ({one_line(error)})") from error
 
 

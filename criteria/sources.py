@@ -96,7 +96,7 @@ def anchor(path: Path, folder: Path) -> Path:
 
     `~` and `$NAME` are replaced; a variable that is not set is an error.
     """
-    path = Path(os.path.expandvars(path)).expanduser()
+    path = Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111 - that of Path raises where there is no home
     if unset := re.search(r"\$(\w+|\{\w+\})", str(path)):
         raise ExciseError(f"{path}: the environment variable {unset.group(1).strip('{}')} is not set; export it, or write the path out")
     beside = (folder / path).absolute()

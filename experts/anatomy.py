@@ -23,12 +23,11 @@ from transformers import (
 )
 
 from experts.configuration import COMMON, COUNT_KEYS, ROUTER_TENSORS, ROUTERS, TOP_K_KEYS, expert_axis, in_tower, router_groups
-from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
+from experts.errors import ExciseError, let_through, one_line
 from experts.plain_outputs import set_plain_outputs
 from experts.strict_json import read_object
 from experts.weight_files import entry_file, regular_files
 
-LOADING = Exception  # of files that do not fit together transformers raises anything, tokenizers a bare Exception
 MOST_EXTRA = 8  # rows of a router for other than routed experts
 ALIGNMENT = 64  # bytes; of every allocation of torch
 
@@ -91,17 +90,11 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
         raise ExciseError(
             f"{folder}: not enough memory on the GPU ({one_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
         ) from error
-    except LOADING as error:
-        _let_through(error)
+    except Exception as error:  # of files that do not fit together transformers raises anything
+        let_through(error)
         raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}") from error
     found: PreTrainedModel = model
     return found
-
-
-def _let_through(error: BaseException) -> None:
-    """What says nothing of the checkpoint is raised again: mistakes of ours, no memory, a missing library."""
-    if isinstance(error, ModuleNotFoundError | ExciseError) or is_own_mistake(error) or is_out_of_memory(error):
-        raise error
 
 
 def _own_code(error: BaseException) -> str:
@@ -138,8 +131,8 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    except LOADING as error:
-        _let_through(error)
+    except Exception as error:
+        let_through(error)
         raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}") from error
     return model
 
@@ -152,8 +145,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         tokens = tokenizer("A text.", add_special_tokens=False)["input_ids"]
-    except LOADING as error:
-        _let_through(error)
+    except Exception as error:  # tokenizers raises bare ones
+        let_through(error)
         raise ExciseError(f"{folder}: {_own_code(error) or f'the tokenizer cannot be loaded ({one_line(error)})'}") from error
     if not tokens:
         raise ExciseError(

@@ -74,6 +74,15 @@ def is_own_mistake(error: BaseException) -> bool:
     return isinstance(error, MISTAKES) and bool(passed) and is_own(passed[-1][0])
 
 
+def let_through(error: BaseException) -> None:
+    """In a handler of everything that a library or a checkpoint may raise: raises again what says nothing of them.
+
+    That is a mistake of ours, memory that ran out, a missing library, and what is a clear line already.
+    """
+    if isinstance(error, ModuleNotFoundError | ExciseError) or is_own_mistake(error) or is_out_of_memory(error):
+        raise error
+
+
 def frames(error: BaseException) -> list[tuple[str, int, str]]:
     """File, line and function of every call that the error passed through, the innermost last."""
     walked = traceback.walk_tb(error.__traceback__)

@@ -361,7 +361,7 @@ def test_a_damaged_result_is_made_again(name: str, file: str, play: Play, tmp_pa
     command = play.command(name, tmp_path / "run")
     assert CliRunner().invoke(app, command).exit_code == 0
     whole = (tmp_path / "run" / file).read_bytes()
-    for content in (b"{", b"\xff\xfe[1]", b"key,plan\n\0\n"):
+    for content in (b"{", b"\xff\xfe[1]", b'key\n"' + 200_000 * b"x"):
         (tmp_path / "run" / file).write_bytes(content)
         if file == "losses.csv":
             (tmp_path / "run" / "validation.json").unlink()

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from experts import anatomy as anatomy_module
-from experts.errors import ExciseError
+from experts.errors import ExciseError, let_through
+from experts.plan import Plan
 from prune.cli import app
 from prune.explain import explained
 from prune.messages import printable
@@ -95,8 +96,6 @@ def test_kinds(error: BaseException, line: str) -> None:
 
 def test_the_place_of_a_mistake_and_the_library_that_failed() -> None:
     """Our innermost line is named. A library that raised in the end is named too; one that cannot even be imported differently."""
-    from experts.plan import Plan
-
     with pytest.raises(AttributeError) as caught:
         Plan(8, None).counts  # type: ignore[arg-type]  # noqa: B018
     assert re.search(r"an error of Excise itself \(AttributeError at experts/plan\.py:\d+: ", explained(caught.value))
@@ -247,6 +246,31 @@ def test_any_fault_of_a_model_or_its_tokenizer(
     auto = {"load": anatomy_module.AutoModelForCausalLM, "load_tokenizer": anatomy_module.AutoTokenizer}[site]
     monkeypatch.setattr(auto, "from_pretrained", fail)
     check_one_line(CliRunner().invoke(app, play.command("effects.csv", tmp_path)))
+
+
+SPOKEN = [
+    (MemoryError(), "out of memory (MemoryError)"),
+    (ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece"), "pip install sentencepiece"),
+    (KeyError("x"), "the tokenizer cannot read this text (KeyError: 'x')"),
+]
+
+
+@pytest.mark.parametrize(("fault", "line"), SPOKEN)
+def test_what_says_nothing_of_the_input_is_not_blamed_on_it(
+    fault: Exception, line: str, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Handlers of whatever a library raises let it through; a mistake in a line of ours too."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.__call__", fail)
+    assert line in check_one_line(CliRunner().invoke(app, play.command("prune", tmp_path)))
+    with pytest.raises(AttributeError) as caught:
+        Plan(8, None).counts  # type: ignore[arg-type]  # noqa: B018
+    with pytest.raises(AttributeError):
+        let_through(caught.value)
+    let_through(fault) if isinstance(fault, KeyError) else None
 
 
 def test_every_command_shows_the_traceback_with_debug(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

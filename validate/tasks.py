@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 
 from criteria.statistics import Array
 from experts.anatomy import Anatomy
-from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
+from experts.errors import ExciseError, let_through, one_line
 from validate.rows import Evaluator
 from validate.task_needs import allow_code, check_tasks, refusal_of_code
 
@@ -119,8 +119,7 @@ class Benchmark:
             try:
                 samples = evaluate(lm, self.loaded, **options)["samples"]
             except Exception as error:
-                if isinstance(error, ExciseError) or is_out_of_memory(error) or is_own_mistake(error):
-                    raise
+                let_through(error)
                 what = f"{', '.join(self.tasks)} cannot be evaluated ({type(error).__name__}: {one_line(error)})"
                 raise ExciseError(f"validate.tasks: {what}") from error
         return np.concatenate([self._of(part, samples[part.task]) for part in self.parts])
@@ -204,6 +203,7 @@ def _load(manager: TaskManager, names: list[str]) -> Any:
     try:
         return manager.load(names)
     except Exception as error:
+        let_through(error)
         files = [str(entry.yaml_path) for name in names if (entry := manager.task_index.get(name)) and entry.yaml_path]
         where = f" ({', '.join(files)})" if files else ""
         if refusal := refusal_of_code(str(error)):

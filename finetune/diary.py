@@ -1,6 +1,7 @@
 """What a training leaves on disk: the losses of every step, the curve of held-out loss against training tokens; and its progress bar."""
 
 import csv
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,11 +74,11 @@ class Diary(TrainerCallback):
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of training.csv or curve.csv; a line that a kill left half-written is dropped."""
+    """The rows of training.csv or curve.csv; a line that a kill left half-written is dropped, even where its last number can be read."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and "" not in row.values()]
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values() and "" not in row.values()]
     return [{name: float(value) for name, value in row.items()} for row in rows]
 
 

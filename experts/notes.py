@@ -11,7 +11,7 @@ _said: list[set[str]] = []
 
 
 def tell(note: str) -> None:
-    """Prints `note: …`, unless progress bars are switched off (--quiet), or it was told before in the same `once`."""
+    """Prints `note: …`, unless progress bars are off (--quiet) or it was told before in the same `once`."""
     if _said:
         if note in _said[0]:
             return
@@ -22,7 +22,7 @@ def tell(note: str) -> None:
 
 @contextmanager
 def once() -> Iterator[None]:
-    """Work whose parts may have the same to say: inside the block a note is told once. The outermost block counts."""
+    """Work whose parts may have the same to say: inside the (outermost) block a note is told once."""
     _said.append(set())
     try:
         yield

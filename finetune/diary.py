@@ -74,11 +74,15 @@ class Diary(TrainerCallback):
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of training.csv or curve.csv; a line that a kill left half-written is dropped, even where its last number can be read."""
+    """The rows of training.csv or curve.csv.
+
+    A line that a kill left half-written is dropped, even where its last number can be read.
+    """
     if not path.is_file():
         return []
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values() and "" not in row.values()]
+    found = csv.DictReader(io.StringIO(whole))
+    rows = [row for row in found if None not in row.values() and "" not in row.values()]
     return [{name: float(value) for name, value in row.items()} for row in rows]
 
 

@@ -31,7 +31,8 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
     source = layout.checkpoint.folder
     layers = request.check(layout.shape)
     windows = consecutive(request.text, load_tokenizer(source, request.trust_remote_code), request.window, request.sequences)
-    asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code, *libraries())
+    model = (request.dtype, request.trust_remote_code, *libraries())
+    asked = (request.scope, request.mode, layers, request.experts, *model)
     parts = Parts(request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force)
     missing = parts.missing(len(windows), layers)
     notes: list[str] = []

@@ -22,9 +22,10 @@ from validate.verdict import ALPHA, Null
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe that holds together. budgets: per scope to be tested, the recipe's own scope first; compared: those of `excise compare`.
+    """A recipe that holds together.
 
-    merged: which of the compared budgets were left out, because they come to the same plans as another.
+    budgets: per scope to be tested, the recipe's own scope first; compared: those of `excise compare`; merged: which
+    of them were left out, because they come to the same plans as another.
     """
 
     recipe: Recipe
@@ -65,11 +66,12 @@ def prepare(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
     budgets = dict(_budgets(recipe, layout, scopes))
     compared, merged = _distinct(_compared(recipe, layout), layout.shape)
     print_of = fingerprint(layout.checkpoint)
-    return Prepared(recipe, criteria, source, layout, budgets, print_of, RunFolder(folder, force), force, compared, merged)
+    run = RunFolder(folder, force)
+    return Prepared(recipe, criteria, source, layout, budgets, print_of, run, force, compared, merged)
 
 
 def _budgets(recipe: Recipe, layout: Layout, scopes: list[Scope]) -> Iterator[tuple[Scope, Budget]]:
-    """Those that can be: the recipe's own has to, the other scope is shown beside it where it has a plan of its own."""
+    """The recipe's own, and that of the other scope where it can be and has a plan of its own."""
     own = budget_of(recipe.prune, layout, scopes[0])
     yield scopes[0], own
     for scope in scopes[1:]:
@@ -80,15 +82,17 @@ def _budgets(recipe: Recipe, layout: Layout, scopes: list[Scope]) -> Iterator[tu
 
 
 def _distinct(budgets: Iterable[Budget], shape: Shape) -> tuple[tuple[Budget, ...], tuple[str, ...]]:
-    """Budgets that come to different plans, and what was left out: two names of one plan would be one test that is corrected for twice."""
+    """Budgets that come to different plans, and what was left out: a plan of two names would be two tests."""
     found: dict[tuple[object, ...], Budget] = {}
     merged: dict[str, None] = {}
     for budget in budgets:
         known = found.setdefault(budget.kept(shape), budget)
         if known.text != budget.text:
-            merged[f"{budget.text} keeps what {known.text} keeps: one test, under the name of the latter"] = None
+            same = f"{budget.text} keeps what {known.text} keeps"
+            merged[f"{same}: one test, under the name of the latter"] = None
         elif known is not budget:
-            merged[f"{budget.text} is asked for twice, or leaves nothing for another scope to decide: one test"] = None
+            same = f"{budget.text} is asked for twice, or leaves nothing for another scope to decide"
+            merged[f"{same}: one test"] = None
     return tuple(found.values()), tuple(merged)
 
 

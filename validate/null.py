@@ -282,8 +282,7 @@ def _family(evidence: list[Evidence], stick: int, name: str, correction: Correct
 
 
 def judged(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Judged:
-    """The same with its verdict, and with what could have been found. p, p_worse: corrected for a family of `tests`."""
-    # Without the verdict that it may have already.
+    """The same with a (new) verdict, and with what could have been found. p, p_worse: corrected for `tests` of them."""
     measured = {part.name: getattr(chance, part.name) for part in fields(Chance)}
     return Judged(
         **measured,

@@ -75,9 +75,10 @@ class Budget:
         return self.counts or (self.total // layers,) * layers
 
     def kept(self, shape: Shape) -> tuple[object, ...]:
-        """What decides which plans it allows: equal for two budgets that always come to the same plan, whatever they are called.
+        """What decides which plans it allows: equal for two budgets that always come to the same plan.
 
-        In scope global a layer keeps at least what the others cannot; nothing is left to decide where every layer is at its floor.
+        In scope global a layer keeps at least what the others cannot. Where every layer is at its floor nothing is left
+        to decide.
         """
         layers, unit = len(shape.layers), max(self.multiple, shape.groups)
         floor = max(self.floor, self.total - shape.experts // unit * unit * (layers - 1))
@@ -86,16 +87,20 @@ class Budget:
         return ("global", self.total, floor, unit)
 
     def check_kept(self, counts: Sequence[int]) -> None:
-        """The last look at a plan's counts per layer: what was promised is what is kept. Raises ExciseError that names the promise."""
+        """The last look at a plan's counts per layer: what was promised is what is kept.
+
+        Raises ExciseError that names the promise.
+        """
         wrong = [count for count in counts if count % self.multiple or count < self.floor]
         fixed = self.of_layers(len(counts)) if self.scope == "layer" else tuple(counts)
         if wrong or sum(counts) != self.total or tuple(counts) != fixed:
-            promise = f"{self.total} experts in all, at least {self.floor} a layer, multiples of {self.multiple}"
-            raise ExciseError(f"{self.text}: promised {promise}; the plan keeps {list(counts)}; please report it")
+            each = f"at least {self.floor} a layer, multiples of {self.multiple}"
+            found = f"the plan keeps {list(counts)}; please report it"
+            raise ExciseError(f"{self.text}: promised {self.total} experts in all, {each}; {found}")
 
 
 def deepest(budgets: Iterable[Budget]) -> dict[Scope, Budget]:
-    """The budget of every scope that removes most: a search goes down to it, and the others are met on the way."""
+    """The budget of every scope that removes most: a search goes down to it, past the others."""
     found: dict[Scope, Budget] = {}
     for budget in budgets:
         if budget.scope not in found or budget.total < found[budget.scope].total:
@@ -142,8 +147,9 @@ def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> B
     kept = tuple(counts.get(layer, shape.experts) for layer in shape.layers)
     if untouched := [layer for layer in shape.layers if layer not in counts and shape.experts % multiple]:
         raise ExciseError(
-            f"prune.keep does not name layer {untouched[0]}, which so keeps all {shape.experts} experts, not a multiple of "
-            f"prune.multiple_of = {multiple}; name every layer, or take a number that divides {shape.experts}"
+            f"prune.keep does not name layer {untouched[0]}, which so keeps all {shape.experts} experts, "
+            f"not a multiple of prune.multiple_of = {multiple}; "
+            f"name every layer, or take a number that divides {shape.experts}"
         )
     if sum(kept) == shape.experts * len(kept):
         raise ExciseError(f"prune.keep removes no expert: all {shape.experts} per layer would be kept; prune more")

@@ -11,9 +11,10 @@ Value = int | str
 
 @dataclass(frozen=True)
 class Option:
-    """One setting, written in recipes as name=value. default: its type is the setting's type; choices: the only values, if any.
+    """One setting, written in recipes as name=value.
 
-    least: the smallest number that means something.
+    default: its type is the setting's type; choices: the only values, if any; least: the smallest number that
+    means something.
     """
 
     default: Value
@@ -82,8 +83,12 @@ REMOVAL = Experiment("removal", {"mode": mode("reroute"), "outcome": OUTCOME, "w
 GREEDY = Experiment(
     "greedy",
     {
-        "step": Option(1, "experts removed per round: of every layer in scope layer, of the whole model in scope global", least=1),
-        "rounds": Option(0, "rounds to the budget (of several: the smallest), instead of step; 0 = as many as step needs"),
+        "step": Option(
+            1,
+            "experts removed per round: of every layer in scope layer, of the whole model in scope global",
+            least=1,
+        ),
+        "rounds": Option(0, "rounds to the (smallest) budget, instead of step; 0 = as many as step needs"),
         "shortlist": Option(0, "candidates measured per round, likewise, those with the lowest last estimates; 0 = all"),
         "outcome": OUTCOME,
         "start": Option("causal_removal", "criterion that gives the first estimates"),
@@ -92,7 +97,8 @@ GREEDY = Experiment(
 )
 GRADIENT = Experiment("gradient", {"windows": WINDOWS})
 FISHER = Experiment("fisher", {"probes": Option(4, "random-sign probes", least=1), "windows": WINDOWS})
-INTEGRATED = Experiment("integrated", {"steps": Option(8, "points between α = 1 and α = 0", least=1), "windows": WINDOWS})
+STEPS = Option(8, "points between α = 1 and α = 0", least=1)
+INTEGRATED = Experiment("integrated", {"steps": STEPS, "windows": WINDOWS})
 
 
 def prerequisites(measurement: Measurement) -> tuple[Measurement, ...]:

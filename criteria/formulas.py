@@ -145,8 +145,9 @@ def specialization(statistics: Statistics) -> Array:
 def protects(setting: bool | str, experts: int) -> bool:
     """Whether super experts are looked for. experts: L·E; setting: True, False or "auto".
 
-    What is above the 99.5th percentile are the ⌈(L·E − 1) / 200⌉ largest activations, whatever they are: the percentile interpolates, so
-    there always is one. Below FEWEST experts that one is more than the 0.5 % the rule means, and `auto` leaves it alone.
+    Above the 99.5th percentile are the ⌈(L·E − 1) / 200⌉ largest activations, whatever they are: it interpolates,
+    so there always is one. Below FEWEST experts that one is more than the 0.5 % the rule means, and `auto`
+    leaves it alone.
     """
     return experts >= FEWEST if setting == "auto" else bool(setting)
 

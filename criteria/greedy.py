@@ -25,7 +25,8 @@ from experts.modes import Mode, Scope
 from experts.notes import tell
 
 Marks = NDArray[np.bool_]
-VERSION = 2  # raise when a search finds something else from the same inputs: kept results of an older one are then not used
+# Raise when a search finds something else from the same inputs: results of an older one are then not used.
+VERSION = 2
 
 
 def greedy(setting: Setting, step: int, rounds: int, shortlist: int, outcome: str, start: str, windows: int) -> dict[str, Array]:
@@ -79,9 +80,9 @@ class Search:
         return int(self.gone.size - self.budget.total - self.gone.sum())
 
     def share(self, rounds: int) -> int:
-        """Experts that each of so many rounds removes: of a layer in scope layer, of the whole model in scope global.
+        """Experts that each of so many rounds removes: of a layer in scope layer, of the model in global.
 
-        From the budget alone, never from what is left: a search that goes on after an interruption has to take the same steps.
+        From the budget alone, never from what is left: an interrupted search has to take the same steps.
         """
         groups, most = self.shape.groups, self.gone.size - self.budget.total
         if self.budget.scope == "layer":  # the layer that loses most
@@ -117,8 +118,8 @@ class Search:
     def _cheapest(self, values: Array, size: int, room: NDArray[np.int64]) -> Marks:
         """The experts with the lowest finite values [L, E]: `size` of every layer, or of the model, and at most `room` of a group's.
 
-        With router groups the unit is a rank: the r-th cheapest of every group of a layer go together, so `size` is rounded down to a
-        multiple of the groups, or up to one rank.
+        With router groups the unit is a rank: the r-th cheapest of every group of a layer go together. So `size` is
+        rounded down to a multiple of the groups, or up to one rank.
         """
         groups = self.shape.groups
         ranks = max(1, size // groups)
@@ -147,7 +148,8 @@ class Search:
 
         in_chunks(len(self.tokens), self.instrument.windows_at_once(self.tokens, self.setting.batch), work, "window")
         if not np.isfinite(sums).all():
-            raise ExciseError(f"causal_greedy: an effect is not finite; is the model sound in {self.setting.anatomy.model.dtype}?")
+            dtype = self.setting.anatomy.model.dtype
+            raise ExciseError(f"causal_greedy: an effect is not finite; is the model sound in {dtype}?")
         return np.where(candidates, sums / (len(self.tokens) * (self.tokens.shape[1] - 1)), np.nan)
 
     def _sums(self, tokens: Tensor, candidates: Marks) -> Array:

@@ -56,7 +56,7 @@ class Sums:
         self.together, self.by_domain = zeros(experts, experts), zeros(experts, domains)
 
     def go_on(self, done: Statistics, layer: int) -> None:
-        """Takes up the sums of an interrupted pass, so that what is added next is added as it would have been."""
+        """Takes up the sums of an interrupted pass: what comes next is added as it would have been."""
         for name in SUMMED:
             here: Tensor = getattr(self, name)
             here.copy_(torch.from_numpy(getattr(done, name)[layer].reshape(here.shape).copy()))
@@ -162,14 +162,14 @@ def _windows_in(done: Statistics, windows: Windows) -> int:
     if done.tokens.sum() == 0:
         return 0
     if count > len(windows) or tokens[count - 1] != done.tokens.sum():
-        raise ExciseError("the statistics of an interrupted pass are of other windows; begin again without them")
+        raise ExciseError("the statistics of an interrupted pass are of other windows; begin without them")
     return count
 
 
 def _go_on(sums: list[Sums], done: Statistics, windows: Windows, weights: dict[str, Any]) -> int:
     """Puts the sums of an interrupted pass in place; gives the number of windows they are of."""
     if not np.allclose(done.weight_l2, weights["weight_l2"]):
-        raise ExciseError("the statistics of an interrupted pass are of another model: its expert weights differ")
+        raise ExciseError("the statistics of an interrupted pass are of another model: its weights differ")
     for layer, part in enumerate(sums):
         part.go_on(done, layer)
     return _windows_in(done, windows)

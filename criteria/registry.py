@@ -42,7 +42,7 @@ class Criterion:
 
     @property
     def searches(self) -> bool:
-        """Whether its scores are those of a search under one budget: in another scope, or deeper, it has to search again."""
+        """Whether its scores are those of a search under one budget: for another one it searches anew."""
         return self.measurement is not None and self.measurement.kind == GREEDY.kind
 
 
@@ -136,7 +136,8 @@ def _check_start(measurement: Measurement) -> None:
     """A search begins with a criterion: one that cannot be is refused by name, not after the calibration."""
     start = measurement.values.get("start", LEAVE_ONE_OUT)
     if start != LEAVE_ONE_OUT and resolve(start).measurement is not None:
-        raise ExciseError(f"causal_greedy: start={start} is measured itself; use {LEAVE_ONE_OUT} or a criterion of observed statistics")
+        ways = f"use {LEAVE_ONE_OUT} or a criterion of observed statistics"
+        raise ExciseError(f"causal_greedy: start={start} is measured itself; {ways}")
 
 
 def _family(name: str, rest: str) -> Criterion:

@@ -53,7 +53,8 @@ def score(
         raise ExciseError(
             f"criterion {criterion.name}: gave {values[row, expert]} to {where}; are the model's weights finite in this dtype?"
         )
-    values = np.where(np.isfinite(values), values, np.nan)  # no data is no data: an infinite score would keep an expert that does nothing
+    # No data is no data: an infinite score would keep an expert that does nothing.
+    values = np.where(np.isfinite(values), values, np.nan)
     return Scores(values, protected, layers, criterion.name, criterion.formula, model, data)
 
 

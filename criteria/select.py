@@ -24,14 +24,16 @@ def select(scores: Scores, budget: Budget, shape: Shape) -> Plan:
 
 
 def check_protected(protected: NDArray[np.bool_], budget: Budget, shape: Shape) -> None:
-    """Refuses a budget that has no room for the experts that stay anyway [L, E]: before anything is measured or searched."""
+    """Refuses a budget without room for the experts that stay anyway [L, E], before anything is measured."""
     layers, many = len(shape.layers), f"{int(protected.sum())}"
     most = shape.experts // budget.multiple * budget.multiple  # that a layer can keep in scope global
-    room = np.array(budget.of_layers(layers) if budget.scope == "layer" else (most,) * layers)[:, None] // shape.groups
+    counts = budget.of_layers(layers) if budget.scope == "layer" else (most,) * layers
+    room = np.array(counts)[:, None] // shape.groups
     grouped = protected.reshape(layers, shape.groups, -1).sum(axis=2)
     if (grouped > room).any() or protected.sum() > budget.total:
         worst = np.unravel_index(np.argmax(grouped - room), grouped.shape)
-        what = f"{many} super experts are protected, up to {int(grouped[worst])} where {room[worst[0], 0]} may stay"
+        there = f"up to {int(grouped[worst])} where {room[worst[0], 0]} may stay"
+        what = f"{many} super experts are protected, {there}"
         raise ExciseError(f"{budget.text}: {what}; keep more, or set prune.protect_super_experts: false")
     unit = max(1, budget.multiple // shape.groups)
     least = np.maximum(-(-grouped.max(axis=1) // unit), -(-budget.floor // shape.groups // unit))

@@ -151,7 +151,8 @@ def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
             trainer.train(resume_from_checkpoint=_last_state(job.folder / STATES))
     except NotFiniteError as error:
         kept = _keep_good(job, adapted, trainer)
-        raise ExciseError(f"recovery stopped: {error}; {kept}; lower finetune.learning_rate, or use dtype float32") from error
+        ways = "lower finetune.learning_rate, or use dtype float32"
+        raise ExciseError(f"recovery stopped: {error}; {kept}; {ways}") from error
     finally:
         diary.close()
 
@@ -207,7 +208,10 @@ def _last_state(folder: Path) -> str | None:
 
 @torch.no_grad()
 def _keep_good(job: Job, adapted: Adapted, trainer: RecoveryTrainer) -> str:
-    """Saves the adapter under which the loss was last finite, if it ever was since the start or the resumption; says what was kept."""
+    """Saves the adapter under which the loss was last finite, if it was since the start or resumption.
+
+    Gives what was kept, in words.
+    """
     if not trainer.good:
         return "it was never finite since the training began or went on, so no adapter is kept"
     for name, weight in trainer.good.items():

@@ -35,7 +35,7 @@ class RecoveryTrainer(Trainer):
     """loss = ce · CE(text) + kl · τ² · KL(teacher ‖ student), nats per token.
 
     teacher: None where kl = 0. parts: (loss, ce, kl) of every batch since they were last taken; good: the adapter's weights under which
-    the loss was last finite, empty until one was. They stay on the adapter's device: across a bus they would cost more than the step.
+    the loss was last finite, empty until one was. They stay on the adapter's device: no step waits for a bus.
     """
 
     def __init__(self, settings: Training, teacher: Teacher | None, **options: Any) -> None:

@@ -61,7 +61,7 @@ class Audit:
             return result
 
     def _statistics(self) -> Statistics:
-        """With what the criteria measure; a search, the only thing here that knows a budget, goes down to the recipe's."""
+        """With what the criteria measure; a search goes down to the recipe's budget."""
         observed, budget = self.materials.calibrate(), self.prepared.budgets[self.recipe.prune.scope]
         if any(criterion.searches for criterion in self.prepared.criteria):
             check_protected(self.materials.protected(observed), budget, self.prepared.shape)
@@ -132,7 +132,8 @@ class Audit:
     def _notes(self) -> list[str]:
         """A search ranks by one budget, and no column of the table shows which."""
         budget = self.prepared.budgets[self.recipe.prune.scope]
-        return [f"{one.name} is the search down to {budget.text}" for one in self.prepared.criteria if one.searches]
+        searches = [one.name for one in self.prepared.criteria if one.searches]
+        return [f"{name} is the search down to {budget.text}" for name in searches]
 
 
 def _flat(result: dict[str, Any]) -> pd.DataFrame:

@@ -64,7 +64,8 @@ def _curves(result: dict[str, Any], intervals: bool) -> Iterator[Table]:
 def _point(one: dict[str, Any], number: int, intervals: bool) -> str:
     mark = marked_point(one["p"][number], one["p_worse"][number])
     low, high = one["interval"][number]
-    around = f" ± {plain(one['sd'][number])}" if one["sd"] else f" [{signed(low)}, {signed(high)}]" if intervals else ""
+    ends = f" [{signed(low)}, {signed(high)}]" if intervals else ""
+    around = f" ± {plain(one['sd'][number])}" if one["sd"] else ends
     return f"{signed(one['mean'][number])}{mark}{around}"
 
 

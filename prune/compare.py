@@ -74,10 +74,11 @@ class Comparison:
     def _notes(self) -> list[str]:
         """What a reader has to know of the budgets."""
         found = [*self.prepared.merged, *self.materials.protection_notes()]
-        by_rounds = [one for one in self.prepared.criteria if one.searches and one.measurement and one.measurement.values["rounds"]]
+        asked = {one.name: one.measurement.values for one in self.prepared.criteria if one.measurement}
+        by_rounds = [name for name, values in asked.items() if values.get("rounds")]
         if by_rounds and len(self.prepared.compared) > len(deepest(self.prepared.compared)):
-            names = ", ".join(one.name for one in by_rounds)
-            found.append(f"{names}: rounds count down to the smallest budget of a scope; the plans of larger ones are met on the way")
+            what = "rounds count down to the smallest budget of a scope"
+            found.append(f"{', '.join(by_rounds)}: {what}; the plans of larger ones are met on the way")
         return found
 
     def _compared(self) -> dict[str, Any]:
@@ -86,7 +87,8 @@ class Comparison:
         for budget in self.prepared.compared:
             check_protected(self.materials.protected(observed), budget, self.shape)
         searched = deepest(self.prepared.compared).items()
-        tables = {scope: self.materials.rank(self.materials.measured(observed, budget)) for scope, budget in searched}
+        measured = {scope: self.materials.measured(observed, budget) for scope, budget in searched}
+        tables = {scope: self.materials.rank(statistics) for scope, statistics in measured.items()}
         result = self._result(tables)
         write_json(self.folder.path / "comparison.json", result)
         write_text(self.folder.path / "comparison.csv", _csv(result))
@@ -102,7 +104,8 @@ class Comparison:
         }
         checks = check_rig(self.materials.anatomy, windows, next(iter(plans.values())))
         sticks = yardsticks(self.materials)
-        tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(tables)]
+        tests, seed = self._tests(tables), settings.random_seed
+        tested = [against_random(test, sticks, settings.chance, seed) for test in tests]
         evidence = settled(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {

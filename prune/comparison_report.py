@@ -34,7 +34,8 @@ def _overlaps(result: dict[str, Any]) -> Iterator[Table]:
     for block in result["overlap"]:
         names = block["criteria"]
         shared = result["windows_shared_by_seeds"]
-        others = "other seeds (smallest)" if shared is None else f"other seeds, {percent(shared)} same text (smallest)"
+        same = "" if shared is None else f", {percent(shared)} same text"
+        others = f"other seeds{same} (smallest)"
         head = ("criterion", *(str(number) for number in range(1, len(names) + 1)), others)
         lines = []
         for number, (name, values) in enumerate(zip(names, block["matrix"], strict=True), 1):

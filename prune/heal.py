@@ -38,7 +38,7 @@ from validate.null import Yardstick
 from validate.rig import check_reloaded, last_logits, require
 
 RESULT, REPORT, CHECKPOINT = "recovery.json", "recovery.md", "recovered"
-BEGUN = "begun "  # before the key of a checkpoint that is being written: nothing takes it for the finished one
+BEGUN = "begun "  # before the key of a checkpoint that is being written: it is not the finished one
 NOT_THE_MODEL = {"random_plans", "unpruned", "save_steps", "checkpoint", "teacher", "data"}
 
 
@@ -75,7 +75,7 @@ class Healing:
 
     @cached_property
     def students(self) -> InMemory | FromDisk:
-        """What `auto` chose by the memory that was free stays chosen: an interruption must not make another training of this one."""
+        """What `auto` chose by the memory that was free stays chosen, also after an interruption."""
         settings, asked = self.settings, self._asked
         if settings.teacher.keep == "auto":
             mode, _, of = self.folder.record.get("students", "").partition(" ")
@@ -106,7 +106,7 @@ class Healing:
         return key_of(self.key, plan.digest)
 
     def _training(self, plan: Plan) -> str:
-        """Identity of what its folder holds: the curve of healing too, which is measured on the held-out text while the training runs."""
+        """Identity of what its folder holds: the curve of healing too, which the held-out text makes."""
         return key_of(self._weights(plan), self.materials.validation.hash)
 
     @cached_property
@@ -163,7 +163,8 @@ class Healing:
         documents = [text.documents[document] for document in text.document]  # what intervals are drawn over
         plans = [plan.digest for plan in (*self.plans.values(), *self.known)]
         trained = (version("peft"), self._teacher, self.windows.hash)
-        return key_of(row_key(self.materials), trained, settings, plans, asked, documents, recipe.validation.random_seed, recipe.model)
+        drawn = (recipe.validation.random_seed, recipe.model)
+        return key_of(row_key(self.materials), trained, settings, plans, asked, documents, drawn)
 
     def _measured(self) -> tuple[list[Yardstick], list[Yardstick]]:
         """What every plan costs before recovery, and yardsticks for after it. From here on they need no model of their own."""
@@ -186,9 +187,14 @@ class Healing:
         return self.folder.path / CHECKPOINT
 
     def _done(self, name: str, plan: Plan, after: list[Yardstick]) -> bool:
-        """Whether this very plan's numbers, curve and, of the criterion's, checkpoint are there: names are used again by other plans."""
-        known = all(stick.evaluator.knows(plan) for stick in after) and is_trained(self._place(name), self._training(plan))
-        return known and (name != "criterion" or self.folder.valid("recover", self._weights(plan), CHECKPOINT, ADAPTER))
+        """Whether this very plan's numbers, curve and, of the criterion's, checkpoint are there.
+
+        The name does not tell: other plans had it before.
+        """
+        known = all(stick.evaluator.knows(plan) for stick in after)
+        if not (known and is_trained(self._place(name), self._training(plan))):
+            return False
+        return name != "criterion" or self.folder.valid("recover", self._weights(plan), CHECKPOINT, ADAPTER)
 
     def _place(self, name: str) -> Path:
         return self.folder.path / "recovery" / name
@@ -266,7 +272,8 @@ class Healing:
 
     def _places(self) -> dict[str, str]:
         """Where things are; a folder may have been moved since they were made."""
-        return {"run": str(self.folder.path), "checkpoint": str(self.out), "adapter": str(self.folder.path / ADAPTER)}
+        run = self.folder.path
+        return {"run": str(run), "checkpoint": str(self.out), "adapter": str(run / ADAPTER)}
 
 
 def recover_folder(prepared: Prepared) -> dict[str, Any]:

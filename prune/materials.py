@@ -68,7 +68,7 @@ class Materials:
 
     @cached_property
     def loaded(self) -> tuple[str, ...]:
-        """Identity of the model as it computes: its files, the precision, whose code, and the libraries that run it."""
+        """Identity of the model as it computes: files, precision, whose code, and the libraries that run it."""
         code = ("trust_remote_code",) * self.recipe.trust_remote_code
         return (self.fingerprint, self.recipe.dtype, *code, *libraries())
 
@@ -199,8 +199,9 @@ class Materials:
         experts = len(self.shape.layers) * self.shape.experts
         if self.recipe.prune.protect_super_experts != "auto" or protects("auto", experts):
             return []
+        what = f"prune.protect_super_experts: auto protects none of {experts} experts"
         why = f"fewer than {FEWEST}: the rule would always take one, outlier or not"
-        return [f"prune.protect_super_experts: auto protects none of {experts} experts ({why}); true and false decide it"]
+        return [f"{what} ({why}); true and false decide it"]
 
     def measured(self, statistics: Statistics, budget: Budget) -> Statistics:
         """The statistics with the results of every experiment that the criteria need; budget: what a search prunes down to."""
@@ -214,8 +215,8 @@ class Materials:
     def _measure(self, measurement: Measurement, statistics: Statistics, budget: Budget) -> dict[str, Array]:
         """One experiment's results: kept, taken up where it was interrupted, or new."""
         protected = self.protected(statistics)
-        searched = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected.tobytes().hex())
-        bound = searched if measurement.kind == "greedy" else ()
+        limits = (budget.total, budget.scope, budget.floor, budget.counts, protected.tobytes().hex())
+        bound = (VERSION, *limits) if measurement.kind == "greedy" else ()
         key = key_of("measured", self.loaded, self.calibration.hash, measurement.key, *bound)
         name = f"{key}.safetensors"
         if kept := self.cache.read(name, lambda path: Store(path, key).read() or None):
@@ -237,7 +238,8 @@ class Materials:
         """The criterion's plan under a budget, its reverse, and random plans of its sizes."""
         settings = self.recipe.validation
         # The same numbers turned round: a user's function need not give them twice.
-        reverse = replace(scores, values=-scores.values, criterion=f"reversed:{criterion.name}", formula=f"−({criterion.formula})")
+        name, formula = f"reversed:{criterion.name}", f"−({criterion.formula})"
+        reverse = replace(scores, values=-scores.values, criterion=name, formula=formula)
         plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
         drawn = (self.shape, scores.protected, settings.random_plans, settings.random_seed)
         equal = None if plan.uniform else equal_plans(plan, *drawn)

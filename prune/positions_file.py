@@ -13,7 +13,8 @@ from validate.verdict import ALPHA, AUDIT_RULE
 def of_file(path: Path, ddof: int) -> dict[str, Any]:
     """The audit of measurements made elsewhere: a CSV file of positions."""
     rows = read_positions(path)
-    return {"file": str(path), **judged_cells(rows, ddof), "notes": list(filter(None, [without_documents(rows)]))}
+    notes = list(filter(None, [without_documents(rows)]))
+    return {"file": str(path), **judged_cells(rows, ddof), "notes": notes}
 
 
 def judged_cells(rows: pd.DataFrame, ddof: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
 
 def _row(result: dict[str, Any], plan: dict[str, Any]) -> tuple[str, ...]:
     loss, *tasks = plan["measures"]
-    share = "–" if loss["share"] is None else f"{percent(loss['share'])} {_range(loss['share_interval'], percent)}"
+    around = _range(loss["share_interval"], percent)
+    share = "–" if loss["share"] is None else f"{percent(loss['share'])} {around}"
     scores = (_scores(result["full"][task["name"]], task["before"], task["after"]) for task in tasks)
     name = result["criterion"] if plan["name"] == "criterion" else plan["name"]
     return name, signed(loss["before"]), signed(loss["after"]), share, *scores
@@ -53,8 +54,9 @@ def _scores(full: float, before: float, after: float) -> str:
 
 
 def _all_lost_something(result: dict[str, Any]) -> bool:
-    """Whether a share of what the random plans lost is a number: each of them has lost something that is told from 0."""
-    return all(plan["measures"][0]["share"] is not None for plan in result["plans"] if plan["name"].startswith("random-"))
+    """Whether a share of what random plans lost is a number: each has lost something that is told from 0."""
+    plans = [plan for plan in result["plans"] if plan["name"].startswith("random-")]
+    return all(plan["measures"][0]["share"] is not None for plan in plans)
 
 
 def _share(after: ArrayLike, before: ArrayLike) -> float:
@@ -64,8 +66,11 @@ def _share(after: ArrayLike, before: ArrayLike) -> float:
 
 def _lead(one: dict[str, Any]) -> tuple[str, ...]:
     before, after = one["before"], one["after"]
-    leads = (f"{signed(one[f'lead_{when}'])} {_range(one[f'interval_{when}'], signed)}" for when in ("before", "after"))
-    kept = f"– ({one['kept_note']})" if one["kept"] is None else f"{percent(one['kept'])} {_range(one['kept_interval'], percent)}"
+    ends = {when: _range(one[f"interval_{when}"], signed) for when in ("before", "after")}
+    leads = [f"{signed(one[f'lead_{when}'])} {around}" for when, around in ends.items()]
+    kept = f"– ({one['kept_note']})"
+    if one["kept"] is not None:
+        kept = f"{percent(one['kept'])} {_range(one['kept_interval'], percent)}"
     return (
         one["name"],
         *leads,
@@ -118,14 +123,16 @@ def markdown(result: dict[str, Any]) -> str:
     """The whole report."""
     shown = "\n\n".join(f"## {title}\n{markdown_table(head, rows)}" for title, head, rows in tables(result))
     control = "" if result["leads"] else "\n\nNo random plan was recovered (finetune.random_plans: 0), so nothing can be said of the lead."
-    return f"""# {result["model"]["name"]}: recovery of {result["criterion"]}, {removed(result["fraction"])} of the experts removed
+    gone = removed(result["fraction"])
+    return f"""# {result["model"]["name"]}: recovery of {result["criterion"]}, {gone} of the experts removed
 
 {training_in_words(result["training"])}
 Random plans keep as many experts in every layer and got the same training: same text, same steps, same seed.
 
 {shown}{control}
 
-ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, nats per token; of tasks: the score itself.
+ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, nats per token;
+of tasks: the score itself.
 After: the merged weights, in the precision they are written in.
 Gap closed: 1 − after / before; above 100 % the training gave more than pruning
 took. Lead: mean random − criterion; kept: lead after / lead before. Intervals: percentile bootstrap over documents (of tasks: items), for

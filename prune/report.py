@@ -80,7 +80,8 @@ def _against(cost: dict[str, Any], unit: str, clusters: str) -> str:
     note = f" ({cost['interval_note']})" if cost["interval_note"] else ""
     return (
         f"{cost['verdict']}. Advantage over the mean of {len(cost['random']['values'])} random plans "
-        f"{signed(cost['random']['mean'] - cost['delta'])} {unit}, 95 % interval [{low}, {high}] over {cost['clusters']} {clusters}{note}; "
+        f"{signed(cost['random']['mean'] - cost['delta'])} {unit}, "
+        f"95 % interval [{low}, {high}] over {cost['clusters']} {clusters}{note}; "
         f"effect {signed(cost['effect'], 2)} sd of the random plans; p = {probability(cost['p'], 4)} (as good by chance), "
         f"{probability(cost['p_worse'], 4)} (as bad by chance). Smallest difference this test finds with 80 % power: "
         f"{signed(cost['smallest_detectable'])} {unit}."
@@ -101,7 +102,8 @@ def markdown(recipe: Recipe, result: dict[str, Any]) -> str:
 
 {table(result)}
 
-ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, in nats per token; smaller is better.
+ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, in nats per token;
+smaller is better.
 Every plan is measured by really removing the experts (restricted = cut = reloaded, bit-equal).
 
 ## Rule

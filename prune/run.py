@@ -64,7 +64,7 @@ class Run:
 
     @property
     def scopes(self) -> list[Scope]:
-        """Those the first criterion is tested in. A search belongs to one scope: in another it would be another plan of the same name."""
+        """Those the first criterion is tested in. A search belongs to one: its order says nothing in another."""
         return self.prepared.scopes[:1] if self.prepared.criteria[0].searches else self.prepared.scopes
 
     def _notes(self) -> list[str]:
@@ -72,8 +72,8 @@ class Run:
         found = [*self.plan_budget.notes(len(self.shape.layers)), *self.materials.protection_notes()]
         if self.scopes != self.prepared.scopes:
             found.append(
-                f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, so no other scope is shown beside it; "
-                "`excise compare` with compare.scopes=[layer, global] searches in both"
+                f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, so no other scope "
+                "is shown beside it; `excise compare` with compare.scopes=[layer, global] searches in both"
             )
         return found
 
@@ -103,7 +103,8 @@ class Run:
             return kept
         checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
         sticks = yardsticks(self.materials)
-        tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(table)]
+        tests, seed = self._tests(table), settings.random_seed
+        tested = [against_random(test, sticks, settings.chance, seed) for test in tests]
         evidence = [
             {**one.to_json(), "size": self.layout.checkpoint.size - removed_bytes(self.layout, one.plan)}
             for one in settled(tested, Correction.NONE, settings.chance)
@@ -192,7 +193,8 @@ class Run:
         plan = select(table[0], self.plan_budget, self.shape)
         self._check_size(plan)
         write_json(self.folder.path / "plan.json", plan.to_json())
-        places: dict[str, Any] = {"run": str(self.folder.path), "checkpoint": None, "notes": notes, "recovery": None}
+        run = str(self.folder.path)
+        places: dict[str, Any] = {"run": run, "checkpoint": None, "notes": notes, "recovery": None}
         result = {**self.validate(statistics, table), **places}
         stopped = self._stops(result["plans"][0]["verdict"])
         if not stopped:
@@ -202,15 +204,18 @@ class Run:
                 tell(note)
         write_text(self.folder.path / "report.md", markdown(self.recipe, result))
         if self.recipe.finetune and not stopped:
-            healing = Healing(self.materials, plan, self.materials.protected(statistics), self.folder.path / CHECKPOINT)
+            protected = self.materials.protected(statistics)
+            healing = Healing(self.materials, plan, protected, self.folder.path / CHECKPOINT)
             result["recovery"] = healing.execute()
         return Outcome(result, stopped)
 
     def _check_size(self, plan: Plan) -> None:
         """The last look at a promise that was made before the scores were known."""
-        size, asked = self.layout.checkpoint.size - removed_bytes(self.layout, plan), self.recipe.prune.target_size
+        size = self.layout.checkpoint.size - removed_bytes(self.layout, plan)
+        asked = self.recipe.prune.target_size
         if asked is not None and size > parse_size(asked):
-            raise ExciseError(f"prune.target_size is {asked}, and the plan leaves {human(size)}; please report it")
+            found = f"the plan leaves {human(size)}"
+            raise ExciseError(f"prune.target_size is {asked}, and {found}; please report it")
 
     def _stops(self, verdict: Verdict) -> bool:
         stop_on = self.recipe.validation.stop_on

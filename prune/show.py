@@ -136,7 +136,7 @@ def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, O
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table as wide as the terminal, or as it needs in a pipe. Cells are shown as they are: [nan, nan] is no markup."""
+    """A table as wide as the terminal, or as it needs in a pipe. [nan, nan] in a cell is no markup."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

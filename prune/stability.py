@@ -54,11 +54,12 @@ def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
 
 
 def _plans(materials: Materials, budgets: tuple[Budget, ...]) -> dict[tuple[str, Budget], Plan]:
-    found: dict[tuple[str, Budget], Plan] = {}
+    plans: dict[tuple[str, Budget], Plan] = {}
     statistics = materials.calibrate()
     # As the first seed's: a search goes down to the smallest budget of its scope.
-    tables = {scope: materials.rank(materials.measured(statistics, budget)) for scope, budget in deepest(budgets).items()}
+    measured = {scope: materials.measured(statistics, budget) for scope, budget in deepest(budgets).items()}
+    tables = {scope: materials.rank(found) for scope, found in measured.items()}
     for budget in budgets:
         table = tables[budget.scope]
-        found |= {(scores.criterion, budget): select(scores, budget, materials.shape) for scores in table}
-    return found
+        plans |= {(scores.criterion, budget): select(scores, budget, materials.shape) for scores in table}
+    return plans

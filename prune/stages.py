@@ -76,7 +76,7 @@ class RunFolder:
         return self.record.get(stage) == key and all((self.path / file).exists() for file in files)
 
     def kept(self, stage: str, key: str, result: str, *files: str) -> dict[str, Any]:
-        """The result of a stage, if it was made from these inputs and all its files are there; nothing for one that cannot be read."""
+        """The result of a stage that was made from these inputs; empty where a file is missing or damaged."""
         if not self.valid(stage, key, result, *files):
             return {}
         try:
@@ -86,7 +86,7 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def begin(self, stage: str) -> None:
-        """Before its files are replaced: if that is interrupted, they belong to nothing, and not to the stage that was there before."""
+        """Before its files are replaced: interrupted, they do not belong to what was there before."""
         if self.record.pop(stage, None) is not None:
             write_json(self.path / RECORD, self.record)
 

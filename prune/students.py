@@ -69,13 +69,13 @@ class FromDisk:
         place = folder.with_name(f"{folder.name}-pruned")
         try:
             written, recipe = self._written(plan, place), self.materials.recipe
-            anatomy = dissect(load(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device), pruned=True)
-            yield Student(anatomy, lambda _: teacher)
+            model = load(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device)
+            yield Student(dissect(model, pruned=True), lambda _: teacher)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
     def _written(self, plan: Plan, place: Path) -> Path:
-        """A folder that holds this plan's checkpoint and no other's: what lies there already is asked what it is."""
+        """A folder that holds this plan's checkpoint and no other's: what lies there is asked what it is."""
         if plan.digest == self.plan.digest:
             self._check(self.pruned, plan)
             return self.pruned
@@ -86,10 +86,14 @@ class FromDisk:
         return place
 
     def _check(self, folder: Path, plan: Plan) -> None:
-        """Its provenance, its tensors and their bytes at both ends. Raises ExciseError for a folder of another plan, or edited since."""
+        """Its provenance, its tensors and their bytes at both ends.
+
+        Raises ExciseError for a folder of another plan, or edited since.
+        """
         found = pruned_plan(folder, self.materials.prepared.layout, self.materials.fingerprint)
         if found.digest != plan.digest:
-            raise ExciseError(f"{folder}: holds another plan ({found.criterion or 'made by hand'}) than {plan.criterion}; write it again")
+            other = found.criterion or "made by hand"
+            raise ExciseError(f"{folder}: holds another plan ({other}) than {plan.criterion}; write it again")
 
     def _teacher(self) -> Teacher:
         settings, recipe, name = self.settings, self.materials.recipe, self.settings.teacher.model

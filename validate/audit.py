@@ -44,10 +44,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """One (layer, criterion), measured and not judged. d: Cohen's d of the paired differences with its 95 % interval.
+    """One (layer, criterion), measured and not judged.
 
-    p_*: two-sided, not corrected. p_clustered, low, high: permutation test and interval of the mean difference that treat a document, not
-    a position, as one draw; documents: how many, None where the rows do not say (then the three are nan).
+    d: Cohen's d of the paired differences with its 95 % interval. p_*: two-sided, not corrected. p_clustered, low,
+    high: permutation test and interval of the mean difference that treat a document, not a position, as one draw;
+    documents: how many, None where the rows do not say (then the three are nan).
     """
 
     layer: int
@@ -76,10 +77,10 @@ class Tested:
 class Cell(Tested):
     """The same with its verdict, which takes all cells of its family: there is no cell without one.
 
-    passes: both tests hold after Bonferroni and the high-ranked expert's removal costs more; passes_by: the same under each correction.
-    inverted: both tests hold, and it costs less: the criterion ranks the wrong way round.
-    smallest_detectable_d: what the t-test at the corrected α finds with 80 % power; needed_n: positions it needs for the d that was seen.
-    spearman: mean over positions, inside the active set.
+    passes: both tests hold after Bonferroni and the high-ranked expert's removal costs more; passes_by: the same under
+    each correction. inverted: both tests hold, and it costs less: the criterion ranks the wrong way round.
+    smallest_detectable_d: what the t-test at the corrected α finds with 80 % power; needed_n: positions it needs for
+    the d that was seen. spearman: mean over positions, inside the active set.
     """
 
     smallest_detectable_d: float
@@ -92,7 +93,11 @@ class Cell(Tested):
 
     def to_json(self) -> dict[str, Any]:
         """JSON has neither nan nor infinity."""
-        return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in asdict(self).items()}
+
+        def entry(value: Any) -> Any:
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {name: entry(value) for name, value in asdict(self).items()}
 
 
 def outcomes_of(rows: pd.DataFrame) -> list[Outcome]:
@@ -139,7 +144,7 @@ def _cell(criterion: str, layer: int, group: pd.DataFrame, outcome: Outcome, ddo
 
 
 def _over_documents(differences: Array, texts: NDArray[np.int64]) -> tuple[int | None, Test, Interval]:
-    """How many documents, and the test and interval over them; nothing where the rows do not say which document they are of (< 0)."""
+    """How many documents, and test and interval over them; nothing where the rows do not name them (< 0)."""
     if (texts < 0).any():
         reason = "the rows do not say which document they are of"
         return None, Test(math.nan, math.nan, len(texts), reason), Interval(math.nan, math.nan, 0, reason)

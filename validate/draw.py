@@ -26,8 +26,8 @@ def random_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: i
 def equal_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: int) -> list[Plan]:
     """`count` random plans of the same total with equal counts: what does not divide goes to layers drawn anew for every plan.
 
-    The unit is one expert in every router group. A layer with more protected experts than its share keeps them all; none keeps fewer than
-    can route.
+    The unit is one expert in every router group. A layer with more protected experts than its share keeps them all;
+    none keeps fewer than can route.
     """
     units = plan.total // shape.groups
     stay = protected.reshape(len(shape.layers), shape.groups, -1).sum(axis=2).max(axis=1)
@@ -39,7 +39,8 @@ def equal_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: in
         order = rng.permutation(len(shape.layers))
         while counts.sum() != units:  # the remainder; and what protected experts take elsewhere
             up = counts.sum() < units
-            fits = [row for row in order if (counts[row] < shape.experts // shape.groups if up else counts[row] > least[row])]
+            may = counts < shape.experts // shape.groups if up else counts > least
+            fits = [row for row in order if may[row]]
             chosen = min(fits, key=lambda row: counts[row]) if up else max(fits, key=lambda row: counts[row])
             counts[chosen] += 1 if up else -1
         quotas = {layer: np.full(shape.groups, counts[row]) for row, layer in enumerate(shape.layers)}

@@ -77,8 +77,9 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Chance:
-    """A plan against random plans, not judged yet. cost = rise over the unpruned model: nats, or share of items lost; smaller is better.
+    """A plan against random plans, not judged yet.
 
+    cost = rise over the unpruned model: nats, or share of items lost; smaller is better.
     interval: of the advantage, mean random cost − the plan's; positive = better than chance. effect: in sd of the random plans.
     p, p_worse: one-sided, that chance does as well, as badly.
     """
@@ -96,8 +97,8 @@ class Chance:
 class Judged(Chance):
     """The same with its verdict, which takes the whole family of tests: only this has a place in a report.
 
-    p_corrected, p_worse_corrected: over the family the report names. smallest_detectable: found with 80 % power at the level of that
-    correction; nan where so few plans are counted that nothing could be found.
+    p_corrected, p_worse_corrected: over the family the report names. smallest_detectable: found with 80 % power at the
+    level of that correction; nan where so few plans are counted that nothing could be found.
     """
 
     smallest_detectable: float
@@ -191,7 +192,7 @@ class Evidence:
 
 
 def _settled(chance: Chance) -> Judged:
-    """What a report may show. Raises TypeError for a test whose family was never judged: without that it has no verdict."""
+    """What a report may show. Raises TypeError for a test that was never judged: it has no verdict."""
     if not isinstance(chance, Judged):
         raise TypeError("a test against random plans was not judged; see `settled`")
     return chance
@@ -281,8 +282,8 @@ def _family(evidence: list[Evidence], stick: int, name: str, correction: Correct
 
 
 def judged(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Judged:
-    """The same with its verdict, and with what could have been found. p, p_worse: corrected for a family of `tests`."""
-    measured = {part.name: getattr(chance, part.name) for part in fields(Chance)}  # a verdict it may have is left behind
+    """The same with a (new) verdict, and with what could have been found. p, p_worse: corrected for `tests` of them."""
+    measured = {part.name: getattr(chance, part.name) for part in fields(Chance)}
     return Judged(
         **measured,
         smallest_detectable=_detectable(chance, tests, null),

@@ -58,7 +58,8 @@ def differences(evidence: list[Evidence], sticks: list[Yardstick], seed: int) ->
     for one in evidence:
         budgets.setdefault((one.scope, one.plan.total), []).append(one)
     pairs = [pair for members in budgets.values() for pair in itertools.combinations(members, 2)]
-    return _tested([((one.scope, round(one.plan.fraction, 6)), one, other) for one, other in pairs], sticks, seed)
+    named = [((one.scope, round(one.plan.fraction, 6)), one, other) for one, other in pairs]
+    return _tested(named, sticks, seed)
 
 
 def between_scopes(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:
@@ -80,7 +81,8 @@ def _tested(pairs: list[tuple[tuple[str, float], Evidence, Evidence]], sticks: l
     for stick in sticks:
         tested = [_difference(stick, budget, first, second, len(pairs), seed) for budget, first, second in pairs]
         after = corrected([difference.p for difference in tested], Correction.HOLM)
-        found += [Difference(**vars(one), p_corrected=float(p), differ=differ(float(p))) for one, p in zip(tested, after, strict=True)]
+        for one, p in zip(tested, map(float, after), strict=True):
+            found.append(Difference(**vars(one), p_corrected=p, differ=differ(p)))
     return found
 
 

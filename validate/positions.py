@@ -26,8 +26,9 @@ TEXT_OF = ("document", "sample", "batch")  # what a text is called: ours, and ba
 def read_positions(path: Path) -> pd.DataFrame:
     """The rows of a CSV file with `layer`, `metric` or `criterion`, `high_delta`, `low_delta` (`document`, or `sample`, `batch`).
 
-    Adds `text`: a number per document. Where the file names none, every row is its own; where then rows repeat, so that there are several
-    texts of which nothing tells the rows apart, it is −1. Raises ExciseError that names row and column.
+    Adds `text`: a number per document. Where the file names none, every row is its own; where then rows repeat, so
+    that there are several texts of which nothing tells the rows apart, it is −1.
+    Raises ExciseError that names row and column.
     """
     table = _read(path)
     has = f"it has {', '.join(map(str, table.columns))}"
@@ -62,7 +63,8 @@ def without_documents(rows: pd.DataFrame) -> str:
         return ""
     head = f"the rows have no column {', '.join(TEXT_OF[:-1])} or {TEXT_OF[-1]}"
     if (rows["text"] < 0).any():
-        return f"{head}, and positions repeat: they are of several texts, so p (documents) and its interval are absent"
+        what = "they are of several texts, so p (documents) and its interval are absent"
+        return f"{head}, and positions repeat: {what}"
     return f"{head}: in p (documents) every position counts as a text of its own"
 
 
@@ -89,7 +91,8 @@ def _numbers(path: Path, table: pd.DataFrame, column: str) -> NDArray[np.float64
     whole = column != "layer" or (np.equal(np.mod(values, 1), 0) & (values >= 0) & (values < 10**6))
     if len(wrong := np.flatnonzero(~((np.abs(values) <= LARGEST) & whole))):
         row = int(wrong[0])
-        what = "layer number" if column == "layer" else "finite number" if not np.isfinite(values[row]) else "loss that a model can have"
+        what = "finite number" if not np.isfinite(values[row]) else "loss that a model can have"
+        what = "layer number" if column == "layer" else what
         found = f"{table[column].iloc[row]!r} is not a {what}"
         raise ExciseError(f"{path}: row {row + 2}, column {column}: {found} ({len(wrong)} such cells; row 1 is the header)")
     return values

@@ -38,7 +38,8 @@ PAIR_RULE = (
 LEAD_RULE = (
     "the lead over random survives recovery when the criterion's plan beats random plans before and after it: one-sided p ≤ 0.05 (a t "
     "distribution through the random plans) and the 95 % interval of (mean random − criterion) above 0, after the same training of all; "
-    "reversed: worse than random after it; not shown: everything else. Without a lead before there is none to survive or to reverse."
+    "reversed: worse than random after it; not shown: everything else. Without a lead before there is none to "
+    "survive or to reverse."
 )
 Survival = Literal["survives", "not shown", "reversed", "no lead before"]
 

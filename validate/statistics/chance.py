@@ -63,5 +63,5 @@ def _near(value: float, null: Array) -> tuple[float, float, float]:
 
 
 def _varies(null: Array) -> bool:
-    """Whether a null has a spread that means something: one of rounding would make every difference look certain."""
+    """Whether a null has a spread that means something: beside rounding every difference looks certain."""
     return len(null) > 1 and bool(np.isfinite(null).all()) and not constant(null)

@@ -67,7 +67,7 @@ def _interval(sums: Array, counts: Array, seed: int, power: int = 0) -> Interval
         ends = np.ldexp([found.low, found.high], power)
     if not np.isfinite(ends).all():
         return Interval(float("nan"), float("nan"), len(sums), "in some resamples there is nothing to take a share of")
-    return Interval(float(min(ends)), float(max(ends)), len(sums))  # ends that are equal may differ by rounding
+    return Interval(float(min(ends)), float(max(ends)), len(sums))  # equal ends may differ by rounding
 
 
 def _bootstrap(sums: Array, counts: Array, mean: Any, seed: int) -> Any:
@@ -118,8 +118,12 @@ def resamples_for(tests: int, alpha: float) -> int:
 
 
 def _per_cluster(differences: Array, weights: Array, clusters: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Weighted sums and weights of the documents that have any weight. What cancels but for rounding is 0: its sign means nothing."""
+    """Weighted sums and weights of the documents that have any weight.
+
+    What cancels but for rounding is 0: its sign means nothing.
+    """
     weighted = differences * weights
-    sums, sizes, counts = (np.bincount(clusters, values).astype(np.float64) for values in (weighted, np.abs(weighted), weights))
+    rows = (weighted, np.abs(weighted), weights)
+    sums, sizes, counts = (np.bincount(clusters, values).astype(np.float64) for values in rows)
     sums[np.abs(sums) <= CANCELLED * sizes] = 0.0
     return sums[counts > 0], counts[counts > 0]

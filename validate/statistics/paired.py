@@ -69,7 +69,7 @@ def paired_t(differences: Array) -> Test:
     """Student's t = mean / (sd/√n), n − 1 degrees of freedom, of differences [N] (scipy.stats.ttest_1samp)."""
     if reason := without_spread(differences):
         return Test(np.nan, np.nan, len(differences), reason)
-    with np.errstate(over="ignore"):  # scipy compares the differences with their mean, which may be next to nothing
+    with np.errstate(over="ignore"):  # scipy divides by their mean, which may be next to nothing
         found = stats.ttest_1samp(scaled(differences), 0.0)
     return Test(float(found.statistic), float(found.pvalue), len(differences))
 

@@ -11,7 +11,8 @@ from scipy import integrate, optimize, special, stats
 from validate.statistics.scale import exponent, scaled
 
 POWER = 0.80
-FAR = 100.0  # critical values beyond which scipy's noncentral t is wrong, or no number: two or three pairs at a tiny alpha
+# Critical value beyond which scipy's noncentral t is wrong, or no number: two or three pairs at a tiny alpha.
+FAR = 100.0
 MOST = 10**9  # pairs beyond which no number helps: an effect that takes more of them is rounding
 
 
@@ -26,7 +27,7 @@ def smallest_detectable_d(n: int, alpha: float) -> float:
 
 
 def needed_n(d: float, alpha: float) -> int | None:
-    """Pairs for 80 % power at `alpha` when the effect is d; None where no number helps: d is nan, or takes more than 10⁹ (d = 0)."""
+    """Pairs for 80 % power at `alpha` when the effect is d; None where 10⁹ do not suffice, or d is nan."""
     if not math.isfinite(d) or _power(abs(d), MOST, alpha) < POWER:
         return None
     most = 2

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from experts.errors import ExciseError
@@ -89,17 +90,18 @@ def _count_threads() -> None:
 
 
 def _is_count(text: str) -> bool:
-    return text.strip().isdecimal() and int(text) > 0
+    return re.fullmatch(r"0*[1-9]\d{0,8}", text.strip(), re.ASCII) is not None
 
 
 def _place_caches() -> None:
     """transformers and datasets copy what they load: into a temporary folder where theirs cannot be written."""
     home = os.environ.get("HF_HOME") or _default_home()
-    if not _expanded(home).is_absolute():  # without a home they would make a folder called ~ here
-        home = os.environ["HF_HOME"] = _temporary()
-    for name, folder in CACHES.items():
-        if not can_be_made(_expanded(os.environ.get(name) or str(Path(home, folder)))):
-            os.environ[name] = str(Path(_temporary(), folder))
+    with suppress(OSError):  # no room for temporary files either: most commands need none
+        if str(_expanded(home)).startswith("~"):  # without a home they would make a folder of that name here
+            home = os.environ["HF_HOME"] = _temporary()
+        for name, folder in CACHES.items():
+            if not can_be_made(_expanded(os.environ.get(name) or str(Path(home, folder)))):
+                os.environ[name] = str(Path(_temporary(), folder))
 
 
 def _default_home() -> str:

@@ -83,8 +83,12 @@ def _system(error: BaseException) -> str:
     if known is None:
         return ""
     number = known.errno if isinstance(known.errno, int) and known.errno > 0 else None
-    text = os.strerror(number) if number else known.strerror or _said(known)
+    text = known.strerror or _said(known)
+    if number and "[errno " in text:  # pyarrow's own words around the system's
+        text = os.strerror(number)
     way = f"; {WAYS[number]}" if number in WAYS else ""
+    if "temporary directory" in text:
+        way = "; TMPDIR names a folder for temporary files"
     if known.filename is None:
         return f"input or output: {text}{way}" if number else f"{text}{way}"
     return f"{_name(known.filename)}: {text}{way}"

@@ -281,14 +281,19 @@ def test_caches_of_libraries_move_where_theirs_cannot_be_written(clean: pytest.M
     """And stay where they can: nothing is downloaded or converted twice."""
     for name in ("HF_HOME", "HF_MODULES_CACHE", "HF_DATASETS_CACHE"):
         clean.delenv(name, raising=False)
-    clean.setenv("HF_HOME", str(tmp_path / "hub"))
-    mend()
-    assert not {"HF_MODULES_CACHE", "HF_DATASETS_CACHE"} & os.environ.keys()
+    for home in (str(tmp_path / "hub"), "relative"):
+        clean.setenv("HF_HOME", home)
+        mend()
+        assert not {"HF_MODULES_CACHE", "HF_DATASETS_CACHE"} & os.environ.keys()
+        assert os.environ["HF_HOME"] == home
     clean.setenv("HF_DATASETS_CACHE", "/dev/null/x")
     clean.setenv("HF_HOME", "/dev/null/y")
     mend()
     assert all(Path(os.environ[name]).parent.is_dir() for name in ("HF_MODULES_CACHE", "HF_DATASETS_CACHE"))
     assert os.environ["HF_HOME"] == "/dev/null/y", "what lies there can still be read"
+    with clean.context() as full:
+        full.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(FileNotFoundError("No usable temporary directory")))
+        mend()
     clean.delenv("HF_HOME")
     clean.delenv("XDG_CACHE_HOME", raising=False)
     clean.setattr(os.path, "expanduser", lambda path: path)

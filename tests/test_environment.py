@@ -580,6 +580,37 @@ def test_streams_that_are_closed_or_full(line: str, code: int, error: str, tmp_p
     assert done.stdout == ("out: 8.47 MB of tensors, 10.64 MB removed\n1\n" if "export" in line else "")
 
 
+STOPPED = """
+import time
+from pathlib import Path
+from prune.guard import guarded
+from prune.place import growing
+
+def work():
+    with growing(Path("out")):
+        print("go", flush=True)
+        time.sleep(60)
+
+try:
+    guarded(work, quiet=False, debug=False)
+except RuntimeError as ended:  # what typer makes an exit code of
+    raise SystemExit(ended.exit_code)
+"""
+
+
+def test_a_job_that_is_stopped_cleans_up(tmp_path: Path) -> None:
+    """Schedulers and containers send SIGTERM before they kill."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STOPPED], cwd=tmp_path, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        process.terminate()
+        _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (1, "excise: interrupted; the same command resumes after the last finished stage\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_notes_once_and_apart_from_reports_of_libraries(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A user who switches bars off still wants notes; --quiet means both. A warning of the user's own file is a note."""
     import logging

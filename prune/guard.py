@@ -64,7 +64,7 @@ def _end_bars() -> None:
 
 
 def _unread() -> int:
-    """`| head` has seen enough. Only results go to stdout, so they were made; stderr breaks in the middle of the work."""
+    """`| head` has seen enough. Results alone go to stdout, so they are made; stderr breaks in the middle."""
     unfinished = _closed(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if _closed(stream):

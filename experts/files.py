@@ -17,7 +17,7 @@ MARK, END = ".excise-", ".new"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to be filled: it takes the name when the block ends, or goes if the block fails.
+    """A new file beside `path` to fill: it takes the name when the block ends, or goes if the block fails.
 
     Its name is random, so that no other process writes it, in this container or another. Whatever fills it,
     it gets the mode of any new file here (umask). An OSError names `path`.

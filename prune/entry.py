@@ -1,4 +1,4 @@
-"""Where `excise` starts: before anything slow is imported, so that Ctrl-C has one clear line from the start."""
+"""Where `excise` starts: before anything slow is imported, so that Ctrl-C has one clear line at once."""
 
 import os
 import signal

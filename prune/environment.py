@@ -65,7 +65,7 @@ def _work_alone() -> None:
         if numbers:
             raise ExciseError(
                 f"{name}={size} says that several processes were started together; Excise works as one, and "
-                "several would write one folder. Start it without torchrun, accelerate launch, mpirun or srun;"
+                "several would write one folder. Start it without torchrun, accelerate launch, mpirun, srun;"
                 f" if the variables are left over: unset {' '.join((name, *numbers))}"
             )
         tell(f"{name}={size} in the environment is not used: Excise works as one process")

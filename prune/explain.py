@@ -19,9 +19,9 @@ from experts.errors import (
 
 LONGEST = 300  # characters of a library's message
 REPORT = "please report it with the output of --debug"
-# Packages whose exceptions speak of a connection, by name: none need be loaded. And what the hub's raises besides.
+# Packages whose exceptions speak of a connection, by name: none need be loaded. And other errors of the hub.
 NETWORK = re.compile(
-    "aiohttp|anyio|fsspec|h11|h2|hf_xet|http|httpcore2?|httpx2?|huggingface_hub|requests|socket|ssl|urllib|urllib3",
+    "aiohttp|anyio|fsspec|h11|h2|hf_xet|http|httpcore2?|httpx2?|huggingface_hub|requests|socket|ssl|urllib3?",
 )
 NOT_THE_NETWORK = ("StrictDataclass", "HFValidation", "HfUri", "Safetensors", "NotASafetensors", "DDUF")
 WAYS = {

@@ -1,10 +1,10 @@
 """What it costs to take windows out of a text: seconds and peak memory, by size and kind of the file.
 
-    python -m benchmarks.text [--megabytes 50 1000 --kinds text articles jsonl json gz parquet --windows 128 --length 512]
+    python -m benchmarks.text [--megabytes 50 1000 --kinds text jsonl --windows 128 --length 512]
 
-The text is made of 5,000 random words; the tokenizer is the demo's. "text" is one document, "articles" the same file with a document every
-2,000 characters, "gz" JSON lines. Memory: peak of the resident set of a process of its own, over the
-level before the text is read.
+The text is made of 5,000 random words; the tokenizer is the demo's. "text" is one document, "articles" the same
+file with a document every 2,000 characters, "gz" JSON lines. Memory: peak of the resident set
+of a process of its own, over the level before the text is read.
 """
 
 import argparse
@@ -20,7 +20,14 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-NAMES = {"text": "a.txt", "articles": "articles.txt", "jsonl": "a.jsonl", "json": "a.json", "gz": "a.jsonl.gz", "parquet": "a.parquet"}
+NAMES = {
+    "text": "a.txt",
+    "articles": "articles.txt",
+    "jsonl": "a.jsonl",
+    "json": "a.json",
+    "gz": "a.jsonl.gz",
+    "parquet": "a.parquet",
+}
 
 
 def block(size: int = 2**20) -> list[str]:
@@ -47,7 +54,8 @@ def write(kind: str, path: Path, size: int) -> None:
             if kind == "json":
                 file.write(("," if row["id"] else "[") + json.dumps(row))
             else:
-                file.write(json.dumps(row) + "\n" if "json" in path.name else f"# {row['id']}\n{row['text']}\n")
+                plain = f"# {row['id']}\n{row['text']}\n"
+                file.write(json.dumps(row) + "\n" if "json" in path.name else plain)
         file.write("]" if kind == "json" else "")
 
 
@@ -71,7 +79,10 @@ def measure(path: Path, count: int, length: int) -> dict[str, float]:
     from experts.anatomy import load_tokenizer
     from prune.locate import model_folder
 
-    tokenizer, source = load_tokenizer(model_folder("demo")), Source(text=(path,), separator="^# " if path.stem == "articles" else "")
+    tokenizer, source = (
+        load_tokenizer(model_folder("demo")),
+        Source(text=(path,), separator="^# " if path.stem == "articles" else ""),
+    )
     before, begun = peak(), time.perf_counter()
     windows = read_windows([source], tokenizer, length, count, 0)
     assert len(windows) == count
@@ -79,7 +90,8 @@ def measure(path: Path, count: int, length: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 1000])
     parser.add_argument("--kinds", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--windows", type=int, default=128)
@@ -94,10 +106,20 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / NAMES[kind]
                 write(kind, path, size * 10**6)
-                asked = ["--windows", str(options.windows), "--length", str(options.length), "--only", str(path)]
+                asked = [
+                    "--windows",
+                    str(options.windows),
+                    "--length",
+                    str(options.length),
+                    "--only",
+                    str(path),
+                ]
                 command = [sys.executable, "-m", "benchmarks.text", *asked]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-            print(json.dumps({"benchmark": "text", "kind": kind, "megabytes": size, **json.loads(done.stdout)}), flush=True)
+            print(
+                json.dumps({"benchmark": "text", "kind": kind, "megabytes": size, **json.loads(done.stdout)}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Conversations in rows, found by their structure, and their text by the tokenizer's own chat template.
 
-OpenAI's shape: `messages: [{role, content}]`, content a text or a list of {type: text, text}. ShareGPT's: `conversations: [{from, value}]`.
+OpenAI's shape: `messages: [{role, content}]`, content a text or a list of {type: text, text}.
+ShareGPT's: `conversations: [{from, value}]`.
 """
 
 import json
@@ -14,47 +15,57 @@ from experts.errors import ExciseError, let_through, one_line
 
 Messages = list[dict[str, Any]]
 FIELDS = ("messages", "conversations")
+USERS = ("human", "user")
+ASSISTANTS = ("gpt", "assistant", "chatgpt", "model", "bot", "bing", "bard", "function_call")
+TOOLS = ("tool", "function", "observation", "function_response")
 ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot", "bing", "bard", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
+    **dict.fromkeys(USERS, "user"),
+    **dict.fromkeys(ASSISTANTS, "assistant"),
+    **dict.fromkeys(TOOLS, "tool"),
 }
 
 
 def conversation(row: Any, fields: Sequence[str] = ()) -> Messages | None:
-    """The conversation of a row, in OpenAI's shape; None where it holds none. fields: also looked in. Raises RowError for half a one."""
-    if _is_conversation(row):
-        return [_message(entry) for entry in row]
+    """The conversation of a row, in OpenAI's shape; None where it holds none. fields: also looked in.
+
+    Raises RowError for one that is not whole.
+    """
+    if turns := _turns(row):
+        return [_message(turn) for turn in turns]
     if not isinstance(row, Mapping):
         return None
-    found = next((row[name] for name in (*fields, *FIELDS) if _is_conversation(row.get(name))), None)
-    if found is None:
+    turns = next((found for name in (*fields, *FIELDS) if (found := _turns(row.get(name)))), None)
+    if turns is None:
         return None
-    messages = [_message(entry) for entry in found]
+    messages = [_message(turn) for turn in turns]
     system = row.get("system")
-    if isinstance(system, str) and system.strip() and messages[0].get("role") != "system":
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
 
-def _is_conversation(value: Any) -> bool:
+def _turns(value: Any) -> list[Mapping[str, Any]] | None:
+    """The turns of a conversation: a list of them, or, as some data sets keep it, a list for every key."""
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        value = [dict(zip(value, turn, strict=False)) for turn in zip(*value.values(), strict=False)]
     if not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(entry, Mapping) and ("role" in entry or "from" in entry) for entry in value)
+        return None
+    told = (isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value)
+    return value if all(told) else None
 
 
-def _message(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
     """Other keys (tool_calls, name, …) are handed on as they are."""
-    message = {key: value for key, value in entry.items() if value is not None}
+    message = {key: value for key, value in turn.items() if value is not None}
     if "role" not in message:
         sender = message.pop("from", None)
         if not isinstance(sender, str):
-            raise RowError(f"a message is from {_shown(sender)}; expected human, gpt, system or tool")
+            raise RowError(f"a message is from {_kind(sender)}; expected human, gpt, system or tool")
         message["role"] = ROLES.get(sender.lower(), sender)
         if "value" in message:
             message["content"] = message.pop("value")
     if not isinstance(message["role"], str):
-        raise RowError(f"a message has the role {_shown(message['role'])}, expected a name")
+        raise RowError(f"a message has the role {_kind(message['role'])}, expected a name")
     if "content" in message:
         message["content"] = _content(message["content"])
     return message
@@ -62,26 +73,37 @@ def _message(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _content(content: Any) -> str:
     """The text of a message; its parts on lines of their own, because not every template takes a list."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else [content]
-    texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    other = next((part for part, text in zip(parts, texts, strict=True) if not isinstance(text, str)), None)
-    if other is not None or None in texts:
-        kind = other.get("type") if isinstance(other, Mapping) else None
-        raise RowError(f"a message holds {kind if isinstance(kind, str) else _shown(other)}, and only text can be read; leave the row out")
-    return "\n".join(text for text in texts if isinstance(text, str))
+    return "\n".join(map(_part, content if isinstance(content, list) else [content]))
 
 
-def _shown(value: Any) -> str:
-    return type(value).__name__ if value is not None else "null"
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if isinstance(text, str):
+        return text
+    kind = part.get("type", "text") if isinstance(part, Mapping) else _kind(part)
+    if text is None and kind == "text":
+        return ""
+    raise RowError(f"a message holds {kind}, and only text can be read; leave the row out")
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
 
 
 class Template:
-    """A chat template of a tokenizer. choice: True = its own, or the name of one of several; key: where the recipe asks for it."""
+    """A chat template of a tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, choice: bool | str, key: str = "chat_template") -> None:
-        self.tokenizer, self.key, self.name = tokenizer, key, choice if isinstance(choice, str) else None
+    choice: True = its own, or the name of one of several; key: where the recipe asks for it, for messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        choice: bool | str,
+        key: str = "chat_template",
+    ) -> None:
+        self.tokenizer, self.key = tokenizer, key
+        self.name = choice if isinstance(choice, str) else None
         self.text = self._look_up()
 
     def _look_up(self) -> str:
@@ -91,15 +113,15 @@ class Template:
                 f"{self.key}: the tokenizer has no chat template; take the tokenizer of an instruct model, "
                 "or chat_template: false, which takes the text without one"
             )
+        several = isinstance(known, dict)
         templates = known if isinstance(known, dict) else {"default": known}
         name, names = self.name or "default", ", ".join(sorted(templates))
-        if self.name is None and name not in templates:
-            raise ExciseError(f"{self.key}: the tokenizer has several templates and no default; name one: {names}")
-        if self.name is not None and not isinstance(known, dict) and name != "default":
-            raise ExciseError(f"{self.key}: the tokenizer has no template {name!r}, only one without a name; use true")
         if name not in templates:
-            raise ExciseError(f"{self.key}: the tokenizer has no template {name!r}; it has {names}")
-        self.name = self.name if isinstance(known, dict) else None
+            has = f"it has {names}" if several else "only one without a name: true"
+            none = f"several templates and no default; name one: {names}"
+            what = f"no template {name!r}; {has}" if self.name else none
+            raise ExciseError(f"{self.key}: the tokenizer has {what}")
+        self.name = self.name if several else None
         return str(templates[name])
 
     def tried(self) -> str:
@@ -111,10 +133,11 @@ class Template:
         return self.text
 
     def render(self, messages: Messages, tools: Any = None) -> str:
-        """The conversation as one text, special tokens included. Raises RowError with what the template says against it."""
+        """The conversation as one text with its special tokens. Raises RowError with what it says."""
         try:
             tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
-            text = self.tokenizer.apply_chat_template(messages, tools=tools or None, chat_template=self.name, tokenize=False)
+            options: dict[str, Any] = {"tools": tools or None, "chat_template": self.name, "tokenize": False}
+            return str(self.tokenizer.apply_chat_template(messages, **options))
         except Exception as error:  # a template is a program of its author: it raises what it likes
             let_through(error)
             said = f"{type(error).__name__}: {one_line(error)}"
@@ -122,7 +145,6 @@ class Template:
                 f"the chat template cannot write this conversation ({said}); "
                 "leave the row out, or take the contents without a template (chat_template: false)"
             ) from error
-        return str(text)
 
 
 def plain(messages: Messages) -> str:

@@ -1,4 +1,4 @@
-"""Whether windows fit the positions a model was made for. No torch."""
+"""Whether windows fit a model: the positions it was made for, and its vocabulary. No torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,30 @@ def most_positions(config: Mapping[str, Any]) -> int | None:
 
 
 def learned_positions(shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Rows of a table with a learned embedding for every position; None where positions are computed. shapes: of all tensors."""
-    tables = (shape for name, shape in shapes.items() if LEARNED.search(name) and len(shape) == 2 and not in_tower(name))
-    return next((int(shape[0]) for shape in tables), None)
+    """Rows of a table with an embedding for every position, None = no table. shapes: of all tensors."""
+    tables = (shape for name, shape in shapes.items() if LEARNED.search(name) and not in_tower(name))
+    return next((int(shape[0]) for shape in tables if len(shape) == 2), None)
 
 
 def context_note(length: int, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> str:
-    """What to say of windows of `length` tokens; empty where they fit. Raises ExciseError where the model has no such positions."""
+    """What to say of windows of `length` tokens; empty where they fit.
+
+    config, shapes: of the checkpoint. Raises ExciseError where the model has no such positions.
+    """
     most, learned = most_positions(config), learned_positions(shapes)
     if learned is not None and length > (least := min(learned, most or learned)):
-        raise ExciseError(f"a window of {length} tokens is longer than the {least} positions the model has; take shorter windows")
+        what = f"a window of {length} tokens is longer than the {least} positions the model has"
+        raise ExciseError(f"{what}; take shorter windows")
     if most is not None and length > most:
         return f"a window of {length} tokens is longer than the {most} positions the model was made for"
     return ""
+
+
+def check_vocabulary(largest: int, config: Mapping[str, Any]) -> None:
+    """Refuses text whose largest token id the model has no embedding for: the tokenizer is another model's."""
+    size = whole(text_config(config), "vocab_size")
+    if size is not None and largest >= size:
+        raise ExciseError(
+            f"the tokenizer gives token {largest}, and config.json says vocab_size = {size}: it belongs to another model; "
+            "put the tokenizer files of this one into its folder"
+        )

@@ -26,16 +26,17 @@ class Cutter:
         self.end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
     def ids(self, document: str, text: str, begins: bool) -> list[int]:
-        """Tokens of a text. begins: of a document's begin, where a template may have written what the window begins with anyway."""
+        """Tokens of a text. begins: of a document, where a template may have written its own."""
         ids = [token for block in blocks(text) for token in self._encoded(document, block)]
         return ids[1:] if self.bos is not None and begins and ids[:1] == [self.bos] else ids
 
     def window(self, document: str, ids: list[int]) -> Window:
+        """The first tokens as a window."""
         first = [] if self.bos is None else [self.bos]
         return document, np.array([*first, *ids[: self.room]], dtype=np.int64)
 
     def windows(self, pieces: Iterable[Piece]) -> Iterator[Window]:
-        """All windows, in the order of the text. What a long document has too little for a window is left out."""
+        """All windows, in the order of the text. The rest of a long document is left out."""
         self.tokens, packing = 0, Packing(self)
         document: Document | None = None
         for piece in pieces:
@@ -44,16 +45,25 @@ class Cutter:
                     yield window
                 document = Document(piece)
             ids = self.ids(piece.document, piece.text, piece.begins)
-            document.ids += ids
             self.tokens += len(ids)
-            while len(document.ids) >= self.room:
-                yield self.window(piece.document, document.ids)
-                document.ids, document.long = document.ids[self.room :], True
+            yield from self._full(document, ids)
         if document and (window := packing.finished(document)):
             yield window
 
+    def _full(self, document: "Document", ids: list[int]) -> Iterator[Window]:
+        """The windows that more tokens of a document fill; it keeps the rest."""
+        ids = document.ids + ids
+        count = len(ids) // self.room
+        for start in range(0, count * self.room, self.room):
+            yield self.window(document.piece.document, ids[start : start + self.room])
+        document.ids = ids[count * self.room :]
+        document.long = document.long or count > 0
+
     def one(self, piece: Piece, draw: Callable[[int], int], packing: "Packing") -> Window | None:
-        """At most one window of a piece: from a place that is drawn where the text is long; joined with others where it is short."""
+        """At most one window of a piece.
+
+        Where the text is long, from a place that is drawn; where it is short, joined with others.
+        """
         slots = max(1, len(piece.text) // (SPANS[0] * self.length))
         start = _between_words(piece.text, len(piece.text) * draw(slots) // slots)
         for span in SPANS:
@@ -72,7 +82,8 @@ class Cutter:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         except Exception as error:  # tokenizers come with models, some as code of their own
             let_through(error)
-            raise ExciseError(f"{document}: the tokenizer cannot read this text ({type(error).__name__}: {one_line(error)})") from error
+            said = f"{type(error).__name__}: {one_line(error)}"
+            raise ExciseError(f"{document}: the tokenizer cannot read this text ({said})") from error
         return ids
 
 
@@ -98,7 +109,7 @@ class Packing:
         return None if document.long else self.add(document.piece.document, document.ids, document.piece.chat)
 
     def add(self, document: str, ids: list[int], chat: bool) -> Window | None:
-        """The window that a short document fills up. chat: a template may have written the end token already."""
+        """The window that a short document fills up. chat: a template may have written the end token."""
         end = [] if chat and self.cutter.end and self.cutter.end[0] in ids[-2:] else self.cutter.end
         self.ids += [*ids, *end]
         self.members.append(document)
@@ -121,7 +132,7 @@ def blocks(text: str) -> Iterator[str]:
 
 
 def _between_words(text: str, place: int) -> int:
-    """The next place between words from one that is not the text's begin; the place itself where there is none near."""
+    """The next place between words; the place itself at the text's begin, or where there is none near."""
     if place == 0:
         return 0
     near = (found for sign in " \n\t" if (found := text.find(sign, place, place + 2**12)) >= 0)

@@ -1,6 +1,7 @@
 """Data sets: of the hub, streamed, and files and folders of this machine."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from criteria.splits import Part, parts
 from experts.errors import ExciseError, let_through, one_line
 
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
-TABLES: dict[str, tuple[str, dict[str, Any]]] = {
+TABLES: dict[str, tuple[str, dict[str, Any]]] = {  # suffix -> the library's reader
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
     ".arrow": ("arrow", {}),
@@ -24,7 +25,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def pieces(source: Source, text_of: RowText) -> Iterator[Piece]:
-    """The text of a data set's rows: of the first `documents` rows, or of all that a part like train[:200] names."""
+    """The text of a data set's rows: the first `documents`, or all that a part like train[:200] names."""
     for library in ("datasets", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)  # a folder without a card is no mistake
     rows = Rows(source)
@@ -32,9 +33,11 @@ def pieces(source: Source, text_of: RowText) -> Iterator[Piece]:
     bounded = all(part.stop is not None for part in wanted)
     left = None if bounded and "documents" not in source.model_fields_set else source.documents
     for part in wanted:
-        before = text_of.seen
-        most = part.stop if left is None else min(part.begin + left, part.begin + left if part.stop is None else part.stop)
-        yield from rows.of(replace(part, stop=most), text_of)
+        if left == 0:
+            break
+        before, stops = text_of.seen, [part.stop, None if left is None else part.begin + left]
+        stop = min((stop for stop in stops if stop is not None), default=None)
+        yield from rows.of(replace(part, stop=stop), text_of)
         left = None if left is None else left - (text_of.seen - before)
 
 
@@ -43,6 +46,7 @@ class Rows:
 
     def __init__(self, source: Source) -> None:
         self.source, self.path = source, Path(source.dataset)
+        self.what = f"data set {source.dataset}"
         self.local = self.path.exists()
         self.saved = any((self.path / name).is_file() for name in SAVED)
 
@@ -53,7 +57,7 @@ class Rows:
             return parts(split, self._sizes)
         except KeyError as error:
             raise ExciseError(
-                f"data set {self.source.dataset}: split {split} needs the number of rows of {error}, which the data set does not tell; "
+                f"{self.what}: split {split} needs the number of rows of {error}, which is not told; "
                 "count from the start instead, like train[:200]"
             ) from error
 
@@ -62,35 +66,30 @@ class Rows:
         if self.local and not self.saved and (files := self._files(part.name, text_of)):
             yield from _read(files, Taken(text_of, part))
             return
-        label = f"{self.source.dataset}/{part.name}" if "+" in self.source.split else self.source.dataset
+        several = "+" in self.source.split
+        label = f"{self.source.dataset}/{part.name}" if several else self.source.dataset
         for number, row in enumerate(self._by_library(part), part.begin):
             if piece := _piece(f"{label}#{number}", row, text_of):
                 yield piece
 
     def _sizes(self) -> Mapping[str, int]:
         """Rows of every split, where the data set tells them."""
-        with self._asked():
-            import datasets
-
-            if self.saved:
-                return {name: len(rows) for name, rows in self._from_disk().items()}
-            if self.path.is_file():
-                return {}
-            splits = datasets.load_dataset_builder(self.source.dataset, self.source.config or None).info.splits or {}
-            return {str(name): split.num_examples for name, split in splits.items() if split.num_examples}
+        if self.saved:
+            return {name: len(rows) for name, rows in self._from_disk().items()}
+        if self.path.is_file():
+            return {}
+        splits = self._builder().info.splits or {}
+        return {str(name): split.num_examples for name, split in splits.items() if split.num_examples}
 
     def _files(self, split: str, text_of: RowText) -> list[Path]:
-        """The files of a split, if all are of a kind that is read here: then the columns of one may differ from those of another."""
+        """The files of a split if all are of a kind that is read here: then their columns may differ."""
         if self.path.is_file():
             if split != "train":
-                raise ExciseError(f"data set {self.path}: a file is one split, train; got {split!r}")
+                raise ExciseError(f"{self.what}: a file is one split, train; got {split!r}")
             return [] if self.path.suffix.lower() in TABLES else [self.path]
-        with self._asked():
-            import datasets
-
-            found = datasets.load_dataset_builder(str(self.path), self.source.config or None).config.data_files
+        found = self._builder().config.data_files
         if split not in found:
-            raise ExciseError(f"data set {self.path}: no split {split!r}; it has {', '.join(map(str, found))}")
+            raise ExciseError(f"{self.what}: no split {split!r}; it has {', '.join(map(str, found))}")
         self._say_what_is_in_none(found, text_of)
         files = [Path(str(file)) for file in found[split]]
         return files if all(file.name.lower().removesuffix(".gz").endswith(ROWS) for file in files) else []
@@ -100,11 +99,18 @@ class Rows:
         taken = {Path(str(file)).resolve() for files in found.values() for file in files}
         left = [file for file in files_of(self.path, (*ROWS, *TABLES)) if file.resolve() not in taken]
         if left:
-            text_of.say(f"data ({self.source.label}): {len(left)} files are in no split and are not read (the first is {left[0]})")
+            unread = f"{len(left)} files are in no split and are not read (the first is {left[0]})"
+            text_of.say(f"{text_of.what}: {unread}")
+
+    def _builder(self) -> Any:
+        with self._asked():
+            import datasets
+
+            return datasets.load_dataset_builder(self.source.dataset, self.source.config or None)
 
     def _by_library(self, part: Part) -> Iterator[Any]:
         with self._asked():
-            rows = iter(self._opened(part))
+            rows = iter(self._from_disk_part(part) if self.saved else self._streamed(part))
         while True:
             with self._asked():
                 row = next(rows, None)
@@ -112,32 +118,35 @@ class Rows:
                 return
             yield row
 
-    def _opened(self, part: Part) -> Iterable[Any]:
+    def _streamed(self, part: Part) -> Any:
         import datasets
 
-        rows: Any
-        if self.saved:
-            rows = self._from_disk()[part.name]
-            stop = len(rows) if part.stop is None else min(part.stop, len(rows))
-            chosen: Iterable[Any] = rows.select(range(min(part.begin, stop), stop))
-            return chosen
         if self.local and self.path.is_file():
             module, options = TABLES[self.path.suffix.lower()]
-            rows = datasets.load_dataset(module, data_files=str(self.path), split="train", streaming=True, **options)
+            options = {"data_files": str(self.path), "split": "train", **options}
+            rows = datasets.load_dataset(module, streaming=True, **options)
         else:
-            rows = datasets.load_dataset(self.source.dataset, self.source.config or None, split=part.name, streaming=True)
+            names = (self.source.dataset, self.source.config or None)
+            rows = datasets.load_dataset(*names, split=part.name, streaming=True)
         rows = rows.skip(part.begin) if part.begin else rows
-        taken: Iterable[Any] = rows if part.stop is None else rows.take(max(0, part.stop - part.begin))
-        return taken
+        return rows if part.stop is None else rows.take(max(0, part.stop - part.begin))
+
+    def _from_disk_part(self, part: Part) -> Any:
+        rows = self._from_disk()[part.name]
+        stop = len(rows) if part.stop is None else min(part.stop, len(rows))
+        return rows.select(range(min(part.begin, stop), stop))
 
     def _from_disk(self) -> Mapping[str, Any]:
-        import datasets
+        """The splits of what `save_to_disk` wrote."""
+        with self._asked():
+            import datasets
 
-        saved = datasets.load_from_disk(str(self.path))
-        splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved, "train": saved}
-        name = (self.source.split or "train").split("[")[0]
-        if "+" not in name and name not in splits:
-            raise ExciseError(f"data set {self.path}: no split {name!r}; it has {', '.join(map(str, splits))}")
+            saved = datasets.load_from_disk(str(self.path))
+        several = isinstance(saved, datasets.DatasetDict)
+        splits = saved if several else {str(saved.split or "train"): saved, "train": saved}
+        for name in re.findall(r"(?:^|\+)\s*([^\[+\s]+)", self.source.split or "train"):
+            if name not in splits:
+                raise ExciseError(f"{self.what}: no split {name!r}; it has {', '.join(map(str, splits))}")
         return splits
 
     @contextmanager
@@ -146,7 +155,7 @@ class Rows:
             yield
         except Exception as error:  # the library hands on whatever networks, archives and tables raise
             let_through(error)
-            raise ExciseError(f"data set {self.source.dataset}: cannot be read ({one_line(error)})") from error
+            raise ExciseError(f"{self.what}: cannot be read ({one_line(error)})") from error
 
 
 class Taken:
@@ -173,8 +182,6 @@ def _read(files: Iterable[Path], taken: Taken) -> Iterator[Piece]:
             yield from found
             if taken.full:
                 return
-        if taken.full:
-            return
 
 
 def _piece(name: str, row: Any, text_of: RowText) -> Piece | None:

@@ -24,10 +24,11 @@ def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         found = [file for file in path.rglob("*") if _suffix(file) in suffixes and file.is_file()]
     except OSError as error:
         raise ExciseError(f"{error.filename or path}: {error.strerror or error}") from error
-    shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    named = {file.relative_to(path).parts: file for file in found}
+    shown = sorted(parts for parts in named if not any(part.startswith(".") for part in parts))
     if not shown:
-        raise ExciseError(f"{path}: no file in this folder ends in {', '.join(suffixes)} (or in these and .gz)")
-    return sorted(shown, key=lambda file: file.relative_to(path).parts)
+        raise ExciseError(f"{path}: no file in this folder ends in {', '.join(suffixes)} (.gz may follow)")
+    return [named[parts] for parts in shown]
 
 
 def reader(path: Path, text_of: TextOf, separator: str = "", rows: bool = False) -> Reader:
@@ -38,7 +39,7 @@ def reader(path: Path, text_of: TextOf, separator: str = "", rows: bool = False)
         text_of.refuse_prose(str(path))
         return PlainText(path, separator)
     if _suffix(path) == ".parquet":
-        raise ExciseError(f"{path}: not a parquet file (it does not begin with PAR1); download or write it again")
+        raise ExciseError(f"{path}: not a parquet file (it does not begin with PAR1); get or write it again")
     return JsonLines(path, text_of) if _is_lines(path) else JsonValues(path, text_of)
 
 
@@ -58,7 +59,7 @@ def _is_lines(path: Path) -> bool:
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
-        # A line that goes on elsewhere breaks off at its end; one that is wrong in the middle is a wrong line.
+        # What goes on in the next line breaks off at the end of this one; an error before it is an error.
         return start[0] == "{" and (error.pos < len(line.rstrip()) or not rest)
     except (ValueError, RecursionError):
         return start[0] == "{"

@@ -6,41 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from criteria.pieces import Cells, Piece, RowError, TextOf, located
-from criteria.storage import Data
+from criteria.storage import InCells
 from experts.errors import ExciseError
 
 LONGEST = 2**28  # bytes; what is longer is no row
 
 
-class JsonLines:
-    """One file, a row a line."""
+class JsonLines(InCells):
+    """One file, a row a line. A row is named by its line, in a large file by the byte where it begins."""
 
     def __init__(self, path: Path, text_of: TextOf) -> None:
-        self.path, self.data, self.text_of = path, Data(path), text_of
-
-    def weight(self, limit: int) -> int:
-        return self.data.weight(limit)
-
-    def cells(self, size: int) -> int:
-        if (weight := self.data.weight(size)) <= size:
-            return int(weight > 0)
-        return -(-self.data.size // size)
+        super().__init__(path)
+        self.text_of = text_of
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
-        numbered = self.cells(size) == 1  # the line's number is known without reading what comes before
+        alone = self.cells(size) == 1
         try:
             for cell in wanted:
-                lines = self._lines(cell * size, (cell + 1) * size)
-                found = (self._piece(at, raw, number if numbered else None) for number, (at, raw) in enumerate(lines, 1))
-                yield cell, [piece for piece in found if piece]
+                pieces: list[Piece] = []
+                for number, (at, raw) in enumerate(self._lines(cell * size, (cell + 1) * size), 1):
+                    pieces += self._piece(at, raw, number if alone else None)
+                yield cell, pieces
         finally:
             self.data.close()
 
-    def _piece(self, at: int, raw: bytes, number: int | None) -> Piece | None:
+    def _piece(self, at: int, raw: bytes, number: int | None) -> list[Piece]:
         if not raw.strip():
-            return None
-        with located(lambda: f"{self.path}:{number or self.data.lines_before(at) + 1}"):
-            return self.text_of(f"{self.path}:{number}" if number else f"{self.path}@{at}", parsed(self.data.decoded(raw, at)))
+            return []
+        name = f"{self.path}:{number}" if number else f"{self.path}@{at}"
+        with located(lambda: name if number else f"{self.path}:{self.data.lines_before(at) + 1}"):
+            piece = self.text_of(name, parsed(self.data.decoded(raw, at)))
+        return [piece] if piece else []
 
     def _lines(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         """(byte, line) of the lines that begin from start on, before stop."""
@@ -58,7 +54,8 @@ class JsonLines:
     def _rest_of_line(self, begin: int, at: int) -> bytes:
         end = self.data.find(b"\n", at, begin + LONGEST)
         if end < 0 and self.data.at(begin + LONGEST, begin + LONGEST + 1):
-            raise ExciseError(f"{self.path}: no line ends within {LONGEST:,} bytes from byte {begin} on; these are no JSON lines")
+            what = f"a line of more than {LONGEST:,} bytes at byte {begin}"
+            raise ExciseError(f"{self.path}: {what}; these are no JSON lines")
         return self.data.at(at, end if end >= 0 else begin + LONGEST)
 
 

@@ -11,26 +11,19 @@ from typing import Any, NoReturn
 
 from criteria.json_lines import LONGEST
 from criteria.pieces import Cells, Piece, TextOf, located
-from criteria.storage import STEP, Data
+from criteria.storage import STEP, Data, InCells
 from experts.errors import ExciseError
 
 SPACE = " \t\r\n"
 CUT = 16  # characters before the end of what was read, where an error may only mean that more has to be read
 
 
-class JsonValues:
-    """One file: the elements of its array, or its values, are the rows. A row belongs to the cell in which it begins."""
+class JsonValues(InCells):
+    """One file: the elements of its array, or its values, are rows. A row is in the cell it begins in."""
 
     def __init__(self, path: Path, text_of: TextOf) -> None:
-        self.path, self.data, self.text_of = path, Data(path), text_of
-
-    def weight(self, limit: int) -> int:
-        return self.data.weight(limit)
-
-    def cells(self, size: int) -> int:
-        if (weight := self.data.weight(size)) <= size:
-            return int(weight > 0)
-        return -(-self.data.size // size)
+        super().__init__(path)
+        self.text_of = text_of
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
         asked, cell = set(wanted), 0
@@ -60,18 +53,10 @@ class Values:
     """(place in characters, value) of the rows of a JSON text that is read step by step."""
 
     def __init__(self, data: Data, step: int = STEP) -> None:
-        self.step = step  # bytes that are read at once
-        self.data, self.decoder, self.bytes = (
-            data,
-            json.JSONDecoder(),
-            codecs.getincrementaldecoder("utf-8")(),
-        )
-        self.buffer, self.base, self.read, self.done = (
-            "",
-            0,
-            0,
-            False,
-        )  # base: place of the buffer's begin; read: bytes so far
+        self.data, self.step = data, step  # step: bytes that are read at once
+        self.decoder, self.bytes = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+        self.buffer, self.base = "", 0  # base: the place of the buffer's begin
+        self.read, self.done = 0, False  # read: bytes so far
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         at = self._skip(0)

@@ -1,5 +1,6 @@
-"""Parquet files in cells of rows. Only the columns that hold text are read, and only the row groups that are asked for. No torch."""
+"""Parquet files in cells of rows. Only columns with text are read, of the row groups asked for. No torch."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -33,7 +34,7 @@ class Parquet:
                 text_of(str(path), dict.fromkeys(names))
 
     def weight(self, _limit: int) -> int:
-        return self.bytes
+        return int(self.bytes)
 
     def cells(self, size: int) -> int:
         return sum(self._cells(size))
@@ -50,33 +51,36 @@ class Parquet:
         rows, ends = self._rows(size), list(accumulate(self._cells(size)))
         with _readable(self.path), pq.ParquetFile(self.path, buffer_size=STEP) as file:
             for group, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
-                if inside := [cell for cell in wanted if begin <= cell < end]:
-                    batches = file.iter_batches(min(rows, BATCH), row_groups=[group], columns=self.columns, use_threads=False)
-                    first = sum(self.groups[:group])
-                    yield from self._cells_of({cell: [] for cell in inside}, begin, first, rows, batches)
+                inside = wanted[bisect_left(wanted, begin) : bisect_left(wanted, end)]
+                if inside:
+                    asked = {cell - begin for cell in inside}
+                    pieces = self._pieces(self._rows_of(file, group, rows), asked, rows)
+                    yield from ((begin + cell, found) for cell, found in pieces)
 
-    def _cells_of(
-        self,
-        found: dict[int, list[Piece]],
-        begin: int,
-        number: int,
-        rows: int,
-        batches: Iterator[pa.RecordBatch],
-    ) -> Cells:
-        """The wanted cells of one group: `found` is filled and handed out. begin: the group's first cell; number: its first row."""
+    def _rows_of(self, file: Any, group: int, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(number in the file of its first row, rows) of the batches of a row group."""
+        number = sum(self.groups[:group])
+        columns = {"columns": self.columns, "use_threads": False}
+        for batch in file.iter_batches(min(rows, BATCH), row_groups=[group], **columns):
+            yield number, batch
+            number += len(batch)
+
+    def _pieces(self, batches: Iterator[tuple[int, pa.RecordBatch]], asked: set[int], rows: int) -> Cells:
+        """The cells that are asked for of one row group, counted from its begin."""
+        found: dict[int, list[Piece]] = {cell: [] for cell in asked}
         done = 0
-        for batch in batches:
-            cells = [begin + row // rows for row in range(done, done + len(batch))]
+        for number, batch in batches:
+            cells = [row // rows for row in range(done, done + len(batch))]
             if not found.keys().isdisjoint(cells):
-                for row, (cell, values) in enumerate(zip(cells, batch.to_pylist(), strict=True), number + done):
+                for row, (cell, values) in enumerate(zip(cells, batch.to_pylist(), strict=True), number):
                     if cell in found:
                         found[cell] += self._piece(row, values)
             done += len(batch)
-            for cell in [cell for cell in found if (cell - begin + 1) * rows <= done]:
+            for cell in sorted(cell for cell in found if (cell + 1) * rows <= done):
                 yield cell, found.pop(cell)
             if not found:
                 return
-        yield from list(found.items())
+        yield from sorted(found.items())
 
     def _piece(self, number: int, row: dict[str, Any]) -> list[Piece]:
         name = f"{self.path}[{number}]"
@@ -90,4 +94,5 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, ArithmeticError) as error:
-        raise ExciseError(f"{path}: not a readable parquet file ({one_line(error)}); download or write it again") from error
+        what = f"{path}: not a readable parquet file ({one_line(error)})"
+        raise ExciseError(f"{what}; get or write it again") from error

@@ -1,9 +1,10 @@
 """What readers of text hand out: pieces of documents, cell by cell. No torch.
 
-A cell is a stretch of a file that can be read by itself. A small text is one cell; of a large one only the cells that a seed has chosen
-are read, so that the cost follows the number of windows and not the size of the file.
+A cell is a stretch of a file that can be read by itself. A small text is one cell; of a large one only the
+cells that a seed has chosen are read: the cost follows the number of windows and not the size of the file.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from experts.errors import ExciseError
 
-SMALL = 2**22  # bytes; a source up to this size is read whole, and a document up to this size is tokenised in one go
+SMALL = 2**22  # bytes; up to this a source is read whole, and a document is tokenised in one go
 BLOCK = 2**20  # bytes of a cell where all of a large source is read
 
 
@@ -49,7 +50,7 @@ class Reader(Protocol):
         ...
 
     def read(self, size: int, wanted: Sequence[int], /) -> Cells:
-        """The pieces of the wanted cells, which must ascend. Every document begins in one cell; rows are never divided."""
+        """The pieces of the wanted cells, which must ascend. No row is divided."""
         ...
 
 
@@ -91,9 +92,7 @@ class Shelf:
         ends = list(accumulate(reader.cells(size) for reader in self.readers))
         at = 0
         for reader, begin, end in zip(self.readers, [0, *ends], ends, strict=False):
-            first = at
-            while at < len(wanted) and wanted[at] < end:
-                at += 1
+            first, at = at, bisect_left(wanted, end)
             if at > first:
                 for cell, pieces in reader.read(size, [number - begin for number in wanted[first:at]]):
                     yield begin + cell, pieces
@@ -122,7 +121,7 @@ class RowError(Exception):
 
 @contextmanager
 def located(where: Callable[[], str]) -> Iterator[None]:
-    """Turns RowError into an ExciseError that begins with where the row is; asked only then, because it may take counting lines."""
+    """Turns a RowError into an ExciseError that says where the row is; asked only then: it may count lines."""
     try:
         yield
     except RowError as error:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from criteria.pieces import BLOCK, Cells, Piece
-from criteria.storage import Data
+from criteria.storage import InCells
 
 CONTEXT = 2**12  # bytes on either side of a cell that a separator may look at
 NEAR = 2**12  # bytes in which a place between words is looked for; no cell is shorter
@@ -16,7 +16,10 @@ BETWEEN = re.compile(rb"(?<!\r)[ \t\r\n]")
 
 @dataclass(frozen=True)
 class Stretch:
-    """The text of a cell. begin: its byte in the file; starts: where in it a document starts; last: the file ends here."""
+    """The text of a cell.
+
+    begin: its byte in the file; starts: where in it a document starts; last: the file ends here.
+    """
 
     text: str
     begin: int
@@ -28,25 +31,17 @@ class Stretch:
         return self.begin == 0 and self.last
 
 
-class PlainText:
+class PlainText(InCells):
     """One file. Cells begin between words, so that a cell is tokenised as it would be inside the text."""
 
     def __init__(self, path: Path, separator: str = "") -> None:
-        self.path, self.data = path, Data(path)
+        super().__init__(path)
         self.separator = re.compile(separator, re.MULTILINE) if separator else None
-        self._open: dict[int, int] = {}  # cell -> byte where the document starts that is open when the cell begins
-
-    def weight(self, limit: int) -> int:
-        return self.data.weight(limit)
-
-    def cells(self, size: int) -> int:
-        if (weight := self.data.weight(size)) <= size:
-            return int(weight > 0)  # one cell at most: nothing compressed has to be unpacked to its end
-        return -(-self.data.size // size)
+        self._open: dict[int, int] = {}  # cell -> byte where the document starts that reaches into it
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
         self._open = {}
-        # What is compressed passes by anyway; looking back for a document's start would unpack it again and again.
+        # What is compressed passes by anyway; to look back for a document's start would unpack it again.
         passed = range(wanted[-1] + 1) if self.separator and self.data.forward and wanted else wanted
         asked = set(wanted)
         try:
@@ -78,7 +73,7 @@ class PlainText:
             yield (f"#{number}" if stretch.alone else f"@{where}"), start
 
     def _before(self, cell: int, size: int) -> int:
-        """The byte where the document starts that reaches into a cell. Looks back, and never twice through the same cells."""
+        """The byte where the document starts that reaches into a cell. No cell is looked through twice."""
         at, many = cell, max(1, BLOCK // size)
         found: int | None = None
         while found is None and at > 0:
@@ -100,7 +95,7 @@ class PlainText:
         return None
 
     def _none_in(self, first: int, last: int, size: int) -> bool:
-        """Whether many cells can be passed over at once: no document starts in any, and none of them was looked at before."""
+        """Whether many cells can be passed over: no document starts in any, and none of them is known."""
         if first < 1 or self.data.forward or not self._open.keys().isdisjoint(range(first, last + 1)):
             return False
         assert self.separator is not None, "asked for only where there is one"
@@ -120,7 +115,10 @@ class PlainText:
 
     @staticmethod
     def _edge(near: bytes, offset: int) -> int:
-        """The first place between words from an offset on; between characters where there is none near. near[0]: the byte before."""
+        """The first place between words from an offset on; between characters where there is none near.
+
+        near: what stands there, from one byte before.
+        """
         if len(near) < 2:
             return offset - 1 + len(near)
         if found := BETWEEN.search(near, 1, NEAR + 1):
@@ -134,4 +132,5 @@ class PlainText:
 
     def _beside(self, start: int, stop: int) -> str:
         """Text beside a cell, which may begin and end within a character."""
-        return self.data.at(start, stop).decode("utf-8", errors="ignore").replace("\r\n", "\n").replace("\r", "\n")
+        text = self.data.at(start, stop).decode("utf-8", errors="ignore")
+        return text.replace("\r\n", "\n").replace("\r", "\n")

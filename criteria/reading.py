@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -21,26 +21,22 @@ from experts.errors import ExciseError
 @contextmanager
 def opened(source: Source, text_of: RowText) -> Iterator[Reader]:
     """The reader of a source, as long as it is needed."""
-    if source.stdlib:
-        text_of.refuse_prose(f"stdlib: {source.stdlib}")
-        found = stdlib.documents(source.stdlib, source.split)  # type: ignore[arg-type]
-        yield Listed([Piece(name, text) for name, text in found])
-    elif source.dataset:
-        with tempfile.TemporaryDirectory(prefix="excise-") as folder:
-            yield _gathered(pieces(source, text_of), Path(folder) / "rows.jsonl")
-    else:
-        texts = [file for path in source.text for file in files_of(path, PLAIN + ROWS)]
-        rows = [file for path in source.jsonl for file in files_of(path, ROWS)]
-        yield Shelf(
-            [
-                *(reader(file, text_of, source.separator) for file in texts),
-                *(reader(file, text_of, rows=True) for file in rows),
-            ]
-        )
+    with ExitStack() as until_closed:
+        if source.stdlib:
+            text_of.refuse_prose(f"stdlib: {source.stdlib}")
+            found = stdlib.documents(source.stdlib, source.split)  # type: ignore[arg-type]
+            yield Listed([Piece(name, text) for name, text in found])
+        elif source.dataset:
+            yield _gathered(pieces(source, text_of), until_closed)
+        else:
+            texts = (file for path in source.text for file in files_of(path, PLAIN + ROWS))
+            rows = (file for path in source.jsonl for file in files_of(path, ROWS))
+            plain = [reader(file, text_of, source.separator) for file in texts]
+            yield Shelf([*plain, *(reader(file, text_of, rows=True) for file in rows)])
 
 
-def _gathered(found: Iterator[Piece], beside: Path) -> Reader:
-    """Rows that came over a network: in memory where they are few, else in a file, of which cells can be read again."""
+def _gathered(found: Iterator[Piece], until_closed: ExitStack) -> Reader:
+    """Rows that came over a network: in memory if they are few, else in a file that can be read again."""
     held: list[Piece] = []
     weight = 0
     for piece in found:
@@ -51,13 +47,13 @@ def _gathered(found: Iterator[Piece], beside: Path) -> Reader:
     else:
         return Listed(held)
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        folder = until_closed.enter_context(tempfile.TemporaryDirectory(prefix="excise-"))
+        with (Path(folder) / "rows.jsonl").open("w", encoding="utf-8") as file:
             _write(chain(held, found), file)
     except OSError as error:
-        raise ExciseError(
-            f"{beside.parent}: rows of the data set cannot be kept there ({error.strerror or error}); take fewer documents, or set TMPDIR"
-        ) from error
-    return JsonLines(beside, Kept())
+        what = f"rows of the data set cannot be kept in a temporary file ({error.strerror or error})"
+        raise ExciseError(f"{what}; take fewer documents, or set TMPDIR") from error
+    return JsonLines(Path(file.name), Kept())
 
 
 def _write(found: Iterable[Piece], file: IO[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from criteria.chat import FIELDS, Template, conversation, plain
+from criteria.chat import FIELDS, Messages, Template, conversation, plain
 from criteria.pieces import Piece, RowError
 from criteria.sources import Source
 from experts.errors import ExciseError
@@ -14,7 +14,10 @@ MOST_SHOWN = 12  # names of columns in a message
 
 
 class RowText:
-    """The text of the rows of one source. choice: its chat_template, None = where rows are conversations; say: tells a note."""
+    """The text of the rows of one source.
+
+    choice: its chat_template, None = the tokenizer's own where rows are conversations; say: takes notes.
+    """
 
     def __init__(
         self,
@@ -23,16 +26,17 @@ class RowText:
         choice: bool | str | None,
         say: Callable[[str], None],
     ) -> None:
-        self.source, self.tokenizer, self.choice, self.say = source, tokenizer, choice, say
+        self.tokenizer, self.choice, self.say = tokenizer, choice, say
+        self.what = f"data ({source.label})"
         self.fields = [names.split("|") for names in source.field]
-        self.key = f"data ({source.label}): chat_template"
-        self.template = Template(tokenizer, choice, self.key) if choice else None
+        self.names = [name for names in self.fields for name in names]
+        self.template = Template(tokenizer, choice, f"{self.what}: chat_template") if choice else None
         self.seen = self.blank = 0
 
     @property
     def columns(self) -> list[str]:
         """Names of everything that is looked at in a row."""
-        return [*(name for names in self.fields for name in names), *FIELDS, "system", "tools"]
+        return [*self.names, *FIELDS, "system", "tools"]
 
     def __call__(self, document: str, row: Any) -> Piece | None:
         """Its piece, or None where it is null or empty. Raises RowError."""
@@ -45,15 +49,16 @@ class RowText:
             text.encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(text[error.start]):04x}"
-            raise RowError(f"{half} is half of a surrogate pair, which is no text; write the whole pair, or leave the row out") from error
+            what = f"{half} is half of a surrogate pair and no text"
+            raise RowError(f"{what}; write the pair, or leave the row out") from error
         return Piece(document, text, chat=chat)
 
     def refuse_prose(self, where: str) -> None:
         """Plain text has no turns that a template could write."""
         if self.choice:
             raise ExciseError(
-                f"{where}: chat_template writes conversations and rows, and this is plain text; leave chat_template out for this source, "
-                "or give the text as rows (jsonl, dataset): each becomes a user's message"
+                f"{where}: chat_template writes conversations and rows, and this is plain text; leave it out "
+                "for this source, or give the text as rows (jsonl, dataset): each becomes a user's message"
             )
 
     def again(self) -> None:
@@ -63,16 +68,15 @@ class RowText:
     def tell(self) -> None:
         """Says how many rows had no text."""
         if self.blank:
-            self.say(f"data ({self.source.label}): {self.blank:,} of {self.seen:,} rows that were read are null or empty and were left out")
+            count = f"{self.blank:,} of {self.seen:,} rows that were read"
+            self.say(f"{self.what}: {count} are null or empty and were left out")
 
     def _text(self, row: Any) -> tuple[str, bool]:
         if row is None:
             return "", False
         if isinstance(row, str):
             return self._prose([row])
-        found = None
-        if self.choice or not self._has_text(row):
-            found = conversation(row, [name for names in self.fields for name in names])
+        found = conversation(row, self.names) if self.choice or not self._has_text(row) else None
         if found is None:
             return self._prose(self._values(row))
         if self.choice is False:
@@ -80,31 +84,35 @@ class RowText:
         return self._by_template(found, row.get("tools") if isinstance(row, Mapping) else None)
 
     def _prose(self, values: Sequence[str | None]) -> tuple[str, bool]:
-        """Of a row without turns: with a template its last field is an answer, what stands before is a user's message."""
+        """Of a row without turns. With a template the last field is an answer, the rest a question."""
         written = [value for value in values if value is not None]
         if not self.choice or not any(value.strip() for value in written):
             return "\n".join(written), False
         asked, answer = (values[:-1], values[-1]) if len(values) > 1 else (values, None)
-        messages = [{"role": "user", "content": "\n".join(value for value in asked if value and value.strip())}]
+        question = "\n".join(value for value in asked if value and value.strip())
+        messages: Messages = [{"role": "user", "content": question}]
         if answer:
             messages.append({"role": "assistant", "content": answer})
         return self._by_template(messages)
 
-    def _by_template(self, messages: list[dict[str, Any]], tools: Any = None) -> tuple[str, bool]:
+    def _by_template(self, messages: Messages, tools: Any = None) -> tuple[str, bool]:
         if self.template is None:
-            self.template = Template(self.tokenizer, True, self.key)
+            self.template = Template(self.tokenizer, True, f"{self.what}: chat_template")
             self.say(
-                f"data ({self.source.label}): its rows are conversations, written by the tokenizer's chat template (chat_template: true "
-                "says so, chat_template: false reads their contents as plain text)"
+                f"{self.what}: its rows are conversations, written by the tokenizer's chat template "
+                "(chat_template: true says so, chat_template: false reads their contents as plain text)"
             )
         return self.template.render(messages, tools), True
 
     def _has_text(self, row: Any) -> bool:
-        return isinstance(row, Mapping) and all(any(isinstance(row.get(name), str) for name in names) for names in self.fields)
+        if not isinstance(row, Mapping):
+            return False
+        return all(any(isinstance(row.get(name), str) for name in names) for names in self.fields)
 
     def _values(self, row: Any) -> list[str | None]:
         if not isinstance(row, Mapping):
-            raise RowError(f"no text in field {self.fields[0][0]!r}; it has {type(row).__name__}, expected an object or a text")
+            has = f"it has {type(row).__name__}, expected an object or a text"
+            raise RowError(f"no text in field {self.names[0]!r}; {has}")
         return [self._value(row, names) for names in self.fields]
 
     def _value(self, row: Mapping[str, Any], names: list[str]) -> str | None:
@@ -113,12 +121,16 @@ class RowText:
             if not isinstance(row[name], str):
                 raise RowError(f"field {name!r} holds {type(row[name]).__name__}, expected text")
             return str(row[name])
-        if any(name in row for name in names):
+        if any(name in row for name in names) or any(row.get(field, 0) in (None, []) for field in FIELDS):
             return None
         if talk := next((field for field in FIELDS if field in row), None):
-            if row[talk] in (None, []):
-                return None
-            raise RowError(f"{talk} is no conversation; expected a list of {{role, content}} or of {{from, value}}")
+            raise RowError(f"{talk} is no conversation; expected {{role, content}} or {{from, value}}")
         have = sorted(map(str, row))[:MOST_SHOWN]
-        way = f"; name the one to read (field: {have[0]}), or several to choose from (field: {names[0]}|{have[0]})" if have else ""
-        raise RowError(f"no text in field {'|'.join(names)!r}; it has {have}{way}")
+        raise RowError(f"no text in field {'|'.join(names)!r}; it has {have}{_way(names, have)}")
+
+
+def _way(names: list[str], have: list[str]) -> str:
+    if not have:
+        return ""
+    several = f"{names[0]}|{have[0]}"
+    return f"; name the one to read (field: {have[0]}), or several to choose from (field: {several})"

@@ -11,7 +11,8 @@ import numpy as np
 from criteria.cutting import Cutter, Packing, Window
 from criteria.pieces import BLOCK, SMALL, Piece, Reader
 
-PER_TOKEN = (16, 64)  # bytes of a cell for every token of a window; the second where a token is long, or a row mostly something else
+# Bytes of a cell for every token of a window; the second where tokens are long, or rows mostly other things.
+PER_TOKEN = (16, 64)
 HELD = 2**26  # bytes of cells that are in memory at once, unless more windows than that are wanted
 LEAST, MOST = 2**12, 2**20  # bytes of a cell at least; cells at most
 
@@ -24,10 +25,17 @@ class TooFewError(Exception):
         self.found = found
 
 
-def sample(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], again: Callable[[], None]) -> list[Window]:
-    """`wanted` windows in the order of the text. again: called before what was read is read once more. Raises TooFewError.
+def sample(
+    reader: Reader,
+    cutter: Cutter,
+    wanted: int,
+    seed: Sequence[int],
+    again: Callable[[], None],
+) -> list[Window]:
+    """`wanted` windows in the order of the text. Raises TooFewError.
 
-    Of a small text all windows are made and any may be chosen. Of a large one cells are visited in a random order; each gives a window.
+    Of a small text all windows are made and any may be chosen. Of a large one cells are visited in a random
+    order, and each gives a window. again: called before what was read is read once more.
     """
     if reader.weight(SMALL) <= SMALL:
         found = list(cutter.windows(every(reader, SMALL)))
@@ -54,9 +62,10 @@ def choice(found: int, wanted: int, seed: Sequence[int]) -> list[int]:
 
 
 def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], per_token: int) -> list[Window]:
-    """At most `wanted` windows: at most one of every cell, so that they lie apart. Short documents of several cells are joined.
+    """At most `wanted` windows: at most one of every cell, so that they lie apart.
 
-    per_token: bytes of a cell for every token of a window. Where they are clearly too few, larger cells are worth another try.
+    Short documents of several cells are joined. per_token: bytes of a cell for every token of a window; where
+    they are clearly too few, larger cells are worth another try.
     """
     size = max(per_token * cutter.length, LEAST, -(-reader.weight(2**63) // MOST))
     order = np.random.default_rng(seed).permutation(reader.cells(size))
@@ -77,14 +86,19 @@ def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], pe
     return [found[cell] for cell in sorted(found)]
 
 
-def _next(missing: int, visited: int, size: int) -> int:
-    """Cells to visit next: some more than windows are missing; where cells hold little, as many again as before, as memory allows."""
+def _next(missing: int, before: int, size: int) -> int:
+    """Cells to visit next: some more than windows are missing; as many as before where cells hold little."""
     least = missing + missing // 4 + 8
-    return max(least, min(visited, HELD // size))
+    return max(least, min(before, HELD // size))
 
 
-def _of_cell(pieces: list[Piece], cutter: Cutter, packing: Packing, rng: np.random.Generator) -> Window | None:
-    """A window of a cell, from the document on in which a random place of it lies; None where it has too little text."""
+def _of_cell(
+    pieces: list[Piece],
+    cutter: Cutter,
+    packing: Packing,
+    rng: np.random.Generator,
+) -> Window | None:
+    """A window of a cell, from the document on in which a random place lies; None = too little text."""
     ends = np.cumsum([len(piece.text) for piece in pieces])
     if not pieces or not ends[-1]:
         return None
@@ -95,8 +109,17 @@ def _of_cell(pieces: list[Piece], cutter: Cutter, packing: Packing, rng: np.rand
     return None
 
 
-def counted(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], again: Callable[[], None]) -> list[Window]:
-    """As of a small text, in bounded memory: the windows are counted first, and made again. For most of what a large text has."""
+def counted(
+    reader: Reader,
+    cutter: Cutter,
+    wanted: int,
+    seed: Sequence[int],
+    again: Callable[[], None],
+) -> list[Window]:
+    """As of a small text, in bounded memory, for most of what a large text has.
+
+    The windows are counted first, and made once more.
+    """
     again()
     found = sum(1 for _ in cutter.windows(every(reader, BLOCK)))
     taken = set(choice(found, wanted, seed))

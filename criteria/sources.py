@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from criteria.splits import check
 from experts.errors import ExciseError
 
-Template = bool | Annotated[str, Field(min_length=1)]  # true = the tokenizer's own, a name = one of several, false = none
+# true = the tokenizer's own, a name = one of several, false = none
+Template = bool | Annotated[str, Field(min_length=1)]
 
 
 class Source(BaseModel):
@@ -18,23 +19,40 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: tuple[Path, ...] = Field(default=(), description="files or folders: plain UTF-8 text; rows where the name ends as below")
-    separator: str = Field(default="", description="regular expression that starts a new document in plain text; empty: a file is one")
+    text: tuple[Path, ...] = Field(
+        default=(),
+        description="files or folders: plain UTF-8 text, or rows where the name says so",
+    )
+    separator: str = Field(
+        default="",
+        description="regular expression that starts a new document in plain text; empty: a file is one",
+    )
     jsonl: tuple[Path, ...] = Field(
-        default=(), description="files or folders of rows: JSON lines, JSON arrays, single objects, parquet; .gz too"
+        default=(),
+        description="files or folders of rows: JSON lines, JSON arrays, single objects, parquet; .gz too",
     )
     field: tuple[str, ...] = Field(
-        default=("text",), description="fields of a row, joined with a newline; with bars between names the first that a row has"
+        default=("text",),
+        description="fields of a row, joined with a newline; with bars between names the first that a row has",
     )
     chat_template: Template | None = Field(
-        default=None, description="true, false or the name of a template of the tokenizer, see below; none = as the block says"
+        default=None,
+        description="true, false or the name of a template of the tokenizer, see below; none = as the block says",
     )
-    dataset: str = Field(default="", description="a data set for datasets.load_dataset, streamed; or a local file or folder")
+    dataset: str = Field(
+        default="",
+        description="a data set for datasets.load_dataset, streamed; or a local file or folder",
+    )
     config: str = Field(default="", description="its configuration name")
     split: str = Field(
-        default="", description="split of the data set, or a part (train[:200]); train, calibration, test of the standard library"
+        default="",
+        description="split of the data set, or a part (train[:200]); of stdlib train, calibration, test",
     )
-    documents: int = Field(default=2000, gt=0, description="rows taken from a data set, the first ones; a part of a split is taken whole")
+    documents: int = Field(
+        default=2000,
+        gt=0,
+        description="rows taken from a data set, the first ones; a part of a split is taken whole",
+    )
     stdlib: Literal["code", "prose", ""] = Field(default="", description="text of this Python's standard library")
     domain: str = Field(default="", description="label for criteria that compare domains; default: the kind of source")
 

@@ -20,11 +20,15 @@ def check(spec: str) -> None:
     """Raises ValueError for what is no part of a split."""
     for part in spec.split("+"):
         if not PART.fullmatch(part.strip()):
-            raise ValueError(f"split {spec!r} is not one; write train, train[:200], train[10%:20%] or train+test")
+            known = "train, train[:200], train[10%:20%] or train+test"
+            raise ValueError(f"split {spec!r} is not one; write {known}")
 
 
 def parts(spec: str, sizes: Callable[[], Mapping[str, int]]) -> list[Part]:
-    """The parts of a split. sizes: rows of every split, asked for only where shares or ends need them. Raises KeyError without them."""
+    """The parts of a split.
+
+    sizes: rows of every split, asked for only where shares or ends need them. Raises KeyError without them.
+    """
     return [_part(PART.fullmatch(part.strip()), sizes) for part in spec.split("+")]
 
 

@@ -37,7 +37,7 @@ def documents(domain: Domain, split: Split) -> Iterator[tuple[str, str]]:
     for name, path in _files():
         if split_of(name) == split:
             text = _read(path)
-            with suppress(SyntaxError, ValueError, RecursionError):  # of another Python: not there, as a missing module is
+            with suppress(SyntaxError, ValueError, RecursionError):  # of another Python: as good as missing
                 found[name] = _docstrings(text) if domain == "prose" else _code(text)
     for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
         if split_of(name) == split and len(found[name]) >= SHORTEST:

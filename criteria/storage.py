@@ -10,10 +10,20 @@ from pathlib import Path
 from experts.errors import ExciseError
 
 STEP = 2**20  # bytes
+NEXT = 2**14  # bytes that are looked through at once for the end of a line
 KEPT = 2**16  # bytes of a compressed file that may be asked for once more
 MARK = b"\xef\xbb\xbf"  # the byte-order mark of UTF-8
-WIDE = {b"\xff\xfe": "UTF-16 or UTF-32", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
-PACKED = {b"\x28\xb5\x2f\xfd": "Zstandard", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
+WIDE = {
+    b"\xff\xfe": "UTF-16 or UTF-32",
+    b"\xfe\xff": "UTF-16",
+    b"\x00\x00\xfe\xff": "UTF-32",
+}
+PACKED = {
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"BZh91AY&SY": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+}
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 
 
@@ -21,11 +31,14 @@ def head(path: Path, size: int = 4) -> bytes:
     """The first bytes of a regular file."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ExciseError(f"{path}: not a regular file; give a file of text")  # a pipe would be waited for
+            # A pipe would be waited for.
+            raise ExciseError(f"{path}: not a regular file; give a file of text")
         with path.open("rb") as file:
             return file.read(size)
     except OSError as error:
         raise ExciseError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # a name with a null character
+        raise ExciseError(f"{str(path)!r}: {error}") from error
 
 
 class Data:
@@ -54,7 +67,7 @@ class Data:
                 raise ExciseError(f"{self.path}: {name}, not UTF-8 text; convert it first (iconv -t UTF-8)")
         for magic, name in PACKED.items():
             if first.startswith(magic):
-                raise ExciseError(f"{self.path}: packed with {name}; unpack it first (gzip alone is read as it is)")
+                raise ExciseError(f"{self.path}: packed with {name}; unpack it first (gzip is read as it is)")
 
     @property
     def size(self) -> int:
@@ -86,9 +99,9 @@ class Data:
                 file.seek(start)
                 return file.read(max(0, stop - start))
 
-    def find(self, byte: bytes, start: int, stop: int | None = None) -> int:
+    def find(self, byte: bytes, start: int, stop: int) -> int:
         """Where the byte is first found from start on, before stop; −1 where it is not."""
-        while (stop is None or start < stop) and (block := self.at(start, start + 2**14 if stop is None else min(stop, start + 2**14))):
+        while block := self.at(start, min(stop, start + NEXT)):
             if (found := block.find(byte)) >= 0:
                 return start + found
             start += len(block)
@@ -100,7 +113,7 @@ class Data:
         return sum(self.at(start, min(offset, start + STEP)).count(b"\n") for start in steps)
 
     def text(self, start: int, stop: int) -> str:
-        """The text from start to stop, line ends as one sign. Raises ExciseError that names the byte that is no UTF-8."""
+        """The text from start to stop, line ends as one sign. Raises ExciseError with the bad byte."""
         return self.decoded(self.at(start, stop), start)
 
     def decoded(self, raw: bytes, start: int) -> str:
@@ -131,12 +144,30 @@ class Data:
         return self._kept[max(0, start - self._kept_at) : max(0, stop - self._kept_at)]
 
 
+class InCells:
+    """A file whose cells are bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.data = path, Data(path)
+
+    def weight(self, limit: int) -> int:
+        """Bytes of text, counted as far as `limit`."""
+        return self.data.weight(limit)
+
+    def cells(self, size: int) -> int:
+        """How many cells of `size` bytes there are."""
+        if (weight := self.data.weight(size)) <= size:
+            return int(weight > 0)  # one at most: nothing compressed has to be unpacked to its end
+        return -(-self.data.size // size)
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """What goes wrong while reading, as one line that names the file."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ExciseError(f"{path}: damaged or incomplete gzip file ({error}); download or pack it again") from error
+        what = f"{path}: damaged or incomplete gzip file ({error})"
+        raise ExciseError(f"{what}; get or pack it again") from error
     except OSError as error:
         raise ExciseError(f"{path}: {error.strerror or error}") from error

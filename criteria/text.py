@@ -2,8 +2,8 @@
 
 A source yields documents; a document at least one window long is cut into consecutive full windows, shorter ones of the same
 source are joined (with the end token between them) until a window is full. Every window knows its document: the unit that
-intervals are clustered by. Where the tokenizer begins a text with a token of its own, every window begins with it; what follows it counts
-like any other position.
+intervals are clustered by. Where the tokenizer begins a text with a token of its own, every window begins with it;
+what follows it counts like any other position.
 """
 
 import hashlib
@@ -73,7 +73,8 @@ def read_windows(
     """
     sources = list(sources)
     if sequences < len(sources):
-        raise ExciseError(f"data: {sequences} windows cannot be shared by {len(sources)} sources; raise sequences")
+        few = f"data: {sequences} windows for {len(sources)} sources, which give one each at least"
+        raise ExciseError(f"{few}; raise sequences")
     cutter = Cutter(tokenizer, length, bos)
     domains = tuple(dict.fromkeys(source.label for source in sources))
     rows, document, domain = [], [], []
@@ -81,7 +82,8 @@ def read_windows(
     for number, source in enumerate(sources):
         share = sequences // len(sources) + (number < sequences % len(sources))
         choice = chat_template if source.chat_template is None else source.chat_template
-        for name, tokens in _windows_of(source, cutter, share, (seed, number), RowText(source, tokenizer, choice, say)):
+        text_of = RowText(source, tokenizer, choice, say)
+        for name, tokens in _windows_of(source, cutter, share, (seed, number), text_of):
             rows.append(tokens)
             document.append(documents.setdefault(name, len(documents)))
             domain.append(domains.index(source.label))
@@ -89,59 +91,79 @@ def read_windows(
     return Windows(tokens, np.ones_like(tokens, bool), np.array(document), np.array(domain), tuple(documents), domains)
 
 
-def _windows_of(source: Source, cutter: Cutter, share: int, seed: tuple[int, int], text_of: RowText) -> list[Window]:
+def _windows_of(
+    source: Source,
+    cutter: Cutter,
+    share: int,
+    seed: tuple[int, int],
+    text_of: RowText,
+) -> list[Window]:
     """The windows of one source."""
     try:
         with opened(source, text_of) as reader:
             found = sample(reader, cutter, share, seed, text_of.again)
     except TooFewError as few:
-        raise ExciseError(f"data ({source.label}): {_shortage(few.found, share, cutter, text_of)}") from None
+        raise ExciseError(f"{text_of.what}: {_shortage(few.found, share, cutter, text_of)}") from None
     text_of.tell()
-    _check_content(f"data ({source.label})", found, cutter, text_of.say)
+    _check_content(text_of.what, found, cutter, text_of.say)
     return found
 
 
 def _shortage(found: int, wanted: int, cutter: Cutter, text_of: RowText) -> str:
+    length = cutter.length
     if found:
-        asked = f"{wanted} windows of {cutter.length} tokens asked, the text has {found}"
+        asked = f"{wanted} windows of {length} tokens asked, the text has {found}"
         return f"{asked}; lower sequences or length, or add text"
     if text_of.seen and text_of.seen == text_of.blank:
-        return f"there is no text, its {text_of.seen:,} rows are null or empty; name another field, or add text"
+        return f"there is no text, its {text_of.seen:,} rows are null or empty; name another field"
     if not cutter.tokens:
         return "there is no text; add some"
-    return f"the text ({cutter.tokens:,} tokens) is shorter than one window of {cutter.length} tokens; lower length or add text"
+    has = f"the text ({cutter.tokens:,} tokens)"
+    return f"{has} is shorter than one window of {length} tokens; lower length or add text"
 
 
 def _check_content(what: str, windows: list[Window], cutter: Cutter, say: Callable[[str], None]) -> None:
     """A window of one special token, again and again, is no text: all of them are refused, some are said."""
     special = set(cutter.tokenizer.all_special_ids)
-    body = len(windows[0][1]) - cutter.room
-    hollow = [name for name, tokens in windows if int(tokens[-1]) in special and (tokens[body:] == tokens[-1]).all()]
+    first = cutter.length - cutter.room  # behind the token for the beginning
+    last = [(name, int(tokens[-1]), tokens[first:]) for name, tokens in windows]
+    hollow = [(name, end) for name, end, body in last if end in special and (body == end).all()]
     if not hollow:
         return
-    token = cutter.tokenizer.convert_ids_to_tokens(int(next(tokens[-1] for name, tokens in windows if name == hollow[0])))
-    holds = f"{what}: {len(hollow)} of {len(windows)} windows hold nothing but the special token {token} (the first in {hollow[0]})"
+    name, token = hollow[0][0], cutter.tokenizer.convert_ids_to_tokens(hollow[0][1])
+    count = f"{len(hollow)} of {len(windows)} windows"
+    holds = f"{count} hold nothing but the special token {token} (the first in {name})"
     if len(hollow) == len(windows):
-        raise ExciseError(f"{holds}; is this the tokenizer of the model, and the right text?")
-    say(holds)
+        raise ExciseError(f"{what}: {holds}; is this the tokenizer of the model, and the right text?")
+    say(f"{what}: {holds}")
 
 
 def consecutive(
-    path: Path, tokenizer: PreTrainedTokenizerBase, length: int, sequences: int = 0, bos: Bos = Bos.AUTO, say: Callable[[str], None] = tell
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    sequences: int = 0,
+    bos: Bos = Bos.AUTO,
+    say: Callable[[str], None] = tell,
 ) -> Windows:
-    """A text file's tokens in windows of `length` from its start: the first `sequences`, 0 = all full ones. Each is a document."""
+    """A text file's tokens in windows of `length` from its start: the first `sequences`, 0 = all full ones.
+
+    Every window is a document.
+    """
     cutter, reader = Cutter(tokenizer, length, bos), PlainText(path)
     size = SMALL if reader.weight(SMALL) <= SMALL else BLOCK
     found = list(islice(cutter.windows(every(reader, size)), sequences or None))
+    has = f"the text has {cutter.tokens:,} tokens" if cutter.tokens else "there is no text"
     if not found:
-        has = f"the text has {cutter.tokens:,} tokens" if cutter.tokens else "there is no text"
-        raise ExciseError(f"{path}: {has}, less than a window of {length}; lower --window or take a longer text")
+        few = f"{path}: {has}, less than a window of {length}"
+        raise ExciseError(f"{few}; lower --window or take a longer text")
     if len(found) < sequences:
-        has = f"the text has {cutter.tokens:,} tokens, {len(found)} full windows of {length}; {sequences} asked"
+        has = f"{has}, {len(found)} full windows of {length}; {sequences} asked"
         raise ExciseError(f"{path}: {has}: lower --sequences or --window, or take a longer text")
     _check_content(str(path), found, cutter, say)
     tokens, rows = np.stack([row for _, row in found]), np.arange(len(found))
-    return Windows(tokens, np.ones_like(tokens, bool), rows, np.zeros_like(rows), tuple(f"{path}#{row}" for row in rows), (path.stem,))
+    documents = tuple(f"{path}#{row}" for row in rows)
+    return Windows(tokens, np.ones_like(tokens, bool), rows, np.zeros_like(rows), documents, (path.stem,))
 
 
 def overlap(calibration: Windows, validation: Windows) -> list[int]:

@@ -144,9 +144,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         raise ExciseError(f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, vocab.*); add those of the original model")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokens = tokenizer("A text.", add_special_tokens=False)["input_ids"]
     except Exception as error:  # tokenizers raises bare ones
         let_through(error)
         raise ExciseError(f"{folder}: {_own_code(error) or f'the tokenizer cannot be loaded ({one_line(error)})'}") from error
+    if not tokens:
+        raise ExciseError(
+            f"{folder}: its tokenizer files make an empty {type(tokenizer).__name__}, which reads no text; "
+            "add all files of the original model"
+        )
     return tokenizer
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from criteria.context import context_note
+from criteria.context import check_vocabulary, context_note
 from criteria.text import Windows, consecutive
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.effects import Instrument
@@ -36,6 +36,7 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
     caution = context_note(request.window, layout.checkpoint.config, shapes)
     tokenizer = load_tokenizer(source, request.trust_remote_code)
     windows = consecutive(request.text, tokenizer, request.window, request.sequences, request.bos)
+    check_vocabulary(int(windows.tokens.max()), layout.checkpoint.config)
     asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code, *libraries())
     parts = Parts(request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force)
     missing = parts.missing(len(windows), layers)
@@ -102,7 +103,8 @@ def _cautions(anatomy: Anatomy) -> list[str]:
     """What a reader of the numbers has to know."""
     if anatomy.model.dtype not in HALF:
         return []
-    return [f"measured in {anatomy.model.dtype}: single effects carry its rounding, some hundredths of a nat; --dtype float32 avoids it"]
+    rounding = "single effects carry its rounding, some hundredths of a nat"
+    return [f"measured in {anatomy.model.dtype}: {rounding}; --dtype float32 avoids it"]
 
 
 def half_plan(anatomy: Anatomy) -> Plan:

@@ -159,7 +159,7 @@ class Healing:
         """Of everything that the report depends on."""
         settings, recipe = self.settings.model_dump(mode="json", exclude={"save_steps", "checkpoint"}), self.materials.recipe
         tasks, text = recipe.validation.tasks, self.materials.validation
-        asked = (self.materials.benchmark.hash, tasks.batch, tasks.random_plans) if tasks else ()
+        asked = (self.materials.asked, tasks.batch, tasks.random_plans) if tasks else ()
         documents = [text.documents[document] for document in text.document]  # what intervals are drawn over
         plans = [plan.digest for plan in (*self.plans.values(), *self.known)]
         trained = (version("peft"), self._teacher, self.windows.hash)

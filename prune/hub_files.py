@@ -62,6 +62,11 @@ def reads_text(names: Collection[str]) -> bool:
     return any(READS_TEXT.fullmatch(name) for name in names)
 
 
+def reads_prompts(name: str) -> bool:
+    """Whether a file decides what a model reads of a prompt, or how it answers: tokenizer, templates, generation settings."""
+    return name == "generation_config.json" or TOKENIZER.fullmatch(name) is not None
+
+
 def top(names: Iterable[str]) -> set[str]:
     """Names that stand in no folder: what transformers looks at."""
     return {name for name in names if "/" not in name}

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import xxhash
+from transformers import PreTrainedTokenizerBase
 
 from criteria.budget import Budget
 from criteria.chat import Template
-from criteria.context import context_note
+from criteria.context import check_vocabulary, context_note
 from criteria.experiment import Measurement, prerequisites
 from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
@@ -29,12 +31,16 @@ from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
+from experts.weight_files import regular_files
 from prune.cache import Cache
+from prune.hub_files import reads_prompts
 from prune.prepare import Prepared
 from prune.recipe import Text
+from prune.shards import digest_files
 from prune.stages import key_of, libraries
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest
+from validate.task_needs import check_tokenizer
 
 if TYPE_CHECKING:
     from validate.tasks import Benchmark
@@ -93,9 +99,14 @@ class Materials:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         if note := context_note(part.length, checkpoint.config, shapes):
             say(note)
-        tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
-        text = (part.data, tokenizer, part.length, part.sequences, part.seed)
-        return read_windows(*text, part.bos, part.chat_template, say)
+        text = (part.data, self.tokenizer(), part.length, part.sequences, part.seed)
+        windows = read_windows(*text, part.bos, part.chat_template, say)
+        check_vocabulary(int(windows.tokens.max()), checkpoint.config)
+        return windows
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """A new one each time: lm-eval changes what it is given."""
+        return load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
 
     def _tell_once(self, note: str) -> None:
         if note not in self._told:
@@ -120,9 +131,16 @@ class Materials:
         assert tasks is not None, "asked for only where there are some"
         template = ""
         if tasks.chat_template:
-            tokenizer = load_tokenizer(self.prepared.source, self.recipe.trust_remote_code)
-            template = Template(tokenizer, tasks.chat_template, "validate.tasks.chat_template").tried()
-        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data, template)
+            template = Template(self.tokenizer(), tasks.chat_template, "validate.tasks.chat_template").tried()
+        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data, template, tasks.confirm_unsafe_code)
+
+    @cached_property
+    def asked(self) -> str:
+        """Identity of the tasks as the model meets them: items and prompts, tokenizer, generation settings."""
+        source = self.prepared.source
+        digest = xxhash.xxh3_128(self.benchmark.hash.encode())
+        digest_files(digest, (source / name for name in regular_files(source) if reads_prompts(name)))
+        return digest.hexdigest()[:16]
 
     def reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
         """Of a written checkpoint, on the first validation window [1, W, V]; on `device`, because another one rounds differently."""
@@ -137,6 +155,7 @@ class Materials:
         _ = self.windows
         if self.recipe.validation.tasks:
             _ = self.benchmark.parts
+            check_tokenizer(self.benchmark.tasks, self.tokenizer(), str(self.prepared.source))
 
     @property
     def calibration(self) -> Windows:

@@ -22,7 +22,10 @@ class Shown(StrEnum):
 
 Begin = Annotated[
     Bos,
-    typer.Option("--bos", help="Begin every window with the token for the beginning of a text; auto = if the tokenizer does."),
+    typer.Option(
+        "--bos",
+        help="Begin every window with the token for the beginning of a text; auto = if the tokenizer does.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")]

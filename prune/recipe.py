@@ -123,7 +123,11 @@ class Tasks(Part):
     fewshot: int | None = Field(default=None, ge=0, description="examples before each item; none = what the task says")
     batch: int = Field(default=16, gt=0, description="requests per forward")
     chat_template: Template = Field(
-        default=False, description="true, or the name of a template of the tokenizer: prompts are written as conversations"
+        default=False,
+        description="true, or the name of a template of the tokenizer: prompts are written as conversations",
+    )
+    confirm_unsafe_code: bool = Field(
+        default=False, description="tasks may run code that the model writes (humaneval, mbpp): only where it can do no harm"
     )
     random_plans: int | None = Field(default=None, ge=5, description="random plans the tasks are run on; none = all")
 

@@ -91,7 +91,7 @@ class Run:
         key = row_key(self.materials)
         plan = select(table[0], self.plan_budget, self.shape)
         # The scores themselves: a user's criterion can change behind an unchanged name.
-        asked = self.materials.benchmark.hash if settings.tasks else ""
+        asked = self.materials.asked if settings.tasks else ""
         inputs = (
             [scores.digest for scores in table],
             self.recipe.model_dump(mode="json", exclude={"finetune"}),

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from experts.anatomy import load_tokenizer
 from experts.errors import ExciseError
 from experts.notes import tell
 from prune.materials import Materials
@@ -56,9 +55,8 @@ def _tasks(materials: Materials, settings: Tasks, prefix: str, recovery: str) ->
 
     benchmark = materials.benchmark
     path = materials.folder.path / f"{prefix}items.csv"
-    key = _after(key_of("items", materials.loaded, benchmark.hash, settings.batch), recovery)
-    tokenizer = load_tokenizer(materials.prepared.source, materials.recipe.trust_remote_code)
-    items = ItemEvaluator(materials.anatomy, benchmark, tokenizer, path, key, settings.batch)
+    key = _after(key_of("items", materials.loaded, materials.asked, settings.batch), recovery)
+    items = ItemEvaluator(materials.anatomy, benchmark, materials.tokenizer(), path, key, settings.batch)
     return [
         Yardstick(part.task, part.metric, items, np.ones(part.items), np.arange(part.items), -1, part.rows, settings.random_plans)
         for part in benchmark.parts

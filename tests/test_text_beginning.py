@@ -48,7 +48,10 @@ def text(tmp_path: Path) -> Path:
 def test_every_window_begins_with_it(text: Path, tmp_path: Path, tokenizer: Any, bos: Bos, begins: bool) -> None:
     """It counts as one of the tokens; nothing of the text is lost, or said twice."""
     all_ = 400 // (20 - begins)
-    for windows in (read_windows([Source(text=(text,))], tokenizer, 20, all_, 0, bos), consecutive(text, tokenizer, 20, all_, bos)):
+    for windows in (
+        read_windows([Source(text=(text,))], tokenizer, 20, all_, 0, bos),
+        consecutive(text, tokenizer, 20, all_, bos),
+    ):
         assert windows.tokens.shape == (all_, 20)
         body = windows.tokens[:, int(begins) :]
         assert (windows.tokens[:, 0] == tokenizer.bos_token_id).all() == begins
@@ -61,7 +64,10 @@ def test_every_window_begins_with_it(text: Path, tmp_path: Path, tokenizer: Any,
 
 
 def test_always_needs_one(text: Path) -> None:
-    with pytest.raises(ExciseError, match="bos: always, but the tokenizer has no token for the beginning of a text; use bos: auto"):
+    with pytest.raises(
+        ExciseError,
+        match="bos: always, but the tokenizer has no token for the beginning of a text; use auto",
+    ):
         read_windows([Source(text=(text,))], WITHOUT, 20, 1, 0, Bos.ALWAYS)
 
 
@@ -74,7 +80,12 @@ def begins_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(model: Path, text: Path, **part: Any) -> dict[str, Any]:
     data = {"data": {"text": str(text)}, "sequences": 4, "length": 20, **part}
-    return {"model": str(model), "calibration": data, "prune": {"fraction": 0.5}, "validate": {**data, "random_plans": 20}}
+    return {
+        "model": str(model),
+        "calibration": data,
+        "prune": {"fraction": 0.5},
+        "validate": {**data, "random_plans": 20},
+    }
 
 
 def test_recipes_and_effects_begin_as_the_tokenizer_does(begins_model: Path, text: Path, tmp_path: Path) -> None:
@@ -109,20 +120,24 @@ def test_context() -> None:
     table = {"transformer.wpe.weight": (64, 8), "vision.embeddings.position_embedding.weight": (16, 8)}
     assert context_note(64, {"n_positions": 64}, table) == ""
     for config in ({"n_positions": 64}, {}):
-        with pytest.raises(ExciseError, match="a window of 65 tokens is longer than the 64 positions the model has; take shorter windows"):
+        with pytest.raises(
+            ExciseError,
+            match="a window of 65 tokens is longer than the 64 positions the model has; take shorter windows",
+        ):
             context_note(65, config, table)
     with pytest.raises(ExciseError, match="than the 64 positions"):  # OPT's table has two rows more than positions
         context_note(65, {"max_position_embeddings": 64}, {"model.decoder.embed_positions.weight": (66, 8)})
 
 
-def test_windows_that_do_not_fit_are_said_or_refused(begins_model: Path, text: Path, tmp_path: Path, capsys: Any) -> None:
+def test_windows_that_do_not_fit_are_said_or_refused(begins_model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Said once, although two texts are read; refused before a text is tokenised, where the model has no such positions."""
+    caplog.set_level("INFO", "excise")
     recipe = parse_recipe(recipe_of(begins_model, text, length=130, sequences=1), "recipe", tmp_path)
     materials = Materials(prepare(recipe, tmp_path / "run"))
     materials.read_part(recipe.calibration)
     materials.read_part(recipe.validation)
     note = "a window of 130 tokens is longer than the 128 positions the model was made for"
-    assert capsys.readouterr().err.count(note) == 1
+    assert caplog.text.count(note) == 1
     learned = tmp_path / "learned"
     tiny.save(tiny.build("olmoe"), learned)
     tensors = load_file(learned / "model.safetensors")

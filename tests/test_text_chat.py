@@ -26,7 +26,13 @@ def file(folder: Path, rows: list[Any]) -> Path:
 
 
 def read(
-    path: Path, tokenizer: Any, length: int, sequences: int = 1, notes: list[str] | None = None, part: Any = None, **source: Any
+    path: Path,
+    tokenizer: Any,
+    length: int,
+    sequences: int = 1,
+    notes: list[str] | None = None,
+    part: Any = None,
+    **source: Any,
 ) -> Windows:
     say = (lambda _: None) if notes is None else notes.append
     sources = [Source.model_validate({"jsonl": path, **source})]
@@ -47,22 +53,49 @@ def written(folder: Path, row: Any, tokenizer: Any = FREE, length: int = 40, **s
         ({"conversations": OPENAI["messages"]}, {}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
         ({"messages": SHAREGPT["conversations"]}, {}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
         (OPENAI["messages"], {}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
-        ({"chosen": OPENAI["messages"], "n": 1}, {"field": "chosen"}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
+        (
+            {"chosen": OPENAI["messages"], "n": 1},
+            {"field": "chosen"},
+            "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>",
+        ),
         ({**SHAREGPT, "system": "s"}, {}, "<system>s<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
         ({**OPENAI, "text": "words"}, {"chat_template": True}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
         ({**OPENAI, "text": "words"}, {}, "words<eos>"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                    }
+                ]
+            },
             {},
             "<user>a\nb<eos>",
         ),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]}, {}, "<assistant>f()<eos>"),
-        ({"conversations": [{"from": "Observation", "value": "o"}, {"from": "critic", "value": "c"}]}, {}, "<tool>o<critic>c<eos>"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]},
+            {},
+            "<assistant>f()<eos>",
+        ),
+        (
+            {"conversations": [{"from": "Observation", "value": "o"}, {"from": "critic", "value": "c"}]},
+            {},
+            "<tool>o<critic>c<eos>",
+        ),
         ({"messages": [{"role": "user", "content": "q"}], "tools": [{"name": "t"}]}, {}, "[t]<user>q<eos>"),
         ({"messages": [{"role": "user", "content": "q"}], "tools": '[{"name": "t"}]'}, {}, "[t]<user>q<eos>"),
         ({"text": "prose"}, {"chat_template": True}, "<user>prose<eos>"),
-        ({"ask": "x", "more": None, "say": "y"}, {"field": ["ask", "more", "say"], "chat_template": True}, "<user>x<assistant>y<eos>"),
-        ({"ask": "x", "more": "z", "say": ""}, {"field": ["ask", "more", "say"], "chat_template": True}, "<user>x\nz<eos>"),
+        (
+            {"ask": "x", "more": None, "say": "y"},
+            {"field": ["ask", "more", "say"], "chat_template": True},
+            "<user>x<assistant>y<eos>",
+        ),
+        (
+            {"ask": "x", "more": "z", "say": ""},
+            {"field": ["ask", "more", "say"], "chat_template": True},
+            "<user>x\nz<eos>",
+        ),
         (OPENAI, {"chat_template": False}, "qqqqqqqqq\naaaaaaaa<eos>"),
         ("prose", {"chat_template": True}, "<user>prose<eos>"),
     ],
@@ -112,26 +145,86 @@ def test_parquet_fills_missing_keys_with_nulls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "rows", "choice", "message"),
     [
-        (PLAIN, [OPENAI], None, r"data \(jsonl\): chat_template: the tokenizer has no chat template; take .* or chat_template: false"),
+        (
+            PLAIN,
+            [OPENAI],
+            None,
+            r"data \(jsonl\): chat_template: the tokenizer has no chat template; take .* or chat_template: false",
+        ),
         (PLAIN, [{"text": "x"}], True, r"data \(jsonl\): chat_template: the tokenizer has no chat template"),
-        (STRICT, [OPENAI], "terse", r"the tokenizer has no template 'terse', only one without a name; use true"),
+        (
+            STRICT,
+            [OPENAI],
+            "terse",
+            r"the tokenizer has no template 'terse'; only one without a name: true",
+        ),
         (SEVERAL, [OPENAI], "tersee", r"the tokenizer has no template 'tersee'; it has default, terse"),
-        (talking.tokenizer({"a": "", "b": ""}), [OPENAI], True, r"several templates and no default; name one: a, b"),
-        (talking.tokenizer("{% for"), [OPENAI], True, r"jsonl:1: the chat template cannot write .* \(TemplateSyntaxError"),
-        (STRICT, [OPENAI, {"messages": OPENAI["messages"][1:]}], True, r"jsonl:2: the chat template cannot .*roles must alternate"),
-        (STRICT, [{**SHAREGPT, "system": "s"}], None, r"jsonl:1: the chat template cannot .*System role not supported\); leave the row"),
-        (STRICT, [{"messages": [{"content": "x"}]}], None, r"jsonl:1: messages is no conversation; expected a list of \{role, content\}"),
-        (STRICT, [{"messages": [{"role": 5, "content": "x"}]}], None, r"jsonl:1: a message has the role int, expected a name"),
-        (STRICT, [{"conversations": [{"from": None, "value": "x"}]}], None, r"jsonl:1: a message is from null; expected human"),
+        (
+            talking.tokenizer({"a": "", "b": ""}),
+            [OPENAI],
+            True,
+            r"several templates and no default; name one: a, b",
+        ),
+        (
+            talking.tokenizer("{% for"),
+            [OPENAI],
+            True,
+            r"jsonl:1: the chat template cannot write .* \(TemplateSyntaxError",
+        ),
+        (
+            STRICT,
+            [OPENAI, {"messages": OPENAI["messages"][1:]}],
+            True,
+            r"jsonl:2: the chat template cannot .*roles must alternate",
+        ),
+        (
+            STRICT,
+            [{**SHAREGPT, "system": "s"}],
+            None,
+            r"jsonl:1: the chat template cannot .*System role not supported\); leave the row",
+        ),
+        (
+            STRICT,
+            [{"messages": [{"content": "x"}]}],
+            None,
+            r"jsonl:1: messages is no conversation; expected \{role, content\}",
+        ),
+        (
+            STRICT,
+            [{"messages": [{"role": 5, "content": "x"}]}],
+            None,
+            r"jsonl:1: a message has the role int, expected a name",
+        ),
+        (
+            STRICT,
+            [{"conversations": [{"from": None, "value": "x"}]}],
+            None,
+            r"jsonl:1: a message is from null; expected human",
+        ),
         (
             STRICT,
             [{"messages": [{"role": "user", "content": [{"type": "image"}]}]}],
             None,
             r"jsonl:1: a message holds image, and only text",
         ),
-        (STRICT, [{"messages": [{"role": "user", "content": 5}]}], None, r"jsonl:1: a message holds int, and only text can be read"),
-        (STRICT, [{"messages": [{"role": "user", "content": "\ud800"}]}], None, r"jsonl:1: \\ud800 is half of a surrogate pair"),
-        (talking.tokenizer("{{ 1 // 0 }}"), [OPENAI], None, r"jsonl:1: the chat template cannot .*\(ZeroDivisionError"),
+        (
+            STRICT,
+            [{"messages": [{"role": "user", "content": 5}]}],
+            None,
+            r"jsonl:1: a message holds int, and only text can be read",
+        ),
+        (
+            STRICT,
+            [{"messages": [{"role": "user", "content": "\ud800"}]}],
+            None,
+            r"jsonl:1: \\ud800 is half of a surrogate pair",
+        ),
+        (
+            talking.tokenizer("{{ 1 // 0 }}"),
+            [OPENAI],
+            None,
+            r"jsonl:1: the chat template cannot .*\(ZeroDivisionError",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_one_line(tmp_path: Path, tokenizer: Any, rows: list[Any], choice: Any, message: str) -> None:
@@ -142,8 +235,14 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path, tokenizer: Any, rows
 
 def test_plain_text_has_no_turns(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("prose " * 100)
-    for source in (Source(text=(tmp_path / "a.txt",), chat_template=True), Source(stdlib="prose", split="test", chat_template=True)):
-        with pytest.raises(ExciseError, match=r"this is plain text; leave chat_template out for this source, or give the text as rows"):
+    for source in (
+        Source(text=(tmp_path / "a.txt",), chat_template=True),
+        Source(stdlib="prose", split="test", chat_template=True),
+    ):
+        with pytest.raises(
+            ExciseError,
+            match=r"this is plain text; leave it out for this source, or give the text as rows",
+        ):
             read_windows([source], FREE, 20, 1, 0)
     assert len(read_windows([Source(text=(tmp_path / "a.txt",), chat_template=False)], FREE, 20, 1, 0, chat_template=True)) == 1
 
@@ -156,5 +255,8 @@ def test_a_tokenizer_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
     tokenizer = tiny.tokenizer()
     monkeypatch.setattr(type(tokenizer), "__call__", broken)
-    with pytest.raises(ExciseError, match=r"chat\.jsonl:1: the tokenizer cannot read this text \(ZeroDivisionError: ZeroDivisionError\)"):
+    with pytest.raises(
+        ExciseError,
+        match=r"chat\.jsonl:1: the tokenizer cannot read this text \(ZeroDivisionError: ZeroDivisionError\)",
+    ):
         read(file(tmp_path, [{"text": "x"}]), tokenizer, 20)

@@ -108,7 +108,10 @@ def test_several_fields_and_fields_to_choose_from(tmp_path: Path) -> None:
     """Files with differing columns; a null field is left out, an empty one is an empty line."""
     rows = [{"ask": "a" * 20, "more": None, "say": "b" * 9}, {"ask": "c" * 14, "more": "", "say": "d" * 14}]
     path = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
-    assert texts(read(2, jsonl=path, field=["ask", "more", "say"])) == ["a" * 20 + "\n" + "b" * 9, "c" * 14 + "\n\n" + "d" * 14]
+    assert texts(read(2, jsonl=path, field=["ask", "more", "say"])) == [
+        "a" * 20 + "\n" + "b" * 9,
+        "c" * 14 + "\n\n" + "d" * 14,
+    ]
     write(tmp_path, "f/1.jsonl", json.dumps({"text": "a" * 30}))
     other = write(tmp_path, "f/2.jsonl", json.dumps({"content": "b" * 30, "n": 1}))
     assert texts(read(2, jsonl=tmp_path / "f", field="text|content")) == ["a" * 30, "b" * 30]
@@ -119,13 +122,24 @@ def test_several_fields_and_fields_to_choose_from(tmp_path: Path) -> None:
 
 def test_rows_without_text_are_counted_and_said_once(tmp_path: Path) -> None:
     """Null, empty and blank ones; they leave no stray end token behind."""
-    rows: list[Any] = [*ROWS, None, {"text": None}, {"text": ""}, {"text": " \n"}, {"messages": []}, {"messages": None}]
+    rows: list[Any] = [
+        *ROWS,
+        None,
+        {"text": None},
+        {"text": ""},
+        {"text": " \n"},
+        {"messages": []},
+        {"messages": None},
+    ]
     notes: list[str] = []
     windows = read(3, 62, notes, jsonl=write(tmp_path, "a.json", json.dumps(rows[::-1])))
     assert texts(windows)[0] == "f" * 30 + "<eos>" + "e" * 30 + "<eos>"
     assert notes == ["data (jsonl): 6 of 12 rows that were read are null or empty and were left out"]
     for empty in ([], [None] * 3, [{"text": ""}]):
-        with pytest.raises(ExciseError, match=r"data \(jsonl\): there is no text" + (f", its {len(empty)} rows are null" if empty else "")):
+        with pytest.raises(
+            ExciseError,
+            match=r"data \(jsonl\): there is no text" + (f", its {len(empty)} rows are null" if empty else ""),
+        ):
             read(1, jsonl=write(tmp_path, "b.json", json.dumps(empty)))
 
 
@@ -187,7 +201,16 @@ def test_parts_of_a_split(tmp_path: Path, name: str) -> None:
 def test_parts_are_those_of_the_library() -> None:
     """Shares and ends that count from the back, against `datasets` itself."""
     sizes = {"train": 1003, "dev": 7}
-    for spec in ("train", "train[:200]", "dev[3:]", "train[10%:33%]", "train[-5:]", "train[:-3]", "train[-10%:]+dev[:50%]", "dev[:400]"):
+    for spec in (
+        "train",
+        "train[:200]",
+        "dev[3:]",
+        "train[10%:33%]",
+        "train[-5:]",
+        "train[:-3]",
+        "train[-10%:]+dev[:50%]",
+        "dev[:400]",
+    ):
         expected = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
         found = parts(spec, lambda: sizes)
         length = [sizes[part.name] for part in found]
@@ -219,7 +242,10 @@ class Streamed:
             yield row
 
 
-@pytest.mark.parametrize("error", [ConnectionError(), RuntimeError(""), KeyError("text"), TypeError("\n\n"), UnicodeError("odd\nlong")])
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError(), RuntimeError(""), KeyError("text"), TypeError("\n\n"), UnicodeError("odd\nlong")],
+)
 def test_hub_data_sets(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """No more rows than are asked for are fetched; whatever the library raises, empty or not, is one line."""
     asked: list[Any] = []
@@ -246,24 +272,48 @@ def test_hub_data_sets(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Non
         ("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}', r"a\.jsonl:2: \\ud83d is half of a surrogate pair"),
         ("a.jsonl", '{"text": "a"}\n{"text": 5}', r"a\.jsonl:2: field 'text' holds int, expected text"),
         ("a.jsonl", '{"text": ["a"]}', r"a\.jsonl:1: field 'text' holds list, expected text"),
-        ("a.jsonl", '{"text": "a"}\n7', r"a\.jsonl:2: no text in field 'text'; it has int, expected an object or a text"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n7',
+            r"a\.jsonl:2: no text in field 'text'; it has int, expected an object or a text",
+        ),
         ("a.jsonl", '{"text": "a"}\n{"text": "b"', r"a\.jsonl:2: not a JSON line \(Expecting ',' delimiter"),
         ("a.jsonl", "[" * 10**5, r"a\.jsonl: not valid JSON \(.*recursion"),
         ("a.jsonl", '{"text": "a"}\n' + "[" * 10**5, r"a\.jsonl:2: not a JSON line \(.*recursion"),
-        ("a.jsonl", '{"text": "a"}\n{"n": 1' + "0" * 5000 + "}", r"a\.jsonl:2: not a JSON line \(Exceeds the limit"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"n": 1' + "0" * 5000 + "}",
+            r"a\.jsonl:2: not a JSON line \(Exceeds the limit",
+        ),
         ("a.jsonl", '{"text": NaN}', r"a\.jsonl:1: field 'text' holds float, expected text"),
-        ("a.jsonl", '{"text": "a"}\n{"messages": "a"}', r"a\.jsonl:2: messages is no conversation; expected a list of \{role, content\}"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"messages": "a"}',
+            r"a\.jsonl:2: messages is no conversation; expected \{role, content\}",
+        ),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe4"}', r"a\.jsonl: not UTF-8 text \(byte 24\)"),
         ("a.json", b'[{"text": "a"}, {"text": "\xe4"}]', r"a\.json: not UTF-8 text \(byte 26\)"),
         ("a.json", '[{"text": "a"}, {"text": 5}]', r"a\.json\[1\]: field 'text' holds int"),
-        ("a.json", '[{"text": "a"} {"text": "b"}]', r"a\.json: not valid JSON \(no comma after an element, near character 15\)"),
+        (
+            "a.json",
+            '[{"text": "a"} {"text": "b"}]',
+            r"a\.json: not valid JSON \(no comma after an element, near character 15\)",
+        ),
         ("a.json", '[{"text": "a"},]', r"a\.json: not valid JSON \(no value between , and \]"),
         ("a.json", '[{"text": "a"}', r"a\.json: not valid JSON \(the array does not end"),
         ("a.json", '[{"text": "a"}] x', r"a\.json: not valid JSON \(the file goes on after the array"),
-        ("a.json", '{\n"data": [{"text": "a"}]}', r"a\.json\[0\]: no text in field 'text'; it has \['data'\]"),
+        (
+            "a.json",
+            '{\n"data": [{"text": "a"}]}',
+            r"a\.json\[0\]: no text in field 'text'; it has \['data'\]",
+        ),
         ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], r"a\.jsonl\.gz: damaged or incomplete gzip file"),
         ("a.txt.gz", gzip.compress(LINES.encode()) + b"rest", r"a\.txt\.gz: damaged or incomplete gzip file"),
-        ("a.txt", "a".encode("utf-16"), r"a\.txt: UTF-16 or UTF-32, not UTF-8 text; convert it first \(iconv -t UTF-8\)"),
+        (
+            "a.txt",
+            "a".encode("utf-16"),
+            r"a\.txt: UTF-16 or UTF-32, not UTF-8 text; convert it first \(iconv -t UTF-8\)",
+        ),
         ("a.txt", b"\x28\xb5\x2f\xfd123", r"a\.txt: packed with Zstandard; unpack it first"),
         ("a.parquet", LINES, r"a\.parquet: not a parquet file"),
         ("a.parquet", b"PAR1" + b"\x00" * 50, r"a\.parquet: not a readable parquet file"),
@@ -290,7 +340,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read(1, jsonl=tmp_path / "nothing.jsonl")
     with pytest.raises(ExciseError, match=r"nowhere: cannot be read \(|nowhere.*: cannot be read \("):
         read(1, dataset=str(tmp_path / "nowhere"))
-    with pytest.raises(ExciseError, match="1 windows cannot be shared by 2 sources; raise sequences"):
+    with pytest.raises(ExciseError, match="1 windows for 2 sources, which give one each at least; raise sequences"):
         read_windows([Source(stdlib="code", split="test"), Source(stdlib="prose", split="test")], TOKENIZER, 20, 1, 0)
 
 

@@ -20,22 +20,53 @@ from experts.errors import ExciseError
 from tests import talking, tiny
 
 PLAIN, CHAT = tiny.tokenizer(), talking.tokenizer(talking.STRICT)
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 # Values as files hold them: numbers where text is meant, halves of surrogates, nothing, too deep, not a number.
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.just(10**400), st.text(max_size=60), st.just("\ud83d"), st.just("word " * 30)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.just(10**400),
+    st.text(max_size=60),
+    st.just("\ud83d"),
+    st.just("word " * 30),
 )
 KEYS = st.sampled_from(
-    ["text", "content", "messages", "conversations", "role", "from", "value", "type", "tools", "system", "tool_calls", ""]
+    [
+        "text",
+        "content",
+        "messages",
+        "conversations",
+        "role",
+        "from",
+        "value",
+        "type",
+        "tools",
+        "system",
+        "tool_calls",
+        "",
+    ]
 )
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
 MESSAGES = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": SCALARS | VALUES})
     | st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "system", "tool"]), "value": SCALARS}),
     max_size=4,
 )
-ROWS = st.lists(VALUES | st.fixed_dictionaries({"messages": MESSAGES}) | st.fixed_dictionaries({"text": SCALARS}), max_size=6)
+ROWS = st.lists(
+    VALUES | st.fixed_dictionaries({"messages": MESSAGES}) | st.fixed_dictionaries({"text": SCALARS}),
+    max_size=6,
+)
 NAMES = st.sampled_from(["a.txt", "a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "a.json.gz", "a.parquet", "a", "a.md.gz"])
 
 
@@ -59,7 +90,13 @@ def outcome(**source: Any) -> Windows | str:
 
 
 @FUZZ
-@given(NAMES, st.sampled_from(["text", "jsonl", "dataset"]), st.binary(max_size=400), st.booleans(), st.booleans())
+@given(
+    NAMES,
+    st.sampled_from(["text", "jsonl", "dataset"]),
+    st.binary(max_size=400),
+    st.booleans(),
+    st.booleans(),
+)
 def test_any_bytes(tmp_path: Path, name: str, key: str, content: bytes, packed: bool, cut: bool) -> None:
     raw = gzip.compress(content, mtime=0) if packed else content
     (tmp_path / name).write_bytes(raw[: len(raw) * 2 // 3] if cut else raw)
@@ -108,11 +145,20 @@ def test_damaged_parquet(tmp_path: Path, places: list[int], signs: bytes) -> Non
 
 
 @settings(FUZZ, max_examples=60)
-@given(st.lists(st.sampled_from(["f.jsonl", "f.txt", "g/h.json", "broken.jsonl", "none.parquet", "empty.txt", "dir.jsonl/"]), unique=True))
+@given(
+    st.lists(
+        st.sampled_from(["f.jsonl", "f.txt", "g/h.json", "broken.jsonl", "none.parquet", "empty.txt", "dir.jsonl/"]),
+        unique=True,
+    )
+)
 def test_any_folder(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     """Folders in place of files, broken links, empty and damaged files among good ones."""
     folder = tmp_path_factory.mktemp("folder")
-    contents = {"f.jsonl": '{"text": "abc abc abc abc abc abc"}', "f.txt": "plain " * 20, "g/h.json": '["array ", "' + "x" * 90 + '"]'}
+    contents = {
+        "f.jsonl": '{"text": "abc abc abc abc abc abc"}',
+        "f.txt": "plain " * 20,
+        "g/h.json": '["array ", "' + "x" * 90 + '"]',
+    }
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

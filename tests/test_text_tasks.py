@@ -80,7 +80,12 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def materials(choice: Any) -> Materials:
         tasks = {"names": "guess", "include": str(task_file(tmp_path / "tasks")), "chat_template": choice}
-        recipe = {"model": str(model), "calibration": text, "prune": {"fraction": 0.5}, "validate": {**text, "tasks": tasks}}
+        recipe = {
+            "model": str(model),
+            "calibration": text,
+            "prune": {"fraction": 0.5},
+            "validate": {**text, "tasks": tasks},
+        }
         return Materials(prepare(parse_recipe(recipe, "recipe", tmp_path), tmp_path / "run"))
 
     with pytest.raises(ExciseError, match=r"validate\.tasks\.chat_template: the tokenizer has no chat template"):
@@ -90,8 +95,12 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert materials("terse").benchmark.template == TERSE
     assert materials(False).benchmark.template == ""
     with pytest.raises(
-        ExciseError, match=r"validate\.tasks\.chat_template: the tokenizer has no template 'verbose'; it has default, mute, terse"
+        ExciseError,
+        match=r"validate\.tasks\.chat_template: the tokenizer has no template 'verbose'; it has default, mute, terse",
     ):
         _ = materials("verbose").benchmark
-    with pytest.raises(ExciseError, match=r"validate\.tasks\.chat_template: the chat template cannot write .*\(TemplateError: no\)"):
+    with pytest.raises(
+        ExciseError,
+        match=r"validate\.tasks\.chat_template: the chat template cannot write .*\(TemplateError: no\)",
+    ):
         _ = materials("mute").benchmark

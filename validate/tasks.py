@@ -23,6 +23,7 @@ from criteria.statistics import Array
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError, let_through, one_line
 from validate.rows import Evaluator
+from validate.task_needs import allow_code, check_tasks, refusal_of_code
 
 SEED = 1234  # of the few-shot examples, lm-eval's own
 PREFERRED = ("acc", "exact_match")  # of several metrics; else the first that has a number per item
@@ -49,8 +50,9 @@ class Part:
 class Benchmark:
     """Tasks by name, with their items. limit: the first items of each; fewshot: None = what the task says.
 
-    include: folder of task files; data: where their relative data_files start, None = in that folder; template: the chat template that
-    writes the prompts, empty = none. Raises ExciseError for what lm-eval does not know or cannot read.
+    include: folder of task files; data: where their relative data_files start, None = in that folder; template: the
+    chat template that writes the prompts, empty = none; confirmed: code that the model writes may be run. Raises
+    ExciseError for what lm-eval does not know, cannot read or would refuse.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class Benchmark:
         fewshot: int | None,
         data: Path | None = None,
         template: str = "",
+        confirmed: bool = False,
     ) -> None:
         for library in ("lm_eval", "huggingface_hub", "datasets"):
             logging.getLogger(library).setLevel(logging.ERROR)
-        self.limit, self.template = limit, template
+        self.limit, self.template, self.confirmed = limit, template, confirmed
+        allow_code(confirmed)
         if include is not None:
             include = include.absolute()
             _check_files(include)
@@ -75,6 +79,7 @@ class Benchmark:
         with _quiet(), contextlib.chdir(where):
             self.loaded = _load(manager, list(names))
         self.tasks: dict[str, Any] = self.loaded["tasks"]
+        check_tasks(self.tasks, confirmed)
         if fewshot is not None:
             for task in self.tasks.values():
                 task.set_config("num_fewshot", fewshot)
@@ -105,10 +110,14 @@ class Benchmark:
             for task in self.tasks.values():
                 task.set_fewshot_seed(SEED)  # every time anew: the same examples for every plan
             # Half precision would round log-likelihoods of whole continuations to ties.
-            lm = HFLM(pretrained=model, tokenizer=self._with_template(tokenizer), batch_size=batch, softmax_dtype="float32")
-            chat = {"apply_chat_template": True, "fewshot_as_multiturn": True} if self.template else {}
+            tokenizer = self._with_template(tokenizer)
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
+            options: dict[str, Any] = {"limit": self.limit, "bootstrap_iters": 0, "log_samples": True}
+            options["confirm_run_unsafe_code"] = self.confirmed
+            if self.template:
+                options |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
             try:
-                samples = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True, **chat)["samples"]
+                samples = evaluate(lm, self.loaded, **options)["samples"]
             except Exception as error:
                 let_through(error)
                 what = f"{', '.join(self.tasks)} cannot be evaluated ({type(error).__name__}: {one_line(error)})"
@@ -197,6 +206,8 @@ def _load(manager: TaskManager, names: list[str]) -> Any:
         let_through(error)
         files = [str(entry.yaml_path) for name in names if (entry := manager.task_index.get(name)) and entry.yaml_path]
         where = f" ({', '.join(files)})" if files else ""
+        if refusal := refusal_of_code(str(error)):
+            raise ExciseError(f"validate.tasks: {', '.join(names)}{where} cannot be loaded: {refusal}") from error
         raise ExciseError(f"validate.tasks: {', '.join(names)}{where} cannot be loaded: {type(error).__name__}: {_cause(error)}") from error
 
 

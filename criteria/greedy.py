@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from criteria.causal import removal
 from criteria.experiment import REMOVAL
-from criteria.registry import resolve
+from criteria.registry import LEAVE_ONE_OUT, resolve
 from criteria.setting import Setting
 from criteria.statistics import Array
 from experts.ablation import ablated, marked
@@ -25,7 +25,6 @@ from experts.modes import Mode, Scope
 from experts.notes import tell
 
 Marks = NDArray[np.bool_]
-LEAVE_ONE_OUT = "causal_removal"
 VERSION = 2  # raise when a search finds something else from the same inputs: kept results of an older one are then not used
 
 
@@ -48,13 +47,10 @@ def greedy(setting: Setting, step: int, rounds: int, shortlist: int, outcome: st
 
 def first_estimates(setting: Setting, start: str, outcome: str, windows: int) -> Array:
     """Estimates [L, E] to begin with: lower = removed earlier. From leave-one-out, or from a criterion of observed statistics."""
-    criterion = resolve(start)
     if start == LEAVE_ONE_OUT:  # usually measured before (criteria.experiment.prerequisites)
         known = setting.statistics.measured.get(REMOVAL.settled(start, f"outcome={outcome},windows={windows}").key)
         return (known or removal(setting.without_partial(), "reroute", outcome, windows))["score"].copy()
-    if criterion.measurement is not None:
-        raise ExciseError(f"causal_greedy: start={start} is measured itself; use {LEAVE_ONE_OUT} or a criterion of observed statistics")
-    scores = criterion.score(setting.statistics)
+    scores = resolve(start).score(setting.statistics)
     return np.where(np.isnan(scores), -np.inf, scores)
 
 

@@ -19,6 +19,7 @@ from criteria.statistics import Array, Statistics
 from experts.errors import ExciseError, one_line
 
 Score = Callable[[Statistics], Array]
+LEAVE_ONE_OUT = "causal_removal"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def resolve(name: str) -> Criterion:
         return _family(name, rest)
     if colon and (row := CRITERIA.get(kind)) and row.experiment:
         measurement = row.experiment.settled(kind, rest)
+        _check_start(measurement)
         part = row.score.keywords["part"] if isinstance(row.score, partial) else ""
         score = partial(_result, key=measurement.key, part=part)
         return replace(row, name=name, score=score, formula=f"{row.formula} ({rest})", measurement=measurement)
@@ -128,6 +130,13 @@ def resolve(name: str) -> Criterion:
     near = difflib.get_close_matches(name, [*CRITERIA, "reversed:reap"], n=1)
     hint = f"did you mean {near[0]}?" if near else "`excise criteria` lists them"
     raise ExciseError(f"unknown criterion {name!r}; {hint}")
+
+
+def _check_start(measurement: Measurement) -> None:
+    """A search begins with a criterion: one that cannot be is refused by name, not after the calibration."""
+    start = measurement.values.get("start", LEAVE_ONE_OUT)
+    if start != LEAVE_ONE_OUT and resolve(start).measurement is not None:
+        raise ExciseError(f"causal_greedy: start={start} is measured itself; use {LEAVE_ONE_OUT} or a criterion of observed statistics")
 
 
 def _family(name: str, rest: str) -> Criterion:

@@ -1,6 +1,7 @@
 """What a training leaves on disk: the losses of every step, the curve of held-out loss against training tokens; and its progress bar."""
 
 import csv
+import io
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -75,14 +76,14 @@ class Diary(TrainerCallback):
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of training.csv or curve.csv; a damaged line, or half of one, is dropped."""
+    """The rows of training.csv or curve.csv; a damaged line is dropped, and one that a kill left, also where its number can be read."""
     if not path.is_file():
         return []
+    whole = path.read_text(encoding="utf-8", errors="replace").replace("\0", "").rpartition("\n")[0]
     found = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(line.replace("\0", "") for line in file):
-            with suppress(TypeError, ValueError):  # too few, too many, no numbers
-                found.append({name: float(value) for name, value in row.items()})
+    for row in csv.DictReader(io.StringIO(whole)):
+        with suppress(TypeError, ValueError):  # too few, too many, no numbers
+            found.append({name: float(value) for name, value in row.items()})
     return found
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from criteria.budget import Budget, Scope, deepest
 from criteria.scores import Scores
 from criteria.select import check_protected, select
-from criteria.statistics import Statistics
 from experts.notes import tell
 from experts.plan import Plan
 from prune.comparison_report import markdown
@@ -86,15 +85,15 @@ class Comparison:
         observed = self.materials.calibrate()
         for budget in self.prepared.compared:
             check_protected(self.materials.protected(observed), budget, self.shape)
-        measured = {scope: self.materials.measured(observed, budget) for scope, budget in deepest(self.prepared.compared).items()}
-        tables = {scope: self.materials.rank(statistics) for scope, statistics in measured.items()}
-        result = self._result(measured, tables)
+        searched = deepest(self.prepared.compared).items()
+        tables = {scope: self.materials.rank(self.materials.measured(observed, budget)) for scope, budget in searched}
+        result = self._result(tables)
         write_json(self.folder.path / "comparison.json", result)
         write_text(self.folder.path / "comparison.csv", _csv(result))
         write_text(self.folder.path / "comparison.md", markdown(result))
         return result
 
-    def _result(self, measured: dict[Scope, Statistics], tables: dict[Scope, list[Scores]]) -> dict[str, Any]:
+    def _result(self, tables: dict[Scope, list[Scores]]) -> dict[str, Any]:
         settings, windows = self.recipe.validation, self.materials.validation
         plans = {
             (scores.criterion, budget): select(scores, budget, self.shape)
@@ -103,7 +102,7 @@ class Comparison:
         }
         checks = check_rig(self.materials.anatomy, windows, next(iter(plans.values())))
         sticks = yardsticks(self.materials)
-        tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(measured, tables)]
+        tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(tables)]
         evidence = settled(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {
@@ -140,10 +139,10 @@ class Comparison:
         names = [criterion.name for criterion in self.prepared.criteria]
         return {"scope": budget.scope, "fraction": round(chosen[0].fraction, 6), "criteria": names, "matrix": matrix}
 
-    def _tests(self, measured: dict[Scope, Statistics], tables: dict[Scope, list[Scores]]) -> Iterator[Contest]:
+    def _tests(self, tables: dict[Scope, list[Scores]]) -> Iterator[Contest]:
         for budget in self.prepared.compared:
             for criterion, scores in zip(self.prepared.criteria, tables[budget.scope], strict=True):
-                yield self.materials.contest(criterion, scores, measured[budget.scope], budget)
+                yield self.materials.contest(criterion, scores, budget)
 
 
 def _agreement(tables: dict[Scope, list[Scores]]) -> dict[str, list[float | None]]:

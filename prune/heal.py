@@ -232,6 +232,7 @@ class Healing:
         """The merged checkpoint, through the same export as a pruned one, and the adapter beside it."""
         prepared, shards = self.materials.prepared, self.folder.path / "recovery" / "merged"
         training = described(self.settings, job, merged.tuned, self.materials.recipe.model, self.students.keep)
+        self.folder.begin("recovery")  # the report that may be there is of the checkpoint before
         self.folder.finish("recover", BEGUN + self._weights(self.plan))  # from here on the folder is no other training's
         try:
             changed = Storage(job.anatomy.model, self._pieces(self.plan)).write(merged.weights, shards)

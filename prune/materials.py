@@ -21,7 +21,7 @@ from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
 from criteria.measure import measure
 from criteria.observe import observe
-from criteria.registry import Criterion, resolve
+from criteria.registry import Criterion
 from criteria.scores import Scores, score
 from criteria.select import select
 from criteria.setting import Setting, Store
@@ -233,10 +233,11 @@ class Materials:
         provenance = (self.shape.layers, self.protected(statistics), self.fingerprint, self.calibration.hash)
         return [score(criterion, statistics, *provenance) for criterion in self.prepared.criteria]
 
-    def contest(self, criterion: Criterion, scores: Scores, statistics: Statistics, budget: Budget) -> Contest:
+    def contest(self, criterion: Criterion, scores: Scores, budget: Budget) -> Contest:
         """The criterion's plan under a budget, its reverse, and random plans of its sizes."""
-        settings, opposite = self.recipe.validation, resolve(f"reversed:{criterion.name}")
-        reverse = score(opposite, statistics, scores.layers, scores.protected, scores.model, scores.data)
+        settings = self.recipe.validation
+        # The same numbers turned round: a user's function need not give them twice.
+        reverse = replace(scores, values=-scores.values, criterion=f"reversed:{criterion.name}", formula=f"−({criterion.formula})")
         plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
         drawn = (self.shape, scores.protected, settings.random_plans, settings.random_seed)
         equal = None if plan.uniform else equal_plans(plan, *drawn)

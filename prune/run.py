@@ -103,7 +103,7 @@ class Run:
             return kept
         checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
         sticks = yardsticks(self.materials)
-        tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(statistics, table)]
+        tested = [against_random(test, sticks, settings.chance, settings.random_seed) for test in self._tests(table)]
         evidence = [
             {**one.to_json(), "size": self.layout.checkpoint.size - removed_bytes(self.layout, one.plan)}
             for one in settled(tested, Correction.NONE, settings.chance)
@@ -127,11 +127,11 @@ class Run:
         self.folder.finish("validate", stage)
         return result
 
-    def _tests(self, statistics: Statistics, table: list[Scores]) -> Iterator[Contest]:
+    def _tests(self, table: list[Scores]) -> Iterator[Contest]:
         """The first criterion is tested in all its scopes, the others in the recipe's."""
         for number, (criterion, scores) in enumerate(zip(self.prepared.criteria, table, strict=True)):
             for scope in self.scopes if number == 0 else self.scopes[:1]:
-                yield self.materials.contest(criterion, scores, statistics, self.prepared.budgets[scope])
+                yield self.materials.contest(criterion, scores, self.prepared.budgets[scope])
 
     def write(self, plan: Plan, result: dict[str, Any]) -> Path:
         """Exports the checkpoint, then loads it and compares its logits with the restricted model's, bit by bit."""

@@ -136,13 +136,16 @@ def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, O
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table as wide as the terminal, or as it needs in a pipe."""
+    """A table as wide as the terminal, or as it needs in a pipe. Cells are shown as they are: [nan, nan] is no markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*head)
+    table = Table()
+    for name in head:
+        table.add_column(Text(name))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     # A pipe has no width: lines are then as long as the table needs.
     (console if console.is_terminal else Console(width=200)).print(table)

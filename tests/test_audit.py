@@ -32,6 +32,7 @@ from validate.audit import Cell, Outcome, audit
 from validate.effects import Cells, measure
 from validate.loss import window_losses
 from validate.positions import GATE_WEIGHT, RANDOM_PAIR, pairs
+from validate.progressive import by_gate_weight, curve
 
 OBSERVED = ("utilization", "routing_weight", "activation_norm", "activation_std")
 # Mode zero, as the audit removes: when the router chooses anew, the gate of the useful expert grows, and that is an effect too.
@@ -45,6 +46,16 @@ def collected(anatomy: Anatomy, tokens: torch.Tensor, cells: Cells, mode: Mode =
     instrument = Instrument(anatomy, mode)
     measure(instrument, tokens, dict.fromkeys(range(len(tokens)), layers), cells, lambda _n, _l, table: tables.append(pd.DataFrame(table)))
     return pd.concat(tables, ignore_index=True).assign(window=lambda table: table["document"])
+
+
+def test_top_1_routing_leaves_no_curve_at_a_token() -> None:
+    """Without its only expert a token has no routed output: no point, no error."""
+    anatomy, text = dissect(tiny.build("mixtral", num_experts_per_tok=1)), windows(2, 10)
+    chosen = np.zeros((2, 9), bool)
+    chosen[:, 3:5] = True
+    rows = by_gate_weight(Instrument(anatomy, Mode.ZERO, probabilities=False), torch.from_numpy(text.tokens), 0, chosen, 7)
+    assert rows.shape == (0, 4)
+    assert curve(0, "gate weight", rows, np.ones(4), np.arange(4)).mean == ()
 
 
 # Controls on the controls.
@@ -310,7 +321,6 @@ def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path)
 
 
 def test_cliff_is_the_first_point_above_a_tenth() -> None:
-    from validate.progressive import curve
 
     rows = np.array([[0.0, 0.1], [0.05, 0.16], [0.0, 0.0], [0.3, 0.3]])
     found = curve(0, "x", rows, np.ones(2), np.arange(2))

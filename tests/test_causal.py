@@ -328,6 +328,17 @@ def test_an_effect_that_is_not_finite_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
+    ("start", "message"),
+    [("fisher", "start=fisher is measured itself"), ("reep", "unknown criterion 'reep'; did you mean reap"), ("causal_greedy", "itself")],
+)
+def test_a_start_that_cannot_be_is_refused_by_name(start: str, message: str) -> None:
+    """Before anything is calibrated."""
+    with pytest.raises(ExciseError, match=message):
+        resolve(f"causal_greedy:start={start}")
+    assert resolve("causal_greedy:start=reversed:reap").searches
+
+
+@pytest.mark.parametrize(
     ("name", "what"), [("causal_greedy:step=0", "step"), ("fisher:probes=0", "probes"), ("integrated:steps=0", "steps")]
 )
 def test_numbers_that_mean_nothing_are_refused_by_name(name: str, what: str) -> None:

@@ -368,6 +368,16 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(tmp_path: Path, m
     assert not (tmp_path / "adapter").exists(), "it is not finished"
 
 
+def test_a_row_that_a_kill_left_half_written_is_no_row(tmp_path: Path) -> None:
+    """Its last number may still be one: 6.4 of 6.4512."""
+    whole = "step,tokens,seconds,held_out\r\n0,0,0.1,6.5\r\n2,512,1.5,6.4512\r\n"
+    for cut in range(len(whole) - len("2,512,1.5,6.4512\r\n"), len(whole) - 1):
+        (tmp_path / "curve.csv").write_bytes(whole[:cut].encode())
+        assert [row["step"] for row in read_rows(tmp_path / "curve.csv")] == [0.0], whole[:cut]
+    (tmp_path / "curve.csv").write_bytes(whole.encode())
+    assert [row["held_out"] for row in read_rows(tmp_path / "curve.csv")] == [6.5, 6.4512]
+
+
 def test_without_a_good_adapter_none_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the fresh one nor a state that an interruption left is good before a loss under it was finite."""
     with monkeypatch.context() as broken:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from prune import audit_report, comparison_report, recovery_report, report
 from prune.format import percent, plain, probability, removed, signed, spread
+from prune.show import table
 
 NEGATIVE_ZERO = re.compile(r"-0(\.0*)?%?(?![\d.])")
 
@@ -25,6 +26,14 @@ def test_numbers_as_text() -> None:
     assert (plain(-0.0004, 3), plain(0.5756, 3), percent(-0.004), percent(-0.006)) == ("0.000", "0.576", "0%", "-1%")
     assert spread(-1e-6, 0.0722) == "+0.0000 ± 0.0722"
     assert (probability(0.048), probability(2e-5), probability(None)) == ("0.048", "<1e-04", "nan")
+
+
+def test_a_table_shows_its_cells_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands in brackets is no markup: neither an interval that is missing nor the folder of somebody's criterion."""
+    cells = ("nan [nan, nan]", "[/old]/mine.py:f", "[bold]", "a\\[b]", ":smile:")
+    table(("d [95 %]", "[red]", "c", "d", "e"), [cells])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in (*cells, "[95 %]", "[red]"))
 
 
 def test_a_share_of_experts_is_told_from_its_neighbours() -> None:

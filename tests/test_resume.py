@@ -1,6 +1,5 @@
 """A folder that was killed in, and is gone on in with other settings, ends with exactly the numbers of a fresh one."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,20 +13,16 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune import recover as recover_module
 from prune import heal as heal_module
-from prune import materials as materials_module
 from prune import students as students_module
 from prune.audit import Audit
 from prune.checkpoint import export
 from prune.prepare import prepare
 from prune.recipe_file import read_recipe
 from prune.run import Run
-from prune.stages import RunFolder
 from tests import tiny
 from tests.test_finetune import healing, without_time  # noqa: F401 - a fixture
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
 from tests.test_tasks import task_file
-from validate.loss import window_losses
-from validate.rows import LossEvaluator
 
 SHORT = ("finetune.steps=2", "finetune.measure=1", "finetune.save_steps=50", "finetune.sequences=8", "validate.sequences=4")
 DISK = (*SHORT, "finetune.teacher.keep=disk")
@@ -135,7 +130,6 @@ def test_what_auto_chose_stays_chosen(healing: Path, tmp_path: Path, monkeypatch
     killed(monkeypatch, lambda: run(healing, tmp_path / "run", *SHORT), recover_module, "_train", in_training("random-0"))
     monkeypatch.setattr(students_module, "_fits", lambda *_: False)
     assert numbers(run(healing, tmp_path / "run", *SHORT)) == numbers(whole)
-    assert numbers(run(healing, tmp_path / "other", *SHORT))["recovery"]["training"]["teacher"]["keep"] == "disk"
 
 
 def test_what_the_report_says_depends_on_all_that_was_asked(healing: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -160,72 +154,3 @@ def test_a_teacher_is_known_by_its_weights(healing: Path, tmp_path: Path) -> Non
         tiny.save(tiny.build("olmoe", seed=seed), tmp_path / "teacher")
         found.append(run(healing, tmp_path / folder, *own, force=True)["recovery"]["plans"][0]["measures"][0]["after"])
     assert found[0] != found[1] == found[2]
-
-
-# Other stages.
-
-
-def test_a_stage_that_was_interrupted_belongs_to_nothing(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """Its file is the new one and its record the old one: with the old settings the old numbers are measured again, not the new ones shown."""
-    first = run(recipe_path, tmp_path / "run")
-    killed(
-        monkeypatch,
-        lambda: run(recipe_path, tmp_path / "run", "validate.random_seed=1"),
-        RunFolder,
-        "finish",
-        lambda *a: a[1] == "validate",
-    )
-    assert json.loads((tmp_path / "run" / "validation.json").read_text())["plans"] != first["plans"]
-    assert numbers(run(recipe_path, tmp_path / "run")) == numbers(first)
-
-
-def test_effects_of_an_audit_that_was_interrupted(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    sets = ("validate.audit.positions=20", "validate.audit.layers=[0]", "validate.sequences=1", "criteria=[reap]")
-    first, other = audit(recipe_path, tmp_path / "run", *sets), (*sets, "validate.audit.mode=renormalize")
-    killed(monkeypatch, lambda: audit(recipe_path, tmp_path / "run", *other), RunFolder, "finish", lambda *a: a[1] == "audit")
-    assert audit(recipe_path, tmp_path / "run", *sets) == first
-    assert audit(recipe_path, tmp_path / "run", *other)["cells"] != first["cells"]
-
-
-def test_a_result_that_cannot_be_read_is_made_again(recipe_path: Path, tmp_path: Path) -> None:  # noqa: F811
-    first = run(recipe_path, tmp_path / "run")
-    for damage in ("{", "[]"):
-        (tmp_path / "run" / "validation.json").write_text(damage)
-        assert numbers(run(recipe_path, tmp_path / "run")) == numbers(first)
-
-
-def test_rows_belong_to_what_made_them(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """Calibration, experiments and losses are not mixed over versions, nor over whose model code ran."""
-    settings = ("criteria=[gradient]", "validate.sequences=2")
-
-    def measured(*more: str) -> int:
-        calls: list[int] = []
-        with monkeypatch.context() as counting:
-            for name in ("observe", "measure"):
-                work = getattr(materials_module, name)
-                counting.setattr(materials_module, name, lambda *a, work=work: (calls.append(1), work(*a))[1])
-            counting.setattr(
-                LossEvaluator, "measure", lambda self, anatomy: (calls.append(1), window_losses(anatomy.model, self.windows))[1]
-            )
-            run(recipe_path, tmp_path / "run", *settings, *more)
-        return len(calls)
-
-    assert measured() == 1 + 1 + 23
-    assert measured() == 0
-    assert measured("trust_remote_code=true") == 25
-    monkeypatch.setattr(materials_module, "libraries", lambda: ("torch 9.9",))
-    assert measured() == 25
-
-
-def test_searches_of_an_older_version_are_not_used(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """They may have been interrupted, and then they are wrong under the right key."""
-    searched: list[str] = []
-    work = materials_module.measure
-    monkeypatch.setattr(materials_module, "measure", lambda m, s: (searched.append(m.kind), work(m, s))[1])
-    sets = ("criteria=['causal_greedy:start=reap,shortlist=4,step=4,windows=1']", "validate.sequences=2")
-    run(recipe_path, tmp_path / "a", *sets)
-    run(recipe_path, tmp_path / "b", *sets)
-    assert searched == ["greedy"]
-    monkeypatch.setattr(materials_module, "VERSION", 1)
-    run(recipe_path, tmp_path / "c", *sets)
-    assert searched == ["greedy", "greedy"]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from criteria import observe as observe_module
 from experts.errors import ExciseError
+from experts.plan import Plan
 from prune import materials
 from prune import run as run_module
 from prune.cli import app
@@ -271,6 +272,15 @@ def test_super_experts_of_a_small_model(setting: str, protected: int, recipe_pat
 def test_super_experts_need_yes_no_or_auto(recipe_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match=r"prune\.protect_super_experts: input should be 'auto', True or False, got 'often'"):
         execute(recipe_path, tmp_path / "run", "prune.protect_super_experts=often")
+
+
+def test_the_reverse_is_that_of_these_scores(recipe_path: Path, tmp_path: Path) -> None:
+    """A function that gives other numbers every time: its reverse keeps exactly what the tested plan removes."""
+    (tmp_path / "dice.py").write_text("import numpy as np\ndef throw(s):\n    return np.random.default_rng().random(s.count.shape)\n")
+    execute(recipe_path, tmp_path / "run", f"criteria=['{tmp_path}/dice.py:throw']")
+    plan = Plan.read(tmp_path / "run" / "plan.json")
+    mirrored = Plan(8, {layer: tuple(sorted(set(range(8)) - set(ids))) for layer, ids in plan.kept.items()})
+    assert json.loads((tmp_path / "run" / "validation.json").read_text())["plans"][0]["reversed_digest"] == mirrored.digest
 
 
 def test_the_other_scope_is_left_out_where_it_cannot_be(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:

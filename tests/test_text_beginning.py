@@ -129,7 +129,9 @@ def test_context() -> None:
         context_note(65, {"max_position_embeddings": 64}, {"model.decoder.embed_positions.weight": (66, 8)})
 
 
-def test_windows_that_do_not_fit_are_said_or_refused(begins_model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_windows_that_do_not_fit_are_said_or_refused(
+    begins_model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Said once, although two texts are read; refused before a text is tokenised, where the model has no such positions."""
     caplog.set_level("INFO", "excise")
     recipe = parse_recipe(recipe_of(begins_model, text, length=130, sequences=1), "recipe", tmp_path)

@@ -1,7 +1,7 @@
 """Random plans, and the test of a criterion's plan against them (METHODS 5), by held-out loss and by the items of tasks alike."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -282,8 +282,9 @@ def _family(evidence: list[Evidence], stick: int, name: str, correction: Correct
 
 def judged(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Judged:
     """The same with its verdict, and with what could have been found. p, p_worse: corrected for a family of `tests`."""
+    measured = {part.name: getattr(chance, part.name) for part in fields(Chance)}  # a verdict it may have is left behind
     return Judged(
-        **vars(chance),
+        **measured,
         smallest_detectable=_detectable(chance, tests, null),
         p_corrected=p,
         p_worse_corrected=p_worse,

@@ -52,14 +52,13 @@ def count(criteria: int, budgets: int) -> int:
 def differences(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:
     """Every pair of criteria at every budget, by every yardstick; Holm over all of one yardstick.
 
-    Budgets are told apart by what they keep; a criterion is never paired with itself.
+    Budgets are told apart by what they keep.
     """
     budgets: dict[tuple[str, int], list[Evidence]] = {}
     for one in evidence:
         budgets.setdefault((one.scope, one.plan.total), []).append(one)
     pairs = [pair for members in budgets.values() for pair in itertools.combinations(members, 2)]
-    named = [((one.scope, round(one.plan.fraction, 6)), one, other) for one, other in pairs if one.criterion != other.criterion]
-    return _tested(named, sticks, seed)
+    return _tested([((one.scope, round(one.plan.fraction, 6)), one, other) for one, other in pairs], sticks, seed)
 
 
 def between_scopes(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:

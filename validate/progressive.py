@@ -60,10 +60,12 @@ def curve(layer: int, order: str, rows: Array, weights: Array, clusters: NDArray
 def by_gate_weight(instrument: Instrument, tokens: Tensor, layer: int, chosen: NDArray[np.bool_], removed: int) -> Array:
     """ΔCE [J, P] at the chosen positions (bool [N, W − 1]) with the 1, 2, … largest active experts of the token gone, there alone.
 
-    J = min(removed, k − 1): without its last expert a token would have no routed output at all.
+    J = min(removed, k − 1): without its last expert a token would have no routed output at all. With top-1 routing that is none.
     """
     anatomy = instrument.anatomy
     most = min(removed, anatomy.top_k - 1)
+    if most == 0:
+        return np.zeros((0, int(chosen.sum())))
     found = []
     for number in np.flatnonzero(chosen.any(axis=1)):
         clean = instrument.look(tokens[number : number + 1], Scope.POSITION)

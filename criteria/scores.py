@@ -59,7 +59,7 @@ def score(
 
 
 def save(path: Path, table: list[Scores]) -> None:
-    """All scores of a run in one safetensors file, atomic: one [L, E] tensor per criterion, provenance in the metadata."""
+    """All scores of a run in one safetensors file: one [L, E] tensor per criterion, provenance in the metadata. Atomic."""
     tensors = {scores.criterion: scores.values for scores in table}
     provenance = {f"formula of {scores.criterion}": scores.formula for scores in table}
     common = {"model": table[0].model, "data": table[0].data, "layers": ",".join(map(str, table[0].layers))}

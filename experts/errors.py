@@ -1,4 +1,4 @@
-"""The one exception that reaches a user: its message is one line that names the problem and the way out. No torch."""
+"""The one exception that reaches a user: one line that names the problem and the way out. No torch."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
-    """A full disk does not say where it is full: an OSError from inside the block carries the file it was about.
+    """A full disk does not say where it is full: an OSError of the block carries the file it was about.
 
     instead_of: a temporary name that `path` is reported for.
     """
@@ -63,7 +63,8 @@ def hidden_os_error(error: BaseException) -> OSError | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """torch has a class for it on GPUs only. By name: whoever asks may not have loaded torch."""
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in (kind.__name__ for kind in type(error).__mro__):
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if "MemoryError" in kinds or "OutOfMemoryError" in kinds:
         return True
     return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
 
@@ -75,11 +76,12 @@ def is_own_mistake(error: BaseException) -> bool:
 
 
 def let_through(error: BaseException) -> None:
-    """In a handler of everything that a library or a checkpoint may raise: raises again what says nothing of them.
+    """In a handler of whatever a library or a checkpoint raises: raises again what says nothing of them.
 
     That is a mistake of ours, memory that ran out, a missing library, and what is a clear line already.
     """
-    if isinstance(error, ModuleNotFoundError | ExciseError) or is_own_mistake(error) or is_out_of_memory(error):
+    told = isinstance(error, ModuleNotFoundError | ExciseError)
+    if told or is_own_mistake(error) or is_out_of_memory(error):
         raise error
 
 

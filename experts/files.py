@@ -1,4 +1,4 @@
-"""Files and folders that come into their place whole or not at all: filled under a random name, then renamed. No torch."""
+"""Files and folders that appear whole or not at all: they are filled under another name first. No torch."""
 
 import os
 import secrets
@@ -17,9 +17,9 @@ MARK, END = ".excise-", ".new"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` for the caller to fill: it takes the name when the block ends, and goes if it fails.
+    """A new file beside `path` to fill: it takes the name when the block ends, or goes if the block fails.
 
-    Its name is random, so that no other process writes it, in this container or in another one. Whatever fills it,
+    Its name is random, so that no other process writes it, in this container or another. Whatever fills it,
     it gets the mode of any new file here (umask). An OSError names `path`.
     """
     fresh = _beside(path)
@@ -56,7 +56,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    """numpy arrays as a safetensors file, atomic. The library's own `save_file` makes it unreadable to others."""
+    """numpy arrays as a safetensors file, atomic. The library's `save_file` makes it unreadable to others."""
     import numpy as np
     from safetensors.numpy import save
 
@@ -74,7 +74,7 @@ def give_usual_modes(folder: Path) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Raises ExciseError for a name that libraries in Rust and C++ cannot open, before any work goes there."""
+    """Raises ExciseError for a name that libraries in Rust and C++ cannot open, before any work is done."""
     try:
         os.fsencode(path).decode()  # by its bytes: a C locale shows good ones as bad
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
 """How much memory this process may still take, where a container, a job or a shell limits it. No torch.
 
-Beyond such a limit the kernel kills the process, or refuses memory; the machine's own free memory says nothing of it.
+Beyond such a limit the kernel kills the process, or refuses memory, whatever the machine has free.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def memory_left(cgroups: Path = CGROUPS, own: Path = OWN) -> Iterator[int]:
 def _left(root: Path, path: str, limits: tuple[str, ...], used: str, cache: str) -> Iterator[int]:
     """Of a group and all groups above it; the file cache that the kernel gives back first counts as free.
 
-    Inside a container `path` may be the host's, and `root` the container's own group: the path then leads nowhere.
+    Inside a container `path` may be the host's, and `root` the container's own group: it then leads nowhere.
     """
     group = root / path.strip("/")
     for folder in (group, *group.parents):

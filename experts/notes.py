@@ -1,4 +1,4 @@
-"""Notes to the user during long work, through the logger `excise`: the command line shows them above its bars."""
+"""Notes to the user during long work, through the logger `excise`: the command line shows them above bars."""
 
 import logging
 
@@ -11,5 +11,5 @@ def tell(note: str) -> None:
 
 
 def suppressed(error: BaseException, instead: str) -> None:
-    """An error that the work goes on after: its traceback is shown with --debug. instead: what is done now."""
+    """An error that the work goes on after: shown whole with --debug. instead: what is done now."""
     LOGGER.debug("%s: %s; %s", type(error).__name__, error, instead, exc_info=error)

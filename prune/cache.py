@@ -1,4 +1,4 @@
-"""Results that are kept for all runs. The cache is optional: what it cannot read or take never stops a run."""
+"""Results that are kept for all runs. The cache is optional: whatever is wrong with it, no run stops."""
 
 import os
 from collections.abc import Callable
@@ -41,7 +41,8 @@ class Cache:
                 why = f"{folder} cannot be written ({error.strerror or one_line(error)})"
             else:
                 return folder
-        tell(f"{why}: results stay in {self.own}, for this run alone; EXCISE_CACHE names a folder for all runs")
+        alone = f"results stay in {self.own}, for this run alone"
+        tell(f"{why}: {alone}; EXCISE_CACHE names a folder for all runs")
         return None
 
     def read(self, name: str, read: Callable[[Path], Found | None]) -> Found | None:

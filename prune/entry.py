@@ -1,4 +1,4 @@
-"""Where the command `excise` starts: before anything slow is imported, so that Ctrl-C has one clear line from the first moment."""
+"""Where `excise` starts: before anything slow is imported, so that Ctrl-C has one clear line at once."""
 
 import os
 import signal

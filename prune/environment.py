@@ -1,4 +1,4 @@
-"""The environment as libraries will read it: what would hang, mislead or stop them is mended before they are loaded."""
+"""The environment as libraries will read it: what would hang, mislead or stop them is mended first."""
 
 import atexit
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from experts.errors import ExciseError
@@ -20,12 +21,14 @@ SIZES = {
     "SLURM_STEP_NUM_TASKS": ("SLURM_PROCID",),
 }
 LAUNCHER = re.compile(
-    r"(LOCAL_|GROUP_|ROLE_)?(WORLD_SIZE|RANK)|NODE_RANK|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED|MPI_LOCAL\w+|"
-    r"SMDATAPARALLEL_LOCAL_RANK|(TORCHELASTIC|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
+    r"(LOCAL_|GROUP_|ROLE_)?(WORLD_SIZE|RANK)|NODE_RANK|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED|"
+    r"MPI_LOCAL\w+|SMDATAPARALLEL_LOCAL_RANK|(TORCHELASTIC|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
 )
-TRAINING = re.compile(r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_\w+")  # settings of `accelerate launch`
+# Settings of `accelerate launch`.
+TRAINING = re.compile(r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_\w+")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-CACHES = {"HF_MODULES_CACHE": "modules", "HF_DATASETS_CACHE": "datasets"}  # written also where nothing is downloaded
+# Written also where nothing is downloaded.
+CACHES = {"HF_MODULES_CACHE": "modules", "HF_DATASETS_CACHE": "datasets"}
 
 
 def mend() -> None:
@@ -61,9 +64,9 @@ def _work_alone() -> None:
             continue
         if numbers:
             raise ExciseError(
-                f"{name}={size} says that several processes were started together; Excise works as one, and several "
-                "would write one folder. Start it without torchrun, accelerate launch, mpirun or srun; if the "
-                f"variables are left over: unset {' '.join((name, *numbers))}"
+                f"{name}={size} says that several processes were started together; Excise works as one, and "
+                "several would write one folder. Start it without torchrun, accelerate launch, mpirun, srun;"
+                f" if the variables are left over: unset {' '.join((name, *numbers))}"
             )
         tell(f"{name}={size} in the environment is not used: Excise works as one process")
     _drop(LAUNCHER)
@@ -85,21 +88,23 @@ def _drop(names: re.Pattern[str]) -> list[str]:
 def _count_threads() -> None:
     for name in THREADS:
         if name in os.environ and not all(map(_is_count, os.environ[name].split(","))):
-            tell(f"{name}={os.environ.pop(name)} in the environment is no number of threads, so it is not used")
+            count = os.environ.pop(name)
+            tell(f"{name}={count} in the environment is no number of threads, so it is not used")
 
 
 def _is_count(text: str) -> bool:
-    return text.strip().isdecimal() and int(text) > 0
+    return re.fullmatch(r"0*[1-9]\d{0,8}", text.strip(), re.ASCII) is not None
 
 
 def _place_caches() -> None:
-    """transformers and datasets copy what they load: into a temporary folder where theirs cannot be written."""
+    """transformers and datasets copy what they load: to a temporary folder where theirs cannot be written."""
     home = os.environ.get("HF_HOME") or _default_home()
-    if not _expanded(home).is_absolute():  # without a home they would make a folder called ~ here
-        home = os.environ["HF_HOME"] = _temporary()
-    for name, folder in CACHES.items():
-        if not can_be_made(_expanded(os.environ.get(name) or str(Path(home, folder)))):
-            os.environ[name] = str(Path(_temporary(), folder))
+    with suppress(OSError):  # no room for temporary files either: most commands need none
+        if str(_expanded(home)).startswith("~"):  # without a home they would make a folder of that name here
+            home = os.environ["HF_HOME"] = _temporary()
+        for name, folder in CACHES.items():
+            if not can_be_made(_expanded(os.environ.get(name) or str(Path(home, folder)))):
+                os.environ[name] = str(Path(_temporary(), folder))
 
 
 def _default_home() -> str:

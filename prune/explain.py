@@ -1,4 +1,4 @@
-"""What an exception means to a user: one line by its kind, with the way out. No torch: libraries are known by name."""
+"""What an exception means to a user: one line by its kind, with the way out. No torch."""
 
 import errno
 import os
@@ -19,9 +19,11 @@ from experts.errors import (
 
 LONGEST = 300  # characters of a library's message
 REPORT = "please report it with the output of --debug"
-# Packages whose exceptions speak of a connection.
-NETWORK = re.compile(r"aiohttp|anyio|fsspec|h11|h2|hf_xet|http(core|x)?2?|huggingface_hub|requests|socket|ssl|urllib3?")
-NOT_THE_NETWORK = ("StrictDataclass", "HFValidation", "HfUri", "Safetensors", "NotASafetensors", "DDUF")  # of the hub's
+# Packages whose exceptions speak of a connection, by name: none need be loaded. And other errors of the hub.
+NETWORK = re.compile(
+    "aiohttp|anyio|fsspec|h11|h2|hf_xet|http|httpcore2?|httpx2?|huggingface_hub|requests|socket|ssl|urllib3?",
+)
+NOT_THE_NETWORK = ("StrictDataclass", "HFValidation", "HfUri", "Safetensors", "NotASafetensors", "DDUF")
 WAYS = {
     errno.EDQUOT: "raise the quota, or choose another place",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
@@ -41,7 +43,8 @@ def explained(error: BaseException) -> str:
         return "interrupted; the same command resumes after the last finished stage"
     if is_own_mistake(error):
         return _unforeseen(error)
-    return _memory(error) or _network(error) or _system(error) or _module(error) or _text(error) or _unforeseen(error)
+    kinds = (_memory, _network, _system, _module, _text, _unforeseen)
+    return next(line for kind in kinds if (line := kind(error)))
 
 
 def _memory(error: BaseException) -> str:
@@ -83,8 +86,12 @@ def _system(error: BaseException) -> str:
     if known is None:
         return ""
     number = known.errno if isinstance(known.errno, int) and known.errno > 0 else None
-    text = os.strerror(number) if number else known.strerror or _said(known)
+    text = known.strerror or _said(known)
+    if number and "[errno " in text:  # pyarrow's own words around the system's
+        text = os.strerror(number)
     way = f"; {WAYS[number]}" if number in WAYS else ""
+    if "temporary directory" in text:
+        way = "; TMPDIR names a folder for temporary files"
     if known.filename is None:
         return f"input or output: {text}{way}" if number else f"{text}{way}"
     return f"{_name(known.filename)}: {text}{way}"
@@ -128,9 +135,11 @@ def _unforeseen(error: BaseException) -> str:
     what = f"{type(error).__name__}{place}{message}"
     library = _library(passed[-1][0]) if passed else ""
     if library and any(function == "<module>" and _library(file) for file, _, function in passed):
-        return f"{library} cannot be loaded ({type(error).__name__}{message}); is a variable that it reads set wrongly?"
+        why = f"{type(error).__name__}{message}"
+        return f"{library} cannot be loaded ({why}); is a variable that it reads set wrongly?"
     if library and not is_own_mistake(error):
-        return f"{library} failed in a way that Excise does not know ({what}); if the input is sound, {REPORT}"
+        failed = f"{library} failed in a way that Excise does not know ({what})"
+        return f"{failed}; if the input is sound, {REPORT}"
     return f"an error of Excise itself ({what}); {REPORT}"
 
 
@@ -143,6 +152,8 @@ def _library(file: str) -> str:
 
 
 def _said(error: BaseException) -> str:
-    nameless = isinstance(error, OSError) and error.errno is None  # then str() hides its words behind the file
-    text = " ".join((" ".join(map(str, error.args)) if nameless else str(error)).split()) or type(error).__name__
+    whole = str(error)
+    if isinstance(error, OSError) and error.errno is None:  # then str() shows the file alone
+        whole = " ".join(map(str, error.args))
+    text = " ".join(whole.split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -18,8 +18,8 @@ from prune.messages import listening, printable
 
 def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
     """Runs a command; one clear line and exit 1 for whatever ends it early. debug: the traceback instead."""
-    # From here on Ctrl-C is an exception that work can clean up after.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # from here on exceptions that work can clean up after
+        signal.signal(number, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # formulas are not Latin-1
     with listening(quiet, debug):
@@ -64,7 +64,7 @@ def _end_bars() -> None:
 
 
 def _unread() -> int:
-    """`| head` has seen enough. Only results go to stdout, so they were made; stderr breaks in the middle of the work."""
+    """`| head` has seen enough. Results alone go to stdout, so they are made; stderr breaks in the middle."""
     unfinished = _closed(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if _closed(stream):

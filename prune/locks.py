@@ -1,9 +1,10 @@
-"""Locks on files and folders (flock), where there are any: some systems and network file systems have none."""
+"""Locks on files and folders (flock), where there are any: some network file systems have none."""
 
 import errno
 import os
 
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # by another process; any other error: there are no locks here
+# By another process. Any other error says that there are no locks here.
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 def lock(descriptor: int) -> bool:

@@ -45,7 +45,7 @@ def listening(quiet: bool, debug: bool) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """One line without control characters: names from a checkpoint may hold line ends and what a terminal obeys."""
+    """One line without control characters: names from a checkpoint may hold what a terminal obeys."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
@@ -72,7 +72,7 @@ class Shown(logging.Handler):
 
 @contextmanager
 def suppress_libraries() -> Iterator[None]:
-    """Their loggers and warnings speak of what the user did not write; warnings of a user's file become notes."""
+    """Loggers and warnings speak of what the user did not write; those of a user's own file become notes."""
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
     silent = logging.NullHandler()  # with any handler there, Python's last resort does not print

@@ -281,14 +281,19 @@ def test_caches_of_libraries_move_where_theirs_cannot_be_written(clean: pytest.M
     """And stay where they can: nothing is downloaded or converted twice."""
     for name in ("HF_HOME", "HF_MODULES_CACHE", "HF_DATASETS_CACHE"):
         clean.delenv(name, raising=False)
-    clean.setenv("HF_HOME", str(tmp_path / "hub"))
-    mend()
-    assert not {"HF_MODULES_CACHE", "HF_DATASETS_CACHE"} & os.environ.keys()
+    for home in (str(tmp_path / "hub"), "relative"):
+        clean.setenv("HF_HOME", home)
+        mend()
+        assert not {"HF_MODULES_CACHE", "HF_DATASETS_CACHE"} & os.environ.keys()
+        assert os.environ["HF_HOME"] == home
     clean.setenv("HF_DATASETS_CACHE", "/dev/null/x")
     clean.setenv("HF_HOME", "/dev/null/y")
     mend()
     assert all(Path(os.environ[name]).parent.is_dir() for name in ("HF_MODULES_CACHE", "HF_DATASETS_CACHE"))
     assert os.environ["HF_HOME"] == "/dev/null/y", "what lies there can still be read"
+    with clean.context() as full:
+        full.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(FileNotFoundError("No usable temporary directory")))
+        mend()
     clean.delenv("HF_HOME")
     clean.delenv("XDG_CACHE_HOME", raising=False)
     clean.setattr(os.path, "expanduser", lambda path: path)
@@ -573,6 +578,37 @@ def test_streams_that_are_closed_or_full(line: str, code: int, error: str, tmp_p
     assert done.returncode == code
     assert re.fullmatch(error, done.stderr)
     assert done.stdout == ("out: 8.47 MB of tensors, 10.64 MB removed\n1\n" if "export" in line else "")
+
+
+STOPPED = """
+import time
+from pathlib import Path
+from prune.guard import guarded
+from prune.place import growing
+
+def work():
+    with growing(Path("out")):
+        print("go", flush=True)
+        time.sleep(60)
+
+try:
+    guarded(work, quiet=False, debug=False)
+except RuntimeError as ended:  # what typer makes an exit code of
+    raise SystemExit(ended.exit_code)
+"""
+
+
+def test_a_job_that_is_stopped_cleans_up(tmp_path: Path) -> None:
+    """Schedulers and containers send SIGTERM before they kill."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STOPPED], cwd=tmp_path, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        process.terminate()
+        _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (1, "excise: interrupted; the same command resumes after the last finished stage\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_notes_once_and_apart_from_reports_of_libraries(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

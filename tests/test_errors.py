@@ -59,6 +59,7 @@ TOLD: list[tuple[BaseException, str]] = [
     (OSError(errno.ENOSPC, "No space left on device", "out/x"), "out/x: No space left on device; free some space"),
     (OSError(errno.ENOSPC, "No space left on device"), "input or output: No space left on device"),
     (OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device"), "No space left on device; free"),
+    (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "found in ['/tmp']; TMPDIR names"),
     (PermissionError(errno.EACCES, "Permission denied", b"out/x"), "out/x: Permission denied"),
     (OSError("We could not connect to the moon"), "We could not connect to the moon"),
     (OSError(), "OSError"),

@@ -2,8 +2,8 @@
 
     python -m benchmarks.text [--megabytes 50 1000 --kinds text jsonl --windows 128 --length 512]
 
-The text is made of 5,000 random words; the tokenizer is the demo's. "text" is one document, "articles" the same
-file with a document every 2,000 characters, "gz" JSON lines. Memory: peak of the resident set
+The text is made of 5,000 random words; the tokenizer is the demo's. "text" is one document, "articles" the
+same file with a document every 2,000 characters, "gz" JSON lines. Memory: peak of the resident set
 of a process of its own, over the level before the text is read.
 """
 

@@ -121,7 +121,7 @@ class RowError(Exception):
 
 @contextmanager
 def located(where: Callable[[], str]) -> Iterator[None]:
-    """Turns a RowError into an ExciseError that says where the row is; asked only then: it may count lines."""
+    """Turns a RowError into an ExciseError that says where the row is; asked only then: it counts lines."""
     try:
         yield
     except RowError as error:

@@ -57,8 +57,8 @@ class RowText:
         """Plain text has no turns that a template could write."""
         if self.choice:
             raise ExciseError(
-                f"{where}: chat_template writes conversations and rows, and this is plain text; leave it out "
-                "for this source, or give the text as rows (jsonl, dataset): each becomes a user's message"
+                f"{where}: chat_template writes conversations and rows, and this is plain text; give this source "
+                "chat_template: false, or the text as rows (jsonl, dataset): each becomes a user's message"
             )
 
     def again(self) -> None:

@@ -1,4 +1,4 @@
-"""The token for the beginning of a text in every window, windows against the positions of the model, and windows without content."""
+"""The token for the beginning of a text in every window; the positions of the model; windows without content."""
 
 import json
 from pathlib import Path
@@ -100,7 +100,8 @@ def test_recipes_and_effects_begin_as_the_tokenizer_does(begins_model: Path, tex
     for bos in ("auto", "never"):
         table = tmp_path / f"{bos}.csv"
         window = ("--window", 8, "--sequences", 1, "--layers", "1", "--bos", bos)
-        done = CliRunner().invoke(app, list(map(str, ("effects", begins_model, "--text", text, *window, "-o", table))))
+        asked = ("effects", begins_model, "--text", text, *window, "-o", table)
+        done = CliRunner().invoke(app, list(map(str, asked)))
         assert done.exit_code == 0, done.output
         tables[bos] = pd.read_csv(table)
     assert not tables["auto"].equals(tables["never"])
@@ -148,7 +149,8 @@ def test_windows_that_do_not_fit_are_said_or_refused(
     recipe = parse_recipe(recipe_of(learned, text, length=110, sequences=1), "recipe", tmp_path)
     with pytest.raises(ExciseError, match="a window of 110 tokens is longer than the 100 positions the model has"):
         Materials(prepare(recipe, tmp_path / "run2")).read_part(recipe.calibration)
-    done = CliRunner().invoke(app, ["effects", str(learned), "--text", str(text), "--window", "110", "-o", str(tmp_path / "e.csv")])
+    asked = ("--text", text, "--window", 110, "-o", tmp_path / "e.csv")
+    done = CliRunner().invoke(app, list(map(str, ("effects", learned, *asked))))
     assert done.exit_code == 1
     assert "longer than the 100 positions the model has" in done.output
 
@@ -167,7 +169,7 @@ def test_windows_without_content(tmp_path: Path) -> None:
     """All of one special token: refused; some: said. A text of one ordinary token is a text."""
     path = tmp_path / "a.txt"
     path.write_text("strange " * 60)
-    holds = r"3 of 3 windows hold nothing but the special token <unk> \(the first in .*a\.txt\); is this the tokenizer of the model"
+    holds = r"3 of 3 windows hold nothing but the special token <unk> \(the first in .*a\.txt\); is this the token"
     with pytest.raises(ExciseError, match=rf"data \(text\): {holds}"):
         read_windows([Source(text=(path,))], unknowing(), 20, 3, 0)
     with pytest.raises(ExciseError, match=rf"a\.txt: {holds}"):

@@ -1,4 +1,4 @@
-"""Conversations: found by their structure, written by the tokenizer's own template, never with its special tokens twice."""
+"""Conversations: found by their structure, written by the tokenizer's own template, no special token twice."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,8 @@ from tests import talking, tiny
 
 STRICT, FREE = talking.tokenizer(talking.STRICT), talking.tokenizer(talking.FREE)
 PLAIN = talking.tokenizer()
-SEVERAL = talking.tokenizer({"default": talking.FREE, "terse": "{% for m in messages %}{{ m['content'] }}/{% endfor %}"})
+TERSE = "{% for m in messages %}{{ m['content'] }}/{% endfor %}"
+SEVERAL = talking.tokenizer({"default": talking.FREE, "terse": TERSE})
 OPENAI = {"messages": [{"role": "user", "content": "q" * 9}, {"role": "assistant", "content": "a" * 8}]}
 SHAREGPT = {"conversations": [{"from": "human", "value": "q" * 9}, {"from": "gpt", "value": "a" * 8}]}
 
@@ -52,6 +53,17 @@ def written(folder: Path, row: Any, tokenizer: Any = FREE, length: int = 40, **s
         (SHAREGPT, {}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
         ({"conversations": OPENAI["messages"]}, {}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
         ({"messages": SHAREGPT["conversations"]}, {}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
+        (
+            {"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}},
+            {},
+            "<user>q<assistant>a<eos>",
+        ),
+        ({"conversations": {"from": ["human"], "value": ["q"]}, "n": 1}, {}, "<user>q<eos>"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}, "b"]}]},
+            {},
+            "<user>\nb<eos>",
+        ),
         (OPENAI["messages"], {}, "<user>qqqqqqqqq<assistant>aaaaaaaa<eos>"),
         (
             {"chosen": OPENAI["messages"], "n": 1},
@@ -107,7 +119,7 @@ def test_shapes(tmp_path: Path, row: Any, source: dict[str, Any], expected: str)
 
 
 def test_nothing_is_doubled(tmp_path: Path) -> None:
-    """A template that writes the beginning of the text itself: one stands in a window, at its begin, also where a document goes on."""
+    """Where the template writes the beginning of the text itself: one in a window, also where a document goes on."""
     path = file(tmp_path, [OPENAI] * 4 + [{"messages": [{"role": "user", "content": "x" * 200}]}] * 2)
     windows = read(path, STRICT, 50, 8)
     assert (windows.tokens[:, 0] == STRICT.bos_token_id).all()
@@ -120,13 +132,14 @@ def test_nothing_is_doubled(tmp_path: Path) -> None:
 
 
 def test_who_decides(tmp_path: Path) -> None:
-    """The source, else its block; conversations without either are written by the tokenizer's template, and that is said once."""
+    """The source, else its block; without either the tokenizer's template writes, and that is said once."""
     path, notes = file(tmp_path, [OPENAI] * 9), []
     own = read(path, SEVERAL, 60, notes=notes)
     assert len(notes) == 1
     assert notes[0].startswith("data (jsonl): its rows are conversations, written by the tokenizer's chat template")
     quiet: list[str] = []
-    assert read(path, SEVERAL, 60, notes=quiet, chat_template=True).hash == read(path, SEVERAL, 60, notes=quiet, part=True).hash == own.hash
+    assert read(path, SEVERAL, 60, notes=quiet, chat_template=True).hash == own.hash
+    assert read(path, SEVERAL, 60, notes=quiet, part=True).hash == own.hash
     assert quiet == []
     terse = read(path, SEVERAL, 60, chat_template="terse")
     assert str(SEVERAL.decode(terse.tokens[0])).startswith("<bos>qqqqqqqqq/aaaaaaaa/<eos>q")
@@ -227,7 +240,13 @@ def test_parquet_fills_missing_keys_with_nulls(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_written_is_one_line(tmp_path: Path, tokenizer: Any, rows: list[Any], choice: Any, message: str) -> None:
+def test_what_cannot_be_written_is_one_line(
+    tmp_path: Path,
+    tokenizer: Any,
+    rows: list[Any],
+    choice: Any,
+    message: str,
+) -> None:
     with pytest.raises(ExciseError, match=message) as error:
         read(file(tmp_path, rows), tokenizer, 20, chat_template=choice)
     assert "\n" not in str(error.value)
@@ -241,10 +260,11 @@ def test_plain_text_has_no_turns(tmp_path: Path) -> None:
     ):
         with pytest.raises(
             ExciseError,
-            match=r"this is plain text; leave it out for this source, or give the text as rows",
+            match=r"this is plain text; give this source chat_template: false, or the text as rows",
         ):
             read_windows([source], FREE, 20, 1, 0)
-    assert len(read_windows([Source(text=(tmp_path / "a.txt",), chat_template=False)], FREE, 20, 1, 0, chat_template=True)) == 1
+    not_this = Source(text=(tmp_path / "a.txt",), chat_template=False)
+    assert len(read_windows([not_this], FREE, 20, 1, 0, chat_template=True)) == 1
 
 
 def test_a_tokenizer_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

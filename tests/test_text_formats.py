@@ -1,8 +1,9 @@
-"""Text as people have it: formats, marks, folders, parts of splits, rows without text; and what is refused, in one line that is true."""
+"""Text as people have it: formats, marks, folders, parts of splits, rows without text; what is refused, and how."""
 
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -165,6 +166,16 @@ def test_local_files_and_folders_as_data_sets(tmp_path: Path) -> None:
         read(7, dataset=folder)
 
 
+def test_data_sets_beside_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of something that lies there is a path, any other is for the hub. Labels do not show where it lies."""
+    write(tmp_path, "d/a.jsonl", LINES)
+    found = Source(dataset="d").anchored(tmp_path)
+    assert (found.dataset, found.label) == (str(tmp_path / "d"), "d")
+    assert Source(dataset="org/name").anchored(tmp_path).dataset == "org/name"
+    monkeypatch.setenv("DATA", str(tmp_path))
+    assert texts(read(dataset=Source(dataset="$DATA/d/a.jsonl").anchored(tmp_path).dataset)) == TEXTS
+
+
 def test_other_local_data_sets(tmp_path: Path) -> None:
     pd.DataFrame({"text": TEXTS}).to_csv(tmp_path / "a.csv")
     assert texts(read(dataset=str(tmp_path / "a.csv"))) == TEXTS
@@ -194,7 +205,7 @@ def test_parts_of_a_split(tmp_path: Path, name: str) -> None:
     assert texts(read(4, dataset=str(path), documents=5)) == TEXTS[:4]
     assert texts(read(2, dataset=str(path), split="train[1:]", documents=2)) == TEXTS[1:3]
     assert texts(read(3, dataset=str(path), split="train[5:7]+train[:1]")) == [*TEXTS[4:], TEXTS[0]]
-    with pytest.raises(ExciseError, match=r"split train\[:10%\] needs the number of rows of 'train', .*like train\[:200\]"):
+    with pytest.raises(ExciseError, match=r"train\[:10%\] needs the number of rows of 'train', .*like train\[:200\]"):
         read(dataset=str(path), split="train[:10%]")
 
 
@@ -214,9 +225,10 @@ def test_parts_are_those_of_the_library() -> None:
         expected = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
         found = parts(spec, lambda: sizes)
         length = [sizes[part.name] for part in found]
-        assert [(one.name, one.begin, min(one.stop or size, size)) for one, size in zip(found, length, strict=True)] == [
-            (one.splitname, one.from_ or 0, sizes[one.splitname] if one.to is None else one.to) for one in expected
-        ]
+        ends = [min(one.stop or size, size) for one, size in zip(found, length, strict=True)]
+        theirs = [sizes[one.splitname] if one.to is None else one.to for one in expected]
+        assert ends == theirs
+        assert [(one.name, one.begin) for one in found] == [(one.splitname, one.from_ or 0) for one in expected]
     assert parts("train[:5]", lambda: pytest.fail("not needed")) == [Part("train", 0, 5)]
     for wrong in ("train[", "train[:200", "train[a:b]", "train[5]", "[:3]"):
         with pytest.raises(ValidationError, match=r"is not one; write train, train\[:200\]"):
@@ -261,6 +273,17 @@ def test_hub_data_sets(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Non
     assert read(1, dataset="org/name", split="train[3:6]").documents == ("org/name#5",)
     with pytest.raises(ExciseError, match=r"data set org/name: cannot be read \([^\n]+\)$"):
         read(dataset="org/name")
+
+
+def test_shares_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hub tells the number of rows."""
+    told = SimpleNamespace(info=SimpleNamespace(splits={"train": SimpleNamespace(num_examples=6)}))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: told)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Streamed(ROWS))
+    assert texts(read(3, dataset="org/name", split="train[:50%]")) == TEXTS[:3]
+    assert texts(read(2, dataset="org/name", split="train[-2:]")) == TEXTS[4:]
+    with pytest.raises(ExciseError, match="split dev\\[:50%\\] needs the number of rows of 'dev', which is not told"):
+        read(dataset="org/name", split="dev[:50%]")
 
 
 # What is refused.
@@ -341,7 +364,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match=r"nowhere: cannot be read \(|nowhere.*: cannot be read \("):
         read(1, dataset=str(tmp_path / "nowhere"))
     with pytest.raises(ExciseError, match="1 windows for 2 sources, which give one each at least; raise sequences"):
-        read_windows([Source(stdlib="code", split="test"), Source(stdlib="prose", split="test")], TOKENIZER, 20, 1, 0)
+        read_windows([Source(stdlib=kind, split="test") for kind in ("code", "prose")], TOKENIZER, 20, 1, 0)
 
 
 @pytest.mark.parametrize("field", ["text|", "|", ""])

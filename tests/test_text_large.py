@@ -1,4 +1,4 @@
-"""Large texts: what is read follows the number of windows; documents, counts and seeds hold as for small ones."""
+"""Large texts: what is read follows the number of windows; documents, counts and seeds hold as of small ones."""
 
 import gzip
 import json
@@ -93,7 +93,7 @@ def test_cells_hold_the_text_and_its_documents(tmp_path: Path, part: str, times:
         starts = [match.start() for match in re.finditer(separator, as_read, re.MULTILINE)] if separator else []
         bounds = [0, *(start for start in starts if start), len(as_read)]
         expected = [as_read[a:b] for a, b in pairwise(bounds)]
-        assert [found for found in documents(pieces) if found.strip()] == [found for found in expected if found.strip()]
+        assert list(filter(str.strip, documents(pieces))) == list(filter(str.strip, expected))
         names = [name for name, _ in groupby(piece.document for piece in pieces)]
         assert len(set(names)) == len(names), "a document's pieces stand together, under one name"
 
@@ -173,7 +173,8 @@ def read(sequences: int = 20, seed: int = 0, length: int = 64, **source: Any) ->
 
 def place_of(window: NDArray[np.int64], tokens: NDArray[np.int64]) -> int:
     """Where a window stands in a text."""
-    return next(int(at) for at in np.flatnonzero(tokens == window[0]) if tokens[at : at + len(window)].tolist() == window.tolist())
+    begins = np.flatnonzero(tokens == window[0]).tolist()
+    return next(at for at in begins if np.array_equal(tokens[at : at + len(window)], window))
 
 
 def test_windows_are_text_and_the_seed_decides(prose: Path, tokens: NDArray[np.int64], tmp_path: Path) -> None:
@@ -196,7 +197,8 @@ def test_windows_are_text_and_the_seed_decides(prose: Path, tokens: NDArray[np.i
 def test_articles_are_documents(prose: Path) -> None:
     """Windows of an article share it, and none reaches into the next."""
     windows = read(60, text=prose, separator="^# ")
-    starts = {f"{prose}@{match.start()}": int(match[1]) for match in re.finditer(b"(?m)^# (\\d+)", prose.read_bytes())}
+    heads = re.finditer(b"(?m)^# (\\d+)", prose.read_bytes())
+    starts = {f"{prose}@{match.start()}": int(match[1]) for match in heads}
     assert set(windows.documents) <= starts.keys()
     assert 20 < len(windows.documents) < 40
     for row, document in zip(windows.tokens, windows.document, strict=True):
@@ -230,7 +232,7 @@ def test_long_rows_give_a_window_from_anywhere(tmp_path: Path) -> None:
 
 
 def test_all_of_a_large_text(prose: Path, tokens: NDArray[np.int64]) -> None:
-    """Where all windows are asked that there are, all are found, as of a small text; one more is refused with the right number."""
+    """All windows are found, as of a small text, where all are asked; one more is refused with the right number."""
     has = len(tokens) // 500
     windows = read(has, length=500, text=prose)
     np.testing.assert_array_equal(windows.tokens.reshape(-1), tokens[: has * 500])
@@ -310,7 +312,8 @@ def test_a_gigabyte_costs_what_a_megabyte_costs(tmp_path: Path) -> None:
             for _ in range(2**30 // len(block) + 1):
                 file.write(block)
         assert path.stat().st_size >= 2**30
-        done = subprocess.run([sys.executable, "-c", MEASURE, path, tokenizer], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", MEASURE, str(path), str(tokenizer)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     finally:
         path.unlink()
     count, seconds, megabytes = json.loads(done.stdout)

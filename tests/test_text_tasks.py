@@ -1,4 +1,4 @@
-"""lm-eval's prompts as conversations: the text the template writes, log-likelihoods by hand, the named template, the benchmark's identity."""
+"""lm-eval's prompts as conversations: scores by hand, the named template, examples as turns, identity."""
 
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ def anatomy() -> Anatomy:
     return dissect(tiny.build("olmoe"))
 
 
-def benchmark(folder: Path, template: str, limit: int | None = None, fewshot: int | None = None, **task: Any) -> Benchmark:
-    return Benchmark(("guess",), task_file(folder / "tasks", **task), limit, fewshot, None, template)
+def benchmark(folder: Path, template: str, limit: int | None = None, shots: int | None = None, **task: Any) -> Benchmark:
+    return Benchmark(("guess",), task_file(folder / "tasks", **task), limit, shots, None, template)
 
 
 def by_hand(anatomy: Anatomy, before: str, behind: str) -> list[float]:
-    """1 where the right choice has the largest sum of log-probabilities after the prompt. No token stands in front of the template's."""
+    """1 where the right choice has the largest sum of log-probabilities after the prompt, and nothing before it."""
     tokenizer, found = tiny.tokenizer(), []
     for item in ITEMS[:FEW]:
         sums = []
@@ -47,12 +47,13 @@ def by_hand(anatomy: Anatomy, before: str, behind: str) -> list[float]:
 
 
 def test_scores_are_those_of_the_templates_prompts(anatomy: Anatomy, tmp_path: Path) -> None:
-    """One beginning of the text, the template's; another template gives other prompts, and leaves the tokenizer as it was."""
+    """One beginning of the text, the template's; a named template writes other prompts; the tokenizer stays as it was."""
     tokenizer = talking.tokenizer({"default": talking.STRICT, "terse": "{{ bos_token }}" + TERSE})
     strict, terse = (Template(tokenizer, choice).tried() for choice in (True, "terse"))
     found = benchmark(tmp_path, strict, FEW).scores(anatomy.model, tokenizer, 8)
     assert found.tolist() == by_hand(anatomy, "<bos><user>", "")
-    assert benchmark(tmp_path, terse, FEW).scores(anatomy.model, tokenizer, 8).tolist() == by_hand(anatomy, "<bos>", "/")
+    found = benchmark(tmp_path, terse, FEW).scores(anatomy.model, tokenizer, 8)
+    assert found.tolist() == by_hand(anatomy, "<bos>", "/")
     assert isinstance(tokenizer.chat_template, dict)
 
 
@@ -61,7 +62,8 @@ def test_examples_are_turns(anatomy: Anatomy, tmp_path: Path) -> None:
     asked = benchmark(tmp_path, talking.STRICT, 6, 2, fewshot_split="test")
     asked.scores(anatomy.model, talking.tokenizer(talking.STRICT), 8)
     prompts = [instance.args[0] for instance in asked.tasks["guess"].instances]
-    assert all((prompt.count("<user>"), prompt.count("<assistant>"), prompt.count("<bos>")) == (3, 2, 1) for prompt in prompts)
+    counts = {tuple(prompt.count(f"<{role}>") for role in ("user", "assistant", "bos")) for prompt in prompts}
+    assert counts == {(3, 2, 1)}
 
 
 def test_identity_follows_the_template(tmp_path: Path) -> None:
@@ -90,7 +92,8 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ExciseError, match=r"validate\.tasks\.chat_template: the tokenizer has no chat template"):
         _ = materials(True).benchmark
-    talking.tokenizer({"default": talking.STRICT, "terse": TERSE, "mute": "{{ raise_exception('no') }}"}).save_pretrained(model)
+    templates = {"default": talking.STRICT, "terse": TERSE, "mute": "{{ raise_exception('no') }}"}
+    talking.tokenizer(templates).save_pretrained(model)
     assert materials(True).benchmark.template == talking.STRICT
     assert materials("terse").benchmark.template == TERSE
     assert materials(False).benchmark.template == ""

@@ -227,8 +227,8 @@ def export(
         from prune.card import plan_card
         from prune.checkpoint import export as write
         from prune.format import human
+        from prune.identity import fingerprint
         from prune.prepare import prepare_export
-        from prune.shards import fingerprint
 
         chosen = Plan.read(plan)
         layout = prepare_export(model, chosen, out, force)

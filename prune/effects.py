@@ -18,11 +18,11 @@ from experts.modes import Mode
 from experts.notes import tell
 from experts.plan import Plan
 from experts.precision import HALF
+from prune.identity import fingerprint
 from prune.layout import Layout
 from prune.locate import commit_of
 from prune.parts import Parts
 from prune.request import Request
-from prune.shards import fingerprint
 from prune.stages import key_of, libraries
 from validate.effects import Cells, Table, measure
 from validate.rig import check_rig

@@ -10,7 +10,7 @@ from prune.shards import read_json
 STEPS = "history"  # key of excise_plan.json: the steps before this one, the oldest first
 
 
-def steps_of(folder: Path) -> list[dict[str, Any]]:
+def steps_of(folder: Path) -> list[Any]:
     """The steps that led to a folder, the oldest first: {"plan": …} and, where weights were trained after it, {"recovery": …}.
 
     Nothing for a folder that Excise did not write. A damaged provenance file is a step by itself, which says so.
@@ -22,7 +22,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
         if path.is_file():
             step[name] = _read(path)
     before = step["plan"].pop(STEPS, [])
-    return [*(one for one in before if isinstance(one, dict)), step] if isinstance(before, list) else [step]
+    return [*(before if isinstance(before, list) else [before]), step]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -32,18 +32,18 @@ def _read(path: Path) -> dict[str, Any]:
         return {"damaged": str(error)}
 
 
-def in_words(steps: list[dict[str, Any]]) -> str:
+def in_words(steps: list[Any]) -> str:
     """The steps in one line, for the model card and `excise inspect`; empty where there are none."""
     return "; ".join(_step(step) for step in steps)
 
 
-def _step(step: dict[str, Any]) -> str:
-    plan = step["plan"]
+def _step(step: Any) -> str:
     try:
+        plan = step["plan"]
         counts = sorted({len(ids) for ids in plan["kept"].values()})
         each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         kept = f"pruned to {each} of {plan['experts']} experts per layer"
+        how = f" ({plan.get('criterion') or 'made by hand'}, {plan.get('budget') or 'no budget recorded'})"
     except (KeyError, TypeError, AttributeError, IndexError):
         return "pruned by a plan that cannot be read any more"
-    how = f" ({plan.get('criterion') or 'made by hand'}, {plan.get('budget') or 'no budget recorded'})"
     return f"{kept}{how}{', then trained' if 'recovery' in step else ''}"

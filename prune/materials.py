@@ -34,9 +34,9 @@ from experts.plan import Plan
 from experts.weight_files import regular_files
 from prune.cache import Cache
 from prune.hub_files import reads_prompts
+from prune.identity import digest_files
 from prune.prepare import Prepared
 from prune.recipe import Text
-from prune.shards import digest_files
 from prune.stages import key_of, libraries
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest

@@ -10,6 +10,7 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.budget import compared_budgets, distinct, tested_budgets
 from prune.checkpoint import check_output
+from prune.identity import fingerprint
 from prune.layout import Layout, lay_out
 from prune.loadable import check_loadable
 from prune.locate import hub_name
@@ -18,7 +19,7 @@ from prune.recipe import BUDGETS, Recipe, Text
 from prune.rehearsal import check_export, trial_plans
 from prune.remote import Model, check_room, find_model
 from prune.request import Request
-from prune.shards import fingerprint, open_checkpoint
+from prune.shards import open_checkpoint
 from prune.stages import CHECKPOINT, RunFolder
 from validate.verdict import ALPHA, Null
 

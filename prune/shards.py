@@ -4,17 +4,14 @@ Format: 8 bytes little-endian header length N, N bytes of JSON {name: {dtype, sh
 Source: https://github.com/huggingface/safetensors#format
 """
 
-import json
 import math
 import os
 import reprlib
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import xxhash
 
 from experts.errors import ExciseError
 from experts.strict_json import LARGEST_CONFIG, LARGEST_INDEX, broken_link, is_count, parse_object, read_object
@@ -112,43 +109,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if index is not None:
         _check_index(folder / entry, index, tensors)
     return Checkpoint(folder, config, tensors, metadata, entry, tuple(unread(names, entry)))
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Identity of a checkpoint: configuration, code that it names, and names, types, shapes and bytes of every tensor.
-
-    Tensors up to 64 KiB enter whole, larger ones with four blocks of 4 KiB: a model that was fine-tuned anywhere has another
-    fingerprint, without reading all of it.
-    """
-    digest = xxhash.xxh3_128(json.dumps(checkpoint.config, sort_keys=True).encode())
-    if "auto_map" in checkpoint.config:
-        digest_files(digest, checkpoint.folder.glob("*.py"))
-    for shard in sorted({tensor.file for tensor in checkpoint.tensors.values()}):
-        inside = sorted((tensor for tensor in checkpoint.tensors.values() if tensor.file == shard), key=lambda tensor: tensor.start)
-        try:
-            _digest_shard(digest, shard, inside)
-        except OSError as error:
-            raise ExciseError(f"{shard}: cannot be read ({error.strerror or error})") from error
-    return digest.hexdigest()[:16]
-
-
-def digest_files(digest: Any, files: Iterable[Path]) -> None:
-    """Adds names and contents of files, in the order of their names."""
-    for file in sorted(files):
-        try:
-            digest.update(f"{file.name} ".encode(errors="surrogateescape") + file.read_bytes())
-        except OSError as error:
-            raise ExciseError(f"{file}: cannot be read ({error.strerror or error})") from error
-
-
-def _digest_shard(digest: Any, shard: Path, inside: list[Stored]) -> None:
-    with shard.open("rb") as file:
-        for tensor in inside:
-            digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
-            whole = tensor.size <= 2**16
-            starts = [tensor.start] if whole else [tensor.start + (tensor.size - 4096) * block // 3 for block in range(4)]
-            for start in starts:
-                digest.update(os.pread(file.fileno(), tensor.size if whole else 4096, start))
 
 
 def read_json(path: Path, largest: int = LARGEST_CONFIG) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from experts.sharing import sharing
 from finetune.adapters import Adapted, find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint import export
+from prune.identity import fingerprint
 from prune.materials import Materials
 from prune.pruned import pruned_plan
 from prune.recipe import Finetune
-from prune.shards import fingerprint, open_checkpoint
+from prune.shards import open_checkpoint
 from prune.stages import key_of
 
 TeacherOf = Callable[[Adapted], Teacher | None]

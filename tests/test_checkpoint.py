@@ -20,9 +20,10 @@ from experts.plan import Plan
 from prune import checkpoint as checkpoint_module
 from prune import ranges
 from prune.checkpoint import export
+from prune.identity import fingerprint
 from prune.inspect import describe
 from prune.layout import Layout, lay_out
-from prune.shards import fingerprint, open_checkpoint
+from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 

@@ -16,9 +16,10 @@ from experts.plan import Plan
 from prune.card import plan_card
 from prune.checkpoint import export, export_notes
 from prune.cli import app
+from prune.identity import fingerprint
 from prune.layout import lay_out
 from prune.pruned import pruned_plan
-from prune.shards import fingerprint, open_checkpoint
+from prune.shards import open_checkpoint
 from prune.source_card import read_source_card
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan

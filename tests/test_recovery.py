@@ -26,10 +26,11 @@ from finetune.losses import Targets, best, cross_entropy, divergence, log_soften
 from finetune.settings import Training
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint import Recovered, export
+from prune.identity import fingerprint
 from prune.layout import lay_out
 from prune.merged import Storage
 from prune.pruned import check_teacher, pruned_plan
-from prune.shards import fingerprint, open_checkpoint
+from prune.shards import open_checkpoint
 from prune.slices import slice_layout
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan, windows

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from experts.errors import ExciseError
-from prune.shards import fingerprint, open_checkpoint, read_header
+from prune.identity import fingerprint
+from prune.shards import open_checkpoint, read_header
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, dtype=np.int64), "c": np.zeros((0, 4), np.float16)}
 

@@ -23,8 +23,9 @@ from experts.errors import ExciseError
 from experts.weight_files import ADAPTER, INDEX, SINGLE, entry_file, is_index, regular_files, shard_names
 from prune.checkpoint import export, export_notes
 from prune.cli import app
+from prune.identity import fingerprint
 from prune.layout import lay_out
-from prune.shards import fingerprint, open_checkpoint
+from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import uniform_plan
 

@@ -26,4 +26,5 @@ def is_companion(path: str) -> bool:
     *folders, name = PurePosixPath(path).parts
     if folders:
         return tuple(folders) in {(folder,) for folder in FOLDERS} and name.endswith(".jinja")
-    return not (name in OURS | MADE_ANEW | OTHER_FORMATS or any(kind.search(name) for kind in (WEIGHTS, TRAINING, PICTURES)))
+    other = name in OURS | MADE_ANEW | OTHER_FORMATS or name.lower() == "readme.md"
+    return not (other or any(kind.search(name) for kind in (WEIGHTS, TRAINING, PICTURES)))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from transformers import GenerationConfig
 
 # Losses of the router are made from the rows of all layers: with a router that is restricted or cut they cannot be.
 PLAIN_OUTPUTS = {
@@ -12,25 +13,35 @@ PLAIN_OUTPUTS = {
     "output_attentions": False,
     "return_dict": True,
 }
-# Of `generate`: token ids, one answer each.
-PLAIN_ANSWERS = {
-    "return_dict_in_generate": False,
-    "output_scores": False,
-    "output_logits": False,
-    "output_hidden_states": False,
-    "output_attentions": False,
-    "num_return_sequences": 1,
-}
+# What of the settings of `generate` stays: token ids, and what changes the scores of tokens. The rest chooses other
+# ways to search (beams, contrast, stop strings, caches of other packages), which lm-eval does not ask for or cannot give.
+ANSWERS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "min_new_tokens",
+)
 
 
-def set_plain_outputs(model: nn.Module) -> None:
+def set_plain_outputs(model: Any) -> None:
     """From here on every forward of the model gives logits and nothing else, whatever its configuration asked for.
 
-    Options that change the logits themselves stay as they are. The checkpoint's config.json is not touched.
+    Options that change the logits themselves stay as they are; `generate` gives the ids of one answer. The files of the
+    checkpoint are not touched.
     """
     for config in _configurations(model):
         _set(config, PLAIN_OUTPUTS)
-    _set(getattr(model, "generation_config", None), PLAIN_ANSWERS)
+    if isinstance(settings := getattr(model, "generation_config", None), GenerationConfig):
+        kept = {name: value for name in ANSWERS if (value := getattr(settings, name, None)) is not None}
+        model.generation_config = type(settings)(**kept)
 
 
 def _configurations(model: nn.Module) -> Iterator[Any]:

@@ -211,6 +211,9 @@ def parse_size(text: str) -> int:
     number = text.strip().rstrip("BbKkMmGgTtIi ")
     unit = text.strip()[len(number) :].strip().upper()
     try:
-        return int(float(number) * UNITS[unit])
+        size = int(float(number) * UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise ValueError(f"target_size {text!r} is not a size; write for example 8GB or 500MiB") from None
+        size = 0
+    if size <= 0:
+        raise ValueError(f"target_size {text!r} is not a size; write for example 8GB or 500MiB")
+    return size

@@ -55,7 +55,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise ExciseError(f"--set {override}: {key} is not a table of keys")
-    if parents == ["prune"] and last in BUDGETS:  # the budgets exclude each other: the new one replaces the old
+    if parents == ["prune"] and last in BUDGETS and value is not None:  # the budgets exclude each other: the new one replaces the old
         for other in BUDGETS:
             table.pop(other, None)
     table[last] = value

@@ -175,6 +175,7 @@ class Run:
 
     def _check(self) -> None:
         """Texts, tasks and names that cannot be used are refused before the work."""
+        self._check_written()
         check_reload(self.layout, trial_plans(self.shape, self.plan_budget), self.recipe.trust_remote_code)
         self.materials.read()
         check_rows(self.materials)
@@ -192,6 +193,7 @@ class Run:
         table = self.rank(statistics)
         plan = select(table[0], self.plan_budget, self.shape)
         self._check_size(plan)
+        self._check_written(plan)
         write_json(self.folder.path / "plan.json", plan.to_json())
         run = str(self.folder.path)
         places: dict[str, Any] = {"run": run, "checkpoint": None, "notes": notes, "recovery": None}
@@ -208,6 +210,23 @@ class Run:
             healing = Healing(self.materials, plan, protected, self.folder.path / CHECKPOINT)
             result["recovery"] = healing.execute()
         return Outcome(result, stopped)
+
+    def _check_written(self, plan: Plan | None = None) -> None:
+        """Refuses a folder whose checkpoint is another model's, before any work; or another plan's, before the tests."""
+        out = self.folder.path / CHECKPOINT
+        if self.prepared.force or not (out / PLAN).is_file():
+            return
+        try:
+            before = Plan.read(out / PLAN)
+        except ExciseError:
+            return  # damaged: the export says what is to be done
+        way = "choose another --output, or --force to replace it"
+        if before.model and before.model != self.fingerprint:
+            told = f"(fingerprint {before.model}, this one has {self.fingerprint})"
+            raise ExciseError(f"{out}: was made of another model {told}; {way}")
+        if plan is not None and before.digest != plan.digest:
+            why = "texts or criteria have changed since it was made"
+            raise ExciseError(f"{out}: keeps other experts than this run would: {why}; {way}")
 
     def _check_size(self, plan: Plan) -> None:
         """The last look at a promise that was made before the scores were known."""

@@ -12,7 +12,7 @@ import yaml
 LONGEST = 2**20  # bytes that are read of a card; its front matter comes first
 FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 TAKEN_OVER = ("license", "license_name", "license_link", "language")
-LINE = re.compile(rf"^({'|'.join(TAKEN_OVER)}):[ \t]*([^\s\[{{&*!|>'\"#][^#\n]*)", re.MULTILINE)
+LINE = re.compile(rf"^({'|'.join(TAKEN_OVER)}):[ \t]*(?:'([^'\n]*)'|\"([^\"\n]*)\"|([^\s\[{{&*!|>'\"#][^#\n]*))", re.MULTILINE)
 Entry = str | list[str]
 
 
@@ -26,7 +26,7 @@ class SourceCard:
 
 def read_source_card(folder: Path) -> SourceCard:
     """Of the README.md in a checkpoint's folder. One that cannot be read costs its entries, never the export."""
-    path = folder / "README.md"
+    path = next((folder / name for name in ("README.md", "readme.md", "Readme.md") if (folder / name).exists()), folder / "README.md")
     try:
         with path.open("rb") as file:
             raw = file.read(LONGEST)
@@ -42,7 +42,8 @@ def _parsed(path: Path, text: str) -> SourceCard:
     try:
         entries = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes texts, lists and mappings of texts only
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        return _without(dict(LINE.findall(text)), path, " ".join(str(error).split())[:200])
+        lines = {key: "".join(forms) for key, *forms in LINE.findall(text)}
+        return _without(lines, path, " ".join(str(error).split())[:200])
     if not isinstance(entries, dict):
         return _without({}, path, "its front matter is no mapping of keys")
     return SourceCard({key: entries[key] for key in TAKEN_OVER if _is_text(entries.get(key))})

@@ -96,13 +96,19 @@ def test_provenance_chains_and_is_not_copied(source: Path, tmp_path: Path) -> No
     assert [one.keys() for one in steps] == [{"plan", "recovery"}, {"plan"}]
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{", '{"kept": 3}', '{"kept": {"0": []}}', '{"history": 3, "kept": {}}', '{"history": [1]}'])
+TWISTED = '{"kept": {"0": [1]}, "experts": 8, "history": [{"x": 1}, {"plan": 5}, 7]}'
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[]", "{", '{"kept": 3}', '{"kept": {"0": []}}', '{"history": 3, "kept": {}}', '{"history": [1]}', TWISTED]
+)
 def test_a_damaged_history_stops_nothing(damage: str, source: Path, tmp_path: Path) -> None:
     first = written(source, tmp_path / "first")
     (first / "excise_plan.json").write_text(damage)
     second = written(first, tmp_path / "second", smaller((0, 1, 2)))
     assert Plan.read(second / "excise_plan.json") == smaller((0, 1, 2))
     assert "pruned by a plan that cannot be read any more" in (second / "README.md").read_text()
+    assert CliRunner().invoke(app, ["inspect", str(first)]).exit_code == 0
 
 
 def test_inspect_of_an_unequal_folder_tells_its_counts(source: Path, tmp_path: Path) -> None:
@@ -143,6 +149,7 @@ def front(folder: Path) -> dict[str, Any]:
         ("---\nlicense: {a: b}\n---\n", {}),
         ("no front matter\n---\nlicense: mit\n---\n", {}),
         ("---\nlicense: mit\nbroken: [\n---\n", {"license": "mit"}),
+        ("---\nlicense: \"mit\"\nlicense_name: 'a b'\nbroken: @x\n---\n", {"license": "mit", "license_name": "a b"}),
         ("---\n- a list\n---\n", {}),
         ("", {}),
     ],
@@ -161,6 +168,14 @@ def test_a_card_that_cannot_be_parsed_is_a_note_and_stops_nothing(card: bytes, s
     notes = [note for note in export_notes(layout, uniform_plan(layout.layers)) if "model card cannot be read" in note]
     assert len(notes) == 1
     assert "\n" not in notes[0]
+
+
+def test_a_card_in_small_letters(source: Path, tmp_path: Path) -> None:
+    """Read, and not copied: on some disks the two would be one file."""
+    (source / "readme.md").write_text("---\nlicense: mit\n---\n")
+    out = written(source, tmp_path / "out")
+    assert front(out)["license"] == "mit"
+    assert not (out / "readme.md").exists()
 
 
 def test_a_card_that_is_a_folder_or_not_utf8(source: Path, tmp_path: Path) -> None:

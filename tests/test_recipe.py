@@ -158,3 +158,14 @@ def test_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("TEXTS")
     with pytest.raises(ExciseError, match="the environment variable TEXTS is not set"):
         read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("order", [("prune.keep=3", "prune.fraction=null"), ("prune.fraction=null", "prune.keep=3")])
+def test_budgets_that_are_set_and_taken_away(order: tuple[str, ...]) -> None:
+    assert read_recipe(recipe_file("demo"), order).prune.keep == 3
+
+
+@pytest.mark.parametrize("size", ["-3GB", "0", "nan", "inf GB"])
+def test_sizes_that_are_none(size: str) -> None:
+    with pytest.raises(ValueError, match="is not a size; write for example 8GB"):
+        parse_size(size)

@@ -489,3 +489,24 @@ def test_counts_by_hand_and_multiples(recipe_path: Path, tmp_path: Path) -> None
     assert wide["plans"][0]["kept_per_layer"] == {"0": 4, "1": 4, "2": 4}
     with pytest.raises(ExciseError, match="counts by hand leaves nothing for scope: global"):
         execute(recipe_path, tmp_path / "no", "prune.keep={1: 5}", "prune.scope=global")
+
+
+def test_another_model_or_text_in_the_same_place(
+    recipe_path: Path, tmp_path: Path, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with a checkpoint of what was there before is refused before the work; of another text before the tests."""
+    model = shutil.copytree(saved["olmoe"], tmp_path / "model")
+    execute(recipe_path, tmp_path / "run", f"model={model}")
+    kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("plan.json", "validation.json", "stages.json")}
+    calls = counted(monkeypatch)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value[..., ::-1].copy() for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ExciseError, match="was made of another model .* --force to replace it"):
+        execute(recipe_path, tmp_path / "run", f"model={model}")
+    assert sum(calls.values()) == 0
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    (tmp_path / "calibration.txt").write_text("0123456789 " * 800)
+    with pytest.raises(ExciseError, match="keeps other experts than this run would"):
+        execute(recipe_path, tmp_path / "run", f"model={model}")
+    assert calls["check_rig"] == calls["export"] == 0
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experts.anatomy import dissect, load_tokenizer
+from experts.anatomy import dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from tests import tiny
 from tests.test_finetune import invoke
@@ -139,3 +139,24 @@ def test_a_larger_vocabulary_than_the_models(
         found = invoke("effects", folder, "--text", tmp_path / "test.txt", "-o", tmp_path / "e.csv", "--window", 24)
     assert found.exit_code == 1
     assert "config.json says vocab_size = 64: it belongs to another model" in found.stderr
+
+
+def test_settings_of_generate_that_lm_eval_cannot_give(
+    recipe_path: Path,  # noqa: F811
+    tmp_path: Path,
+    saved: dict[str, Path],
+) -> None:
+    """Ways to search are not taken over; token ids, and what changes the scores of tokens, are."""
+    model = shutil.copytree(saved["olmoe"], tmp_path / "model")
+    path = model / "generation_config.json"
+    before = json.loads(path.read_text())
+    odd = {"stop_strings": ["zz"], "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "penalty_alpha": 0.6, "top_k": 4}
+    path.write_text(json.dumps({**before, **odd, "cache_implementation": "quantized", "repetition_penalty": 1.3}))
+    settings = load(model).generation_config
+    assert settings.repetition_penalty == 1.3
+    assert settings.eos_token_id == before["eos_token_id"]
+    assert not settings.stop_strings
+    folder = writing(tmp_path / "tasks")
+    tasks = f"validate.tasks={{names: [guess], include: {folder}, limit: 8, random_plans: 5}}"
+    result = execute(recipe_path, tmp_path / "run", f"model={model}", tasks)
+    assert result["plans"][0]["tasks"][0]["name"] == "guess"

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,12 @@ from typer.testing import CliRunner
 from experts.anatomy import load
 from experts.errors import ExciseError
 from experts.weight_files import ADAPTER, INDEX, SINGLE, entry_file, is_index, regular_files, shard_names
+from prune import identity
 from prune.checkpoint import export, export_notes
 from prune.cli import app
-from prune.identity import fingerprint
+from prune.identity import KNOWN, fingerprint
 from prune.layout import lay_out
+from prune.pruned import pruned_plan
 from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import uniform_plan
@@ -222,3 +227,62 @@ def test_the_fingerprint_covers_code_that_config_names(tmp_path: Path) -> None:
     (folder / "modeling_own.py").write_text("one = 2\n")
     second = fingerprint(open_checkpoint(folder))
     assert len({plain, first, second}) == 3
+
+
+# Identity: every byte counts.
+
+
+def edited(folder: Path, keep_times: bool = False) -> None:
+    """One bit in the middle of the largest tensor of a folder."""
+    path, before = folder / SINGLE, (folder / SINGLE).stat()
+    tensor = max(open_checkpoint(folder).tensors.values(), key=lambda tensor: tensor.size)
+    with path.open("r+b") as file:
+        file.seek((tensor.start + tensor.end) // 2 + 1)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    if keep_times:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A model whose embedding takes 260 KiB, last changed an hour ago."""
+    folder = tiny.save(tiny.build("olmoe", hidden_size=256), tmp_path / "large")
+    hour_ago = time.time() - 3600
+    os.utime(folder / SINGLE, (hour_ago, hour_ago))
+    return folder
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_one_bit_in_the_middle_is_another_model(keep_times: bool, large: Path) -> None:
+    """Also where the time of the last writing was set back."""
+    before = fingerprint(open_checkpoint(large))
+    assert fingerprint(open_checkpoint(large)) == before
+    edited(large, keep_times)
+    assert fingerprint(open_checkpoint(large)) != before
+
+
+def test_what_was_read_is_remembered_and_only_then_not_read_again(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    digest_ranges = identity.digest_ranges
+    monkeypatch.setattr(identity, "digest_ranges", lambda file, *rest: (read.append(file), digest_ranges(file, *rest)))
+    first = fingerprint(open_checkpoint(large))
+    assert (fingerprint(open_checkpoint(large)), len(read)) == (first, 1)
+    copy = shutil.copytree(large, tmp_path / "copy")
+    assert (fingerprint(open_checkpoint(copy)), len(read)) == (first, 2)
+    for damage in ("{", "[]", '{"x": 3}'):
+        (tmp_path / "cache" / KNOWN).write_text(damage)
+        assert fingerprint(open_checkpoint(large)) == first
+    monkeypatch.setenv("EXCISE_CACHE", "/dev/null/cache")
+    assert fingerprint(open_checkpoint(large)) == first
+
+
+def test_a_pruned_folder_is_compared_byte_by_byte(large: Path, tmp_path: Path) -> None:
+    layout = lay_out(open_checkpoint(large))
+    export(layout, uniform_plan(layout.layers), tmp_path / "pruned")
+    print_of = fingerprint(layout.checkpoint)
+    assert pruned_plan(tmp_path / "pruned", layout, print_of) == uniform_plan(layout.layers)
+    edited(tmp_path / "pruned")
+    with pytest.raises(ExciseError, match="was it trained or edited since"):
+        pruned_plan(tmp_path / "pruned", layout, print_of)

@@ -18,6 +18,8 @@ FIELDS = ("messages", "conversations")
 USERS = ("human", "user")
 ASSISTANTS = ("gpt", "assistant", "chatgpt", "model", "bot", "bing", "bard", "function_call")
 TOOLS = ("tool", "function", "observation", "function_response")
+NICKNAMES = {"human": "user", **dict.fromkeys(("gpt", "chatgpt", "bot", "bing", "bard"), "assistant")}  # under `role`
+CONTENTS = ("value", "text")  # what some call the content of a message
 ROLES = {
     **dict.fromkeys(USERS, "user"),
     **dict.fromkeys(ASSISTANTS, "assistant"),
@@ -25,23 +27,44 @@ ROLES = {
 }
 
 
-def conversation(row: Any, fields: Sequence[str] = ()) -> Messages | None:
-    """The conversation of a row, in OpenAI's shape; None where it holds none. fields: also looked in.
+def conversation(row: Any, fields: Sequence[Sequence[str]] = ()) -> Messages | None:
+    """The conversation of a row, in OpenAI's shape; None where it holds none.
 
+    fields: also looked in, of each group the first that the row has; turns and texts of several make one conversation.
     Raises RowError for one that is not whole.
     """
     if turns := _turns(row):
         return [_message(turn) for turn in turns]
     if not isinstance(row, Mapping):
         return None
-    turns = next((found for name in (*fields, *FIELDS) if (found := _turns(row.get(name)))), None)
-    if turns is None:
+    named = [next((row[name] for name in group if row.get(name) is not None), None) for group in fields]
+    usual = next((name for name in FIELDS if _turns(row.get(name))), None)
+    messages = _joined(named) or (_joined([row[usual]]) if usual else [])
+    if not messages:
         return None
-    messages = [_message(turn) for turn in turns]
-    system = row.get("system")
+    return with_system(messages, row)
+
+
+def with_system(messages: Messages, row: Any) -> Messages:
+    """The same behind the row's `system` text, if it has one and the conversation has none."""
+    system = row.get("system") if isinstance(row, Mapping) else None
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+        return [{"role": "system", "content": system}, *messages]
     return messages
+
+
+def _joined(values: Sequence[Any]) -> Messages:
+    """Turns one after the other; a text before them is the user's, one behind them an answer. Nothing where there are no turns."""
+    found: Messages = []
+    known = [_turns(value) for value in values]
+    if not any(known):
+        return []
+    for value, turns in zip(values, known, strict=True):
+        if turns:
+            found += [_message(turn) for turn in turns]
+        elif isinstance(value, str) and value.strip():
+            found.append({"role": "assistant" if any(message["role"] != "system" for message in found) else "user", "content": value})
+    return found
 
 
 def _turns(value: Any) -> list[Mapping[str, Any]] | None:
@@ -62,12 +85,15 @@ def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(sender, str):
             raise RowError(f"a message is from {_kind(sender)}; expected human, gpt, system or tool")
         message["role"] = ROLES.get(sender.lower(), sender)
-        if "value" in message:
-            message["content"] = message.pop("value")
     if not isinstance(message["role"], str):
         raise RowError(f"a message has the role {_kind(message['role'])}, expected a name")
+    message["role"] = NICKNAMES.get(message["role"].lower(), message["role"])
+    if "content" not in message and (name := next((name for name in CONTENTS if name in message), None)):
+        message["content"] = message.pop(name)
     if "content" in message:
         message["content"] = _content(message["content"])
+    elif not message.get("tool_calls") and not any(name in turn for name in ("content", *CONTENTS)):
+        raise RowError(f"a message has no content; it has {', '.join(sorted(map(str, turn)))}")
     return message
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from criteria.chat import FIELDS, Messages, Template, conversation, plain
+from criteria.chat import FIELDS, Messages, Template, conversation, plain, with_system
 from criteria.pieces import Piece, RowError
 from criteria.sources import Source
 from experts.errors import ExciseError
@@ -76,14 +76,14 @@ class RowText:
             return "", False
         if isinstance(row, str):
             return self._prose([row])
-        found = conversation(row, self.names) if self.choice or not self._has_text(row) else None
+        found = conversation(row, self.fields) if self.choice or not self._has_text(row) else None
         if found is None:
-            return self._prose(self._values(row))
+            return self._prose(self._values(row), row)
         if self.choice is False:
             return plain(found), False
         return self._by_template(found, row.get("tools") if isinstance(row, Mapping) else None)
 
-    def _prose(self, values: Sequence[str | None]) -> tuple[str, bool]:
+    def _prose(self, values: Sequence[str | None], row: Any = None) -> tuple[str, bool]:
         """Of a row without turns. With a template the last field is an answer, the rest a question."""
         written = [value for value in values if value is not None]
         if not self.choice or not any(value.strip() for value in written):
@@ -93,7 +93,7 @@ class RowText:
         messages: Messages = [{"role": "user", "content": question}]
         if answer:
             messages.append({"role": "assistant", "content": answer})
-        return self._by_template(messages)
+        return self._by_template(with_system(messages, row))
 
     def _by_template(self, messages: Messages, tools: Any = None) -> tuple[str, bool]:
         if self.template is None:
@@ -107,7 +107,7 @@ class RowText:
     def _has_text(self, row: Any) -> bool:
         if not isinstance(row, Mapping):
             return False
-        return all(any(isinstance(row.get(name), str) for name in names) for names in self.fields)
+        return all(any(_is_text(row.get(name)) for name in names) for names in self.fields)
 
     def _values(self, row: Any) -> list[str | None]:
         if not isinstance(row, Mapping):
@@ -127,6 +127,10 @@ class RowText:
             raise RowError(f"{talk} is no conversation; expected {{role, content}} or {{from, value}}")
         have = sorted(map(str, row))[:MOST_SHOWN]
         raise RowError(f"no text in field {'|'.join(names)!r}; it has {have}{_way(names, have)}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _way(names: list[str], have: list[str]) -> str:

@@ -65,6 +65,7 @@ class Source(BaseModel):
     def _one_kind(self) -> "Source":
         if sum(map(bool, (self.text, self.jsonl, self.dataset, self.stdlib))) != 1:
             raise ValueError("give exactly one of text, jsonl, dataset, stdlib")
+        self._check_keys()
         if self.dataset and self.split:
             check(self.split)
         if not all(name for field in self.field for name in field.split("|")):
@@ -76,6 +77,14 @@ class Source(BaseModel):
         except re.error as error:
             raise ValueError(f"separator {self.separator!r} is not a regular expression: {error}") from None
         return self
+
+    def _check_keys(self) -> None:
+        """Keys of another kind would be passed over in silence."""
+        own = {"split": self.dataset or self.stdlib, "documents": self.dataset, "config": self.dataset, "separator": self.text}
+        kinds = {"split": "dataset and stdlib", "documents": "dataset", "config": "dataset", "separator": "text"}
+        if wrong := next((key for key, there in own.items() if key in self.model_fields_set and getattr(self, key) and not there), ""):
+            way = "; a file of rows can stand under dataset" if self.jsonl and wrong != "separator" else ""
+            raise ValueError(f"{wrong} belongs to {kinds[wrong]}{way}")
 
     @property
     def label(self) -> str:

@@ -88,7 +88,19 @@ def read_windows(
             document.append(documents.setdefault(name, len(documents)))
             domain.append(domains.index(source.label))
     tokens = np.stack(rows)
-    return Windows(tokens, np.ones_like(tokens, bool), np.array(document), np.array(domain), tuple(documents), domains)
+    found = Windows(tokens, np.ones_like(tokens, bool), np.array(document), np.array(domain), tuple(documents), domains)
+    _tell_repeats(found, say)
+    return found
+
+
+def _tell_repeats(windows: Windows, say: Callable[[str], None]) -> None:
+    """Says it where windows hold the same text: they count as if they were several."""
+    _, first = np.unique(windows.tokens, axis=0, return_index=True)
+    if len(first) < len(windows):
+        again = min(set(range(len(windows))) - set(first.tolist()))
+        name = windows.documents[windows.document[again]]
+        count = f"{len(windows) - len(first)} of {len(windows)} windows"
+        say(f"data: {count} hold the same text as another one (the first in {name}); does a text stand in two places?")
 
 
 def _windows_of(
@@ -123,16 +135,17 @@ def _shortage(found: int, wanted: int, cutter: Cutter, text_of: RowText) -> str:
 
 
 def _check_content(what: str, windows: list[Window], cutter: Cutter, say: Callable[[str], None]) -> None:
-    """A window of one special token, again and again, is no text: all of them are refused, some are said."""
+    """A window of special tokens alone is no text: all of them are refused, some are said."""
     special = set(cutter.tokenizer.all_special_ids)
     first = cutter.length - cutter.room  # behind the token for the beginning
-    last = [(name, int(tokens[-1]), tokens[first:]) for name, tokens in windows]
-    hollow = [(name, end) for name, end, body in last if end in special and (body == end).all()]
+    inside = [(name, set(tokens[first:].tolist())) for name, tokens in windows]
+    hollow = [(name, body) for name, body in inside if body <= special]
     if not hollow:
         return
-    name, token = hollow[0][0], cutter.tokenizer.convert_ids_to_tokens(hollow[0][1])
-    count = f"{len(hollow)} of {len(windows)} windows"
-    holds = f"{count} hold nothing but the special token {token} (the first in {name})"
+    name, body = hollow[0]
+    tokens = cutter.tokenizer.convert_ids_to_tokens(sorted(body))
+    kind = f"the special token {tokens[0]}" if len(tokens) == 1 else f"special tokens ({', '.join(tokens)})"
+    holds = f"{len(hollow)} of {len(windows)} windows hold nothing but {kind} (the first in {name})"
     if len(hollow) == len(windows):
         raise ExciseError(f"{what}: {holds}; is this the tokenizer of the model, and the right text?")
     say(f"{what}: {holds}")

@@ -232,7 +232,8 @@ def export(
 
         chosen = Plan.read(plan)
         layout = prepare_export(model, chosen, out, force)
-        written = write(layout, chosen, out, plan_card(model, layout, chosen), force, fingerprint(layout.checkpoint))
+        print_of = fingerprint(layout.checkpoint) if chosen.model else ""  # of no use to a plan for any model
+        written = write(layout, chosen, out, plan_card(model, layout, chosen), force, print_of)
         if as_json:
             show.print_json({"checkpoint": str(out), "size": written.size, "removed": written.removed, "notes": written.notes})
         else:

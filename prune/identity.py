@@ -54,9 +54,8 @@ def digest_ranges(file: Path, ranges: Iterable[tuple[int, int]], digest: Any, ba
     try:
         with file.open("rb") as opened:
             for start, end in ranges:
-                opened.seek(start)
                 for at in range(start, end, CHUNK):
-                    part = opened.read(min(CHUNK, end - at))
+                    part = os.pread(opened.fileno(), min(CHUNK, end - at), at)
                     digest.update(part)
                     if bar is not None:
                         bar.update(len(part))

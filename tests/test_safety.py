@@ -261,8 +261,8 @@ def test_a_disk_that_is_really_full(source: Path, tmp_path: Path, monkeypatch: p
 def test_reading_that_fails_before_the_export(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Headers and fingerprint: the command ends with one line that names the file."""
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(opened(source)[1].to_json()))
-    monkeypatch.setattr(os, "pread", failing(errno.EIO, 3, os.pread))
+    plan.write_text(json.dumps({**opened(source)[1].to_json(), "model": "of some model"}))
+    monkeypatch.setattr(os, "pread", failing(errno.EIO, 1, os.pread))
     done = CliRunner().invoke(app, ["export", str(source), str(plan), str(tmp_path / "out")])
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1

@@ -86,7 +86,7 @@ class Rows:
         if self.path.is_file():
             if split != "train":
                 raise ExciseError(f"{self.what}: a file is one split, train; got {split!r}")
-            return [] if self.path.suffix.lower() in TABLES else [self.path]
+            return [] if _table_of(self.path) in TABLES else [self.path]
         found = self._builder().config.data_files
         if split not in found:
             raise ExciseError(f"{self.what}: no split {split!r}; it has {', '.join(map(str, found))}")
@@ -122,7 +122,7 @@ class Rows:
         import datasets
 
         if self.local and self.path.is_file():
-            module, options = TABLES[self.path.suffix.lower()]
+            module, options = TABLES[_table_of(self.path)]
             options = {"data_files": str(self.path), "split": "train", **options}
             rows = datasets.load_dataset(module, streaming=True, **options)
         else:
@@ -156,6 +156,11 @@ class Rows:
         except Exception as error:  # the library hands on whatever networks, archives and tables raise
             let_through(error)
             raise ExciseError(f"{self.what}: cannot be read ({one_line(error)})") from error
+
+
+def _table_of(path: Path) -> str:
+    """How a file ends, .gz apart: the library's readers unpack it."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 class Taken:

@@ -14,6 +14,7 @@ from criteria.pieces import Cells, Piece, TextOf, located
 from criteria.storage import STEP
 from experts.errors import ExciseError, one_line
 
+FIRST = 64  # rows by which the text of all is estimated
 BATCH = 2**12  # rows that are in memory at once
 
 
@@ -28,10 +29,20 @@ class Parquet:
             # Not the bytes of single columns: asked for those of a damaged file, pyarrow ends the process.
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             self.groups = [max(0, group.num_rows) for group in groups]
-            self.bytes = int(sum(max(0, group.total_byte_size) for group in groups))
+            encoded = int(sum(max(0, group.total_byte_size) for group in groups))
+            self.bytes = max(encoded, self._decoded(file)) if self.columns else encoded
         if not self.columns:
             with located(lambda: str(path)):
                 text_of(str(path), dict.fromkeys(names))
+
+    def _decoded(self, file: Any) -> int:
+        """Bytes of the text, by the first rows: a text that every row repeats is stored once, and read as often as it stands."""
+        options = {"columns": self.columns, "use_threads": False}
+        group = next((number for number, rows in enumerate(self.groups) if rows), None)
+        if group is None:
+            return 0
+        first = next(file.iter_batches(FIRST, row_groups=[group], **options), None)
+        return int(first.nbytes * sum(self.groups) // len(first)) if first is not None and len(first) else 0
 
     def weight(self, _limit: int) -> int:
         return int(self.bytes)

@@ -1,10 +1,12 @@
 """Text that was dropped, repeated or chosen by the wrong thing: each case once gave windows without a word."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
@@ -137,3 +139,29 @@ def test_what_is_no_text(content: bytes, said: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ExciseError, match=said):
         read(text=[str(path)])
+
+
+def test_a_text_that_every_row_repeats_is_not_read_whole(tmp_path: Path) -> None:
+    """Parquet stores it once: 40 kB of file are 60 MB of text, and eight windows cost eight windows."""
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"system": ["s" * 60_000] * 1000, "text": [f"row {row}" for row in range(1000)]}).to_parquet(path)
+    assert path.stat().st_size < 200_000
+    read: list[int] = []
+
+    class Counting(type(tiny.tokenizer())):  # type: ignore[misc]
+        def __call__(self, text: str, **options: Any) -> Any:
+            read.append(len(text))
+            return super().__call__(text, **options)
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.__class__ = Counting
+    source = Source.model_validate({"jsonl": path, "field": ["system", "text"]})
+    assert len(read_windows([source], tokenizer, 64, 8, 0)) == 8
+    assert sum(read) < 2**20
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.TXT.GZ"])
+def test_packed_tables_as_data_sets(name: str, tmp_path: Path) -> None:
+    with gzip.open(tmp_path / name, "wt") as file:
+        file.write("text\n" + "\n".join(f"row {row} of some words" for row in range(60)))
+    assert len(read(4, dataset=str(tmp_path / name))) == 4

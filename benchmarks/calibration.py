@@ -38,7 +38,7 @@ def build(hidden: int, inner: int):
 
 
 def windows(count: int, length: int):
-    from criteria.text import Windows
+    from criteria.text.windows import Windows
 
     tokens = np.random.default_rng(0).integers(0, 4096, (count, length))
     zeros = np.zeros(count, dtype=np.int64)

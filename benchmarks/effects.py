@@ -138,7 +138,7 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
 
 
 def exhaustive() -> dict[str, Any]:
-    from criteria.text import read_windows
+    from criteria.text.windows import read_windows
     from experts.anatomy import dissect, load, load_tokenizer
     from experts.effects import Instrument
     from experts.modes import Scope

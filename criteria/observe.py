@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from criteria.statistics import Statistics
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.anatomy import Anatomy, MoELayer
 from experts.errors import ExciseError
 from experts.seam import Forward, Seen, intercepted, see_outputs

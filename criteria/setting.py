@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from criteria.budget import Budget, Shape
 from criteria.statistics import Array, Statistics
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError
 from experts.files import save_arrays

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError, is_out_of_memory, naming, one_line
 from experts.files import give_usual_modes, replacing, replacing_folder

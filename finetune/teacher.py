@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError, naming
 from experts.files import replacing
 from experts.memory import in_chunks

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from finetune.losses import cross_entropy, divergence
 from finetune.settings import Training

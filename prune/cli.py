@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from criteria.beginning import Bos
+from criteria.text.bos import Bos
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from prune import show

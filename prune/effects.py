@@ -8,8 +8,8 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from criteria.context import check_vocabulary, context_note
-from criteria.text import Windows, consecutive
+from criteria.text.context_length import check_vocabulary, context_note
+from criteria.text.windows import Windows, consecutive
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.effects import Instrument
 from experts.errors import ExciseError

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.anatomy import Anatomy, dissect, skeleton
 from experts.companions import RECOVERY
 from experts.errors import ExciseError

@@ -14,8 +14,6 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from criteria.budget import Budget
-from criteria.chat import Template
-from criteria.context import check_vocabulary, context_note
 from criteria.experiment import Measurement, prerequisites
 from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
@@ -26,7 +24,9 @@ from criteria.scores import Scores, score
 from criteria.select import select
 from criteria.setting import Setting, Store
 from criteria.statistics import Array, Statistics
-from criteria.text import Windows, check_disjoint, read_windows
+from criteria.text.chat import Template
+from criteria.text.context_length import check_vocabulary, context_note
+from criteria.text.windows import Windows, check_disjoint, read_windows
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from experts.notes import tell

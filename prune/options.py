@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from criteria.beginning import Bos
+from criteria.text.bos import Bos
 
 
 class Dtype(StrEnum):

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from criteria.beginning import Bos
-from criteria.sources import Source, Template
+from criteria.text.bos import Bos
+from criteria.text.sources import Source, Template
 from experts.modes import Mode
 from finetune.settings import Training
 from validate.verdict import Null

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from criteria.sources import Source, anchor
+from criteria.text.sources import Source, anchor
 from experts.errors import ExciseError
 from finetune.settings import Teacher
 from prune.locate import DEMO, hub_name

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from criteria.beginning import Bos
 from criteria.budget import Shape
+from criteria.text.bos import Bos
 from experts.errors import ExciseError
 from experts.files import check_name
 from experts.modes import Mode, Scope

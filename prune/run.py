@@ -13,7 +13,7 @@ from criteria.budget import Budget, Scope
 from criteria.scores import Scores, save
 from criteria.select import check_protected, select
 from criteria.statistics import Statistics
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.companions import PLAN
 from experts.errors import ExciseError

@@ -16,7 +16,7 @@ from experts.notes import tell
 from prune.locks import lock
 
 if TYPE_CHECKING:
-    from criteria.text import Windows
+    from criteria.text.windows import Windows
 
 RECORD, LOCK = "stages.json", ".lock"
 CHECKPOINT = "checkpoint"  # the pruned model, in a run folder

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.anatomy import Anatomy, dissect, load
 from experts.errors import ExciseError
 from experts.memory import free_bytes

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="excise-datasets-")
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.plan import Plan
 from tests import tiny
 from tests.fake_hub import hub, hub_folder, offline  # noqa: F401 - fixtures

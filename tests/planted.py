@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 
 TOKENS, HIDDEN, READ, NOWHERE = 12, 32, 12, 24  # the head reads dimensions 12 to 23
 IDLE, USEFUL = (0, 1), tuple(range(2, 8))

@@ -18,7 +18,7 @@ from criteria.registry import resolve
 from criteria.scores import score
 from criteria.select import select
 from criteria.setting import Setting, Store
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
 from experts.effects import Instrument

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.anatomy import dissect
 from experts.errors import ExciseError
 from experts.plan import Plan

@@ -18,7 +18,7 @@ def test_package_is_this_checkout(package: str) -> None:
 @pytest.mark.parametrize("package", ORDER)
 def test_imports_point_down(package: str) -> None:
     above = set(ORDER[ORDER.index(package) + 1 :])
-    for file in (ROOT / package).glob("*.py"):
+    for file in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = (
                 [node.module or ""]
@@ -32,5 +32,5 @@ def test_imports_point_down(package: str) -> None:
 
 def test_no_dense_file() -> None:
     """One idea a file: none of the packages' files grows past 300 lines."""
-    long = {str(f): n for p in ORDER for f in (ROOT / p).glob("*.py") if (n := len(f.read_text(encoding="utf-8").splitlines())) > 300}
+    long = {str(f): n for p in ORDER for f in (ROOT / p).rglob("*.py") if (n := len(f.read_text(encoding="utf-8").splitlines())) > 300}
     assert not long

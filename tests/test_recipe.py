@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from criteria.sources import Source
+from criteria.text.sources import Source
 from experts.errors import ExciseError
 from finetune.settings import Teacher
 from prune.locate import model_folder, recipe_file, recipes_folder

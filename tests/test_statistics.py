@@ -12,7 +12,7 @@ from criteria import formulas
 from criteria.observe import Sums, observe, watched
 from criteria.registry import CRITERIA, resolve
 from criteria.statistics import Statistics
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.anatomy import dissect
 from experts.errors import ExciseError
 from tests import tiny

@@ -189,7 +189,7 @@ def test_folders_without_tasks(tmp_path: Path) -> None:
 
 def test_the_demo_ships_a_task() -> None:
     """400 items of four choices, half code and half prose, all from documents of the test split."""
-    from criteria.stdlib import split_of
+    from criteria.text.standard_library import split_of
 
     lines = (recipes_folder() / "demo" / "tasks" / "continuation.jsonl").read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]

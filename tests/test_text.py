@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from criteria.sources import Source
-from criteria.stdlib import documents, split_of
-from criteria.text import Windows, check_disjoint, overlap, read_windows
+from criteria.text.sources import Source
+from criteria.text.standard_library import documents, split_of
+from criteria.text.windows import Windows, check_disjoint, overlap, read_windows
 from experts.errors import ExciseError
 from tests import tiny
 

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from criteria.beginning import Bos
-from criteria.context import context_note
-from criteria.sources import Source
-from criteria.text import consecutive, read_windows
+from criteria.text.bos import Bos
+from criteria.text.context_length import context_note
+from criteria.text.sources import Source
+from criteria.text.windows import consecutive, read_windows
 from experts.errors import ExciseError
 from prune.cli import app
 from prune.materials import Materials

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from criteria.beginning import Bos
-from criteria.sources import Source
-from criteria.text import Windows, read_windows
+from criteria.text.bos import Bos
+from criteria.text.sources import Source
+from criteria.text.windows import Windows, read_windows
 from experts.errors import ExciseError
 from tests import talking, tiny
 

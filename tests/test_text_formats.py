@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from criteria.sources import Source
-from criteria.splits import Part, parts
-from criteria.text import Windows, consecutive, read_windows
+from criteria.text.sources import Source
+from criteria.text.splits import Part, parts
+from criteria.text.windows import Windows, consecutive, read_windows
 from experts.errors import ExciseError
 from tests import tiny
 

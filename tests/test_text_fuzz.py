@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from criteria.json_values import Values
-from criteria.sources import Source
-from criteria.storage import Data
-from criteria.text import Windows, consecutive, read_windows
+from criteria.text.readers.json_values import Values
+from criteria.text.readers.storage import Data
+from criteria.text.sources import Source
+from criteria.text.windows import Windows, consecutive, read_windows
 from experts.errors import ExciseError
 from tests import talking, tiny
 

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from criteria.cutting import Cutter
-from criteria.json_lines import JsonLines
-from criteria.json_values import JsonValues
-from criteria.parquet import Parquet
-from criteria.pieces import Piece, Reader, Shelf
-from criteria.plain import PlainText
-from criteria.reading import opened
-from criteria.rows import RowText
-from criteria.sampling import counted, every, sample, visited
-from criteria.sources import Source
-from criteria.text import Windows, consecutive, read_windows
+from criteria.text.cutting import Cutter
+from criteria.text.readers.json_lines import JsonLines
+from criteria.text.readers.json_values import JsonValues
+from criteria.text.readers.parquet import Parquet
+from criteria.text.readers.pieces import Piece, Reader, Shelf
+from criteria.text.readers.plain import PlainText
+from criteria.text.reading import opened
+from criteria.text.rows import RowText
+from criteria.text.sampling import counted, every, sample, visited
+from criteria.text.sources import Source
+from criteria.text.windows import Windows, consecutive, read_windows
 from experts.errors import ExciseError
 from tests import tiny
 
@@ -292,8 +292,8 @@ def test_effects_read_from_the_start(prose: Path, tokens: NDArray[np.int64]) -> 
 MEASURE = """
 import json, resource, sys, time
 from transformers import PreTrainedTokenizerFast
-from criteria.sources import Source
-from criteria.text import read_windows
+from criteria.text.sources import Source
+from criteria.text.windows import read_windows
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[2], eos_token="<eos>", unk_token="<unk>")
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, begun = peak(), time.monotonic()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from criteria.chat import Template
+from criteria.text.chat import Template
 from experts.anatomy import Anatomy, dissect
 from experts.errors import ExciseError
 from prune.materials import Materials

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.outcome import token_losses
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.ablation import ablated, marked, restricted
 from experts.anatomy import Anatomy, MoELayer
 from experts.effects import Instrument

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from criteria.statistics import Array
-from criteria.text import Windows
+from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError, naming

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from criteria.stdlib import Domain, documents
+from criteria.text.standard_library import Domain, documents
 
 ITEMS = 400  # half prose, half code, alternating
 CONTEXT, CONTINUATION = 96, 40

@@ -2,8 +2,8 @@
 
     python recipes/demo/train.py recipes/demo/model   # and held_out.json beside it: its loss and a unigram baseline
 
-An OLMoE of 6 layers × 16 experts, top-4. The text is split by file (criteria/stdlib.py): the model never sees the calibration
-and test files. Needs `pip install -e '.[test]'` (transformers' Trainer needs accelerate).
+An OLMoE of 6 layers × 16 experts, top-4. The text is split by file (criteria/text/standard_library.py):
+the model never sees the calibration and test files. Needs `pip install -e '.[test]'` (transformers' Trainer needs accelerate).
 """
 
 import argparse
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
-from criteria.stdlib import Split, documents
+from criteria.text.standard_library import Split, documents
 
 END = "<|endoftext|>"
 VOCABULARY = 4096

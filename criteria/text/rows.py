@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from criteria.chat import FIELDS, Messages, Template, conversation, plain, with_system
-from criteria.pieces import Piece, RowError
-from criteria.sources import Source
+from criteria.text.chat import FIELDS, Messages, Template, conversation, plain, with_system
+from criteria.text.readers.pieces import Piece, RowError
+from criteria.text.sources import Source
 from experts.errors import ExciseError
 
 MOST_SHOWN = 12  # names of columns in a message

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from criteria.splits import check
+from criteria.text.splits import check
 from experts.errors import ExciseError
 
 # true = the tokenizer's own, a name = one of several, false = none

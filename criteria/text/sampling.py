@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from criteria.cutting import Cutter, Packing, Window
-from criteria.pieces import BLOCK, SMALL, Piece, Reader
+from criteria.text.cutting import Cutter, Packing, Window
+from criteria.text.readers.pieces import BLOCK, SMALL, Piece, Reader
 
 # Bytes of a cell for every token of a window; the second where tokens are long, or rows mostly other things.
 PER_TOKEN = (16, 64)

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from criteria.beginning import Bos, bos_of
-from criteria.pieces import BLOCK, SMALL, Piece
+from criteria.text.bos import Bos, bos_of
+from criteria.text.readers.pieces import BLOCK, SMALL, Piece
 from experts.errors import ExciseError, let_through, one_line
 
 Window = tuple[str, NDArray[np.int64]]  # (document, tokens [W])

@@ -9,13 +9,13 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from criteria import stdlib
-from criteria.dataset import pieces
-from criteria.formats import PLAIN, ROWS, files_of, reader
-from criteria.json_lines import JsonLines
-from criteria.pieces import SMALL, Listed, Piece, Reader, Shelf
-from criteria.rows import RowText
-from criteria.sources import Source
+from criteria.text import standard_library
+from criteria.text.dataset import pieces
+from criteria.text.readers.by_name import PLAIN, ROWS, files_of, reader
+from criteria.text.readers.json_lines import JsonLines
+from criteria.text.readers.pieces import SMALL, Listed, Piece, Reader, Shelf
+from criteria.text.rows import RowText
+from criteria.text.sources import Source
 from experts.errors import ExciseError
 
 
@@ -25,7 +25,7 @@ def opened(source: Source, text_of: RowText) -> Iterator[Reader]:
     with ExitStack() as until_closed:
         if source.stdlib:
             text_of.refuse_prose(f"stdlib: {source.stdlib}")
-            found = stdlib.documents(source.stdlib, source.split)  # type: ignore[arg-type]
+            found = standard_library.documents(source.stdlib, source.split)  # type: ignore[arg-type]
             yield Listed([Piece(name, text) for name, text in found])
         elif source.dataset:
             yield _gathered(pieces(source, text_of), until_closed)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from criteria.formats import ROWS, files_of, reader
-from criteria.pieces import BLOCK, Piece, located
-from criteria.rows import RowText
-from criteria.sources import Source
-from criteria.splits import Part, parts
+from criteria.text.readers.by_name import ROWS, files_of, reader
+from criteria.text.readers.pieces import BLOCK, Piece, located
+from criteria.text.rows import RowText
+from criteria.text.sources import Source
+from criteria.text.splits import Part, parts
 from experts.errors import ExciseError, let_through, one_line
 
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from criteria.pieces import Cells, Piece, TextOf, located
-from criteria.storage import STEP
+from criteria.text.readers.pieces import Cells, Piece, TextOf, located
+from criteria.text.readers.storage import STEP
 from experts.errors import ExciseError, one_line
 
 FIRST = 64  # rows by which the text of all is estimated

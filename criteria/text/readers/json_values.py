@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from criteria.json_lines import LONGEST
-from criteria.pieces import Cells, Piece, TextOf, located
-from criteria.storage import STEP, Data, InCells
+from criteria.text.readers.json_lines import LONGEST
+from criteria.text.readers.pieces import Cells, Piece, TextOf, located
+from criteria.text.readers.storage import STEP, Data, InCells
 from experts.errors import ExciseError
 
 SPACE = " \t\r\n"

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from criteria.pieces import Cells, Piece, RowError, TextOf, located
-from criteria.storage import InCells
+from criteria.text.readers.pieces import Cells, Piece, RowError, TextOf, located
+from criteria.text.readers.storage import InCells
 from experts.errors import ExciseError
 
 LONGEST = 2**28  # bytes; what is longer is no row

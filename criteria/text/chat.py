@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from criteria.pieces import RowError, located
+from criteria.text.readers.pieces import RowError, located
 from experts.errors import ExciseError, let_through, one_line
 
 Messages = list[dict[str, Any]]

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from criteria.json_lines import JsonLines
-from criteria.json_values import JsonValues
-from criteria.parquet import Parquet
-from criteria.pieces import Reader, TextOf
-from criteria.plain import PlainText
-from criteria.storage import PARQUET, Data, head
+from criteria.text.readers.json_lines import JsonLines
+from criteria.text.readers.json_values import JsonValues
+from criteria.text.readers.parquet import Parquet
+from criteria.text.readers.pieces import Reader, TextOf
+from criteria.text.readers.plain import PlainText
+from criteria.text.readers.storage import PARQUET, Data, head
 from experts.errors import ExciseError
 
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from criteria.pieces import BLOCK, Cells, Piece
-from criteria.storage import InCells
+from criteria.text.readers.pieces import BLOCK, Cells, Piece
+from criteria.text.readers.storage import InCells
 
 CONTEXT = 2**12  # bytes on either side of a cell that a separator may look at
 NEAR = 2**12  # bytes in which a place between words is looked for; no cell is shorter

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from criteria.beginning import Bos
-from criteria.cutting import Cutter, Window
-from criteria.pieces import BLOCK, SMALL
-from criteria.plain import PlainText
-from criteria.reading import opened
-from criteria.rows import RowText
-from criteria.sampling import TooFewError, every, sample
-from criteria.sources import Source
+from criteria.text.bos import Bos
+from criteria.text.cutting import Cutter, Window
+from criteria.text.readers.pieces import BLOCK, SMALL
+from criteria.text.readers.plain import PlainText
+from criteria.text.reading import opened
+from criteria.text.rows import RowText
+from criteria.text.sampling import TooFewError, every, sample
+from criteria.text.sources import Source
 from experts.errors import ExciseError
 from experts.notes import tell
 

@@ -3,10 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from criteria.budget import Budget, Shape
+from criteria.budget import Budget
 from criteria.scores import Scores
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.shape import Shape
 
 
 def select(scores: Scores, budget: Budget, shape: Shape) -> Plan:

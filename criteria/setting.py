@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from criteria.budget import Budget, Shape
+from criteria.budget import Budget
 from criteria.statistics import Array, Statistics
 from criteria.text.windows import Windows
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError
 from experts.files import save_arrays
+from experts.shape import Shape
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from criteria.budget import Budget, Scope, Shape, from_counts, from_fraction, from_keep, from_total
+from criteria.budget import Budget, Scope, from_counts, from_fraction, from_keep, from_total
 from experts.errors import ExciseError
+from experts.shape import Shape
 from prune.format import human
 from prune.layout import Layout
 from prune.recipe import Prune, Recipe, parse_size

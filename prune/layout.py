@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from criteria.budget import Shape
 from experts.configuration import (
     COMMON,
     COUNT_KEYS,
@@ -27,6 +26,7 @@ from experts.configuration import (
     whole,
 )
 from experts.errors import ExciseError
+from experts.shape import Shape
 from prune.shards import Checkpoint, Stored
 
 SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")

@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from criteria.budget import Budget, Scope, Shape
+from criteria.budget import Budget, Scope
 from criteria.registry import DOMAINS, Criterion, resolve
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.shape import Shape
 from prune.budget import compared_budgets, distinct, tested_budgets
 from prune.checkpoint import check_output
 from prune.identity import fingerprint

@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from criteria.budget import Budget, Shape
+from criteria.budget import Budget
 from experts.companions import MODELING, PLAN
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.shape import Shape
 from experts.strict_json import read_object
 from prune.checkpoint import check_space, other_files
 from prune.layout import Layout

@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from criteria.budget import Shape
 from criteria.text.bos import Bos
 from experts.errors import ExciseError
 from experts.files import check_name
 from experts.modes import Mode, Scope
+from experts.shape import Shape
 
 
 @dataclass(frozen=True)

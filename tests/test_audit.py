@@ -12,7 +12,7 @@ import yaml
 from scipy import stats
 from typer.testing import CliRunner
 
-from criteria.budget import Budget, Shape
+from criteria.budget import Budget
 from criteria.measure import measure as run_experiment
 from criteria.observe import observe
 from criteria.registry import resolve
@@ -23,6 +23,7 @@ from experts.ablation import ablated
 from experts.anatomy import Anatomy, dissect
 from experts.effects import Instrument
 from experts.modes import Mode, Scope
+from experts.shape import Shape
 from prune.cli import app
 from tests import planted, tiny
 from tests.conftest import windows

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from criteria import causal
-from criteria.budget import Budget, Shape, from_counts, from_fraction
+from criteria.budget import Budget, from_counts, from_fraction
 from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import resolve
@@ -27,6 +27,7 @@ from experts.modes import Scope
 from experts.outcome import token_losses
 from experts.plan import Plan
 from experts.seam import intercepted
+from experts.shape import Shape
 from tests import tiny
 from tests.conftest import windows
 from validate.loss import window_losses

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from criteria.budget import Shape
 from experts.anatomy import Anatomy, dissect
 from experts.plan import Plan
+from experts.shape import Shape
 from tests import tiny
 from tests.conftest import uniform_plan, windows
 from validate.draw import equal_plans, random_plans

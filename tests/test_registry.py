@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from criteria import scores as scores_module
-from criteria.budget import Shape, from_keep
+from criteria.budget import from_keep
 from criteria.registry import CRITERIA, resolve
 from criteria.scores import load, save, score
 from criteria.select import select
 from experts.errors import ExciseError
+from experts.shape import Shape
 from tests.test_statistics import micro_statistics
 
 NOTHING = np.zeros((1, 3), dtype=bool)

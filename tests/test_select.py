@@ -8,11 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from criteria.budget import Budget, Scope, Shape, deepest, from_counts, from_fraction, from_keep
+from criteria.budget import Budget, Scope, deepest, from_counts, from_fraction, from_keep
 from criteria.scores import Scores
 from criteria.select import check_protected, select
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.shape import Shape
 from validate.draw import equal_plans
 
 SHAPE = Shape((0, 1), 4, 2)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
-from criteria.budget import Shape
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
 from experts.effects import Instrument
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.shape import Shape
 from tests import tiny
 from tests.conftest import uniform_plan, windows
 from validate import rig

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from criteria.budget import Shape
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.shape import Shape
 
 Marks = NDArray[np.bool_]
 Quotas = dict[int, NDArray[np.int64]]  # layer -> experts kept in each router group

@@ -23,7 +23,7 @@ import torch
 
 def build(options: argparse.Namespace) -> Any:
     from experts.anatomy import dissect, load
-    from prune.locate import model_folder
+    from experts.disk.names import model_folder
 
     if options.model:
         return dissect(load(model_folder(options.model), options.dtype))
@@ -63,7 +63,7 @@ def cells_of(clean: Any, experts: int, layer: int) -> tuple[torch.Tensor, torch.
 
 
 def position(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode: Any) -> dict[str, Any]:
-    from experts.effects import Instrument
+    from experts.effects.instrument import Instrument
     from experts.modes import Scope
 
     instrument = Instrument(anatomy, mode)
@@ -105,7 +105,7 @@ def position(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mo
 
 
 def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode: Any) -> dict[str, Any]:
-    from experts.effects import Instrument
+    from experts.effects.instrument import Instrument
     from experts.modes import Scope
 
     instrument = Instrument(anatomy, mode, probabilities=False)
@@ -140,10 +140,10 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
 def exhaustive() -> dict[str, Any]:
     from criteria.text.windows import read_windows
     from experts.anatomy import dissect, load, load_tokenizer
-    from experts.effects import Instrument
+    from experts.disk.names import model_folder
+    from experts.effects.instrument import Instrument
     from experts.modes import Scope
-    from prune.locate import model_folder, recipe_file
-    from prune.recipe_file import read_recipe
+    from prune.recipe_file import read_recipe, recipe_file
     from validate.effects import Cells, measure
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")

@@ -79,8 +79,8 @@ import json, os, sys, time
 from pathlib import Path
 from experts.plan import Plan
 from prune.checkpoint import export
-from prune.layout import lay_out
-from prune.shards import open_checkpoint
+from experts.disk.layout import lay_out
+from experts.disk.shards import open_checkpoint
 if sys.argv[4] == "cached":
     os.fsync = lambda descriptor: None
 start = time.perf_counter()

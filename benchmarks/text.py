@@ -77,7 +77,7 @@ def measure(path: Path, count: int, length: int) -> dict[str, float]:
     from criteria.text.sources import Source
     from criteria.text.windows import read_windows
     from experts.anatomy import load_tokenizer
-    from prune.locate import model_folder
+    from experts.disk.names import model_folder
 
     tokenizer, source = (
         load_tokenizer(model_folder("demo")),

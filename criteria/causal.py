@@ -10,7 +10,7 @@ from tqdm import tqdm
 from criteria.setting import Setting
 from criteria.statistics import Array
 from experts.ablation import marked
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
 from experts.memory import in_chunks
 from experts.modes import Mode, Scope
 from experts.notes import tell

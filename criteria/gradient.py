@@ -14,8 +14,8 @@ from tqdm import tqdm
 from criteria.setting import Setting
 from criteria.statistics import Array
 from experts.anatomy import Anatomy
+from experts.effects.outcome import token_losses
 from experts.memory import in_chunks
-from experts.outcome import token_losses
 from experts.seam import Forward, intercepted
 
 

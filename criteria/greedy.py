@@ -18,7 +18,7 @@ from criteria.registry import LEAVE_ONE_OUT, resolve
 from criteria.setting import Setting
 from criteria.statistics import Array
 from experts.ablation import ablated, marked
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
 from experts.errors import ExciseError
 from experts.memory import in_chunks
 from experts.modes import Mode, Scope

@@ -22,11 +22,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from experts.configuration import COMMON, COUNT_KEYS, ROUTER_TENSORS, ROUTERS, TOP_K_KEYS, expert_axis, in_tower, router_groups
+from experts.disk.configuration import COMMON, COUNT_KEYS, ROUTER_TENSORS, ROUTERS, TOP_K_KEYS, expert_axis, in_tower, router_groups
+from experts.disk.strict_json import read_object
+from experts.disk.weight_files import entry_file, regular_files
 from experts.errors import ExciseError, let_through, one_line
 from experts.plain_outputs import set_plain_outputs
-from experts.strict_json import read_object
-from experts.weight_files import entry_file, regular_files
 
 MOST_EXTRA = 8  # rows of a router for other than routed experts
 ALIGNMENT = 64  # bytes; of every allocation of torch

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experts.disk.strict_json import read_object
 from experts.errors import ExciseError, one_line
-from experts.strict_json import read_object
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.anatomy import Anatomy, MoELayer
-from experts.configuration import COUNT_KEYS
+from experts.disk.configuration import COUNT_KEYS
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.routing import Kept, shrink_router, swap_value

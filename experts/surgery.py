@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from experts.anatomy import Anatomy, MoELayer, dissect, expert_rows
-from experts.configuration import COUNT_KEYS
+from experts.disk.configuration import COUNT_KEYS
 from experts.plan import Plan
 
 

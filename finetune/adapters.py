@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from experts.anatomy import Anatomy
-from experts.configuration import in_tower
+from experts.disk.configuration import in_tower
 from experts.errors import ExciseError
 from experts.routing import Kept, swap_value
 from finetune.settings import GROUPS, ROUTER_ONLY, Training

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experts.outcome import token_losses
+from experts.effects.outcome import token_losses
 
 TINY = 1e-7  # probability of the rest: below this float32 cannot tell 1 − Σ from 0
 

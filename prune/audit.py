@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from criteria.scores import Scores
 from criteria.select import check_protected
 from criteria.statistics import Statistics
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
+from experts.effects.means import mean_outputs
+from experts.effects.precision import HALF
 from experts.errors import ExciseError
-from experts.means import mean_outputs
 from experts.modes import Mode, Scope
 from experts.notes import tell
-from experts.precision import HALF
 from prune.audit_report import markdown
 from prune.curves import Curves
 from prune.effects import fill, half_plan

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from criteria.budget import Budget, Scope, from_counts, from_fraction, from_keep, from_total
+from experts.disk.layout import Layout
 from experts.errors import ExciseError
 from experts.shape import Shape
-from prune.format import human
-from prune.layout import Layout
-from prune.recipe import Prune, Recipe, parse_size
+from experts.units import human, parse_size
+from prune.recipe import Prune, Recipe
 
 
 def budget_of(prune: Prune, layout: Layout, scope: Scope | None = None) -> Budget:

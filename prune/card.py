@@ -5,14 +5,14 @@ from typing import Any
 
 import yaml
 
+from experts.disk.layout import Layout
+from experts.disk.names import commit_of, hub_name
+from experts.disk.shards import Checkpoint
 from experts.plan import Plan
 from prune.history import in_words, steps_of
-from prune.layout import Layout
-from prune.locate import commit_of, hub_name
 from prune.recipe import Recipe
 from prune.recovery_report import training_in_words
 from prune.report import evidence, table
-from prune.shards import Checkpoint
 from prune.source_card import read_source_card
 
 

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from criteria.budget import serving_notes
-from experts.companions import FOLDERS, MODELING, PLAN, RECOVERY, is_companion
+from experts.disk.companions import FOLDERS, MODELING, PLAN, QUANTIZATION_FILES, RECOVERY, is_companion
+from experts.disk.layout import Layout
+from experts.disk.shards import FileState, Stored, read_header, read_json
+from experts.disk.strict_json import broken_link
 from experts.errors import ExciseError
 from experts.plan import Plan
-from experts.strict_json import broken_link
-from prune.format import human
+from experts.units import human
 from prune.history import STEPS, steps_of
-from prune.layout import Layout
 from prune.modeling_template import modeling_source
 from prune.place import growing, remove_abandoned, settle, sync
-from prune.quantization import FILES, renumbered
+from prune.quantization import renumbered
 from prune.ranges import Copy, copies, copy_all
 from prune.run_options import option_notes
-from prune.shards import FileState, Stored, read_header, read_json
 from prune.slices import Piece, header, patched_config, removed_bytes, slice_layout
 from prune.source_card import read_source_card
 
@@ -160,7 +160,7 @@ def _write_json(path: Path, data: object) -> None:
 
 
 def other_files(source: Path) -> list[Path]:
-    """Tokenizer, templates, settings, code, licence: what is copied byte for byte (experts/companions.py)."""
+    """Tokenizer, templates, settings, code, licence: what is copied byte for byte (experts/disk/companions.py)."""
     listed = [*source.iterdir(), *(file for folder in FOLDERS for file in (source / folder).glob("*"))]
     named = [file for file in sorted(listed) if is_companion(file.relative_to(source).as_posix())]
     for file in named:
@@ -172,7 +172,7 @@ def other_files(source: Path) -> list[Path]:
 def _copy_other(file: Path, target: Path, plan: Plan) -> None:
     """As it is; quantisation settings follow the experts' new numbers."""
     target.parent.mkdir(exist_ok=True)
-    if file.name in FILES and (after := renumbered(before := read_json(file), plan, str(file))) != before:
+    if file.name in QUANTIZATION_FILES and (after := renumbered(before := read_json(file), plan, str(file))) != before:
         _write_json(target, after)
     else:
         shutil.copyfile(file, target)

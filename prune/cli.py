@@ -35,9 +35,8 @@ def prune(
     """Calibrate, rank, test against random plans, prune, write, reload. A second run resumes after the last finished stage."""
 
     def work() -> int:
-        from prune.locate import recipe_file
         from prune.prepare import check_pruning, default_output, prepare
-        from prune.recipe_file import read_recipe
+        from prune.recipe_file import read_recipe, recipe_file
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
@@ -65,9 +64,8 @@ def compare(
     """Put criteria head to head: overlap, stability, loss and lm-eval tasks against random plans (Holm), and against each other."""
 
     def work() -> int:
-        from prune.locate import recipe_file
         from prune.prepare import prepare_comparison
-        from prune.recipe_file import read_recipe
+        from prune.recipe_file import read_recipe, recipe_file
 
         file = recipe_file(recipe)
         prepared = prepare_comparison(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
@@ -122,9 +120,8 @@ def audit(
 
 
 def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool) -> dict[str, Any]:
-    from prune.locate import recipe_file
     from prune.prepare import prepare_audit
-    from prune.recipe_file import read_recipe
+    from prune.recipe_file import read_recipe, recipe_file
 
     file = recipe_file(recipe)
     prepared = prepare_audit(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
@@ -148,9 +145,8 @@ def finetune(
     """Recover a pruned model by LoRA, and random plans of its size alike: does the criterion's lead survive? Prunes first if need be."""
 
     def work() -> int:
-        from prune.locate import recipe_file
         from prune.prepare import prepare_recovery, recovery_output
-        from prune.recipe_file import read_recipe
+        from prune.recipe_file import read_recipe, recipe_file
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
@@ -223,11 +219,11 @@ def export(
     """Write the checkpoint that keeps what a plan keeps: streamed, verified, atomic, without torch."""
 
     def work() -> int:
+        from experts.disk.fingerprint import fingerprint
         from experts.plan import Plan
+        from experts.units import human
         from prune.card import plan_card
         from prune.checkpoint import export as write
-        from prune.format import human
-        from prune.identity import fingerprint
         from prune.prepare import prepare_export
 
         chosen = Plan.read(plan)

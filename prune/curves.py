@@ -12,7 +12,7 @@ from tqdm import tqdm
 from criteria.scores import Scores
 from criteria.setting import Store
 from criteria.statistics import Array
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.materials import Materials

@@ -11,16 +11,16 @@ from tqdm import tqdm
 from criteria.text.context_length import check_vocabulary, context_note
 from criteria.text.windows import Windows, consecutive
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
-from experts.effects import Instrument
+from experts.disk.fingerprint import fingerprint
+from experts.disk.layout import Layout
+from experts.disk.names import commit_of
+from experts.effects.instrument import Instrument
+from experts.effects.means import mean_outputs
+from experts.effects.precision import HALF
 from experts.errors import ExciseError
-from experts.means import mean_outputs
 from experts.modes import Mode
 from experts.notes import tell
 from experts.plan import Plan
-from experts.precision import HALF
-from prune.identity import fingerprint
-from prune.layout import Layout
-from prune.locate import commit_of
 from prune.parts import Parts
 from prune.request import Request
 from prune.stages import key_of, libraries

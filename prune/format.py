@@ -6,14 +6,6 @@ from typing import Any
 LEAST = 1e-4  # a smaller p is an extrapolation, from some dozens of plans or some thousands of resamples
 
 
-def human(size: int) -> str:
-    """Bytes with a decimal unit."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size} B"
-
-
 def signed(value: float | None, digits: int = 4) -> str:
     """A number with its sign, which what rounds to 0 has not: never −0.000; a missing one as what it is."""
     return "nan" if value is None else f"{value:+z.{digits}f}"

@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from criteria.text.windows import Windows
 from experts.anatomy import Anatomy, dissect, skeleton
-from experts.companions import RECOVERY
+from experts.disk.companions import RECOVERY
+from experts.disk.layout import Layout
+from experts.disk.shards import read_json
 from experts.errors import ExciseError
 from experts.files import replacing_folder
 from experts.plan import Plan
@@ -21,14 +23,12 @@ from finetune.diary import CURVE, read_rows
 from finetune.recover import ADAPTER, Job, Recovered, is_trained, recovered
 from prune import checkpoint
 from prune.card import recovered_card
-from prune.layout import Layout
 from prune.materials import Marks, Materials
 from prune.merged import Storage
 from prune.prepare import Prepared
 from prune.pruned import pruned_plan
 from prune.recovery_report import markdown
 from prune.recovery_result import described, found, healing_csv
-from prune.shards import read_json
 from prune.slices import slice_layout
 from prune.stages import describe, environment, key_of, write_json, write_text
 from prune.students import FromDisk, InMemory, Student, choose_students, teacher_identity

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from experts.companions import PLAN, RECOVERY
+from experts.disk.companions import PLAN, RECOVERY
+from experts.disk.shards import read_json
 from experts.errors import ExciseError
-from prune.shards import read_json
 
 STEPS = "history"  # key of excise_plan.json: the steps before this one, the oldest first
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 from criteria.budget import from_fraction
-from experts.configuration import TOP_K_KEYS, UNEQUAL, text_config, whole
+from experts.disk.configuration import TOP_K_KEYS, UNEQUAL, text_config, whole
+from experts.disk.find import find_model
+from experts.disk.layout import Layout, lay_out
+from experts.disk.shards import Checkpoint
 from experts.errors import ExciseError
 from prune.history import in_words, steps_of
-from prune.layout import Layout, lay_out
-from prune.remote import find_model
-from prune.shards import Checkpoint
 
 FRACTIONS = (0.25, 0.5, 0.75)
 

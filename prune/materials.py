@@ -28,13 +28,13 @@ from criteria.text.chat import Template
 from criteria.text.context_length import check_vocabulary, context_note
 from criteria.text.windows import Windows, check_disjoint, read_windows
 from experts.anatomy import Anatomy, dissect, load, load_tokenizer
+from experts.cache import Cache
+from experts.disk.fingerprint import digest_files
+from experts.disk.hub_files import reads_prompts
+from experts.disk.weight_files import regular_files
 from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
-from experts.weight_files import regular_files
-from prune.cache import Cache
-from prune.hub_files import reads_prompts
-from prune.identity import digest_files
 from prune.prepare import Prepared
 from prune.recipe import Text
 from prune.stages import key_of, libraries

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
+from experts.disk.shards import Stored, read_header
 from experts.errors import ExciseError, naming
-from prune.shards import Stored, read_header
 from prune.slices import Piece
 
 LOADED = "_weight_conversions"  # where transformers keeps the conversion that a model was loaded with

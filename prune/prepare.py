@@ -6,21 +6,21 @@ from pathlib import Path
 
 from criteria.budget import Budget, Scope
 from criteria.registry import DOMAINS, Criterion, resolve
+from experts.disk.find import Model, check_room, find_model
+from experts.disk.fingerprint import fingerprint
+from experts.disk.layout import Layout, lay_out
+from experts.disk.loadable import check_loadable
+from experts.disk.names import hub_name
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
 from prune.budget import compared_budgets, distinct, tested_budgets
 from prune.checkpoint import check_output
-from prune.identity import fingerprint
-from prune.layout import Layout, lay_out
-from prune.loadable import check_loadable
-from prune.locate import hub_name
 from prune.pruned import check_teacher, promised_plan
 from prune.recipe import BUDGETS, Recipe, Text
 from prune.rehearsal import check_export, trial_plans
-from prune.remote import Model, check_room, find_model
 from prune.request import Request
-from prune.shards import open_checkpoint
 from prune.stages import CHECKPOINT, RunFolder
 from validate.verdict import ALPHA, Null
 

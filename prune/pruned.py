@@ -6,14 +6,14 @@ from typing import Any
 import xxhash
 from tqdm import tqdm
 
-from experts.companions import PLAN, RECOVERY
-from experts.configuration import text_config
+from experts.disk.companions import PLAN, RECOVERY
+from experts.disk.configuration import text_config
+from experts.disk.fingerprint import digest_ranges
+from experts.disk.layout import Layout
+from experts.disk.shards import Stored, open_checkpoint, read_json
+from experts.disk.strict_json import LARGEST_INDEX
 from experts.errors import ExciseError
 from experts.plan import Plan
-from experts.strict_json import LARGEST_INDEX
-from prune.identity import digest_ranges
-from prune.layout import Layout
-from prune.shards import Stored, open_checkpoint, read_json
 from prune.slices import Piece, slice_layout
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from experts.errors import ExciseError
 from experts.plan import Plan
 
-KEYS = ("quantization_config", "compression_config")  # in config.json
-FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # in config.json
 NAMED_EXPERT = re.compile(r"^(?P<head>[\w.]*\blayers\.(?P<layer>\d+)\.[\w.]*\bexperts\.)(?P<id>\d+)(?P<tail>(\.[\w.]*)?)$")
 SINGLE = re.compile(r"experts\\?\.(?!\[0-9\][+*])[(\[]?\d")  # in a pattern, or in a name without its layer
 

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from criteria.text.bos import Bos
 from criteria.text.sources import Source, Template
 from experts.modes import Mode
+from experts.units import parse_size
 from finetune.settings import Training
 from validate.verdict import Null
 
 BUDGETS = ("fraction", "keep", "target_size")
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 class Part(BaseModel):
@@ -204,16 +204,3 @@ class Recipe(Part):
         if twice := next((name for name in value if value.count(name) > 1), ""):
             raise ValueError(f"{twice} is listed twice; every criterion is a test of its own, so it would be corrected for twice")
         return value
-
-
-def parse_size(text: str) -> int:
-    """Bytes of '8GB', '500 MiB', '1.5e9'."""
-    number = text.strip().rstrip("BbKkMmGgTtIi ")
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        size = int(float(number) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise ValueError(f"target_size {text!r} is not a size; write for example 8GB or 500MiB")
-    return size

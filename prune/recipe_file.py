@@ -9,10 +9,21 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from criteria.text.sources import Source, anchor
+from experts.disk.names import DEMO, hub_name, recipes_folder
 from experts.errors import ExciseError
 from finetune.settings import Teacher
-from prune.locate import DEMO, hub_name
 from prune.recipe import BUDGETS, Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
+
+
+def recipe_file(name: str) -> Path:
+    """A path to a YAML file, or the name of a recipe that comes with Excise."""
+    path = Path(name)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    shipped = {file.stem: file for file in sorted(recipes_folder().glob("*.yaml"))}
+    if name in shipped:
+        return shipped[name]
+    raise ExciseError(f"{name}: no such recipe file, and no recipe of that name; there are {', '.join(shipped) or 'none'}")
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from criteria.budget import Budget
-from experts.companions import MODELING, PLAN
+from experts.disk.companions import MODELING, PLAN, QUANTIZATION_FILES
+from experts.disk.layout import Layout
+from experts.disk.strict_json import read_object
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
-from experts.strict_json import read_object
 from prune.checkpoint import check_space, other_files
-from prune.layout import Layout
 from prune.modeling_template import modeling_source
-from prune.quantization import FILES, renumbered
+from prune.quantization import renumbered
 from prune.slices import patched_config, slice_layout
 
 
@@ -52,7 +52,7 @@ def check_export(layout: Layout, plans: Iterable[Plan], out: Path) -> None:
         if not out.exists():
             check_space(out, sum(piece.size for pieces in shards.values() for piece in pieces))
         patched_config(layout, plan)
-        for name in FILES:
+        for name in QUANTIZATION_FILES:
             if (path := layout.checkpoint.folder / name).is_file():
                 renumbered(read_object(path, "no such file"), plan, str(path))
 

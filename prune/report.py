@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.format import human, markdown_table, plain, probability, signed, spread, verdict
+from experts.units import human
+from prune.format import markdown_table, plain, probability, signed, spread, verdict
 from prune.recipe import Recipe
 
 P_RULES = {

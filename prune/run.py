@@ -15,20 +15,19 @@ from criteria.select import check_protected, select
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.ablation import restricted
-from experts.companions import PLAN
+from experts.disk.companions import PLAN
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
+from experts.units import human, parse_size
 from prune.card import model_card
 from prune.checkpoint import export, export_notes
-from prune.format import human
 from prune.heal import Healing, check_targets
 from prune.materials import Materials
 from prune.prepare import Prepared, check_pruning
-from prune.recipe import parse_size
 from prune.rehearsal import check_reload, trial_plans
 from prune.report import markdown
-from prune.shards import open_checkpoint
 from prune.slices import removed_bytes
 from prune.stages import CHECKPOINT, describe, environment, key_of, write_json, write_text
 from prune.yardsticks import check_rows, row_key, yardsticks

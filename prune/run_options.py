@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experts.configuration import text_config
+from experts.disk.configuration import text_config
 from experts.plan import Plan
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from criteria.experiment import Option
 from experts.notes import tell
-from prune.format import human, plain, signed
+from experts.units import human
+from prune.format import plain, signed
 
 
 def verdicts(result: dict[str, Any], as_json: bool) -> None:

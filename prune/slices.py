@@ -8,13 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experts.configuration import COUNT_KEYS, PREDICTING_KEYS, UNEQUAL, expert_axis, text_config, whole
+from experts.disk.configuration import COUNT_KEYS, PREDICTING_KEYS, UNEQUAL, expert_axis, text_config, whole
+from experts.disk.layout import ONE_EXPERT, Block, Layout
+from experts.disk.shards import Stored
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.layout import ONE_EXPERT, Block, Layout
-from prune.quantization import KEYS, renumbered
+from prune.quantization import QUANTIZATION_KEYS, renumbered
 from prune.run_options import corrected_options
-from prune.shards import Stored
 
 READERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")  # transformers files some language models under the second only
 
@@ -96,7 +96,7 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
         config[UNEQUAL] = {str(layer): count for layer, count in sorted(plan.counts.items())}
         config["auto_map"] = _auto_map(config, layout.checkpoint.folder)
     for table in [config] if text is config else [config, text]:
-        for key in KEYS:
+        for key in QUANTIZATION_KEYS:
             if isinstance(quantized := table.get(key), dict):
                 table[key] = renumbered(quantized, plan, f"{layout.checkpoint.folder}/config.json: {key}")
     for table, key in ((table, key) for table in (config, text) for key in PREDICTING_KEYS if layout.predicting and table.get(key)):

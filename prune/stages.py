@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
+from experts.locks import lock
 from experts.notes import tell
-from prune.locks import lock
 
 if TYPE_CHECKING:
     from criteria.text.windows import Windows

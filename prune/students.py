@@ -8,6 +8,8 @@ from pathlib import Path
 
 from criteria.text.windows import Windows
 from experts.anatomy import Anatomy, dissect, load
+from experts.disk.fingerprint import fingerprint
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.memory import free_bytes
 from experts.notes import tell
@@ -16,11 +18,9 @@ from experts.sharing import sharing
 from finetune.adapters import Adapted, find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint import export
-from prune.identity import fingerprint
 from prune.materials import Materials
 from prune.pruned import pruned_plan
 from prune.recipe import Finetune
-from prune.shards import open_checkpoint
 from prune.stages import key_of
 
 TeacherOf = Callable[[Adapted], Teacher | None]

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from experts.ablation import restricted
 from experts.anatomy import dissect, load
+from experts.disk.layout import lay_out
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.surgery import cut
 from prune.checkpoint import export
-from prune.layout import lay_out
-from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 

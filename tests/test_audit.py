@@ -21,7 +21,7 @@ from criteria.setting import Setting
 from criteria.statistics import Statistics
 from experts.ablation import ablated
 from experts.anatomy import Anatomy, dissect
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope
 from experts.shape import Shape
 from prune.cli import app

@@ -12,17 +12,17 @@ from criteria.observe import observe
 from criteria.registry import resolve
 from experts.ablation import restricted
 from experts.anatomy import dissect, load, skeleton
-from experts.effects import Instrument
+from experts.disk.layout import Layout, lay_out
+from experts.disk.shards import open_checkpoint
+from experts.effects.instrument import Instrument
+from experts.effects.means import mean_outputs
 from experts.errors import ExciseError
-from experts.means import mean_outputs
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.surgery import cut
 from prune.checkpoint import export
 from prune.heal import check_stored
-from prune.layout import Layout, lay_out
 from prune.rehearsal import check_export, check_reload
-from prune.shards import open_checkpoint
 from tests import architectures, tiny, wrappers
 from tests.conftest import windows
 from tests.masking import masked

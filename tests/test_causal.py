@@ -21,10 +21,10 @@ from criteria.setting import Setting, Store
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
+from experts.effects.outcome import token_losses
 from experts.errors import ExciseError
 from experts.modes import Scope
-from experts.outcome import token_losses
 from experts.plan import Plan
 from experts.seam import intercepted
 from experts.shape import Shape

@@ -15,15 +15,15 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from experts.disk.fingerprint import fingerprint
+from experts.disk.layout import Layout, lay_out
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune import checkpoint as checkpoint_module
 from prune import ranges
 from prune.checkpoint import export
-from prune.identity import fingerprint
 from prune.inspect import describe
-from prune.layout import Layout, lay_out
-from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 
@@ -266,8 +266,8 @@ sys.path.insert(0, {str(Path.cwd())!r})
 from pathlib import Path
 from experts.plan import Plan
 from prune.checkpoint import export
-from prune.layout import lay_out
-from prune.shards import open_checkpoint
+from experts.disk.layout import lay_out
+from experts.disk.shards import open_checkpoint
 layout, plan = lay_out(open_checkpoint(Path({str(sharded)!r}))), Plan.read(Path({str(plan)!r}))
 write = os.pwrite
 os.pwrite = lambda *a: (time.sleep(0.005), write(*a))[1]

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from experts.companions import is_companion
+from experts.disk.companions import is_companion
+from experts.disk.fingerprint import fingerprint
+from experts.disk.layout import lay_out
+from experts.disk.shards import open_checkpoint
 from experts.plan import Plan
 from prune.card import plan_card
 from prune.checkpoint import export, export_notes
 from prune.cli import app
-from prune.identity import fingerprint
-from prune.layout import lay_out
 from prune.pruned import pruned_plan
-from prune.shards import open_checkpoint
 from prune.source_card import read_source_card
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan

@@ -14,12 +14,12 @@ from criteria.text.sources import Source
 from criteria.text.windows import read_windows
 from experts.ablation import restricted
 from experts.anatomy import dissect, load, load_tokenizer
+from experts.disk.names import recipes_folder
+from experts.disk.shards import open_checkpoint
 from experts.plan import Plan
-from prune.locate import recipes_folder
 from prune.prepare import prepare
 from prune.recipe_file import read_recipe
 from prune.run import Run
-from prune.shards import open_checkpoint
 from validate.loss import window_losses
 
 MODEL = recipes_folder() / "demo" / "model"

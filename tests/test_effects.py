@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from experts import effects
 from experts.ablation import ablated, restricted
 from experts.anatomy import Anatomy, dissect
-from experts.effects import Instrument
+from experts.effects import instrument as instrument_module
+from experts.effects.instrument import Instrument
+from experts.effects.means import mean_outputs as real_means
 from experts.errors import ExciseError
-from experts.means import mean_outputs as real_means
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.seam import intercepted
@@ -338,8 +338,8 @@ def test_mean_outputs_by_hooks() -> None:
 def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast path that is wrong by a little is found out, and the slow one gives the right numbers."""
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
-    right = effects.packed
-    monkeypatch.setattr(effects, "packed", lambda *a: tuple(part + 1e-3 for part in right(*a)))
+    right = instrument_module.packed
+    monkeypatch.setattr(instrument_module, "packed", lambda *a: tuple(part + 1e-3 for part in right(*a)))
     instrument = Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs
@@ -390,8 +390,8 @@ def test_falls_back_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> No
     def broken(*_: object) -> None:
         raise RuntimeError("no attention mask here")
 
-    monkeypatch.setattr(effects, "packed", broken)
-    monkeypatch.setattr(effects, "entered", broken)
+    monkeypatch.setattr(instrument_module, "packed", broken)
+    monkeypatch.setattr(instrument_module, "entered", broken)
     instrument = Instrument(made("olmoe"))
     for scope in (Scope.POSITION, Scope.CORPUS):
         instrument.check(tiny.ids(1, LENGTH), scope)
@@ -408,13 +408,13 @@ def test_a_half_precision_model_is_checked_in_float32(monkeypatch: pytest.Monkey
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
     anatomy.model.to(torch.bfloat16)
     before = tiny.logits(anatomy.model, tokens)
-    right = effects.packed
-    monkeypatch.setattr(effects, "packed", lambda *a: tuple(part + 0.01 for part in right(*a)))
+    right = instrument_module.packed
+    monkeypatch.setattr(instrument_module, "packed", lambda *a: tuple(part + 0.01 for part in right(*a)))
     instrument = Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs
     assert torch.equal(tiny.logits(anatomy.model, tokens), before)
-    monkeypatch.setattr("experts.precision.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("experts.effects.precision.free_bytes", lambda _: 1000)
     scarce = Instrument(anatomy)
     scarce.check(tokens, Scope.POSITION)
     assert scarce.packs, "without memory for float32 an error of 0.01 is within the rounding"
@@ -440,7 +440,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 def test_smaller_chunks_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
-    expected_of, sizes = effects.packed, []
+    expected_of, sizes = instrument_module.packed, []
 
     def hungry(anatomy: Anatomy, clean: object, position: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
         sizes.append(len(position))
@@ -453,7 +453,7 @@ def test_smaller_chunks_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
     instrument = Instrument(anatomy)
     clean = instrument.look(tokens, Scope.POSITION)
     expected = instrument.at_positions(clean, where, removed)
-    monkeypatch.setattr(effects, "packed", hungry)
+    monkeypatch.setattr(instrument_module, "packed", hungry)
     found = Instrument(anatomy).at_positions(clean, where, removed)
     assert sizes[:3] == [19, 9, 4]
     assert set(sizes[3:]) <= {4, 3}
@@ -467,6 +467,6 @@ def test_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     instrument = Instrument(made("olmoe"))
     clean = instrument.look(tiny.ids(1, LENGTH), Scope.POSITION)
-    monkeypatch.setattr(effects, "packed", hungry)
+    monkeypatch.setattr(instrument_module, "packed", hungry)
     with pytest.raises(ExciseError, match=r"out of memory: not even one intervention fits \(.*DefaultCPUAllocator"):
         instrument.at_positions(clean, torch.tensor([1, 2, 3]), {0: marks(8, 1).expand(3, -1)})

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from experts.anatomy import dissect, load, load_tokenizer
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope
 from prune import effects as command
 from prune.cli import app
@@ -197,7 +197,9 @@ def test_out_of_memory_is_one_line(saved: dict[str, Path], text: Path, tmp_path:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
 
     fine = Instrument.check
-    monkeypatch.setattr(Instrument, "check", lambda self, *a: (fine(self, *a), monkeypatch.setattr("experts.effects.packed", hungry))[0])
+    monkeypatch.setattr(
+        Instrument, "check", lambda self, *a: (fine(self, *a), monkeypatch.setattr("experts.effects.instrument.packed", hungry))[0]
+    )
     done = excise(saved["olmoe"], "--text", text, "--window", 16, "-o", tmp_path / "e.csv")
     assert done.exit_code == 1
     assert "out of memory: not even one intervention fits" in done.stderr
@@ -210,7 +212,7 @@ def test_falling_back_is_said(saved: dict[str, Path], text: Path, tmp_path: Path
     def broken(*_: object) -> None:
         raise RuntimeError("no such mask")
 
-    monkeypatch.setattr("experts.effects.packed", broken)
+    monkeypatch.setattr("experts.effects.instrument.packed", broken)
     done = excise(
         saved["olmoe"], "--text", text, "--window", 16, "--sequences", 3, "--layers", "1", "-o", tmp_path / "slow.parquet", "--json"
     )

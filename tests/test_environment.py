@@ -25,12 +25,12 @@ from typer.testing import CliRunner
 
 from criteria.setting import Store
 from experts import limits, memory
+from experts.cache import Cache, cache_folder
 from experts.errors import ExciseError
 from experts.files import replacing, replacing_folder
 from experts.notes import tell
 from experts.plan import Plan
 from prune import materials, stages
-from prune.cache import Cache, cache_folder
 from prune.cli import app
 from prune.environment import mend
 from prune.messages import listening
@@ -254,7 +254,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(play: Play, tmp_path: Path,
     assert noted(measuring(play, tmp_path / "run")).exit_code == 0
     assert done == ["observe", "measure"]
     heard: list[str] = []
-    monkeypatch.setattr("prune.cache.tell", heard.append)
+    monkeypatch.setattr("experts.cache.tell", heard.append)
     monkeypatch.setattr(materials, "observe", lambda *_: heard.append("observe") or 1 / 0)
     noted(measuring(play, tmp_path / "other"))
     assert [line[:9] for line in heard] == ["/dev/null", "observe"]
@@ -640,7 +640,7 @@ def test_what_was_passed_over_is_shown_with_debug(play: Play, tmp_path: Path, mo
     def fail(*_: Any, **__: Any) -> Any:
         raise kind("no such cache")
 
-    monkeypatch.setattr("experts.effects.packed", fail)
+    monkeypatch.setattr("experts.effects.instrument.packed", fail)
     kind: type[Exception] = ValueError
     command = play.command("effects.csv", tmp_path)
     plain = noted([*command, "--force"])
@@ -648,7 +648,7 @@ def test_what_was_passed_over_is_shown_with_debug(play: Play, tmp_path: Path, mo
     assert "Traceback" not in plain.stderr
     shown = noted([*command, "--force", "--debug"])
     assert "debug: ValueError: no such cache; measuring with whole forwards\nTraceback" in shown.stderr
-    monkeypatch.setattr("experts.effects.packed", lambda *_: None)
+    monkeypatch.setattr("experts.effects.instrument.packed", lambda *_: None)
     wrong = noted([*command, "--force"])
     assert wrong.exit_code == 1
     assert re.search(r"excise: an error of Excise itself \(TypeError at experts/effects\.py:\d+: 'NoneType'", wrong.stderr)

@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from experts import anatomy as anatomy_module
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError, let_through
 from experts.plan import Plan
 from prune.cli import app
 from prune.explain import explained
 from prune.messages import printable
-from prune.shards import open_checkpoint
 from tests import tiny
 from tests.play import Play
 
@@ -284,7 +284,7 @@ def test_every_command_shows_the_traceback_with_debug(play: Play, tmp_path: Path
 
     for name in ("prune", "finetune", "export", "effects.csv", "inspect", "dataset"):
         with monkeypatch.context() as broken:
-            broken.setattr("prune.shards.read_header", fail)
+            broken.setattr("experts.disk.shards.read_header", fail)
             done = CliRunner().invoke(app, [*play.command(name, tmp_path), "--debug"])
             assert isinstance(done.exception, ValueError), done.output
     monkeypatch.setattr(anatomy_module.AutoTokenizer, "from_pretrained", fail)

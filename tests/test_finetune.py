@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from criteria.text.windows import Windows
 from experts.anatomy import dissect
+from experts.disk.layout import lay_out
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.sharing import sharing
@@ -28,11 +30,9 @@ from finetune.settings import Training
 from finetune.teacher import SharedTeacher
 from prune.checkpoint import export
 from prune.cli import app
-from prune.layout import lay_out
 from prune.prepare import prepare
 from prune.recipe_file import read_recipe
 from prune.run import Run
-from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import uniform_plan, windows
 from tests.test_run import recipe_path  # noqa: F401 - a fixture

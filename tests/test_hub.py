@@ -12,16 +12,16 @@ import yaml
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
+from experts.disk.find import find_model, open_anywhere
+from experts.disk.layout import lay_out
+from experts.disk.names import commit_of, model_folder
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from prune.cli import app
 from prune.inspect import describe, look_at
-from prune.layout import lay_out
-from prune.locate import commit_of, model_folder
 from prune.prepare import prepare
 from prune.recipe_file import read_recipe
-from prune.remote import find_model, open_anywhere
 from prune.run import Run
-from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import uniform_plan
 from tests.fake_hub import COMPANIONS, COPIES, INDEX, SHARDS, FakeHub, Repo, downloads, names
@@ -115,7 +115,7 @@ def test_a_branch_that_moves_while_it_is_read(hub: FakeHub, monkeypatch: pytest.
             repo.push({**repo.revisions["main"], "README.md": b"new"})
             return found
 
-    monkeypatch.setattr("prune.hub.HfApi", Slow)
+    monkeypatch.setattr("experts.disk.hub.HfApi", Slow)
     with pytest.raises(ExciseError, match="org/tiny: changed on the hub while it was being read; run the command again"):
         find_model("org/tiny")
 
@@ -274,7 +274,7 @@ def test_a_shared_cache_that_is_read_only(hub: FakeHub, monkeypatch: pytest.Monk
     caplog.set_level("INFO", "excise")
     fetched = model_folder("org/tiny")
     (fetched / "README.md").unlink()
-    monkeypatch.setattr("prune.hub.unwritable", lambda folder=None: "Read-only file system")
+    monkeypatch.setattr("experts.disk.hub.unwritable", lambda folder=None: "Read-only file system")
     assert model_folder("org/tiny") == fetched
     assert "README.md cannot be kept in" in caplog.text
 

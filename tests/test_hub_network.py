@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from experts.disk.find import open_anywhere
+from experts.disk.names import model_folder
 from experts.errors import ExciseError
 from prune.inspect import look_at
-from prune.locate import model_folder
-from prune.remote import open_anywhere
 from tests import tiny
 from tests.conftest import uniform_plan
 from tests.fake_hub import INDEX, SHARDS, FakeHub, downloads, names
@@ -93,7 +93,7 @@ def test_a_full_disk(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prune.hub.snapshot_download", full)
+    monkeypatch.setattr("experts.disk.hub.snapshot_download", full)
     with pytest.raises(ExciseError, match=r"cache: No space left on device; HF_HOME names another folder"):
         model_folder("org/tiny")
 
@@ -106,7 +106,7 @@ def test_an_error_that_says_nothing(where: str, error: Exception, hub: FakeHub, 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(f"prune.hub.{where}", fail)
+    monkeypatch.setattr(f"experts.disk.hub.{where}", fail)
     with pytest.raises(ExciseError, match=rf"org/tiny: .*\({type(error).__name__}\)"):
         model_folder("org/tiny")
 

@@ -8,13 +8,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experts.disk.hub_files import companions
+from experts.disk.layout import Layout, lay_out
+from experts.disk.names import HubName, commit_of, parse_model, recipes_folder
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from prune.card import plan_card
-from prune.hub_files import companions
-from prune.layout import Layout, lay_out
-from prune.locate import HubName, commit_of, parse_model, recipes_folder
 from prune.recipe_file import parse_recipe
-from prune.shards import open_checkpoint
 from tests.conftest import uniform_plan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

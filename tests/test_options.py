@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from experts.ablation import restricted
 from experts.anatomy import dissect, load
+from experts.disk.layout import lay_out
+from experts.disk.shards import open_checkpoint
 from experts.plan import Plan
 from prune.checkpoint import export, export_notes
-from prune.layout import lay_out
-from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 

@@ -7,12 +7,13 @@ import pytest
 import yaml
 
 from criteria.text.sources import Source
+from experts.disk.names import model_folder, recipes_folder
 from experts.errors import ExciseError
+from experts.units import parse_size
 from finetune.settings import Teacher
-from prune.locate import model_folder, recipe_file, recipes_folder
 from prune.prepare import default_output
-from prune.recipe import Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate, parse_size
-from prune.recipe_file import read_recipe
+from prune.recipe import Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
+from prune.recipe_file import read_recipe, recipe_file
 
 GOOD: dict[str, Any] = {
     "model": "demo",

@@ -16,6 +16,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from experts.anatomy import Anatomy, dissect
+from experts.disk.fingerprint import fingerprint
+from experts.disk.layout import lay_out
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.sharing import kept_counts, sharing
@@ -26,11 +29,8 @@ from finetune.losses import Targets, best, cross_entropy, divergence, log_soften
 from finetune.settings import Training
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint import Recovered, export
-from prune.identity import fingerprint
-from prune.layout import lay_out
 from prune.merged import Storage
 from prune.pruned import check_teacher, pruned_plan
-from prune.shards import open_checkpoint
 from prune.slices import slice_layout
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan, windows

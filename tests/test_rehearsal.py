@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criteria.budget import from_keep, from_total
+from experts.disk.layout import Layout, lay_out
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.shape import Shape
-from prune.layout import Layout, lay_out
 from prune.rehearsal import check_export, check_reload, trial_plans
-from prune.shards import open_checkpoint
 from tests import tiny
 
 Edit = Callable[[Path], None]

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from benchmarks.deepseek import DeepSeek
 from benchmarks.kills import content, expected, is_right, kill_many
 from experts.anatomy import load, load_tokenizer, skeleton
+from experts.disk.layout import Layout, lay_out
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune import checkpoint as checkpoint_module
@@ -26,13 +28,11 @@ from prune import place, ranges
 from prune.checkpoint import Recovered, export
 from prune.cli import app
 from prune.guard import printable
-from prune.layout import Layout, lay_out
 from prune.materials import Materials
 from prune.prepare import prepare
 from prune.recipe import Recipe
 from prune.recipe_file import read_recipe
 from prune.request import Request
-from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import unequal_plan
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from experts.disk.fingerprint import fingerprint
+from experts.disk.shards import open_checkpoint, read_header
 from experts.errors import ExciseError
-from prune.identity import fingerprint
-from prune.shards import open_checkpoint, read_header
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, dtype=np.int64), "c": np.zeros((0, 4), np.float16)}
 

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from criteria.budget import from_fraction
-from experts import strict_json
+from experts.disk import strict_json
+from experts.disk.fingerprint import fingerprint
+from experts.disk.layout import lay_out
+from experts.disk.shards import BITS, INDEX, LONGEST_NAME, MOST_AXES, SINGLE, Stored, open_checkpoint, read_header
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.checkpoint import export
-from prune.identity import fingerprint
 from prune.inspect import describe
-from prune.layout import lay_out
-from prune.shards import BITS, INDEX, LONGEST_NAME, MOST_AXES, SINGLE, Stored, open_checkpoint, read_header
 from prune.slices import Piece, header
 
 WHOLE_BYTES = {dtype: bits // 8 for dtype, bits in BITS.items() if bits % 8 == 0}

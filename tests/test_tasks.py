@@ -11,9 +11,9 @@ import yaml
 
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
+from experts.disk.names import recipes_folder
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.locate import recipes_folder
 from tests import tiny
 from tests.conftest import uniform_plan
 from validate.tasks import Benchmark, ItemEvaluator

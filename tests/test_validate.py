@@ -11,7 +11,7 @@ from scipy import stats
 
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape

@@ -22,15 +22,15 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from typer.testing import CliRunner
 
 from experts.anatomy import load
+from experts.disk import fingerprint as identity
+from experts.disk.fingerprint import KNOWN, fingerprint
+from experts.disk.layout import lay_out
+from experts.disk.shards import open_checkpoint
+from experts.disk.weight_files import ADAPTER, INDEX, SINGLE, entry_file, is_index, regular_files, shard_names
 from experts.errors import ExciseError
-from experts.weight_files import ADAPTER, INDEX, SINGLE, entry_file, is_index, regular_files, shard_names
-from prune import identity
 from prune.checkpoint import export, export_notes
 from prune.cli import app
-from prune.identity import KNOWN, fingerprint
-from prune.layout import lay_out
 from prune.pruned import pruned_plan
-from prune.shards import open_checkpoint
 from tests import tiny
 from tests.conftest import uniform_plan
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from experts.ablation import marked
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
+from experts.effects.stream import Clean
 from experts.memory import in_chunks
 from experts.modes import Scope
-from experts.stream import Clean
 
 COLUMNS = ("document", "position", "token", "layer", "expert", "gate_weight", "rank", "baseline_loss", "delta", "kl")
 MOST_WINDOWS = 8  # at once: more is not faster

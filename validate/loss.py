@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from criteria.text.windows import Windows
-from experts.outcome import token_losses
+from experts.effects.outcome import token_losses
 
 
 @torch.no_grad()

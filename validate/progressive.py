@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from criteria.statistics import Array
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
+from experts.effects.stream import Clean
 from experts.memory import in_chunks
 from experts.modes import Scope
-from experts.stream import Clean
 from validate.statistics import Interval, clustered_interval, permutation_p
 
 CLIFF = 0.1  # nats: the first number of removed experts with a larger mean ΔCE (arXiv 2606.10703)

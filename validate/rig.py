@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from criteria.text.windows import Windows
 from experts.ablation import ablated, marked, restricted
 from experts.anatomy import Anatomy, MoELayer
-from experts.effects import Instrument
+from experts.effects.instrument import Instrument
+from experts.effects.outcome import token_losses
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
-from experts.outcome import token_losses
 from experts.plan import Plan
 from experts.seam import Forward, intercepted
 from experts.surgery import cut_layer

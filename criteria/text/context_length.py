@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experts.configuration import in_tower, text_config, whole
+from experts.disk.configuration import in_tower, text_config, whole
 from experts.errors import ExciseError
 
 KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx")

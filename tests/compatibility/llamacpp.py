@@ -95,10 +95,10 @@ def prune(folder: Path) -> None:
 
     from experts.ablation import restricted
     from experts.anatomy import dissect
+    from experts.disk.layout import lay_out
+    from experts.disk.shards import open_checkpoint
     from experts.plan import Plan
     from prune.checkpoint import export
-    from prune.layout import lay_out
-    from prune.shards import open_checkpoint
 
     text = (ROOT / "LICENSE").read_text()
     tokens = torch.tensor([Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode(text).ids[:LENGTH]])

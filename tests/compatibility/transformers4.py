@@ -62,10 +62,10 @@ def prune(folder: Path, demo: Path) -> None:
 
     from experts.ablation import restricted
     from experts.anatomy import dissect
+    from experts.disk.layout import lay_out
+    from experts.disk.shards import open_checkpoint
     from experts.plan import Plan
     from prune.checkpoint import export
-    from prune.layout import lay_out
-    from prune.shards import open_checkpoint
 
     for source in [*(folder / family for family in FAMILIES), demo]:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()

@@ -31,19 +31,8 @@ class HubName:
 
 def recipes_folder() -> Path:
     """The recipes of this checkout, or those an installed wheel put under share/."""
-    checkout = Path(__file__).resolve().parent.parent / "recipes"
+    checkout = Path(__file__).resolve().parents[2] / "recipes"
     return checkout if checkout.is_dir() else Path(sysconfig.get_path("data")) / "share" / "excise" / "recipes"
-
-
-def recipe_file(name: str) -> Path:
-    """A path to a YAML file, or the name of a recipe that comes with Excise."""
-    path = Path(name)
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return path
-    shipped = {file.stem: file for file in sorted(recipes_folder().glob("*.yaml"))}
-    if name in shipped:
-        return shipped[name]
-    raise ExciseError(f"{name}: no such recipe file, and no recipe of that name; there are {', '.join(shipped) or 'none'}")
 
 
 def parse_model(text: str) -> Path | HubName:
@@ -68,7 +57,7 @@ def parse_model(text: str) -> Path | HubName:
 
 def model_folder(name: str) -> Path:
     """The folder of a model; one on the hub is downloaded (or found in the cache) first."""
-    from prune.remote import find_model
+    from experts.disk.find import find_model
 
     return find_model(name).fetch()
 

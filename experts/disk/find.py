@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from experts.disk.names import HubName, hub_settings, parse_model
+from experts.disk.shards import Checkpoint, open_checkpoint
+from experts.disk.weight_files import regular_files
 from experts.errors import ExciseError
-from experts.weight_files import regular_files
-from prune.format import human
-from prune.locate import HubName, hub_settings, parse_model
-from prune.shards import Checkpoint, open_checkpoint
+from experts.units import human
 
 
 class Model(Protocol):
@@ -82,7 +82,7 @@ def find_model(text: str) -> Model:
     if not isinstance(found, HubName):
         return Folder(found)
     with hub_settings():
-        from prune.hub import find_repository
+        from experts.disk.hub import find_repository
 
     return find_repository(found)
 
@@ -97,7 +97,7 @@ def check_room(*models: Model) -> None:
     needed = sum(model.needed() for model in models)
     if not needed:
         return
-    from prune.hub import cache_folder, unwritable
+    from experts.disk.hub import cache_folder, unwritable
 
     cache, names = cache_folder(), " and ".join(model.name for model in models if model.needed())
     if closed := unwritable():

@@ -9,6 +9,8 @@ from pathlib import PurePosixPath
 
 PLAN, RECOVERY, MODELING = "excise_plan.json", "excise_recovery.json", "modeling_excise.py"
 OURS = frozenset({PLAN, RECOVERY, MODELING})  # they tell of the checkpoint they stand in, never of one that is made from it
+# Written beside config.json by quantisation tools.
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
 MADE_ANEW = frozenset({"config.json", "README.md", ".gitattributes"})
 FOLDERS = frozenset({"additional_chat_templates"})  # all others hold the model in other formats, or pictures
 WEIGHTS = re.compile(

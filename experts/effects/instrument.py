@@ -13,14 +13,14 @@ from torch import Tensor
 
 from experts.ablation import ablated
 from experts.anatomy import Anatomy
+from experts.effects.outcome import row_outcomes
+from experts.effects.packing import packed
+from experts.effects.precision import fits_in_float32, in_float32
+from experts.effects.stream import Clean, entered, look
 from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
 from experts.memory import chunk_size, in_chunks
 from experts.modes import Mode, Scope
 from experts.notes import suppressed
-from experts.outcome import row_outcomes
-from experts.packing import packed
-from experts.precision import fits_in_float32, in_float32
-from experts.stream import Clean, entered, look
 
 # Largest disagreement with replay that is rounding, in nats. Half precision only where float32 does not fit: two orders of summation differ
 # by that much.

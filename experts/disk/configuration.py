@@ -5,8 +5,8 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experts.disk.strict_json import is_count
 from experts.errors import ExciseError
-from experts.strict_json import is_count
 
 # Keys under which configurations (and modules) store E and k.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from experts.configuration import (
+from experts.disk.configuration import (
     COMMON,
     COUNT_KEYS,
     LAYER,
@@ -25,9 +25,9 @@ from experts.configuration import (
     text_config,
     whole,
 )
+from experts.disk.shards import Checkpoint, Stored
 from experts.errors import ExciseError
 from experts.shape import Shape
-from prune.shards import Checkpoint, Stored
 
 SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
 BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})  # router tensors that may stand beside the experts themselves

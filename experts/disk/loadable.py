@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
+from experts.disk.hub_files import reads_text
 from experts.errors import ExciseError
-from prune.hub_files import reads_text
 
 
 def check_loadable(

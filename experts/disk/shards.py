@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experts.disk.strict_json import LARGEST_CONFIG, LARGEST_INDEX, broken_link, is_count, parse_object, read_object
+from experts.disk.weight_files import INDEX, SINGLE, entry_file, is_index, regular_files, shard_names, unread
 from experts.errors import ExciseError
-from experts.strict_json import LARGEST_CONFIG, LARGEST_INDEX, broken_link, is_count, parse_object, read_object
-from experts.weight_files import INDEX, SINGLE, entry_file, is_index, regular_files, shard_names, unread
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,

@@ -7,8 +7,7 @@ variants), states of training, and pictures.
 import re
 from collections.abc import Collection, Iterable
 
-from experts.companions import is_companion
-from prune.quantization import FILES as QUANTISATION
+from experts.disk.companions import QUANTIZATION_FILES, is_companion
 
 CONFIG, CARD = "config.json", "README.md"
 SETTINGS = frozenset(
@@ -16,7 +15,7 @@ SETTINGS = frozenset(
         *(CONFIG, CARD, "generation_config.json", "chat_template.json"),
         *("preprocessor_config.json", "processor_config.json", "image_processor_config.json"),
         *("video_preprocessor_config.json", "feature_extractor_config.json", "audio_tokenizer_config.json"),
-        *QUANTISATION,
+        *QUANTIZATION_FILES,
     }
 )
 TOKENIZER = re.compile(

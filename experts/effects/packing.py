@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from experts.ablation import ablated
 from experts.anatomy import Anatomy
+from experts.effects.outcome import row_outcomes
+from experts.effects.stream import Clean, decoder_layers, entered
 from experts.errors import ExciseError
 from experts.modes import Mode
-from experts.outcome import row_outcomes
 from experts.seam import replaced
-from experts.stream import Clean, decoder_layers, entered
 
 
 @torch.no_grad()

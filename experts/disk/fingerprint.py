@@ -10,10 +10,10 @@ from typing import Any
 import xxhash
 from tqdm import tqdm
 
+from experts.cache import cache_folder
+from experts.disk.shards import Checkpoint, FileState, Stored
 from experts.errors import ExciseError
 from experts.files import replacing
-from prune.cache import cache_folder
-from prune.shards import Checkpoint, FileState, Stored
 
 CHUNK = 2**22  # bytes read at once
 KNOWN = "read-files.json"  # in the cache: state of a file -> digest of its tensors

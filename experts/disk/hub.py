@@ -17,14 +17,14 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 
+from experts.disk.hub_errors import AGAIN, OFFLINE, RESUMED, answer, asking, interruptible, of_disk, reason
+from experts.disk.hub_files import CARD, CONFIG, companions, top
+from experts.disk.names import HubName
+from experts.disk.shards import Checkpoint, Stored, open_checkpoint, read_header, read_json
+from experts.disk.strict_json import LARGEST_INDEX
+from experts.disk.weight_files import entry_file, is_index, shard_names, unread
 from experts.errors import ExciseError
 from experts.notes import tell
-from experts.strict_json import LARGEST_INDEX
-from experts.weight_files import entry_file, is_index, shard_names, unread
-from prune.hub_errors import AGAIN, OFFLINE, RESUMED, answer, asking, interruptible, of_disk, reason
-from prune.hub_files import CARD, CONFIG, companions, top
-from prune.locate import HubName
-from prune.shards import Checkpoint, Stored, open_checkpoint, read_header, read_json
 
 AT_ONCE = 8  # files that are asked for at a time
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from experts.anatomy import Anatomy
+from experts.effects.outcome import log_probabilities, token_losses
 from experts.errors import ExciseError
-from experts.outcome import log_probabilities, token_losses
 from experts.seam import Forward, intercepted, replaced
 
 

@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from experts.disk.names import HubName
 from experts.errors import ExciseError, one_line
-from prune.locate import HubName
 
 AGAIN = "check the connection and run the command again"
 RESUMED = f"{AGAIN}: files that are complete are kept"

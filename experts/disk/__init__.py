@@ -1,0 +1,1 @@
+"""A model on disk or on the hub: found, listed, read by headers alone, identified. No torch."""

@@ -1,0 +1,1 @@
+"""What removing an expert costs: the exact effects, from one clean forward."""

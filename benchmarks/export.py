@@ -78,7 +78,7 @@ EXPORT = """
 import json, os, sys, time
 from pathlib import Path
 from experts.plan import Plan
-from prune.checkpoint import export
+from prune.checkpoint.write import export
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 if sys.argv[4] == "cached":

@@ -222,8 +222,8 @@ def export(
         from experts.disk.fingerprint import fingerprint
         from experts.plan import Plan
         from experts.units import human
-        from prune.card import plan_card
-        from prune.checkpoint import export as write
+        from prune.checkpoint.card import plan_card
+        from prune.checkpoint.write import export as write
         from prune.prepare import prepare_export
 
         chosen = Plan.read(plan)

@@ -21,15 +21,15 @@ from experts.plan import Plan
 from finetune.adapters import find_targets
 from finetune.diary import CURVE, read_rows
 from finetune.recover import ADAPTER, Job, Recovered, is_trained, recovered
-from prune import checkpoint
-from prune.card import recovered_card
+from prune.checkpoint import write as checkpoint
+from prune.checkpoint.card import recovered_card
 from prune.materials import Marks, Materials
 from prune.merged import Storage
 from prune.prepare import Prepared
-from prune.pruned import pruned_plan
+from prune.checkpoint.provenance import pruned_plan
 from prune.recovery_report import markdown
 from prune.recovery_result import described, found, healing_csv
-from prune.slices import slice_layout
+from prune.checkpoint.slices import slice_layout
 from prune.stages import describe, environment, key_of, write_json, write_text
 from prune.students import FromDisk, InMemory, Student, choose_students, teacher_identity
 from prune.yardsticks import row_key, yardsticks

@@ -8,7 +8,7 @@ from experts.disk.find import find_model
 from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import Checkpoint
 from experts.errors import ExciseError
-from prune.history import in_words, steps_of
+from prune.checkpoint.history import in_words, steps_of
 
 FRACTIONS = (0.25, 0.5, 0.75)
 

@@ -16,10 +16,10 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
 from prune.budget import compared_budgets, distinct, tested_budgets
-from prune.checkpoint import check_output
-from prune.pruned import check_teacher, promised_plan
+from prune.checkpoint.write import check_output
+from prune.checkpoint.provenance import check_teacher, promised_plan
 from prune.recipe import BUDGETS, Recipe, Text
-from prune.rehearsal import check_export, trial_plans
+from prune.checkpoint.rehearsal import check_export, trial_plans
 from prune.request import Request
 from prune.stages import CHECKPOINT, RunFolder
 from validate.verdict import ALPHA, Null

@@ -21,14 +21,14 @@ from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
 from experts.units import human, parse_size
-from prune.card import model_card
-from prune.checkpoint import export, export_notes
+from prune.checkpoint.card import model_card
+from prune.checkpoint.write import export, export_notes
 from prune.heal import Healing, check_targets
 from prune.materials import Materials
 from prune.prepare import Prepared, check_pruning
-from prune.rehearsal import check_reload, trial_plans
+from prune.checkpoint.rehearsal import check_reload, trial_plans
 from prune.report import markdown
-from prune.slices import removed_bytes
+from prune.checkpoint.slices import removed_bytes
 from prune.stages import CHECKPOINT, describe, environment, key_of, write_json, write_text
 from prune.yardsticks import check_rows, row_key, yardsticks
 from validate.agreement import agreement

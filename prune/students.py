@@ -17,9 +17,9 @@ from experts.plan import Plan
 from experts.sharing import sharing
 from finetune.adapters import Adapted, find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
-from prune.checkpoint import export
+from prune.checkpoint.write import export
 from prune.materials import Materials
-from prune.pruned import pruned_plan
+from prune.checkpoint.provenance import pruned_plan
 from prune.recipe import Finetune
 from prune.stages import key_of
 

@@ -14,7 +14,7 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.surgery import cut
-from prune.checkpoint import export
+from prune.checkpoint.write import export
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 

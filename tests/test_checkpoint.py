@@ -20,9 +20,9 @@ from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune import checkpoint as checkpoint_module
-from prune import ranges
-from prune.checkpoint import export
+from prune.checkpoint import write as checkpoint_module
+from prune.checkpoint import ranges
+from prune.checkpoint.write import export
 from prune.inspect import describe
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
@@ -265,7 +265,7 @@ import os, sys, threading, time
 sys.path.insert(0, {str(Path.cwd())!r})
 from pathlib import Path
 from experts.plan import Plan
-from prune.checkpoint import export
+from prune.checkpoint.write import export
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 layout, plan = lay_out(open_checkpoint(Path({str(sharded)!r}))), Plan.read(Path({str(plan)!r}))

@@ -16,11 +16,11 @@ from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.plan import Plan
-from prune.card import plan_card
-from prune.checkpoint import export, export_notes
+from prune.checkpoint.card import plan_card
+from prune.checkpoint.write import export, export_notes
 from prune.cli import app
-from prune.pruned import pruned_plan
-from prune.source_card import read_source_card
+from prune.checkpoint.provenance import pruned_plan
+from prune.checkpoint.source_card import read_source_card
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 

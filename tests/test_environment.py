@@ -584,7 +584,7 @@ STOPPED = """
 import time
 from pathlib import Path
 from prune.guard import guarded
-from prune.place import growing
+from prune.checkpoint.atomic_folder import growing
 
 def work():
     with growing(Path("out")):

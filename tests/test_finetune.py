@@ -28,7 +28,7 @@ from finetune.diary import read_rows
 from finetune.recover import Job, _check_counts, _check_moved, _sums, recovered
 from finetune.settings import Training
 from finetune.teacher import SharedTeacher
-from prune.checkpoint import export
+from prune.checkpoint.write import export
 from prune.cli import app
 from prune.prepare import prepare
 from prune.recipe_file import read_recipe

@@ -18,7 +18,7 @@ from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint import export
+from prune.checkpoint.write import export
 
 E, H, I = 8, 16, 8  # noqa: E741 - experts, hidden and intermediate size
 KEPT = (0, 2, 3, 5, 6, 7)

@@ -13,7 +13,7 @@ from experts.disk.layout import Layout, lay_out
 from experts.disk.names import HubName, commit_of, parse_model, recipes_folder
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
-from prune.card import plan_card
+from prune.checkpoint.card import plan_card
 from prune.recipe_file import parse_recipe
 from tests.conftest import uniform_plan
 

@@ -14,7 +14,7 @@ from experts.anatomy import dissect, load
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.plan import Plan
-from prune.checkpoint import export, export_notes
+from prune.checkpoint.write import export, export_notes
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 

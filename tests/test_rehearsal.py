@@ -14,7 +14,7 @@ from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.shape import Shape
-from prune.rehearsal import check_export, check_reload, trial_plans
+from prune.checkpoint.rehearsal import check_export, check_reload, trial_plans
 from tests import tiny
 
 Edit = Callable[[Path], None]

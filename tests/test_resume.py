@@ -15,7 +15,7 @@ from finetune import recover as recover_module
 from prune import heal as heal_module
 from prune import students as students_module
 from prune.audit import Audit
-from prune.checkpoint import export
+from prune.checkpoint.write import export
 from prune.prepare import prepare
 from prune.recipe_file import read_recipe
 from prune.run import Run

@@ -23,9 +23,10 @@ from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune import checkpoint as checkpoint_module
-from prune import place, ranges
-from prune.checkpoint import Recovered, export
+from prune.checkpoint import write as checkpoint_module
+from prune.checkpoint import atomic_folder as place
+from prune.checkpoint import ranges
+from prune.checkpoint.write import Recovered, export
 from prune.cli import app
 from prune.guard import printable
 from prune.materials import Materials
@@ -53,7 +54,7 @@ def opened(folder: Path) -> tuple[Layout, Plan]:
 FILLING = """
 import sys, time
 from pathlib import Path
-from prune.place import growing
+from prune.checkpoint.atomic_folder import growing
 with growing(Path(sys.argv[1])) as folder:
     (folder / "shard").touch()
     print(folder, flush=True)

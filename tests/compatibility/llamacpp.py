@@ -98,7 +98,7 @@ def prune(folder: Path) -> None:
     from experts.disk.layout import lay_out
     from experts.disk.shards import open_checkpoint
     from experts.plan import Plan
-    from prune.checkpoint import export
+    from prune.checkpoint.write import export
 
     text = (ROOT / "LICENSE").read_text()
     tokens = torch.tensor([Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode(text).ids[:LENGTH]])

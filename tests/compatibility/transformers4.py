@@ -65,7 +65,7 @@ def prune(folder: Path, demo: Path) -> None:
     from experts.disk.layout import lay_out
     from experts.disk.shards import open_checkpoint
     from experts.plan import Plan
-    from prune.checkpoint import export
+    from prune.checkpoint.write import export
 
     for source in [*(folder / family for family in FAMILIES), demo]:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
@@ -92,9 +92,9 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
     from experts.sharing import sharing
     from finetune.adapters import adapt, find_targets, merged
     from finetune.settings import GROUPS, Training
-    from prune.checkpoint import Recovered, export
+    from prune.checkpoint.write import Recovered, export
     from prune.merged import Storage
-    from prune.slices import slice_layout
+    from prune.checkpoint.slices import slice_layout
 
     with sharing(anatomy, plan):
         adapted = adapt(anatomy.model, find_targets(anatomy, GROUPS), Training(), 0)

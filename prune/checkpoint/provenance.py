@@ -14,7 +14,7 @@ from experts.disk.shards import Stored, open_checkpoint, read_json
 from experts.disk.strict_json import LARGEST_INDEX
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.slices import Piece, slice_layout
+from prune.checkpoint.slices import Piece, slice_layout
 
 
 def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:

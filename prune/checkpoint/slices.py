@@ -13,8 +13,8 @@ from experts.disk.layout import ONE_EXPERT, Block, Layout
 from experts.disk.shards import Stored
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.quantization import QUANTIZATION_KEYS, renumbered
-from prune.run_options import corrected_options
+from prune.checkpoint.quantization import QUANTIZATION_KEYS, renumbered
+from prune.checkpoint.run_options import corrected_options
 
 READERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")  # transformers files some language models under the second only
 

@@ -11,7 +11,7 @@ import xxhash
 from tqdm import tqdm
 
 from experts.errors import ExciseError, naming
-from prune.slices import Piece
+from prune.checkpoint.slices import Piece
 
 BUFFER = 2**20  # bytes held per thread
 SPAN = 64 * 2**20  # bytes copied, synced and read back at once

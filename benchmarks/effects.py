@@ -143,7 +143,7 @@ def exhaustive() -> dict[str, Any]:
     from experts.disk.names import model_folder
     from experts.effects.instrument import Instrument
     from experts.modes import Scope
-    from prune.recipe_file import read_recipe, recipe_file
+    from prune.recipe.read import read_recipe, recipe_file
     from validate.effects import Cells, measure
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")

@@ -12,13 +12,13 @@ def main() -> None:
     if os.name != "posix":
         _end("Excise runs on Linux (on Windows: in WSL); this system has neither its locks nor its renames")
     try:
-        from prune.environment import open_streams, use_width
+        from prune.console.environment import open_streams, use_width
 
         open_streams()
         use_width()
-        from prune.cli import app
+        from prune.console.cli import app
     except Exception as error:  # noqa: BLE001 - what is installed does not fit, in whatever way
-        from prune.explain import explained
+        from prune.console.explain import explained
 
         _end(explained(error))
     app()

@@ -24,7 +24,7 @@ from experts.anatomy import Anatomy, dissect
 from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope
 from experts.shape import Shape
-from prune.cli import app
+from prune.console.cli import app
 from tests import planted, tiny
 from tests.conftest import windows
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
@@ -258,9 +258,9 @@ def test_refusals(change: str, message: str, audit_recipe: Path, tmp_path: Path)
 
 def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> None:
     """Raw rows and means of two points per layer by whole forwards on the recipe's own windows."""
-    from prune.materials import Materials
-    from prune.prepare import prepare
-    from prune.recipe_file import read_recipe
+    from prune.recipe.read import read_recipe
+    from prune.session.prepare import prepare
+    from prune.session.session import Materials
 
     result = json.loads(invoke(audit_recipe, tmp_path / "a").stdout)["progressive"]
     rows = pd.read_csv(tmp_path / "a" / "progressive.csv")
@@ -299,9 +299,9 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
 
 def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path) -> None:
     """The largest one and two of three active experts, at that position alone."""
-    from prune.materials import Materials
-    from prune.prepare import prepare
-    from prune.recipe_file import read_recipe
+    from prune.recipe.read import read_recipe
+    from prune.session.prepare import prepare
+    from prune.session.session import Materials
 
     invoke(audit_recipe, tmp_path / "a")
     rows = pd.read_csv(tmp_path / "a" / "progressive.csv")

@@ -20,9 +20,9 @@ from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.surgery import cut
-from prune.checkpoint.write import export
-from prune.heal import check_stored
 from prune.checkpoint.rehearsal import check_export, check_reload
+from prune.checkpoint.write import export
+from prune.recover.recovery import check_stored
 from tests import architectures, tiny, wrappers
 from tests.conftest import windows
 from tests.masking import masked

@@ -20,8 +20,8 @@ from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint import ranges
+from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint.write import export
 from prune.inspect import describe
 from tests import tiny
@@ -299,7 +299,7 @@ def test_never_imports_torch(saved: dict[str, Path], tmp_path: Path) -> None:
     plan.write_text(json.dumps(uniform_plan((0, 1, 2)).to_json()))
     code = """
 import sys
-from prune.cli import app
+from prune.console.cli import app
 try:
     app(sys.argv[1:])
 except SystemExit as stop:

@@ -17,10 +17,10 @@ from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.plan import Plan
 from prune.checkpoint.card import plan_card
-from prune.checkpoint.write import export, export_notes
-from prune.cli import app
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.source_card import read_source_card
+from prune.checkpoint.write import export, export_notes
+from prune.console.cli import app
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from criteria.scores import Scores
 from experts.plan import Plan
-from prune import materials
-from prune.cli import app
-from prune.comparison_report import agreement_rows
+from prune.compare.report import agreement_rows
+from prune.console.cli import app
+from prune.session import session as materials
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
 from tests.test_tasks import task_file
 from validate.agreement import agreement, spearman

@@ -17,9 +17,9 @@ from experts.anatomy import dissect, load, load_tokenizer
 from experts.disk.names import recipes_folder
 from experts.disk.shards import open_checkpoint
 from experts.plan import Plan
-from prune.prepare import prepare
-from prune.recipe_file import read_recipe
-from prune.run import Run
+from prune.recipe.read import read_recipe
+from prune.run.pipeline import Run
+from prune.session.prepare import prepare
 from validate.loss import window_losses
 
 MODEL = recipes_folder() / "demo" / "model"
@@ -87,7 +87,7 @@ def test_checkpoint_gives_the_restricted_models_logits(demo: tuple[dict[str, Any
 @pytest.mark.usefixtures("same_cache")
 def test_scope_global(tmp_path: Path, demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second calibration."""
-    monkeypatch.setattr("prune.materials.observe", None)
+    monkeypatch.setattr("prune.session.session.observe", None)
     result = execute(tmp_path / "run", "prune.scope=global", "criteria=[reap_sum]")
     both = {plan["scope"]: plan for plan in result["plans"]}
     assert set(both) == {"global", "layer"}

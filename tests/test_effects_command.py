@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from experts.anatomy import dissect, load, load_tokenizer
 from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope
-from prune import effects as command
-from prune.cli import app
-from prune.request import numbers
+from prune.console.cli import app
+from prune.effects import measurement as command
+from prune.effects.request import numbers
 
 COLUMNS = ["document", "position", "token", "layer", "expert", "gate_weight", "rank", "baseline_loss", "delta", "kl"]
 TEXT = "The quick brown fox jumps over the lazy dog; 12 jumps a day — naïve, isn't it?\n" * 4

@@ -30,10 +30,11 @@ from experts.errors import ExciseError
 from experts.files import replacing, replacing_folder
 from experts.notes import tell
 from experts.plan import Plan
-from prune import materials, stages
-from prune.cli import app
-from prune.environment import mend
-from prune.messages import listening
+from prune.console.cli import app
+from prune.console.environment import mend
+from prune.console.messages import listening
+from prune.session import run_folder as stages
+from prune.session import session as materials
 from tests.play import Play
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,7 +247,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(play: Play, tmp_path: Path,
     monkeypatch.setenv("EXCISE_CACHE", "/dev/null/cache")
     done = counting(monkeypatch)
     with monkeypatch.context() as broken:
-        broken.setattr("prune.run.Run.rank", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr("prune.run.pipeline.Run.rank", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         first = noted(measuring(play, tmp_path / "run"))
     notes = [line for line in said(first.stderr) if "/dev/null/cache" in line]
     assert len(notes) == 1
@@ -482,7 +483,7 @@ def test_several_processes_are_refused(size: str, rank: str, clean: pytest.Monke
 def test_left_over_variables_are_dropped(clean: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process of one is a launcher's too, and fine; a batch of Slurm that runs one step names all its tasks."""
     heard: list[str] = []
-    monkeypatch.setattr("prune.environment.tell", heard.append)
+    monkeypatch.setattr("prune.console.environment.tell", heard.append)
     one = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1", "PMI_RANK": "0"}
     kept = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "OMP_NUM_THREADS": "2,1", "ACCELERATED": "yes"}
     for name, value in {**one, **kept}.items():
@@ -583,7 +584,7 @@ def test_streams_that_are_closed_or_full(line: str, code: int, error: str, tmp_p
 STOPPED = """
 import time
 from pathlib import Path
-from prune.guard import guarded
+from prune.console.exits import guarded
 from prune.checkpoint.atomic_folder import growing
 
 def work():

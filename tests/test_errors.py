@@ -19,9 +19,9 @@ from experts import anatomy as anatomy_module
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError, let_through
 from experts.plan import Plan
-from prune.cli import app
-from prune.explain import explained
-from prune.messages import printable
+from prune.console.cli import app
+from prune.console.explain import explained
+from prune.console.messages import printable
 from tests import tiny
 from tests.play import Play
 
@@ -191,7 +191,7 @@ SITES: dict[str, list[list[str]]] = {
     "inspect": [["prune.inspect.from_fraction"]],
     "finetune": [
         ["transformers.Trainer.train", "torch.save", "peft.PeftModel.save_pretrained", "peft.PeftModel.load_adapter"],
-        ["prune.merged.save_file", "shutil.copytree"],
+        ["prune.recover.stored_weights.save_file", "shutil.copytree"],
     ],
     "disk": [["os.posix_fallocate"]],
 }

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 from typer.testing import CliRunner
 
-from prune.cli import app
+from prune.console.cli import app
 from validate.agreement import spearman
 from validate.statistics import clustered as clustered_module
 from validate.statistics import (

@@ -29,10 +29,10 @@ from finetune.recover import Job, _check_counts, _check_moved, _sums, recovered
 from finetune.settings import Training
 from finetune.teacher import SharedTeacher
 from prune.checkpoint.write import export
-from prune.cli import app
-from prune.prepare import prepare
-from prune.recipe_file import read_recipe
-from prune.run import Run
+from prune.console.cli import app
+from prune.recipe.read import read_recipe
+from prune.run.pipeline import Run
+from prune.session.prepare import prepare
 from tests import tiny
 from tests.conftest import uniform_plan, windows
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
@@ -160,7 +160,7 @@ def test_same_recipe_same_numbers_and_a_second_run_trains_nothing(healing: Path,
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded or trained again")
 
-    for module, name in (("finetune.recover", "_train"), ("prune.materials", "load")):
+    for module, name in (("finetune.recover", "_train"), ("prune.session.session", "load")):
         monkeypatch.setattr(f"{module}.{name}", never)
     assert run(healing, tmp_path / "one") == first
 

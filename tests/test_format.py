@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prune import audit_report, comparison_report, recovery_report, report
-from prune.format import percent, plain, probability, removed, signed, spread
-from prune.show import table
+from prune.audit import report as audit_report
+from prune.compare import report as comparison_report
+from prune.console.show import table
+from prune.recover import report as recovery_report
+from prune.run import report
+from prune.tables import percent, plain, probability, removed, signed, spread
 
 NEGATIVE_ZERO = re.compile(r"-0(\.0*)?%?(?![\d.])")
 

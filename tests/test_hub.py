@@ -17,11 +17,11 @@ from experts.disk.layout import lay_out
 from experts.disk.names import commit_of, model_folder
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
-from prune.cli import app
+from prune.console.cli import app
 from prune.inspect import describe, look_at
-from prune.prepare import prepare
-from prune.recipe_file import read_recipe
-from prune.run import Run
+from prune.recipe.read import read_recipe
+from prune.run.pipeline import Run
+from prune.session.prepare import prepare
 from tests import tiny
 from tests.conftest import uniform_plan
 from tests.fake_hub import COMPANIONS, COPIES, INDEX, SHARDS, FakeHub, Repo, downloads, names

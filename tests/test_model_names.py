@@ -14,7 +14,7 @@ from experts.disk.names import HubName, commit_of, parse_model, recipes_folder
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from prune.checkpoint.card import plan_card
-from prune.recipe_file import parse_recipe
+from prune.recipe.read import parse_recipe
 from tests.conftest import uniform_plan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from criteria.scores import Scores
 from experts.errors import ExciseError
-from prune.cli import app
+from prune.console.cli import app
 from validate.audit import Outcome, audit
 from validate.positions import GATE_WEIGHT, RANDOM_PAIR, pairs, read_positions
 

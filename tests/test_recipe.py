@@ -11,9 +11,9 @@ from experts.disk.names import model_folder, recipes_folder
 from experts.errors import ExciseError
 from experts.units import parse_size
 from finetune.settings import Teacher
-from prune.prepare import default_output
-from prune.recipe import Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
-from prune.recipe_file import read_recipe, recipe_file
+from prune.recipe.read import read_recipe, recipe_file
+from prune.recipe.schema import Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
+from prune.session.prepare import default_output
 
 GOOD: dict[str, Any] = {
     "model": "demo",

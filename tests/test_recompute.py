@@ -12,7 +12,7 @@ import yaml
 from scipy import stats
 from typer.testing import CliRunner
 
-from prune.cli import app
+from prune.console.cli import app
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
 
 Rows = dict[str, np.ndarray[Any, Any]]

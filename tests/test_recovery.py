@@ -28,10 +28,10 @@ from finetune.lead import healed, lead
 from finetune.losses import Targets, best, cross_entropy, divergence, log_softened
 from finetune.settings import Training
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
-from prune.checkpoint.write import Recovered, export
-from prune.merged import Storage
 from prune.checkpoint.provenance import check_teacher, pruned_plan
 from prune.checkpoint.slices import slice_layout
+from prune.checkpoint.write import Recovered, export
+from prune.recover.stored_weights import Storage
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan, windows
 from validate.null import Yardstick

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune import recover as recover_module
-from prune import heal as heal_module
-from prune import students as students_module
-from prune.audit import Audit
+from prune.audit.tokens import Audit
 from prune.checkpoint.write import export
-from prune.prepare import prepare
-from prune.recipe_file import read_recipe
-from prune.run import Run
+from prune.recipe.read import read_recipe
+from prune.recover import recovery as heal_module
+from prune.recover import students as students_module
+from prune.run.pipeline import Run
+from prune.session.prepare import prepare
 from tests import tiny
 from tests.test_finetune import healing, without_time  # noqa: F401 - a fixture
 from tests.test_run import recipe_path  # noqa: F401 - a fixture

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from criteria import observe as observe_module
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune import materials
-from prune import run as run_module
-from prune.cli import app
-from prune.prepare import prepare
-from prune.recipe import Recipe
-from prune.recipe_file import read_recipe
-from prune.run import Run
+from prune.console.cli import app
+from prune.recipe.read import read_recipe
+from prune.recipe.schema import Recipe
+from prune.run import pipeline as run_module
+from prune.run.pipeline import Run
+from prune.session import session as materials
+from prune.session.prepare import prepare
 
 FILES = ("recipe.yaml", "environment.json", "scores.safetensors", "plan.json", "losses.csv", "validation.json", "report.md", "checkpoint")
 

@@ -23,17 +23,17 @@ from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint import atomic_folder as place
 from prune.checkpoint import ranges
+from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint.write import Recovered, export
-from prune.cli import app
-from prune.guard import printable
-from prune.materials import Materials
-from prune.prepare import prepare
-from prune.recipe import Recipe
-from prune.recipe_file import read_recipe
-from prune.request import Request
+from prune.console.cli import app
+from prune.console.exits import printable
+from prune.effects.request import Request
+from prune.recipe.read import read_recipe
+from prune.recipe.schema import Recipe
+from prune.session.prepare import prepare
+from prune.session.session import Materials
 from tests import tiny
 from tests.conftest import unequal_plan
 

@@ -22,9 +22,9 @@ from experts.disk.layout import lay_out
 from experts.disk.shards import BITS, INDEX, LONGEST_NAME, MOST_AXES, SINGLE, Stored, open_checkpoint, read_header
 from experts.errors import ExciseError
 from experts.plan import Plan
+from prune.checkpoint.slices import Piece, header
 from prune.checkpoint.write import export
 from prune.inspect import describe
-from prune.checkpoint.slices import Piece, header
 
 WHOLE_BYTES = {dtype: bits // 8 for dtype, bits in BITS.items() if bits % 8 == 0}
 FIXED = settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prune import materials as materials_module
-from prune.stages import RunFolder
+from prune.session import session as materials_module
+from prune.session.run_folder import RunFolder
 from tests.test_resume import audit, killed, numbers, run
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
 from validate.loss import window_losses

@@ -16,10 +16,10 @@ from criteria.text.context_length import context_note
 from criteria.text.sources import Source
 from criteria.text.windows import consecutive, read_windows
 from experts.errors import ExciseError
-from prune.cli import app
-from prune.materials import Materials
-from prune.prepare import prepare
-from prune.recipe_file import parse_recipe
+from prune.console.cli import app
+from prune.recipe.read import parse_recipe
+from prune.session.prepare import prepare
+from prune.session.session import Materials
 from tests import talking, tiny
 
 BEGINS, WITHOUT = talking.tokenizer(), tiny.tokenizer()

@@ -10,9 +10,9 @@ import torch
 from criteria.text.chat import Template
 from experts.anatomy import Anatomy, dissect
 from experts.errors import ExciseError
-from prune.materials import Materials
-from prune.prepare import prepare
-from prune.recipe_file import parse_recipe
+from prune.recipe.read import parse_recipe
+from prune.session.prepare import prepare
+from prune.session.session import Materials
 from tests import talking, tiny
 from tests.test_tasks import ITEMS, task_file
 from validate.tasks import Benchmark

@@ -28,9 +28,9 @@ from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.disk.weight_files import ADAPTER, INDEX, SINGLE, entry_file, is_index, regular_files, shard_names
 from experts.errors import ExciseError
-from prune.checkpoint.write import export, export_notes
-from prune.cli import app
 from prune.checkpoint.provenance import pruned_plan
+from prune.checkpoint.write import export, export_notes
+from prune.console.cli import app
 from tests import tiny
 from tests.conftest import uniform_plan
 

@@ -10,10 +10,10 @@ from experts.disk.names import commit_of, hub_name
 from experts.disk.shards import Checkpoint
 from experts.plan import Plan
 from prune.checkpoint.history import in_words, steps_of
-from prune.recipe import Recipe
-from prune.recovery_report import training_in_words
-from prune.report import evidence, table
 from prune.checkpoint.source_card import read_source_card
+from prune.recipe.schema import Recipe
+from prune.recover.report import training_in_words
+from prune.run.report import evidence, table
 
 
 def model_card(recipe: Recipe, layout: Layout, plan: Plan, result: dict[str, Any]) -> str:

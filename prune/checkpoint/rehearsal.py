@@ -13,10 +13,10 @@ from experts.disk.strict_json import read_object
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
-from prune.checkpoint.write import check_space, other_files
-from prune.checkpoint.unequal import modeling_source
 from prune.checkpoint.quantization import renumbered
 from prune.checkpoint.slices import patched_config, slice_layout
+from prune.checkpoint.unequal import modeling_source
+from prune.checkpoint.write import check_space, other_files
 
 
 def trial_plans(shape: Shape, budget: Budget) -> list[Plan]:

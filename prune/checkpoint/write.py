@@ -20,14 +20,14 @@ from experts.disk.strict_json import broken_link
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.units import human
-from prune.checkpoint.history import STEPS, steps_of
-from prune.checkpoint.unequal import modeling_source
 from prune.checkpoint.atomic_folder import growing, remove_abandoned, settle, sync
+from prune.checkpoint.history import STEPS, steps_of
 from prune.checkpoint.quantization import renumbered
 from prune.checkpoint.ranges import Copy, copies, copy_all
 from prune.checkpoint.run_options import option_notes
 from prune.checkpoint.slices import Piece, header, patched_config, removed_bytes, slice_layout
 from prune.checkpoint.source_card import read_source_card
+from prune.checkpoint.unequal import modeling_source
 
 UNNAMED = "config.json.partial"  # until everything else is there
 

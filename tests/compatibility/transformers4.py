@@ -92,9 +92,9 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
     from experts.sharing import sharing
     from finetune.adapters import adapt, find_targets, merged
     from finetune.settings import GROUPS, Training
-    from prune.checkpoint.write import Recovered, export
-    from prune.merged import Storage
     from prune.checkpoint.slices import slice_layout
+    from prune.checkpoint.write import Recovered, export
+    from prune.recover.stored_weights import Storage
 
     with sharing(anatomy, plan):
         adapted = adapt(anatomy.model, find_targets(anatomy, GROUPS), Training(), 0)

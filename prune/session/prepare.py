@@ -15,13 +15,13 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
-from prune.budget import compared_budgets, distinct, tested_budgets
-from prune.checkpoint.write import check_output
 from prune.checkpoint.provenance import check_teacher, promised_plan
-from prune.recipe import BUDGETS, Recipe, Text
 from prune.checkpoint.rehearsal import check_export, trial_plans
-from prune.request import Request
-from prune.stages import CHECKPOINT, RunFolder
+from prune.checkpoint.write import check_output
+from prune.effects.request import Request
+from prune.recipe.budget import compared_budgets, distinct, tested_budgets
+from prune.recipe.schema import BUDGETS, Recipe, Text
+from prune.session.run_folder import CHECKPOINT, RunFolder
 from validate.verdict import ALPHA, Null
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from criteria.experiment import Option
 from experts.notes import tell
 from experts.units import human
-from prune.format import plain, signed
+from prune.tables import plain, signed
 
 
 def verdicts(result: dict[str, Any], as_json: bool) -> None:
@@ -15,7 +15,7 @@ def verdicts(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    from prune.report import HEAD, TASK_HEAD, rows, task_rows
+    from prune.run.report import HEAD, TASK_HEAD, rows, task_rows
 
     table(HEAD, rows(result))
     if tasks := task_rows(result):
@@ -32,7 +32,7 @@ def recovery(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    from prune.recovery_report import tables
+    from prune.recover.report import tables
 
     for title, head, rows in tables(result):
         print(f"\n{title}")
@@ -44,7 +44,7 @@ def recovery(result: dict[str, Any], as_json: bool) -> None:
 
 def comparison(result: dict[str, Any]) -> None:
     """The tables of `excise compare`."""
-    from prune.comparison_report import tables
+    from prune.compare.report import tables
 
     for title, head, rows in tables(result):
         print(f"\n{title}")
@@ -60,7 +60,7 @@ def _items(result: dict[str, Any]) -> str:
 
 def audit(result: dict[str, Any], outcome: str) -> None:
     """The cells of `excise audit` by one outcome, and the summary of all."""
-    from prune.audit_report import summary, tables
+    from prune.audit.report import summary, tables
 
     for title, head, rows in tables(result, outcome):
         print(f"\n{title}")

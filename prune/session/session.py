@@ -35,9 +35,9 @@ from experts.disk.weight_files import regular_files
 from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
-from prune.prepare import Prepared
-from prune.recipe import Text
-from prune.stages import key_of, libraries
+from prune.recipe.schema import Text
+from prune.session.prepare import Prepared
+from prune.session.run_folder import key_of, libraries
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest
 from validate.task_needs import check_tokenizer

@@ -1,4 +1,4 @@
-"""A recipe's YAML file -> the models of prune/recipe.py: overrides, absolute paths, and errors of one line that name the nearest key."""
+"""A recipe's YAML file -> the models of schema.py: overrides, absolute paths, errors of one line that name the nearest key."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from criteria.text.sources import Source, anchor
 from experts.disk.names import DEMO, hub_name, recipes_folder
 from experts.errors import ExciseError
 from finetune.settings import Teacher
-from prune.recipe import BUDGETS, Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
+from prune.recipe.schema import BUDGETS, Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
 
 
 def recipe_file(name: str) -> Path:

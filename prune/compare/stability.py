@@ -10,8 +10,8 @@ from criteria.registry import Criterion
 from criteria.select import select
 from experts.notes import tell
 from experts.plan import Plan
-from prune.materials import Materials
-from prune.prepare import Prepared
+from prune.session.prepare import Prepared
+from prune.session.session import Materials
 from validate.null import number
 from validate.overlap import stability
 

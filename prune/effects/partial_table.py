@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from experts.errors import ExciseError
 from experts.files import replacing
-from prune.stages import write_json
+from prune.session.run_folder import write_json
 from validate.effects import COLUMNS, Table
 
 KEY = "measurement.json"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prune.format import markdown_table, percent, plain, probability, removed, signed, spread
+from prune.tables import markdown_table, percent, plain, probability, removed, signed, spread
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 

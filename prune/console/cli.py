@@ -8,9 +8,9 @@ import typer
 from criteria.text.bos import Bos
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
-from prune import show
-from prune.guard import guarded, waiting
-from prune.options import Begin, Debug, Dtype, Force, Json, Model, Quiet, Recipe, Set, Shown
+from prune.console import show
+from prune.console.exits import guarded, waiting
+from prune.console.options import Begin, Debug, Dtype, Force, Json, Model, Quiet, Recipe, Set, Shown
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
@@ -35,15 +35,15 @@ def prune(
     """Calibrate, rank, test against random plans, prune, write, reload. A second run resumes after the last finished stage."""
 
     def work() -> int:
-        from prune.prepare import check_pruning, default_output, prepare
-        from prune.recipe_file import read_recipe, recipe_file
+        from prune.recipe.read import read_recipe, recipe_file
+        from prune.session.prepare import check_pruning, default_output, prepare
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
         check_pruning(settings)
         prepared = prepare(settings, output or default_output(file.stem, settings), force)
         with waiting("loading libraries", quiet):
-            from prune.run import Run
+            from prune.run.pipeline import Run
         outcome = Run(prepared).execute()
         show.verdicts(outcome.result, as_json)
         return 3 if outcome.stopped else 0
@@ -64,13 +64,13 @@ def compare(
     """Put criteria head to head: overlap, stability, loss and lm-eval tasks against random plans (Holm), and against each other."""
 
     def work() -> int:
-        from prune.prepare import prepare_comparison
-        from prune.recipe_file import read_recipe, recipe_file
+        from prune.recipe.read import read_recipe, recipe_file
+        from prune.session.prepare import prepare_comparison
 
         file = recipe_file(recipe)
         prepared = prepare_comparison(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
         with waiting("loading libraries", quiet):
-            from prune.compare import Comparison
+            from prune.compare.comparison import Comparison
         result = Comparison(prepared).execute()
         show.print_json(result) if as_json else show.comparison(result)
         return 0
@@ -102,10 +102,10 @@ def audit(
         raise typer.BadParameter("--positions reads a file and prints: --output, --set and --force belong to a recipe")
 
     def work() -> int:
-        from prune.audit_report import NAMES
+        from prune.audit.report import NAMES
 
         if positions is not None:
-            from prune.positions_file import of_file
+            from prune.audit.csv_file import of_file
 
             result = of_file(positions, 1 if ddof is None else ddof)
         else:
@@ -120,13 +120,13 @@ def audit(
 
 
 def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool) -> dict[str, Any]:
-    from prune.prepare import prepare_audit
-    from prune.recipe_file import read_recipe, recipe_file
+    from prune.recipe.read import read_recipe, recipe_file
+    from prune.session.prepare import prepare_audit
 
     file = recipe_file(recipe)
     prepared = prepare_audit(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
     with waiting("loading libraries", quiet):
-        from prune.audit import Audit
+        from prune.audit.tokens import Audit
     return Audit(prepared).execute()
 
 
@@ -145,16 +145,16 @@ def finetune(
     """Recover a pruned model by LoRA, and random plans of its size alike: does the criterion's lead survive? Prunes first if need be."""
 
     def work() -> int:
-        from prune.prepare import prepare_recovery, recovery_output
-        from prune.recipe_file import read_recipe, recipe_file
+        from prune.recipe.read import read_recipe, recipe_file
+        from prune.session.prepare import prepare_recovery, recovery_output
 
         file = recipe_file(recipe)
         settings = read_recipe(file, overrides)
         default, folder = recovery_output(file.stem, settings)
         prepared = prepare_recovery(settings, output or default, force)
         with waiting("loading libraries", quiet):
-            from prune.heal import recover_folder
-            from prune.run import Run
+            from prune.recover.recovery import recover_folder
+            from prune.run.pipeline import Run
         if folder:
             show.recovery(recover_folder(prepared), as_json)
             return 0
@@ -191,14 +191,14 @@ def effects(
     """Measure what removing each expert costs: the raw table, one row per intervention. An interrupted run resumes."""
 
     def work() -> int:
-        from prune.prepare import prepare_effects
-        from prune.request import Request, numbers
+        from prune.effects.request import Request, numbers
+        from prune.session.prepare import prepare_effects
 
         chosen = numbers("--layers", layers), numbers("--experts", experts)
         request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force, bos)
         layout = prepare_effects(request)  # refused before torch is loaded
         with waiting("loading libraries", quiet):
-            from prune.effects import run
+            from prune.effects.measurement import run
         done = run(request, layout)
         show.print_json(done) if as_json else show.effects(done)
         return 0
@@ -224,7 +224,7 @@ def export(
         from experts.units import human
         from prune.checkpoint.card import plan_card
         from prune.checkpoint.write import export as write
-        from prune.prepare import prepare_export
+        from prune.session.prepare import prepare_export
 
         chosen = Plan.read(plan)
         layout = prepare_export(model, chosen, out, force)

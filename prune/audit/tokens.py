@@ -16,14 +16,14 @@ from experts.effects.precision import HALF
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from experts.notes import tell
-from prune.audit_report import markdown
-from prune.curves import Curves
-from prune.effects import fill, half_plan
-from prune.materials import Materials
-from prune.parts import Parts
-from prune.positions_file import judged_cells
-from prune.prepare import Prepared, check_audit
-from prune.stages import describe, environment, key_of, write_json, write_text
+from prune.audit.csv_file import judged_cells
+from prune.audit.curves import Curves
+from prune.audit.report import markdown
+from prune.effects.measurement import fill, half_plan
+from prune.effects.partial_table import Parts
+from prune.session.prepare import Prepared, check_audit
+from prune.session.run_folder import describe, environment, key_of, write_json, write_text
+from prune.session.session import Materials
 from validate.effects import Cells
 from validate.positions import orders, pairs, read_positions
 from validate.rig import check_rig

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from experts.units import human
-from prune.format import markdown_table, plain, probability, signed, spread, verdict
-from prune.recipe import Recipe
+from prune.recipe.schema import Recipe
+from prune.tables import markdown_table, plain, probability, signed, spread, verdict
 
 P_RULES = {
     "counted": "p = (1 + #random plans at least as good) / (R + 1).",

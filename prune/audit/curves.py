@@ -15,8 +15,8 @@ from criteria.statistics import Array
 from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope
 from experts.notes import tell
-from prune.materials import Materials
-from prune.stages import key_of, write_text
+from prune.session.run_folder import key_of, write_text
+from prune.session.session import Materials
 from validate.null import number
 from validate.progressive import CLIFF, Curve, by_gate_weight, by_order, curve, orders_of
 

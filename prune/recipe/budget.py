@@ -8,7 +8,7 @@ from experts.disk.layout import Layout
 from experts.errors import ExciseError
 from experts.shape import Shape
 from experts.units import human, parse_size
-from prune.recipe import Prune, Recipe
+from prune.recipe.schema import Prune, Recipe
 
 
 def budget_of(prune: Prune, layout: Layout, scope: Scope | None = None) -> Budget:

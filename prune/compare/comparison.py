@@ -13,12 +13,12 @@ from criteria.scores import Scores
 from criteria.select import check_protected, select
 from experts.notes import tell
 from experts.plan import Plan
-from prune.comparison_report import markdown
-from prune.materials import Materials
-from prune.prepare import Prepared
-from prune.stability import stabilities
-from prune.stages import describe, environment, write_json, write_text
-from prune.yardsticks import check_rows, yardsticks
+from prune.compare.report import markdown
+from prune.compare.stability import stabilities
+from prune.session.measures import check_rows, yardsticks
+from prune.session.prepare import Prepared
+from prune.session.run_folder import describe, environment, write_json, write_text
+from prune.session.session import Materials
 from validate import pairs
 from validate.agreement import agreement, reference_of
 from validate.null import Contest, Yardstick, against_random, number, settled

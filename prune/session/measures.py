@@ -4,9 +4,9 @@ import numpy as np
 
 from experts.errors import ExciseError
 from experts.notes import tell
-from prune.materials import Materials
-from prune.recipe import Tasks
-from prune.stages import key_of
+from prune.recipe.schema import Tasks
+from prune.session.run_folder import key_of
+from prune.session.session import Materials
 from validate.null import LOSS, Yardstick
 from validate.rows import LossEvaluator
 from validate.statistics import documents_needed

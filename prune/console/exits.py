@@ -11,9 +11,9 @@ from typing import IO, Any
 
 import typer
 
-from prune.environment import mend
-from prune.explain import explained
-from prune.messages import listening, printable
+from prune.console.environment import mend
+from prune.console.explain import explained
+from prune.console.messages import listening, printable
 
 
 def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:

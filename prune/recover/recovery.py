@@ -23,16 +23,16 @@ from finetune.diary import CURVE, read_rows
 from finetune.recover import ADAPTER, Job, Recovered, is_trained, recovered
 from prune.checkpoint import write as checkpoint
 from prune.checkpoint.card import recovered_card
-from prune.materials import Marks, Materials
-from prune.merged import Storage
-from prune.prepare import Prepared
 from prune.checkpoint.provenance import pruned_plan
-from prune.recovery_report import markdown
-from prune.recovery_result import described, found, healing_csv
 from prune.checkpoint.slices import slice_layout
-from prune.stages import describe, environment, key_of, write_json, write_text
-from prune.students import FromDisk, InMemory, Student, choose_students, teacher_identity
-from prune.yardsticks import row_key, yardsticks
+from prune.recover.report import markdown
+from prune.recover.stored_weights import Storage
+from prune.recover.students import FromDisk, InMemory, Student, choose_students, teacher_identity
+from prune.recover.summary import described, found, healing_csv
+from prune.session.measures import row_key, yardsticks
+from prune.session.prepare import Prepared
+from prune.session.run_folder import describe, environment, key_of, write_json, write_text
+from prune.session.session import Marks, Materials
 from validate.draw import random_plans
 from validate.null import Yardstick
 from validate.rig import check_reloaded, last_logits, require

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.format import markdown_table, percent, plain, probability, removed, signed, spread, verdict
+from prune.tables import markdown_table, percent, plain, probability, removed, signed, spread, verdict
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, head, rows
 

@@ -17,11 +17,11 @@ from experts.plan import Plan
 from experts.sharing import sharing
 from finetune.adapters import Adapted, find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
-from prune.checkpoint.write import export
-from prune.materials import Materials
 from prune.checkpoint.provenance import pruned_plan
-from prune.recipe import Finetune
-from prune.stages import key_of
+from prune.checkpoint.write import export
+from prune.recipe.schema import Finetune
+from prune.session.run_folder import key_of
+from prune.session.session import Materials
 
 TeacherOf = Callable[[Adapted], Teacher | None]
 BYTES_TRAINED = 20  # of a trained parameter: itself, its gradient, two moments of AdamW, the last good copy

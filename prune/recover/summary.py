@@ -9,8 +9,8 @@ from experts.plan import Plan
 from finetune.adapters import find_targets
 from finetune.lead import healed, lead
 from finetune.recover import Job
-from prune.recipe import Finetune
-from prune.stages import describe
+from prune.recipe.schema import Finetune
+from prune.session.run_folder import describe
 from validate.null import Yardstick
 from validate.verdict import LEAD_RULE
 

@@ -22,15 +22,15 @@ from experts.notes import tell
 from experts.plan import Plan
 from experts.units import human, parse_size
 from prune.checkpoint.card import model_card
-from prune.checkpoint.write import export, export_notes
-from prune.heal import Healing, check_targets
-from prune.materials import Materials
-from prune.prepare import Prepared, check_pruning
 from prune.checkpoint.rehearsal import check_reload, trial_plans
-from prune.report import markdown
 from prune.checkpoint.slices import removed_bytes
-from prune.stages import CHECKPOINT, describe, environment, key_of, write_json, write_text
-from prune.yardsticks import check_rows, row_key, yardsticks
+from prune.checkpoint.write import export, export_notes
+from prune.recover.recovery import Healing, check_targets
+from prune.run.report import markdown
+from prune.session.measures import check_rows, row_key, yardsticks
+from prune.session.prepare import Prepared, check_pruning
+from prune.session.run_folder import CHECKPOINT, describe, environment, key_of, write_json, write_text
+from prune.session.session import Materials
 from validate.agreement import agreement
 from validate.null import Contest, against_random, settled
 from validate.rig import check_reloaded, check_rig, last_logits, require

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prune.comparison_report import Table
-from prune.format import markdown_table, percent, plain, probability, signed
+from prune.compare.report import Table
+from prune.tables import markdown_table, percent, plain, probability, signed
 from validate.verdict import marked_point
 
 NAMES = {"delta": "signed ΔCE", "absolute": "|ΔCE|", "kl": "KL(clean ‖ ablated)"}

@@ -21,9 +21,9 @@ from experts.errors import ExciseError
 from experts.modes import Mode
 from experts.notes import tell
 from experts.plan import Plan
-from prune.parts import Parts
-from prune.request import Request
-from prune.stages import key_of, libraries
+from prune.effects.partial_table import Parts
+from prune.effects.request import Request
+from prune.session.run_folder import key_of, libraries
 from validate.effects import Cells, Table, measure
 from validate.rig import check_rig
 

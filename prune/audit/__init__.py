@@ -1,0 +1,1 @@
+"""`excise audit`: token by token, does a criterion rank experts by what removing them costs?"""

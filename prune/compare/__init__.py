@@ -1,0 +1,1 @@
+"""`excise compare`: criteria head to head."""

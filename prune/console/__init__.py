@@ -1,0 +1,1 @@
+"""The command line: options, errors, exit codes, what is printed."""

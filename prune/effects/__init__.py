@@ -1,0 +1,1 @@
+"""`excise effects`: what removing each expert costs, as a table."""

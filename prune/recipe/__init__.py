@@ -1,0 +1,1 @@
+"""A recipe: its keys, its file, and the budget it asks for. No torch."""

@@ -1,0 +1,1 @@
+"""`excise finetune`: does the lead of a criterion survive recovery?"""

@@ -1,0 +1,1 @@
+"""`excise prune`: calibrate, rank, test, write, reload."""

@@ -144,7 +144,7 @@ def exhaustive() -> dict[str, Any]:
     from experts.effects.instrument import Instrument
     from experts.modes import Scope
     from prune.recipe.read import read_recipe, recipe_file
-    from validate.effects import Cells, measure
+    from validate.effect_table import Cells, measure
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")
     text = recipe.validation

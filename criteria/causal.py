@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from criteria.setting import Setting
+from criteria.experiment_context import Setting
 from criteria.statistics import Array
 from experts.ablation import marked
 from experts.effects.instrument import Instrument

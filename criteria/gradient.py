@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from criteria.setting import Setting
+from criteria.experiment_context import Setting
 from criteria.statistics import Array
 from experts.anatomy import Anatomy
 from experts.effects.outcome import token_losses

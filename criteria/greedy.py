@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from criteria.causal import removal
 from criteria.experiment import REMOVAL
+from criteria.experiment_context import Setting
 from criteria.registry import LEAVE_ONE_OUT, resolve
-from criteria.setting import Setting
 from criteria.statistics import Array
 from experts.ablation import ablated, marked
 from experts.effects.instrument import Instrument

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from criteria import causal, gradient, greedy
 from criteria.experiment import Measurement
-from criteria.setting import Setting
+from criteria.experiment_context import Setting
 from criteria.statistics import Array
 
 EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {

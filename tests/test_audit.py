@@ -13,11 +13,11 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from criteria.budget import Budget
+from criteria.experiment_context import Setting
 from criteria.measure import measure as run_experiment
 from criteria.observe import observe
 from criteria.registry import resolve
 from criteria.scores import Scores, score
-from criteria.setting import Setting
 from criteria.statistics import Statistics
 from experts.ablation import ablated
 from experts.anatomy import Anatomy, dissect
@@ -28,12 +28,12 @@ from prune.console.cli import app
 from tests import planted, tiny
 from tests.conftest import windows
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
-from validate import effects as effects_module
-from validate.audit import Cell, Outcome, audit
-from validate.effects import Cells, measure
+from validate import effect_table as effects_module
+from validate.effect_table import Cells, measure
 from validate.loss import window_losses
 from validate.positions import GATE_WEIGHT, RANDOM_PAIR, pairs
 from validate.progressive import by_gate_weight, curve
+from validate.token_audit import Cell, Outcome, audit
 
 OBSERVED = ("utilization", "routing_weight", "activation_norm", "activation_std")
 # Mode zero, as the audit removes: when the router chooses anew, the gate of the useful expert grows, and that is an effect too.

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from criteria import causal
 from criteria.budget import Budget, from_counts, from_fraction
+from criteria.experiment_context import Setting, Store
 from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import resolve
 from criteria.scores import score
-from criteria.select import select
-from criteria.setting import Setting, Store
+from criteria.selection import select
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect

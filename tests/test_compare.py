@@ -157,7 +157,7 @@ def test_prune_with_a_measured_criterion(recipe_path: Path, tmp_path: Path, monk
 
 def test_an_interrupted_experiment_resumes(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     from criteria import causal
-    from criteria.setting import Store
+    from criteria.experiment_context import Store
 
     monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
     overrides = ("--set", "criteria=[causal_removal]", "--set", "calibration.batch=2")

@@ -23,7 +23,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from criteria.setting import Store
+from criteria.experiment_context import Store
 from experts import limits, memory
 from experts.cache import Cache, cache_folder
 from experts.errors import ExciseError
@@ -220,7 +220,8 @@ def test_an_entry_of_another_user_is_a_miss(play: Play, tmp_path: Path, monkeypa
     done = counting(monkeypatch)
     assert CliRunner().invoke(app, measuring(play, tmp_path / "one")).exit_code == 0
     opened, replaced = open, os.replace
-    from criteria import setting, statistics
+    from criteria import experiment_context as setting
+    from criteria import statistics
 
     def forbidden(path: Any, *_: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

@@ -22,12 +22,12 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.sharing import sharing
-from finetune import recover as recover_module
+from finetune import recovery as recover_module
 from finetune import trainer as trainer_module
-from finetune.diary import read_rows
-from finetune.recover import Job, _check_counts, _check_moved, _sums, recovered
+from finetune.recovery import Job, _check_counts, _check_moved, _sums, recovered
 from finetune.settings import Training
 from finetune.teacher import SharedTeacher
+from finetune.training_log import read_rows
 from prune.checkpoint.write import export
 from prune.console.cli import app
 from prune.recipe.read import read_recipe

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from criteria.scores import Scores
 from experts.errors import ExciseError
 from prune.console.cli import app
-from validate.audit import Outcome, audit
 from validate.positions import GATE_WEIGHT, RANDOM_PAIR, pairs, read_positions
+from validate.token_audit import Outcome, audit
 
 # METHODS 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p (t), p (Wilcoxon). The one d that is
 # printed there as .050 is .05059 at ddof 0 (.05046 at ddof 1).

@@ -24,7 +24,6 @@ from experts.plan import Plan
 from experts.sharing import kept_counts, sharing
 from experts.surgery import cut
 from finetune.adapters import adapt, find_targets, merged, remove
-from finetune.lead import healed, lead
 from finetune.losses import Targets, best, cross_entropy, divergence, log_softened
 from finetune.settings import Training
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
@@ -34,6 +33,7 @@ from prune.checkpoint.write import Recovered, export
 from prune.recover.stored_weights import Storage
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan, windows
+from validate.lead import healed, lead
 from validate.null import Yardstick
 from validate.statistics import clustered_share
 from validate.verdict import Verdict, survival

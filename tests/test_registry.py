@@ -12,7 +12,7 @@ from criteria import scores as scores_module
 from criteria.budget import from_keep
 from criteria.registry import CRITERIA, resolve
 from criteria.scores import load, save, score
-from criteria.select import select
+from criteria.selection import select
 from experts.errors import ExciseError
 from experts.shape import Shape
 from tests.test_statistics import micro_statistics

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from experts.errors import ExciseError
 from experts.plan import Plan
-from finetune import recover as recover_module
+from finetune import recovery as recover_module
 from prune.audit.tokens import Audit
 from prune.checkpoint.write import export
 from prune.recipe.read import read_recipe

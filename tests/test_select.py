@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from criteria.budget import Budget, Scope, deepest, from_counts, from_fraction, from_keep
 from criteria.scores import Scores
-from criteria.select import check_protected, select
+from criteria.selection import check_protected, select
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from validate.audit import Outcome, audit, outcomes_of, passing
 from validate.positions import read_positions, without_documents
+from validate.token_audit import Outcome, audit, outcomes_of, passing
 from validate.verdict import ALPHA, AUDIT_RULE
 
 

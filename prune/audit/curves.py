@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from criteria.experiment_context import Store
 from criteria.scores import Scores
-from criteria.setting import Store
 from criteria.statistics import Array
 from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from criteria.scores import Scores
-from criteria.select import check_protected
+from criteria.selection import check_protected
 from criteria.statistics import Statistics
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
@@ -24,7 +24,7 @@ from prune.effects.partial_table import Parts
 from prune.session.prepare import Prepared, check_audit
 from prune.session.run_folder import describe, environment, key_of, write_json, write_text
 from prune.session.session import Materials
-from validate.effects import Cells
+from validate.effect_table import Cells
 from validate.positions import orders, pairs, read_positions
 from validate.rig import check_rig
 from validate.statistics import spearman_within

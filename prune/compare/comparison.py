@@ -10,7 +10,7 @@ import numpy as np
 
 from criteria.budget import Budget, Scope, deepest
 from criteria.scores import Scores
-from criteria.select import check_protected, select
+from criteria.selection import check_protected, select
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.report import markdown

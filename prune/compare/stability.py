@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from criteria.budget import Budget, deepest
 from criteria.registry import Criterion
-from criteria.select import select
+from criteria.selection import select
 from experts.notes import tell
 from experts.plan import Plan
 from prune.session.prepare import Prepared

@@ -24,7 +24,7 @@ from experts.plan import Plan
 from prune.effects.partial_table import Parts
 from prune.effects.request import Request
 from prune.session.run_folder import key_of, libraries
-from validate.effects import Cells, Table, measure
+from validate.effect_table import Cells, Table, measure
 from validate.rig import check_rig
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 from experts.errors import ExciseError
 from experts.files import replacing
 from prune.session.run_folder import write_json
-from validate.effects import COLUMNS, Table
+from validate.effect_table import COLUMNS, Table
 
 KEY = "measurement.json"
 WITHOUT_TOKEN = ("position", "token", "rank")  # −1 where a row is a mean over a window: written as empty

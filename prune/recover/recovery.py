@@ -19,8 +19,8 @@ from experts.errors import ExciseError
 from experts.files import replacing_folder
 from experts.plan import Plan
 from finetune.adapters import find_targets
-from finetune.diary import CURVE, read_rows
-from finetune.recover import ADAPTER, Job, Recovered, is_trained, recovered
+from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
+from finetune.training_log import CURVE, read_rows
 from prune.checkpoint import write as checkpoint
 from prune.checkpoint.card import recovered_card
 from prune.checkpoint.provenance import pruned_plan

@@ -7,10 +7,10 @@ from typing import Any
 
 from experts.plan import Plan
 from finetune.adapters import find_targets
-from finetune.lead import healed, lead
-from finetune.recover import Job
+from finetune.recovery import Job
 from prune.recipe.schema import Finetune
 from prune.session.run_folder import describe
+from validate.lead import healed, lead
 from validate.null import Yardstick
 from validate.verdict import LEAD_RULE
 

@@ -11,7 +11,7 @@ import yaml
 
 from criteria.budget import Budget, Scope
 from criteria.scores import Scores, save
-from criteria.select import check_protected, select
+from criteria.selection import check_protected, select
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.ablation import restricted

@@ -15,14 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from criteria.budget import Budget
 from criteria.experiment import Measurement, prerequisites
+from criteria.experiment_context import Setting, Store
 from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
 from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import Criterion
 from criteria.scores import Scores, score
-from criteria.select import select
-from criteria.setting import Setting, Store
+from criteria.selection import select
 from criteria.statistics import Array, Statistics
 from criteria.text.chat import Template
 from criteria.text.context_length import check_vocabulary, context_note

@@ -21,10 +21,10 @@ from experts.errors import ExciseError, is_out_of_memory, naming, one_line
 from experts.files import give_usual_modes, replacing, replacing_folder
 from experts.sharing import kept_counts
 from finetune.adapters import NAME, Adapted, adapt, find_targets, merged, remove
-from finetune.diary import CURVE, Diary, read_rows
 from finetune.settings import Training
 from finetune.teacher import Teacher
 from finetune.trainer import Guard, NotFiniteError, RecoveryTrainer, WindowRows
+from finetune.training_log import CURVE, Diary, read_rows
 
 ADAPTER, LAST_GOOD, STATES, KEY = "adapter", "last_good_adapter", "states", "key"
 WARM_UP = 0.05  # share of the steps

@@ -72,12 +72,12 @@ def position(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mo
     for _ in range(options.rounds):
 
         def packed() -> list[torch.Tensor]:
-            clean = instrument.look(tokens[:1], Scope.POSITION)
+            clean = instrument.clean_forward(tokens[:1], Scope.POSITION)
             every = (cells_of(clean, anatomy.experts, layer) for layer in range(len(anatomy.layers)))
             return [instrument.at_positions(clean, where, {layer: marks})[0] for layer, (where, marks) in enumerate(every)]
 
         seconds, deltas = clock(packed)
-        clean = instrument.look(tokens[:1], Scope.POSITION)
+        clean = instrument.clean_forward(tokens[:1], Scope.POSITION)
         total = sum(len(delta) for delta in deltas)
         sample = [(layer, int(torch.randint(len(deltas[layer]), (1,), generator=pick))) for layer in range(len(deltas)) for _ in range(4)]
 
@@ -114,7 +114,7 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
     ratios, fast_each, plain_each, gap = [], [], [], 0.0
 
     def measured() -> list[torch.Tensor]:
-        clean = instrument.look(tokens, Scope.CORPUS)
+        clean = instrument.clean_forward(tokens, Scope.CORPUS)
         eye = torch.eye(anatomy.experts, dtype=torch.bool, device=tokens.device)
         return [instrument.everywhere(clean, {layer: eye[expert]})[0] for layer in range(len(anatomy.layers)) for expert in chosen]
 
@@ -156,7 +156,7 @@ def exhaustive() -> dict[str, Any]:
     missing = dict.fromkeys(range(len(tokens)), layers)
     seconds, _ = clock(lambda: measure(instrument, tokens, missing, Cells(Scope.POSITION), lambda *cell: tables.append(cell[2])))
     rows = sum(len(table["delta"]) for table in tables)
-    clean = instrument.look(tokens[:1], Scope.SEQUENCE)
+    clean = instrument.clean_forward(tokens[:1], Scope.SEQUENCE)
     picks = [(layer, position) for layer in range(len(anatomy.layers)) for position in range(0, 255, 32)]
     eye = torch.eye(anatomy.experts, dtype=torch.bool, device=tokens.device)
     slow, _ = clock(lambda: [instrument.replay_position(clean, t, {layer: eye[clean.index[layer][0, t, 0]]}) for layer, t in picks])

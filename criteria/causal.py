@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from criteria.experiment_context import Setting
+from criteria.experiment_context import ExperimentContext
 from criteria.statistics import Array
 from experts.ablation import marked
 from experts.effects.instrument import Instrument
@@ -18,7 +18,7 @@ from experts.notes import tell
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished experiment
 
 
-def position(setting: Setting, mode: str, windows: int) -> dict[str, Array]:
+def position(setting: ExperimentContext, mode: str, windows: int) -> dict[str, Array]:
     """causal_position: Σ over tokens of the effect of removing e at that token alone, on the next token, / T; nats.
 
     Exhaustive: every position that has a next token, every active expert. Gives score [L, E] and per_window: the sums [N, L, E].
@@ -31,7 +31,7 @@ def position(setting: Setting, mode: str, windows: int) -> dict[str, Array]:
 
     def work(start: int, stop: int) -> None:
         for number in range(start, stop):
-            clean = instrument.look(tokens[number : number + 1], Scope.POSITION)
+            clean = instrument.clean_forward(tokens[number : number + 1], Scope.POSITION)
             for layer in range(len(anatomy.layers)):
                 index = clean.index[layer][0, :-1]
                 where = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
@@ -45,7 +45,7 @@ def position(setting: Setting, mode: str, windows: int) -> dict[str, Array]:
     return {"score": rows.values.sum(axis=0) / (tokens.shape[0] * (tokens.shape[1] - 1)), "per_window": rows.values}
 
 
-def removal(setting: Setting, mode: str, outcome: str, windows: int) -> dict[str, Array]:
+def removal(setting: ExperimentContext, mode: str, outcome: str, windows: int) -> dict[str, Array]:
     """causal_removal: mean ΔCE with e removed at every token, leave one out; nats per token. outcome `kl`: mean KL(clean ‖ ablated).
 
     KL is ΔCE averaged over what the model itself expects instead of the one token that came: the same damage, with less noise.
@@ -58,7 +58,7 @@ def removal(setting: Setting, mode: str, outcome: str, windows: int) -> dict[str
     rows = _Rows(setting, len(tokens), f"removal effects ({mode})", instrument)
 
     def work(start: int, stop: int) -> None:
-        clean = instrument.look(tokens[start:stop], Scope.CORPUS)
+        clean = instrument.clean_forward(tokens[start:stop], Scope.CORPUS)
         for layer in range(len(anatomy.layers)):
             for expert in range(anatomy.experts):
                 effect = instrument.everywhere(clean, {layer: marked(anatomy, expert)})[outcome == "kl"]
@@ -72,7 +72,7 @@ def removal(setting: Setting, mode: str, outcome: str, windows: int) -> dict[str
 class _Rows:
     """Rows [N, L, E] that are filled window by window; nan = not yet. Takes up what an interrupted run left."""
 
-    def __init__(self, setting: Setting, windows: int, what: str, instrument: Instrument) -> None:
+    def __init__(self, setting: ExperimentContext, windows: int, what: str, instrument: Instrument) -> None:
         shape = (windows, len(setting.anatomy.layers), setting.anatomy.experts)
         kept = setting.partial.read().get("rows")
         self.values: Array = kept if kept is not None and kept.shape == shape else np.full(shape, np.nan)

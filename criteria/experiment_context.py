@@ -49,7 +49,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExperimentContext:
     """batch: windows per forward; statistics: of the same windows; budget, shape: what a plan may keep; protected: stays anyway [L, E]."""
 
     anatomy: Anatomy
@@ -61,7 +61,7 @@ class Setting:
     protected: NDArray[np.bool_]
     partial: Store = Store()
 
-    def without_partial(self) -> "Setting":
+    def without_partial(self) -> "ExperimentContext":
         """The same, keeping nothing: for an experiment inside another one."""
         return replace(self, partial=Store())
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from criteria.experiment_context import Setting
+from criteria.experiment_context import ExperimentContext
 from criteria.statistics import Array
 from experts.anatomy import Anatomy
 from experts.effects.outcome import token_losses
@@ -19,7 +19,7 @@ from experts.memory import in_chunks
 from experts.seam import Forward, intercepted
 
 
-def first_order(setting: Setting, windows: int) -> dict[str, Array]:
+def first_order(setting: ExperimentContext, windows: int) -> dict[str, Array]:
     """gradient = −∂L/∂α, L = mean cross-entropy over T tokens, sign kept; gradient_abs = Σ_t |g_e f_e(x_t)·∂L/∂y_t|; both [L, E].
 
     One multiplier per token and expert: their gradients summed give ∂L/∂α, their absolute values do not cancel. Source: attribution
@@ -38,7 +38,7 @@ def first_order(setting: Setting, windows: int) -> dict[str, Array]:
     return {"gradient": (signed / count).cpu().numpy(), "gradient_abs": (absolute / count).cpu().numpy()}
 
 
-def integrated(setting: Setting, steps: int, windows: int) -> dict[str, Array]:
+def integrated(setting: ExperimentContext, steps: int, windows: int) -> dict[str, Array]:
     """Integrated gradient: −∫ ∂L/∂α_e dα along the straight path of all α together from 1 to 0, midpoint rule with `steps` points [L, E].
 
     Complete: Σ over all experts = L(α = 0) − L(α = 1), as steps grow, but for the jumps where a token changes its experts on the way,
@@ -55,12 +55,12 @@ def integrated(setting: Setting, steps: int, windows: int) -> dict[str, Array]:
     return {"integrated": (sums / (steps * tokens.shape[0] * (tokens.shape[1] - 1))).cpu().numpy()}
 
 
-def _zeros(setting: Setting) -> Tensor:
+def _zeros(setting: ExperimentContext) -> Tensor:
     device = next(setting.anatomy.model.parameters()).device
     return torch.zeros(len(setting.anatomy.layers), setting.anatomy.experts, dtype=torch.float64, device=device)
 
 
-def _slopes(setting: Setting, tokens: Tensor, at: float, add: Callable[[int, Tensor, Tensor], None], what: str) -> None:
+def _slopes(setting: ExperimentContext, tokens: Tensor, at: float, add: Callable[[int, Tensor, Tensor], None], what: str) -> None:
     """Calls add(layer, index [T, k], Σ_t L_t by the multiplier of every (token, slot) [T, k]) for every batch; multipliers are `at`."""
     with tqdm(total=len(tokens), desc=what, unit="window", delay=2) as bar:
 
@@ -75,7 +75,7 @@ def _slopes(setting: Setting, tokens: Tensor, at: float, add: Callable[[int, Ten
         in_chunks(len(tokens), setting.batch, work, "window")
 
 
-def fisher(setting: Setting, probes: int, windows: int) -> dict[str, Array]:
+def fisher(setting: ExperimentContext, probes: int, windows: int) -> dict[str, Array]:
     """fisher = Σ_t (∂L_t/∂α)² [L, E], L_t the loss at token t: the diagonal of the empirical Fisher information.
 
     Exact would be one backward per token. With random signs ε_t, E (∂ Σ_t ε_t L_t / ∂α)² is the same sum, window by window: `probes`

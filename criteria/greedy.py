@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from criteria.causal import removal
 from criteria.experiment import REMOVAL
-from criteria.experiment_context import Setting
+from criteria.experiment_context import ExperimentContext
 from criteria.registry import LEAVE_ONE_OUT, resolve
 from criteria.statistics import Array
 from experts.ablation import ablated, marked
@@ -29,7 +29,7 @@ Marks = NDArray[np.bool_]
 VERSION = 2
 
 
-def greedy(setting: Setting, step: int, rounds: int, shortlist: int, outcome: str, start: str, windows: int) -> dict[str, Array]:
+def greedy(setting: ExperimentContext, step: int, rounds: int, shortlist: int, outcome: str, start: str, windows: int) -> dict[str, Array]:
     """causal_greedy: experts in the order of their removal, the cheapest given the earlier ones first, down to the budget.
 
     Gives score [L, E]: place in that order, and above all of them the experts that stay, by their last estimate; trace [R, 4]: layer
@@ -46,7 +46,7 @@ def greedy(setting: Setting, step: int, rounds: int, shortlist: int, outcome: st
     return {"score": search.score(), "trace": np.array(search.trace)}
 
 
-def first_estimates(setting: Setting, start: str, outcome: str, windows: int) -> Array:
+def first_estimates(setting: ExperimentContext, start: str, outcome: str, windows: int) -> Array:
     """Estimates [L, E] to begin with: lower = removed earlier. From leave-one-out, or from a criterion of observed statistics."""
     if start == LEAVE_ONE_OUT:  # usually measured before (criteria.experiment.prerequisites)
         known = setting.statistics.measured.get(REMOVAL.settled(start, f"outcome={outcome},windows={windows}").key)
@@ -62,7 +62,7 @@ class Search:
     stays as it is.
     """
 
-    def __init__(self, setting: Setting, windows: int, outcome: str, start: str) -> None:
+    def __init__(self, setting: ExperimentContext, windows: int, outcome: str, start: str) -> None:
         self.setting, self.shape, self.budget = setting, setting.shape, setting.budget
         self.tokens = setting.tokens(setting.chosen(windows))
         self.divergence, self.updates = outcome == "kl", start == LEAVE_ONE_OUT
@@ -157,10 +157,10 @@ class Search:
         found = np.zeros(candidates.shape)
         gone = {layer: row for layer, row in enumerate(torch.from_numpy(self.gone).to(tokens.device)) if row.any()}
         with ablated(self.setting.anatomy, gone, Mode.REROUTE):
-            clean = self.instrument.look(tokens, Scope.CORPUS)
+            clean = self.instrument.clean_forward(tokens, Scope.CORPUS)
         so_far = 0.0
         if self.divergence:  # from the unpruned model; what the earlier removals cost is taken off
-            unpruned = self.instrument.look(tokens, Scope.CORPUS).log_probabilities
+            unpruned = self.instrument.clean_forward(tokens, Scope.CORPUS).log_probabilities
             assert unpruned is not None
             assert clean.log_probabilities is not None
             pairs = zip(unpruned, clean.log_probabilities, strict=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from criteria import causal, gradient, greedy
 from criteria.experiment import Measurement
-from criteria.experiment_context import Setting
+from criteria.experiment_context import ExperimentContext
 from criteria.statistics import Array
 
 EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
@@ -17,6 +17,6 @@ EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
 }
 
 
-def measure(measurement: Measurement, setting: Setting) -> dict[str, Array]:
+def measure(measurement: Measurement, setting: ExperimentContext) -> dict[str, Array]:
     """The results by name: scores [L, E], and raw rows with more axes."""
     return EXPERIMENTS[measurement.kind](setting, **measurement.values)

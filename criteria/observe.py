@@ -20,7 +20,7 @@ from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.anatomy import Anatomy, MoELayer
 from experts.errors import ExciseError
-from experts.seam import Forward, Seen, intercepted, see_outputs
+from experts.seam import ExpertOutputs, Forward, intercepted, see_outputs
 
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished pass
 SUMMED = ("moments", "peak", "turning", "together", "by_domain")
@@ -74,7 +74,7 @@ class Sums:
         self.by_domain.view(-1).index_add_(0, flat * self.by_domain.shape[1] + call.domain, torch.ones_like(f))
 
 
-def measure(seen: Seen, before: Tensor | None, index: Tensor, weight: Tensor, valid: Tensor, domain: Tensor) -> Call:
+def measure(seen: ExpertOutputs, before: Tensor | None, index: Tensor, weight: Tensor, valid: Tensor, domain: Tensor) -> Call:
     """Norms of the experts' outputs and the turn of the residual stream; index, weight: [T, k]; valid, domain: [T]."""
     norm, peak = norms(seen.outputs)
     pair, token = seen.pair, seen.pair // index.shape[1]

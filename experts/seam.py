@@ -57,7 +57,7 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ExpertOutputs:
     """One experts call with the experts' outputs before weighting. S = T·k (token, expert) pairs, in the order they were computed.
 
     routed: the block's routed output Σ_e g_e f_e [T, H], as the model itself computes it; outputs: f_e(x_t) [S, H]; pair: which
@@ -69,7 +69,7 @@ class Seen:
     pair: Tensor
 
 
-def see_outputs(experts: nn.Module, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Seen:
+def see_outputs(experts: nn.Module, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> ExpertOutputs:
     """Runs the experts once and shows what each of them gave: never a second evaluation.
 
     transformers' grouped and batched implementations offer a place between expert and gate weight (`post_expert_norm`), which is
@@ -81,12 +81,12 @@ def see_outputs(experts: nn.Module, run: Forward, hidden: Tensor, index: Tensor,
     if implementation not in ("grouped_mm", "batched_mm"):
         outputs = _one_by_one(run, hidden, index)
         routed = (outputs * weight.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
-        return Seen(routed, outputs.view(len(every), -1), torch.arange(len(every), device=every.device))
+        return ExpertOutputs(routed, outputs.view(len(every), -1), torch.arange(len(every), device=every.device))
     # The grouped implementation sorts the pairs by expert with this very call; the batched one leaves them in order.
     pair = torch.sort(every)[1] if implementation == "grouped_mm" else torch.arange(len(every), device=every.device)
     with _tapped(experts) as rows:
         routed = run(hidden, index, weight)
-    return Seen(routed, rows.pop(), pair)
+    return ExpertOutputs(routed, rows.pop(), pair)
 
 
 @contextmanager

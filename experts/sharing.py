@@ -16,8 +16,8 @@ from experts.seam import Forward, intercepted
 
 
 @dataclass(frozen=True)
-class Twin:
-    """Two models in one: as it stands the cut model of a plan, inside `teaching` the whole one.
+class SharedWeights:
+    """Two models in one: as it stands the cut model of a plan, inside `as_teacher` the whole one.
 
     slots: (table of attributes, name, the whole model's value) of everything that differs; places: of every MoE layer, where each expert's
     row now lies [E].
@@ -28,7 +28,7 @@ class Twin:
     places: tuple[Tensor, ...]
 
     @contextmanager
-    def teaching(self) -> Iterator[None]:
+    def as_teacher(self) -> Iterator[None]:
         """Inside the block the model is the unpruned one, in evaluation mode. Adapters are the caller's business."""
 
         def moved(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Twin:
 
 
 @contextmanager
-def sharing(anatomy: Anatomy, plan: Plan) -> Iterator[Twin]:
+def sharing(anatomy: Anatomy, plan: Plan) -> Iterator[SharedWeights]:
     """Inside the block the model is the one `cut` would leave, without a second copy of any expert; afterwards it is whole again.
 
     In every expert tensor the rows of the kept experts move to the front, in order, so that the pruned tensor is a view of the whole one
@@ -63,7 +63,7 @@ def sharing(anatomy: Anatomy, plan: Plan) -> Iterator[Twin]:
             for key in COUNT_KEYS:
                 if config.get(key) is not None:
                     swap_value(config, key, len(next(iter(plan.kept.values()))), slots)
-        yield Twin(anatomy, slots, tuple(torch.argsort(order) for order in orders))
+        yield SharedWeights(anatomy, slots, tuple(torch.argsort(order) for order in orders))
     finally:
         _fill(slots)
         for tensor, order in moved:

@@ -11,7 +11,7 @@ TINY = 1e-7  # probability of the rest: below this float32 cannot tell 1 − Σ 
 
 
 @dataclass(frozen=True)
-class Targets:
+class TeacherLogits:
     """The teacher's distribution at temperature τ for every position but the last of N windows of W tokens.
 
     logs: log probabilities, [N, W − 1, V] of the whole vocabulary, or [N, W − 1, K] of the tokens in `ids` (the rest is one outcome).
@@ -32,13 +32,13 @@ def log_softened(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits.to(wide) / temperature, dim=-1)
 
 
-def best(logits: Tensor, temperature: float, k: int) -> Targets:
+def best(logits: Tensor, temperature: float, k: int) -> TeacherLogits:
     """The K best tokens of every position, with their log probabilities under the whole vocabulary."""
     logs, ids = log_softened(logits, temperature).topk(min(k, logits.shape[-1]), dim=-1)
-    return Targets(logs, ids)
+    return TeacherLogits(logs, ids)
 
 
-def divergence(targets: Targets, logits: Tensor, temperature: float) -> Tensor:
+def divergence(targets: TeacherLogits, logits: Tensor, temperature: float) -> Tensor:
     """Mean τ²·KL(teacher ‖ student) over N·(W − 1) positions; τ² keeps its gradient comparable over τ (arXiv 1503.02531).
 
     With K cached tokens the KL is that of K + 1 outcomes, the last one being "any other token": a lower bound of the whole KL

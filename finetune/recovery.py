@@ -24,7 +24,7 @@ from finetune.adapters import NAME, Adapted, adapt, find_targets, merged, remove
 from finetune.settings import Training
 from finetune.teacher import Teacher
 from finetune.trainer import Guard, NotFiniteError, RecoveryTrainer, WindowRows
-from finetune.training_log import CURVE, Diary, read_rows
+from finetune.training_log import CURVE, TrainingLog, read_rows
 
 ADAPTER, LAST_GOOD, STATES, KEY = "adapter", "last_good_adapter", "states", "key"
 WARM_UP = 0.05  # share of the steps
@@ -144,8 +144,8 @@ def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Guard(trainer.tuned))
     trainer.add_callback(UsualModes())
-    diary = Diary(job.folder, trainer, _points(job), job.tokens_per_step, job.held_out)
-    trainer.add_callback(diary)
+    training_log = TrainingLog(job.folder, trainer, _points(job), job.tokens_per_step, job.held_out)
+    trainer.add_callback(training_log)
     try:
         with _quiet_trainer(), naming(job.folder / STATES):
             trainer.train(resume_from_checkpoint=_last_state(job.folder / STATES))
@@ -154,7 +154,7 @@ def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
         ways = "lower finetune.learning_rate, or use dtype float32"
         raise ExciseError(f"recovery stopped: {error}; {kept}; {ways}") from error
     finally:
-        diary.close()
+        training_log.close()
 
 
 def _arguments(job: Job) -> TrainingArguments:

@@ -9,7 +9,7 @@ GROUPS = ("attention", "router", "experts")
 ROUTER_ONLY = "router_only"
 
 
-class Teacher(BaseModel):
+class TeacherSettings(BaseModel):
     """Where the distillation targets come from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -21,7 +21,7 @@ class Teacher(BaseModel):
     top_k: int = Field(default=64, gt=0, description="tokens per position that are cached on disk; the rest is one outcome")
 
     @model_validator(mode="after")
-    def _one_set_of_weights(self) -> "Teacher":
+    def _one_set_of_weights(self) -> "TeacherSettings":
         if self.model is not None and self.keep == "memory":
             raise ValueError("keep: memory shares the weights of the unpruned model; another teacher needs keep: disk (or auto)")
         return self
@@ -43,7 +43,7 @@ class Training(BaseModel):
     ce: float = Field(default=1.0, ge=0, description="weight of the cross-entropy of the text")
     kl: float = Field(default=1.0, ge=0, description="weight of KL(teacher ‖ student)")
     temperature: float = Field(default=1.0, gt=0, description="τ of the KL; its gradient is scaled by τ²")
-    teacher: Teacher = Field(default=Teacher(), description="of the KL")
+    teacher: TeacherSettings = Field(default=TeacherSettings(), description="of the KL")
     bf16: bool = Field(default=False, description="forwards in bfloat16 (autocast), adapters in float32")
     gradient_checkpointing: bool = Field(default=False, description="activations are computed twice instead of kept: less memory, slower")
     save_steps: int = Field(default=50, gt=0, description="steps between the states an interrupted training resumes from")

@@ -17,8 +17,8 @@ from criteria.text.windows import Windows
 from experts.errors import ExciseError, naming
 from experts.files import replacing
 from experts.memory import in_chunks
-from experts.sharing import Twin
-from finetune.losses import Targets, best, log_softened
+from experts.sharing import SharedWeights
+from finetune.losses import TeacherLogits, best, log_softened
 
 READY = "teacher.json"
 
@@ -27,21 +27,21 @@ class Teacher(ABC):
     """Gives the targets of training windows. rows: their numbers [N], tokens: [N, W]."""
 
     @abstractmethod
-    def targets(self, rows: Tensor, tokens: Tensor) -> Targets: ...
+    def targets(self, rows: Tensor, tokens: Tensor) -> TeacherLogits: ...
 
 
 class SharedTeacher(Teacher):
     """The twin of the pruned model. without_adapters: a context in which the adapters are switched off."""
 
-    def __init__(self, twin: Twin, temperature: float, without_adapters: Any) -> None:
+    def __init__(self, twin: SharedWeights, temperature: float, without_adapters: Any) -> None:
         self.twin, self.temperature, self.without_adapters = twin, temperature, without_adapters
 
     @torch.no_grad()
-    def targets(self, rows: Tensor, tokens: Tensor) -> Targets:  # noqa: ARG002 - the other teacher looks them up
+    def targets(self, rows: Tensor, tokens: Tensor) -> TeacherLogits:  # noqa: ARG002 - the other teacher looks them up
         off: AbstractContextManager[None] = self.without_adapters()
-        with off, self.twin.teaching():
+        with off, self.twin.as_teacher():
             logits = self.twin.anatomy.model(input_ids=tokens, use_cache=False).logits
-        return Targets(log_softened(logits[:, :-1], self.temperature))
+        return TeacherLogits(log_softened(logits[:, :-1], self.temperature))
 
 
 class CachedTeacher(Teacher):
@@ -50,10 +50,10 @@ class CachedTeacher(Teacher):
     def __init__(self, folder: Path) -> None:
         self.ids, self.logs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "logs"))
 
-    def targets(self, rows: Tensor, tokens: Tensor) -> Targets:
+    def targets(self, rows: Tensor, tokens: Tensor) -> TeacherLogits:
         chosen = rows.cpu().numpy()
         ids, logs = (torch.from_numpy(np.array(array[chosen])).to(tokens.device) for array in (self.ids, self.logs))
-        return Targets(logs, ids.long())
+        return TeacherLogits(logs, ids.long())
 
 
 def is_cached(folder: Path, key: str) -> bool:

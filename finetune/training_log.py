@@ -24,7 +24,7 @@ HEADS = {
 }
 
 
-class Diary(TrainerCallback):
+class TrainingLog(TrainerCallback):
     """Rows of training.csv (losses of the batches of a step, gradient norm before clipping) and curve.csv (held-out loss).
 
     points: steps after which held_out() is asked for the mean loss on the validation text; tokens_per_step: training tokens. A resumed

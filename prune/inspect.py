@@ -3,7 +3,7 @@
 from typing import Any
 
 from criteria.budget import from_fraction
-from experts.disk.configuration import TOP_K_KEYS, UNEQUAL, text_config, whole
+from experts.disk.configuration import TOP_K_KEYS, UNEQUAL, positive_int, text_config
 from experts.disk.find import find_model
 from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import Checkpoint
@@ -28,7 +28,7 @@ def inspected(checkpoint: Checkpoint) -> dict[str, Any]:
 def describe_unequal(checkpoint: Checkpoint) -> dict[str, Any]:
     """Of a checkpoint that Excise pruned with unequal counts per layer: what it kept, and where."""
     config, counts = text_config(checkpoint.config), checkpoint.config[UNEQUAL]
-    if not isinstance(counts, dict) or not counts or not all(whole(counts, layer) and layer.isdecimal() for layer in counts):
+    if not isinstance(counts, dict) or not counts or not all(positive_int(counts, layer) and layer.isdecimal() for layer in counts):
         raise ExciseError(f"{checkpoint.folder}/config.json: {UNEQUAL} should map decoder layers to numbers of experts")
     kept = {int(layer): int(count) for layer, count in counts.items()}
     inside = sum(tensor.elements for name, tensor in checkpoint.tensors.items() if ".experts." in name)
@@ -39,7 +39,7 @@ def describe_unequal(checkpoint: Checkpoint) -> dict[str, Any]:
         "moe_layers": len(kept),
         "layers": tuple(sorted(kept)),
         "kept_per_layer": dict(sorted(kept.items())),
-        "top_k": next((k for key in TOP_K_KEYS if (k := whole(config, key))), None),
+        "top_k": next((k for key in TOP_K_KEYS if (k := positive_int(config, key))), None),
         "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
         "parameters": {"experts": inside, "elsewhere": every - inside},
         "size": checkpoint.size,

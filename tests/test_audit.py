@@ -13,7 +13,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from criteria.budget import Budget
-from criteria.experiment_context import Setting
+from criteria.experiment_context import ExperimentContext
 from criteria.measure import measure as run_experiment
 from criteria.observe import observe
 from criteria.registry import resolve
@@ -68,7 +68,7 @@ def planted_cells() -> dict[tuple[str, Outcome], Cell]:
     calibration, test = planted.windows(12, 40, seed=1), planted.windows(20, 40, seed=2)
     statistics = observe(anatomy, calibration, 8)
     shape = Shape(anatomy.indices, anatomy.experts, anatomy.top_k)
-    setting = Setting(anatomy, calibration, 8, statistics, shape, Budget(4, "layer", 2, ""), np.zeros((1, 8), bool))
+    setting = ExperimentContext(anatomy, calibration, 8, statistics, shape, Budget(4, "layer", 2, ""), np.zeros((1, 8), bool))
     measured = {resolve(name).measurement: run_experiment(resolve(name).measurement, setting) for name in MEASURED}  # type: ignore[arg-type, misc]
     statistics = Statistics(**{**statistics.__dict__, "measured": {key.key: found for key, found in measured.items()}})  # type: ignore[union-attr]
     table = [score(resolve(name), statistics, anatomy.indices, np.zeros((1, 8), bool), "", "") for name in (*OBSERVED, *MEASURED)]
@@ -260,13 +260,13 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
     """Raw rows and means of two points per layer by whole forwards on the recipe's own windows."""
     from prune.recipe.read import read_recipe
     from prune.session.prepare import prepare
-    from prune.session.session import Materials
+    from prune.session.session import Session
 
     result = json.loads(invoke(audit_recipe, tmp_path / "a").stdout)["progressive"]
     rows = pd.read_csv(tmp_path / "a" / "progressive.csv")
-    materials = Materials(prepare(read_recipe(audit_recipe), tmp_path / "b"))
-    anatomy, validation = materials.anatomy, materials.validation
-    table: list[Scores] = materials.rank(materials.calibrate())
+    session = Session(prepare(read_recipe(audit_recipe), tmp_path / "b"))
+    anatomy, validation = session.anatomy, session.validation
+    table: list[Scores] = session.rank(session.calibrate())
     chosen = validation.select(np.array(sorted(rows["window"][rows["position"].isna()].unique())))
     clean = window_losses(anatomy.model, chosen)
     for layer, index in enumerate(anatomy.indices):
@@ -301,21 +301,21 @@ def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path)
     """The largest one and two of three active experts, at that position alone."""
     from prune.recipe.read import read_recipe
     from prune.session.prepare import prepare
-    from prune.session.session import Materials
+    from prune.session.session import Session
 
     invoke(audit_recipe, tmp_path / "a")
     rows = pd.read_csv(tmp_path / "a" / "progressive.csv")
     rows = rows[rows["position"].notna()]
     assert sorted(rows["removed"].unique()) == [1, 2], "never the last active expert"
     assert (rows.groupby(["layer", "removed"]).size() == 30).all()
-    materials = Materials(prepare(read_recipe(audit_recipe), tmp_path / "b"))
-    instrument = Instrument(materials.anatomy, Mode.ZERO)
+    session = Session(prepare(read_recipe(audit_recipe), tmp_path / "b"))
+    instrument = Instrument(session.anatomy, Mode.ZERO)
     for _, row in rows.sample(6, random_state=0).iterrows():
-        layer, position = materials.anatomy.indices.index(row["layer"]), int(row["position"])
-        tokens = torch.from_numpy(materials.validation.tokens[[int(row["window"])]])
-        clean = instrument.look(tokens, Scope.POSITION)
+        layer, position = session.anatomy.indices.index(row["layer"]), int(row["position"])
+        tokens = torch.from_numpy(session.validation.tokens[[int(row["window"])]])
+        clean = instrument.clean_forward(tokens, Scope.POSITION)
         ranked = clean.index[layer][0, position][torch.argsort(clean.weight[layer][0, position], descending=True)]
-        gone = torch.zeros(materials.anatomy.experts, dtype=torch.bool)
+        gone = torch.zeros(session.anatomy.experts, dtype=torch.bool)
         gone[ranked[: int(row["removed"])]] = True
         loss, _ = instrument.replay_position(clean, position, {layer: gone})
         assert row["delta"] == pytest.approx(float(loss - clean.losses[0, position]), abs=1e-5)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from criteria import causal
 from criteria.budget import Budget, from_counts, from_fraction
-from criteria.experiment_context import Setting, Store
+from criteria.experiment_context import ExperimentContext, Store
 from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import resolve
@@ -35,14 +35,14 @@ from validate.loss import window_losses
 NOTHING = np.zeros((3, 8), dtype=bool)
 
 
-def setting(anatomy: Anatomy, text: Windows, budget: Budget | None = None, **changes: object) -> Setting:
+def setting(anatomy: Anatomy, text: Windows, budget: Budget | None = None, **changes: object) -> ExperimentContext:
     shape = Shape(anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups, anatomy.top_groups)
     protected = np.zeros((len(anatomy.layers), anatomy.experts), dtype=bool)
-    made = Setting(anatomy, text, 4, observe(anatomy, text), shape, budget or from_fraction(shape, 0.5, "layer"), protected)
+    made = ExperimentContext(anatomy, text, 4, observe(anatomy, text), shape, budget or from_fraction(shape, 0.5, "layer"), protected)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def scores_of(name: str, made: Setting) -> np.ndarray:
+def scores_of(name: str, made: ExperimentContext) -> np.ndarray:
     criterion = resolve(name)
     assert criterion.measurement is not None
     results = measure(criterion.measurement, made)
@@ -71,7 +71,7 @@ def test_position_is_the_mean_over_tokens() -> None:
     found = scores_of("causal_position", setting(anatomy, text))
     expected, instrument = np.zeros((3, 8)), Instrument(anatomy)
     for row in range(2):
-        clean = instrument.look(torch.from_numpy(text.tokens[row : row + 1]), Scope.SEQUENCE)
+        clean = instrument.clean_forward(torch.from_numpy(text.tokens[row : row + 1]), Scope.SEQUENCE)
         for layer in range(3):
             for t in range(9):
                 for expert in clean.index[layer][0, t].tolist():
@@ -138,7 +138,7 @@ def backups() -> tuple[Anatomy, Windows]:
 def test_greedy_sees_mutual_backups() -> None:
     """Alone either twin costs nothing, so leave-one-out removes both; greedy removal keeps one."""
     anatomy, text = backups()
-    clean = Instrument(anatomy).look(torch.from_numpy(text.tokens), Scope.CORPUS)
+    clean = Instrument(anatomy).clean_forward(torch.from_numpy(text.tokens), Scope.CORPUS)
     assert (clean.index[1] == 2).any() or (clean.index[1] == 6).any()
     budget = Budget(12, "layer", 1, "")
     made = setting(anatomy, text, budget)
@@ -151,7 +151,7 @@ def test_greedy_sees_mutual_backups() -> None:
     assert {2, 6} & set(kept["greedy"])
 
 
-def score_like(made: Setting, values: np.ndarray):  # type: ignore[no-untyped-def]
+def score_like(made: ExperimentContext, values: np.ndarray):  # type: ignore[no-untyped-def]
     from criteria.scores import Scores
 
     return Scores(values, made.protected, made.shape.layers, "by hand", "")

@@ -15,7 +15,7 @@ from criteria.scores import Scores
 from experts.plan import Plan
 from prune.compare.report import agreement_rows
 from prune.console.cli import app
-from prune.session import session as materials
+from prune.session import session as session_module
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
 from tests.test_tasks import task_file
 from validate.agreement import agreement, spearman
@@ -74,8 +74,10 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     data |= {"criteria": CRITERIA, "compare": {"fractions": [0.25, 0.5], "scopes": ["layer", "global"], "stability_cost": 3.5}}
     data["validate"]["chance"], data["prune"]["protect_super_experts"] = "normal", False
     recipe_path.write_text(yaml.safe_dump(data))
-    experiments, measure = [], materials.measure
-    monkeypatch.setattr(materials, "measure", lambda m, s: (experiments.append((m.key, s.budget.total, s.budget.scope)), measure(m, s))[1])
+    experiments, measure = [], session_module.measure
+    monkeypatch.setattr(
+        session_module, "measure", lambda m, s: (experiments.append((m.key, s.budget.total, s.budget.scope)), measure(m, s))[1]
+    )
     done = invoke("compare", recipe_path, "-o", tmp_path / "c")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
@@ -141,8 +143,8 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_prune_with_a_measured_criterion(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The plan of the best removals is written; another fraction measures nothing anew; the report has the rank agreement."""
-    experiments, measure = [], materials.measure
-    monkeypatch.setattr(materials, "measure", lambda m, s: (experiments.append(m.key), measure(m, s))[1])
+    experiments, measure = [], session_module.measure
+    monkeypatch.setattr(session_module, "measure", lambda m, s: (experiments.append(m.key), measure(m, s))[1])
     overrides = ("--set", "criteria=[causal_removal, reap]")
     done = invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides)
     assert done.exit_code == 0, done.output
@@ -228,8 +230,8 @@ def test_a_search_is_shown_in_the_scope_it_searched_in(recipe_path: Path, tmp_pa
 
 def test_stability_searches_as_far_down_as_the_first_seed(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Plans of another seed are compared with those of the first: the same search, to the smallest budget, once a seed."""
-    searched, measure = [], materials.measure
-    monkeypatch.setattr(materials, "measure", lambda m, s: (searched.append((s.windows.hash, s.budget.total)), measure(m, s))[1])
+    searched, measure = [], session_module.measure
+    monkeypatch.setattr(session_module, "measure", lambda m, s: (searched.append((s.windows.hash, s.budget.total)), measure(m, s))[1])
     sets = ["compare.fractions=[0.25, 0.5]", "compare.seeds=3", "compare.stability_cost=1000", "validate.chance=normal"]
     sets += ["criteria=['causal_greedy:rounds=3,start=reap,windows=1']", "calibration.sequences=4"]
     done = invoke("compare", recipe_path, "-o", tmp_path / "c", *(word for change in sets for word in ("--set", change)))

@@ -100,7 +100,7 @@ def test_position_effects_equal_replay(family: str, mode: Mode) -> None:
     means = mean_outputs(anatomy)
     tokens = tiny.ids(1, LENGTH)
     instrument = Instrument(anatomy, mode, means, rows=7)
-    clean = instrument.look(tokens, Scope.POSITION)
+    clean = instrument.clean_forward(tokens, Scope.POSITION)
     clean_losses, clean_logp = losses(anatomy, tokens)
     for layer in range(len(anatomy.layers)):
         cells = [(t, int(e)) for t in range(0, LENGTH - 1, 3) for e in clean.index[layer][0, t]]
@@ -124,7 +124,7 @@ def test_sequence_effects_equal_replay(family: str, mode: Mode) -> None:
     anatomy = made(family)
     means, tokens = mean_outputs(anatomy), tiny.ids(2, LENGTH)
     instrument = Instrument(anatomy, mode, means)
-    clean = instrument.look(tokens, Scope.SEQUENCE)
+    clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
     clean_losses, clean_logp = losses(anatomy, tokens)
     for layer in range(len(anatomy.layers)):
         for expert in (0, 5):
@@ -153,7 +153,7 @@ def test_reroute_everywhere_is_pruning(family: str) -> None:
 def test_single_expert_of_a_router_with_correction_bias(family: str) -> None:
     """One expert is uneven over router groups; it is kept from being chosen, and the others are weighted as the model does."""
     anatomy, tokens = made(family), tiny.ids(2, LENGTH)
-    clean = Instrument(anatomy, Mode.REROUTE).look(tokens, Scope.SEQUENCE)
+    clean = Instrument(anatomy, Mode.REROUTE).clean_forward(tokens, Scope.SEQUENCE)
     seen: list[tuple[Tensor, Tensor]] = []
 
     def watch(layer: int, run, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def test_earlier_positions_and_inactive_experts_are_exactly_unchanged(family: st
     anatomy, tokens, t = made(family), tiny.ids(1, LENGTH), 11
     instrument = Instrument(anatomy)
     with intercepted(anatomy, alone):
-        clean = instrument.look(tokens, Scope.SEQUENCE)
+        clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
         for layer in range(len(anatomy.layers)):
             for expert in range(8):
                 gone = torch.zeros(LENGTH, 8, dtype=torch.bool)
@@ -210,7 +210,7 @@ def test_rows_do_not_see_each_other_and_leave_the_prefix_alone(family: str) -> N
     """A row's effect is the same in any company, and nothing it does reaches the clean positions."""
     anatomy, tokens = made(family), tiny.ids(1, LENGTH)
     instrument = Instrument(anatomy)
-    clean = instrument.look(tokens, Scope.POSITION)
+    clean = instrument.clean_forward(tokens, Scope.POSITION)
     assert clean.prefix is not None
     before = {number: (keys.clone(), values.clone()) for number, (keys, values) in clean.prefix.kept.items()}
     where = torch.arange(LENGTH - 1)
@@ -254,7 +254,7 @@ def test_inert_expert_costs_nothing(mode: Mode, scope: Scope) -> None:
     anatomy, layer, expert = planted(essential=False)
     tokens = tiny.ids(1, 40)
     instrument = Instrument(anatomy, mode, torch.zeros(3, 8, 32))
-    clean = instrument.look(tokens, scope)
+    clean = instrument.clean_forward(tokens, scope)
     where = torch.nonzero((clean.index[layer][0, :-1] == expert).any(-1))[:, 0]
     assert len(where) > 3
     if scope is Scope.POSITION:
@@ -274,7 +274,7 @@ def test_expert_that_is_never_chosen_costs_nothing_in_any_mode(mode: Mode) -> No
     with torch.no_grad():
         anatomy.layers[1].router.e_score_correction_bias[3] = -100
     instrument = Instrument(anatomy, mode, torch.ones(2, 8, 32))
-    clean = instrument.look(tokens, Scope.CORPUS)
+    clean = instrument.clean_forward(tokens, Scope.CORPUS)
     assert not (clean.index[1] == 3).any()
     assert (instrument.everywhere(clean, {1: marks(8, 3)})[0].abs() <= 1e-6).all()
     chosen = int(clean.index[1].flatten().mode().values)
@@ -288,7 +288,7 @@ def test_pairs_and_groups() -> None:
     """Two experts of a layer and one of a higher layer, together, in rows and everywhere."""
     anatomy, tokens = made("mixtral"), tiny.ids(1, LENGTH)
     instrument = Instrument(anatomy)
-    clean = instrument.look(tokens, Scope.POSITION)
+    clean = instrument.clean_forward(tokens, Scope.POSITION)
     where = torch.arange(4, LENGTH - 1, 4)
     both = {0: torch.stack([marks(8, *clean.index[0][0, t].tolist()) for t in where]), 2: marks(8, 3).expand(len(where), -1)}
     delta, _ = instrument.at_positions(clean, where, both)
@@ -307,7 +307,7 @@ def test_pairs_and_groups() -> None:
 def test_too_few_experts_left_to_route() -> None:
     anatomy = made("olmoe")
     instrument = Instrument(anatomy, Mode.REROUTE)
-    clean = instrument.look(tiny.ids(1, LENGTH), Scope.SEQUENCE)
+    clean = instrument.clean_forward(tiny.ids(1, LENGTH), Scope.SEQUENCE)
     with pytest.raises(ExciseError, match="2 of 8 experts would be left, but every token uses top_k = 3"):
         instrument.everywhere(clean, {0: marks(8, 0, 1, 2, 3, 4, 5)})
 
@@ -344,13 +344,13 @@ def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs
     assert "packing differs from plain replay by 0.001 nats" in instrument.notes[0]
-    clean = instrument.look(tokens, Scope.POSITION)
+    clean = instrument.clean_forward(tokens, Scope.POSITION)
     assert clean.prefix is None
     where, removed = torch.tensor([3, 9]), {1: torch.stack([marks(8, int(clean.index[1][0, t, 0])) for t in (3, 9)])}
     delta, _ = instrument.at_positions(clean, where, removed)
     monkeypatch.undo()
     fast = Instrument(anatomy)
-    torch.testing.assert_close(delta, fast.at_positions(fast.look(tokens, Scope.POSITION), where, removed)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(delta, fast.at_positions(fast.clean_forward(tokens, Scope.POSITION), where, removed)[0], atol=1e-5, rtol=0)
 
 
 def test_linear_attention_falls_back_to_replay() -> None:
@@ -366,7 +366,7 @@ def test_linear_attention_falls_back_to_replay() -> None:
         instrument.check(tokens, scope)
     assert (instrument.packs, instrument.enters) == (False, True)
     assert instrument.notes[0].startswith("packing does not run on this model")
-    clean, (clean_losses, _) = instrument.look(tokens, Scope.POSITION), losses(anatomy, tokens)
+    clean, (clean_losses, _) = instrument.clean_forward(tokens, Scope.POSITION), losses(anatomy, tokens)
     expert = int(clean.index[1][0, 7, 0])
     gone = torch.zeros(LENGTH, 8, dtype=torch.bool)
     gone[7, expert] = True
@@ -431,7 +431,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
         instrument = Instrument(anatomy)
         instrument.check(tokens, Scope.POSITION)
         assert instrument.packs
-        clean = instrument.look(tokens, Scope.SEQUENCE)
+        clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
         deltas.append(instrument.everywhere(clean, {1: marks(8, 4)})[0])
     assert deltas[1].dtype == torch.float64
     assert float((deltas[0] - deltas[1]).abs().mean()) < 0.05
@@ -451,7 +451,7 @@ def test_smaller_chunks_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
     where = torch.arange(LENGTH - 1)
     removed = {0: marks(8, 1).expand(len(where), -1)}
     instrument = Instrument(anatomy)
-    clean = instrument.look(tokens, Scope.POSITION)
+    clean = instrument.clean_forward(tokens, Scope.POSITION)
     expected = instrument.at_positions(clean, where, removed)
     monkeypatch.setattr(instrument_module, "packed", hungry)
     found = Instrument(anatomy).at_positions(clean, where, removed)
@@ -466,7 +466,7 @@ def test_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     instrument = Instrument(made("olmoe"))
-    clean = instrument.look(tiny.ids(1, LENGTH), Scope.POSITION)
+    clean = instrument.clean_forward(tiny.ids(1, LENGTH), Scope.POSITION)
     monkeypatch.setattr(instrument_module, "packed", hungry)
     with pytest.raises(ExciseError, match=r"out of memory: not even one intervention fits \(.*DefaultCPUAllocator"):
         instrument.at_positions(clean, torch.tensor([1, 2, 3]), {0: marks(8, 1).expand(3, -1)})

@@ -55,7 +55,7 @@ def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_pat
     instrument = Instrument(anatomy)
     for number in range(3):
         tokens = torch.tensor([ids[16 * number : 16 * number + 16]])
-        clean = instrument.look(tokens, Scope.SEQUENCE)
+        clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
         mine = rows[rows.document == number]
         assert (mine.token == tokens[0].numpy()[mine.position]).all()
         np.testing.assert_allclose(mine.baseline_loss, clean.losses[0].numpy()[mine.position], atol=1e-6)
@@ -82,7 +82,7 @@ def test_sequence_and_corpus_tables_agree(saved: dict[str, Path], text: Path, tm
     assert corpus[["position", "token", "rank"]].isna().all().all()
     instrument = Instrument(anatomy, Mode.REROUTE)
     ids = torch.tensor(load_tokenizer(saved["qwen2_moe"])(TEXT, add_special_tokens=False)["input_ids"][:48]).view(3, 16)
-    clean = instrument.look(ids, Scope.SEQUENCE)
+    clean = instrument.clean_forward(ids, Scope.SEQUENCE)
     for expert in range(8):
         marks = torch.zeros(8, dtype=torch.bool)
         marks[expert] = True
@@ -123,16 +123,16 @@ def test_interrupted_and_resumed(
     """Finished layers of windows are not measured again; the table is that of an undisturbed run."""
     whole = measured(saved["olmoe"], text, tmp_path / "whole.parquet", "--scope", scope)
     arguments = (saved["olmoe"], "--text", text, "--window", 16, "--sequences", 3, "--scope", scope, "-o", tmp_path / "e.parquet")
-    keep, kept = command.Parts.keep, []
+    keep, kept = command.PartialTable.keep, []
 
-    def third(self: command.Parts, number: int, layer: int, rows: Any) -> None:
+    def third(self: command.PartialTable, number: int, layer: int, rows: Any) -> None:
         if len(kept) == 5:
             raise KeyboardInterrupt
         kept.append((number, layer))
         keep(self, number, layer, rows)
 
     with monkeypatch.context() as broken:
-        broken.setattr(command.Parts, "keep", third)
+        broken.setattr(command.PartialTable, "keep", third)
         done = excise(*arguments)
         assert done.exit_code == 1
         assert "excise: interrupted" in done.stderr
@@ -145,7 +145,7 @@ def test_interrupted_and_resumed(
     with monkeypatch.context() as counted:
         again: list[tuple[int, int]] = []
         counted.setattr(
-            command.Parts, "keep", lambda self, number, layer, rows: (again.append((number, layer)), keep(self, number, layer, rows))
+            command.PartialTable, "keep", lambda self, number, layer, rows: (again.append((number, layer)), keep(self, number, layer, rows))
         )
         assert excise(*arguments).exit_code == 0
     assert sorted(again) == sorted({(n, layer) for n in range(3) for layer in range(3)} - set(sorted(kept)[torn:]))
@@ -223,7 +223,7 @@ def test_falling_back_is_said(saved: dict[str, Path], text: Path, tmp_path: Path
 def test_the_shortest_window_and_an_empty_table(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
     assert len(measured(saved["olmoe"], text, tmp_path / "e.csv", "--window", 2)) == 3 * 3 * 3
     ids = torch.tensor([load_tokenizer(saved["olmoe"])(TEXT, add_special_tokens=False)["input_ids"][:3]])
-    clean = Instrument(dissect(load(saved["olmoe"], "float32"))).look(ids, Scope.SEQUENCE)
+    clean = Instrument(dissect(load(saved["olmoe"], "float32"))).clean_forward(ids, Scope.SEQUENCE)
     never = next(e for e in range(8) if e not in clean.index[0][0, :-1])
     one = ("--window", 3, "--sequences", 1, "--layers", "0", "--experts", never)
     done = excise(saved["olmoe"], "--text", text, *one, "-o", tmp_path / "n.parquet", "--json")

@@ -34,7 +34,7 @@ from prune.console.cli import app
 from prune.console.environment import mend
 from prune.console.messages import listening
 from prune.session import run_folder as stages
-from prune.session import session as materials
+from prune.session import session as session_module
 from tests.play import Play
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,9 +178,9 @@ def test_what_a_kill_left_goes_with_the_next_run(play: Play, tmp_path: Path) -> 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Calibrations and experiments that are really measured."""
     done: list[str] = []
-    observe, measure = materials.observe, materials.measure
-    monkeypatch.setattr(materials, "observe", lambda *given: (done.append("observe"), observe(*given))[1])
-    monkeypatch.setattr(materials, "measure", lambda *given: (done.append("measure"), measure(*given))[1])
+    observe, measure = session_module.observe, session_module.measure
+    monkeypatch.setattr(session_module, "observe", lambda *given: (done.append("observe"), observe(*given))[1])
+    monkeypatch.setattr(session_module, "measure", lambda *given: (done.append("measure"), measure(*given))[1])
     return done
 
 
@@ -257,7 +257,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(play: Play, tmp_path: Path,
     assert done == ["observe", "measure"]
     heard: list[str] = []
     monkeypatch.setattr("experts.cache.tell", heard.append)
-    monkeypatch.setattr(materials, "observe", lambda *_: heard.append("observe") or 1 / 0)
+    monkeypatch.setattr(session_module, "observe", lambda *_: heard.append("observe") or 1 / 0)
     noted(measuring(play, tmp_path / "other"))
     assert [line[:9] for line in heard] == ["/dev/null", "observe"]
 

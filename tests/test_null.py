@@ -12,7 +12,7 @@ from experts.shape import Shape
 from tests import tiny
 from tests.conftest import uniform_plan, windows
 from validate.draw import equal_plans, random_plans
-from validate.null import LOSS, Contest, Yardstick, against_random, settled
+from validate.null import LOSS, Contest, Measure, against_random, with_verdicts
 from validate.overlap import overlap, overlaps, stability
 from validate.pairs import differences
 from validate.rows import Evaluator, LossEvaluator
@@ -88,9 +88,9 @@ class Pool:
             chosen = [self.plans[i] for i in rng.choice(len(self.plans), randoms + 1, replace=False)]
             yield Contest(chosen[0], chosen[1], chosen[1:], "", "layer")
 
-    def stick(self, evaluator: Evaluator | None = None) -> Yardstick:
+    def measure(self, evaluator: Evaluator | None = None) -> Measure:
         documents = np.arange(12)  # each window is a document
-        return Yardstick(LOSS, "nats per token", evaluator or self.evaluator, self.evaluator.weights, documents)
+        return Measure(LOSS, "nats per token", evaluator or self.evaluator, self.evaluator.weights, documents)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,8 @@ class Shifted(Evaluator):
 def test_false_positive_rate(pool: Pool, null: Null) -> None:
     """400 simulated criteria that are random, the whole rule (p and interval): at most 7 % beat random at α = .05."""
     verdicts = [
-        settled([against_random(test, [pool.stick()], null, 0)], Correction.NONE, null)[0].costs[0].own.verdict for test in pool.draws(20)
+        with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0].costs[0].own.verdict
+        for test in pool.draws(20)
     ]
     rate = {verdict: verdicts.count(verdict) / ROUNDS for verdict in set(verdicts)}
     print(f"{null}: {rate}")  # pytest -rP shows it
@@ -131,10 +132,10 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
     for number, test in enumerate(pool.draws(20)):
         if number == 150:
             break
-        plain = settled([against_random(test, [pool.stick()], null, 0)], Correction.NONE, null)[0].costs[0].own
+        plain = with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0].costs[0].own
         for factor, hits in found.items():
             shift = Shifted(pool, test.plan, factor * plain.smallest_detectable)
-            judged = settled([against_random(test, [pool.stick(shift)], null, 0)], Correction.NONE, null)[0].costs[0].own
+            judged = with_verdicts([against_random(test, [pool.measure(shift)], null, 0)], Correction.NONE, null)[0].costs[0].own
             hits.append(judged.verdict == "beats random")
     power = {factor: float(np.mean(hits)) for factor, hits in found.items()}
     print(f"{null}: {power}")  # pytest -rP shows it
@@ -145,19 +146,19 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
 def test_holm_is_over_all_criteria(pool: Pool) -> None:
     """Twenty random criteria at once: the family hardly ever has a winner, where each alone would have one in 21."""
     tests = list(pool.draws(20))[:200]
-    evidence = [against_random(test, [pool.stick()], Null.NORMAL, 0) for test in tests]
-    alone = [one.costs[0].own.verdict for one in settled(evidence, Correction.NONE, Null.NORMAL)]
-    families = [settled(evidence[start : start + 20], Correction.HOLM, Null.NORMAL) for start in range(0, 200, 20)]
+    evidence = [against_random(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
+    alone = [one.costs[0].own.verdict for one in with_verdicts(evidence, Correction.NONE, Null.NORMAL)]
+    families = [with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL) for start in range(0, 200, 20)]
     assert alone.count("beats random") > 0
     assert sum(any(one.costs[0].own.verdict == "beats random" for one in family) for family in families) <= 2
 
 
 def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
     one, other = (
-        settled([against_random(test, [pool.stick()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0]
+        with_verdicts([against_random(test, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0]
         for test in list(pool.draws(20))[:2]
     )
-    same, different = differences([one, one], [pool.stick()], 0)[0], differences([one, other], [pool.stick()], 0)[0]
+    same, different = differences([one, one], [pool.measure()], 0)[0], differences([one, other], [pool.measure()], 0)[0]
     assert "same experts" in same.reason
     assert (same.same_plan, different.same_plan) == (True, False)
     assert not same.differ
@@ -169,16 +170,16 @@ def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
 def test_what_is_detectable_after_holm(pool: Pool) -> None:
     """Twenty tests: the effect that is printed is found at α / 20, the first step of Holm; by counting 20 plans nothing could be."""
     tests = list(pool.draws(20))[:100]
-    evidence = [against_random(test, [pool.stick()], Null.NORMAL, 0) for test in tests]
-    families = [settled(evidence[start : start + 20], Correction.HOLM, Null.NORMAL) for start in range(0, 100, 20)]
+    evidence = [against_random(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
+    families = [with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL) for start in range(0, 100, 20)]
     hits = []
     for test, one in zip(tests, (one for family in families for one in family), strict=True):
         own = one.costs[0].own
-        assert own.smallest_detectable > settled([one], Correction.NONE, Null.NORMAL)[0].costs[0].own.smallest_detectable
+        assert own.smallest_detectable > with_verdicts([one], Correction.NONE, Null.NORMAL)[0].costs[0].own.smallest_detectable
         shift = Shifted(pool, test.plan, own.smallest_detectable + one.costs[0].delta - float(np.mean(own.values)))
-        hits.append(against_random(test, [pool.stick(shift)], Null.NORMAL, 0).costs[0].own.p <= 0.05 / 20)
+        hits.append(against_random(test, [pool.measure(shift)], Null.NORMAL, 0).costs[0].own.p <= 0.05 / 20)
     assert np.mean(hits) >= 0.75, "a plan that is better by so much, on average"
-    counted = settled(evidence[:20], Correction.HOLM, Null.COUNTED)
+    counted = with_verdicts(evidence[:20], Correction.HOLM, Null.COUNTED)
     assert all(np.isnan(one.costs[0].own.smallest_detectable) for one in counted)
 
 
@@ -186,6 +187,6 @@ def test_two_ends_alike(pool: Pool) -> None:
     """A criterion whose reverse costs the same says nothing, and the report says so."""
     test = next(iter(pool.draws(20)))
     same = Contest(test.plan, test.plan, test.randoms, "", "layer")
-    found = settled([against_random(same, [pool.stick()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0].to_json()
+    found = with_verdicts([against_random(same, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0].to_json()
     assert found["ends_alike"]
     assert found["ends_interval"] == [0, 0]

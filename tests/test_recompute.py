@@ -111,8 +111,8 @@ def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any],
     first = [row for row in losses if row["digest"] == "full"]
     tokens, documents = np.array([float(row["tokens"]) for row in first]), [row["document"] for row in first]
     loss, scores = by_digest(losses, "loss"), {digest: -values for digest, values in by_digest(items, "score").items()}
-    yardsticks = {"loss": (loss, tokens, documents), "guess": (scores, np.ones(24), list(range(24)))}
-    for name, (values, weights, clusters) in yardsticks.items():
+    measures = {"loss": (loss, tokens, documents), "guess": (scores, np.ones(24), list(range(24)))}
+    for name, (values, weights, clusters) in measures.items():
         costs = [(plan, plan if name == "loss" else plan["tasks"][0]) for plan in result["plans"]]
         for plan, cost in costs:
             own, full = values[plan["digest"]], values["full"]

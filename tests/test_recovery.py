@@ -34,7 +34,7 @@ from prune.recover.stored_weights import Storage
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan, windows
 from validate.lead import healed, lead
-from validate.null import Yardstick
+from validate.null import Measure
 from validate.statistics import clustered_share
 from validate.verdict import Verdict, survival
 
@@ -318,9 +318,9 @@ class Table:
         return self.rows["full" if plan is None else plan.criterion]
 
 
-def stick(values: dict[str, list[float]]) -> Yardstick:
+def measure(values: dict[str, list[float]]) -> Measure:
     count = len(values["full"])
-    return Yardstick("loss", "nats", Table(values), np.ones(count), np.arange(count))  # type: ignore[arg-type]
+    return Measure("loss", "nats", Table(values), np.ones(count), np.arange(count))  # type: ignore[arg-type]
 
 
 def named(name: str, expert: int) -> Plan:
@@ -335,7 +335,7 @@ BEFORE = {"full": [1.0, 2, 3, 4], "own": [2.0, 3, 4, 5.2], "r0": [4.0, 5, 6, 7],
 def test_the_lead_by_hand() -> None:
     """Before: own +1.05, random +3 ± .05; after: own +.5, random +1 ± .05. Lead 1.95 → .5, of which .5 / 1.95 is kept."""
     after = {"full": BEFORE["full"], "own": [1.5, 2.5, 3.5, 4.5], "r0": [2.0, 3, 4, 5], "r1": [2.1, 3, 4, 5.1], "r2": [1.9, 3, 4, 4.9]}
-    found = lead(OWN, RANDOMS, RANDOMS, stick(BEFORE), stick(after), 0)
+    found = lead(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0)
     assert (found.lead_before, found.lead_after) == (pytest.approx(1.95), pytest.approx(0.5))
     assert found.kept == pytest.approx(0.5 / 1.95)
     assert found.kept_interval.low <= found.kept <= found.kept_interval.high
@@ -345,7 +345,7 @@ def test_the_lead_by_hand() -> None:
         assert chance.p == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)))
     assert found.verdict == "survives"
     assert found.interval_before == found.before.interval, "the same random plans"
-    own = healed(OWN, stick(BEFORE), stick(after), 0)
+    own = healed(OWN, measure(BEFORE), measure(after), 0)
     assert (own.before, own.after, own.share) == (pytest.approx(1.05), pytest.approx(0.5), pytest.approx(0.55 / 1.05))
     assert own.share_interval.low <= own.share <= own.share_interval.high
 
@@ -355,7 +355,7 @@ def test_the_lead_by_hand() -> None:
 )
 def test_what_becomes_of_a_lead(own_after: list[float], verdict: str) -> None:
     after = {"full": BEFORE["full"], "own": own_after, "r0": [2.0, 3, 4, 5], "r1": [2.1, 3, 4, 5.1], "r2": [1.9, 3, 4, 4.9]}
-    assert lead(OWN, RANDOMS, RANDOMS, stick(BEFORE), stick(after), 0).verdict == verdict
+    assert lead(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0).verdict == verdict
 
 
 def test_no_lead_to_keep() -> None:
@@ -366,7 +366,7 @@ def test_no_lead_to_keep() -> None:
     expected = {"beats random": "survives", "not distinguishable": "not shown", "worse than random": "reversed"}
     assert found == expected
     same = {**BEFORE, "own": [4.0, 5.0, 6.0, 7.0]}
-    found = lead(OWN, RANDOMS, RANDOMS, stick(same), stick(BEFORE), 0)
+    found = lead(OWN, RANDOMS, RANDOMS, measure(same), measure(BEFORE), 0)
     assert found.verdict == "no lead before"
     assert math.isnan(found.kept)
     assert found.kept_interval.reason == "what it is a share of is not told from 0"

@@ -15,7 +15,7 @@ from finetune import recovery as recover_module
 from prune.audit.tokens import Audit
 from prune.checkpoint.write import export
 from prune.recipe.read import read_recipe
-from prune.recover import recovery as heal_module
+from prune.recover import recovery as recovery_module
 from prune.recover import students as students_module
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
@@ -83,13 +83,13 @@ def test_recovery_after_a_kill_with_other_settings(healing: Path, tmp_path: Path
 def test_a_folder_of_that_name_is_not_yet_that_plan(healing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """What the fault did: experts 8 to 15 were asked for, and 0 to 7 stood in memory."""
     prepared = prepare(read_recipe(healing, DISK), tmp_path / "run")
-    materials, folder = Run(prepared).materials, tmp_path / "recovery" / "random-0"
+    session, folder = Run(prepared).session, tmp_path / "recovery" / "random-0"
     keep = {"asked": (4, 5, 6, 7), "written": (0, 1, 2, 3)}
     plans = {name: Plan(8, dict.fromkeys((0, 1, 2), ids), prepared.fingerprint, name) for name, ids in keep.items()}
     settings = prepared.recipe.finetune
     assert settings is not None
     source = students_module.FromDisk(
-        materials, settings.model_copy(update={"kl": 0.0}), materials.training, tmp_path / "none", plans["written"]
+        session, settings.model_copy(update={"kl": 0.0}), session.training, tmp_path / "none", plans["written"]
     )
     export(prepared.layout, plans["written"], tmp_path / "recovery" / "random-0-pruned")
     with source.student(plans["asked"], folder) as student:
@@ -118,7 +118,7 @@ def test_there_and_back_again(healing: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ExciseError, match="holds the result of another training"):
         run(healing, tmp_path / "run", *trained)
     again = lambda: run(healing, tmp_path / "run", *trained, force=True)  # noqa: E731
-    killed(monkeypatch, again, heal_module.shutil, "copytree", lambda *_: True)
+    killed(monkeypatch, again, recovery_module.shutil, "copytree", lambda *_: True)
     with pytest.raises(ExciseError, match="holds the result of another training"):
         run(healing, tmp_path / "run", *SHORT)
     back()

@@ -22,7 +22,7 @@ from prune.recipe.read import read_recipe
 from prune.recipe.schema import Recipe
 from prune.run import pipeline as run_module
 from prune.run.pipeline import Run
-from prune.session import session as materials
+from prune.session import session as session_module
 from prune.session.prepare import prepare
 
 FILES = ("recipe.yaml", "environment.json", "scores.safetensors", "plan.json", "losses.csv", "validation.json", "report.md", "checkpoint")
@@ -59,7 +59,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return counting
 
     for name in calls:
-        for module in (run_module, materials):
+        for module in (run_module, session_module):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, wrap(name, getattr(module, name)))
     return calls
@@ -173,7 +173,7 @@ def test_ctrl_c_at_any_stage_then_resume(stage: str, recipe_path: Path, tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(materials if hasattr(materials, stage) else run_module, stage, interrupt)
+        broken.setattr(session_module if hasattr(session_module, stage) else run_module, stage, interrupt)
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet"])
         assert done.exit_code == 1
         assert done.stderr.endswith("excise: interrupted; the same command resumes after the last finished stage\n")
@@ -203,8 +203,8 @@ def test_interrupted_calibration_resumes_in_the_middle(recipe_path: Path, tmp_pa
             execute(recipe_path, tmp_path / "run", "calibration.batch=2")
     assert (tmp_path / "run" / "calibration.partial.safetensors").exists()
     starts = []
-    observe = materials.observe
-    monkeypatch.setattr(materials, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1])
+    observe = session_module.observe
+    monkeypatch.setattr(session_module, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1])
     result = execute(recipe_path, tmp_path / "run", "calibration.batch=2")
     assert starts == [4 * 64]
     assert result["plans"][0]["delta"] == whole["plans"][0]["delta"]

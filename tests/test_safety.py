@@ -33,7 +33,7 @@ from prune.effects.request import Request
 from prune.recipe.read import read_recipe
 from prune.recipe.schema import Recipe
 from prune.session.prepare import prepare
-from prune.session.session import Materials
+from prune.session.session import Session
 from tests import tiny
 from tests.conftest import unequal_plan
 
@@ -507,7 +507,7 @@ def test_the_reload_of_unequal_counts_runs_our_code_only(with_code: Callable[[st
     prepared = prepare(read_recipe(recipe_of(folder, tmp_path), ()), tmp_path / "run")
     plan = unequal_plan(prepared.layout.layers)
     export(prepared.layout, plan, tmp_path / "out")
-    logits = Materials(prepared).reloaded_logits(tmp_path / "out", plan, torch.device("cpu"))
+    logits = Session(prepared).reloaded_logits(tmp_path / "out", plan, torch.device("cpu"))
     assert logits.shape[-1] == tiny.VOCABULARY
     assert not marker.exists()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"] == dict.fromkeys(

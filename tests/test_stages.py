@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prune.session import session as materials_module
+from prune.session import session as session_module
 from prune.session.run_folder import RunFolder
 from tests.test_resume import audit, killed, numbers, run
 from tests.test_run import recipe_path  # noqa: F401 - a fixture
@@ -50,8 +50,8 @@ def test_rows_belong_to_what_made_them(recipe_path: Path, tmp_path: Path, monkey
         calls: list[int] = []
         with monkeypatch.context() as counting:
             for name in ("observe", "measure"):
-                work = getattr(materials_module, name)
-                counting.setattr(materials_module, name, lambda *a, work=work: (calls.append(1), work(*a))[1])
+                work = getattr(session_module, name)
+                counting.setattr(session_module, name, lambda *a, work=work: (calls.append(1), work(*a))[1])
             counting.setattr(
                 LossEvaluator, "measure", lambda self, anatomy: (calls.append(1), window_losses(anatomy.model, self.windows))[1]
             )
@@ -61,19 +61,19 @@ def test_rows_belong_to_what_made_them(recipe_path: Path, tmp_path: Path, monkey
     assert measured() == 1 + 1 + 23
     assert measured() == 0
     assert measured("trust_remote_code=true") == 25
-    monkeypatch.setattr(materials_module, "libraries", lambda: ("torch 9.9",))
+    monkeypatch.setattr(session_module, "libraries", lambda: ("torch 9.9",))
     assert measured() == 25
 
 
 def test_searches_of_an_older_version_are_not_used(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """They may have been interrupted, and then they are wrong under the right key."""
     searched: list[str] = []
-    work = materials_module.measure
-    monkeypatch.setattr(materials_module, "measure", lambda m, s: (searched.append(m.kind), work(m, s))[1])
+    work = session_module.measure
+    monkeypatch.setattr(session_module, "measure", lambda m, s: (searched.append(m.kind), work(m, s))[1])
     sets = ("criteria=['causal_greedy:start=reap,shortlist=4,step=4,windows=1']", "validate.sequences=2")
     run(recipe_path, tmp_path / "a", *sets)
     run(recipe_path, tmp_path / "b", *sets)
     assert searched == ["greedy"]
-    monkeypatch.setattr(materials_module, "VERSION", 1)
+    monkeypatch.setattr(session_module, "VERSION", 1)
     run(recipe_path, tmp_path / "c", *sets)
     assert searched == ["greedy", "greedy"]

@@ -19,7 +19,7 @@ from experts.errors import ExciseError
 from prune.console.cli import app
 from prune.recipe.read import parse_recipe
 from prune.session.prepare import prepare
-from prune.session.session import Materials
+from prune.session.session import Session
 from tests import talking, tiny
 
 BEGINS, WITHOUT = talking.tokenizer(), tiny.tokenizer()
@@ -90,10 +90,10 @@ def recipe_of(model: Path, text: Path, **part: Any) -> dict[str, Any]:
 
 def test_recipes_and_effects_begin_as_the_tokenizer_does(begins_model: Path, text: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(recipe_of(begins_model, text), "recipe", tmp_path)
-    materials = Materials(prepare(recipe, tmp_path / "run"))
-    assert (materials.read_part(recipe.calibration).tokens[:, 0] == 258).all()
+    session = Session(prepare(recipe, tmp_path / "run"))
+    assert (session.read_part(recipe.calibration).tokens[:, 0] == 258).all()
     never = parse_recipe(recipe_of(begins_model, text, bos="never"), "recipe", tmp_path)
-    assert (materials.read_part(never.calibration).tokens != 258).all()
+    assert (session.read_part(never.calibration).tokens != 258).all()
     with pytest.raises(ExciseError, match=r"calibration\.bos: input should be 'auto', 'always' or 'never', got 'maybe'"):
         parse_recipe(recipe_of(begins_model, text, bos="maybe"), "recipe", tmp_path)
     tables = {}
@@ -136,9 +136,9 @@ def test_windows_that_do_not_fit_are_said_or_refused(
     """Said once, although two texts are read; refused before a text is tokenised, where the model has no such positions."""
     caplog.set_level("INFO", "excise")
     recipe = parse_recipe(recipe_of(begins_model, text, length=130, sequences=1), "recipe", tmp_path)
-    materials = Materials(prepare(recipe, tmp_path / "run"))
-    materials.read_part(recipe.calibration)
-    materials.read_part(recipe.validation)
+    session = Session(prepare(recipe, tmp_path / "run"))
+    session.read_part(recipe.calibration)
+    session.read_part(recipe.validation)
     note = "a window of 130 tokens is longer than the 128 positions the model was made for"
     assert caplog.text.count(note) == 1
     learned = tmp_path / "learned"
@@ -148,7 +148,7 @@ def test_windows_that_do_not_fit_are_said_or_refused(
     save_file(tensors, learned / "model.safetensors", {"format": "pt"})
     recipe = parse_recipe(recipe_of(learned, text, length=110, sequences=1), "recipe", tmp_path)
     with pytest.raises(ExciseError, match="a window of 110 tokens is longer than the 100 positions the model has"):
-        Materials(prepare(recipe, tmp_path / "run2")).read_part(recipe.calibration)
+        Session(prepare(recipe, tmp_path / "run2")).read_part(recipe.calibration)
     asked = ("--text", text, "--window", 110, "-o", tmp_path / "e.csv")
     done = CliRunner().invoke(app, list(map(str, ("effects", learned, *asked))))
     assert done.exit_code == 1

@@ -12,7 +12,7 @@ from experts.anatomy import Anatomy, dissect
 from experts.errors import ExciseError
 from prune.recipe.read import parse_recipe
 from prune.session.prepare import prepare
-from prune.session.session import Materials
+from prune.session.session import Session
 from tests import talking, tiny
 from tests.test_tasks import ITEMS, task_file
 from validate.tasks import Benchmark
@@ -80,7 +80,7 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("abcdefgh" * 30)
     text = {"data": {"text": str(tmp_path / "a.txt")}, "sequences": 1, "length": 20}
 
-    def materials(choice: Any) -> Materials:
+    def session(choice: Any) -> Session:
         tasks = {"names": "guess", "include": str(task_file(tmp_path / "tasks")), "chat_template": choice}
         recipe = {
             "model": str(model),
@@ -88,22 +88,22 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "prune": {"fraction": 0.5},
             "validate": {**text, "tasks": tasks},
         }
-        return Materials(prepare(parse_recipe(recipe, "recipe", tmp_path), tmp_path / "run"))
+        return Session(prepare(parse_recipe(recipe, "recipe", tmp_path), tmp_path / "run"))
 
     with pytest.raises(ExciseError, match=r"validate\.tasks\.chat_template: the tokenizer has no chat template"):
-        _ = materials(True).benchmark
+        _ = session(True).benchmark
     templates = {"default": talking.STRICT, "terse": TERSE, "mute": "{{ raise_exception('no') }}"}
     talking.tokenizer(templates).save_pretrained(model)
-    assert materials(True).benchmark.template == talking.STRICT
-    assert materials("terse").benchmark.template == TERSE
-    assert materials(False).benchmark.template == ""
+    assert session(True).benchmark.template == talking.STRICT
+    assert session("terse").benchmark.template == TERSE
+    assert session(False).benchmark.template == ""
     with pytest.raises(
         ExciseError,
         match=r"validate\.tasks\.chat_template: the tokenizer has no template 'verbose'; it has default, mute, terse",
     ):
-        _ = materials("verbose").benchmark
+        _ = session("verbose").benchmark
     with pytest.raises(
         ExciseError,
         match=r"validate\.tasks\.chat_template: the chat template cannot write .*\(TemplateError: no\)",
     ):
-        _ = materials("mute").benchmark
+        _ = session("mute").benchmark

@@ -20,7 +20,7 @@ from tests.conftest import uniform_plan, windows
 from validate import rig
 from validate.draw import random_plans
 from validate.loss import window_losses
-from validate.null import LOSS, Contest, Evidence, Yardstick, against_random, settled
+from validate.null import LOSS, Contest, Evidence, Measure, against_random, with_verdicts
 from validate.rows import LossEvaluator
 from validate.statistics import clustered_interval, permutation_p, smallest_detectable, standardized_effect
 from validate.verdict import Correction, Null, judge
@@ -233,13 +233,13 @@ def measured(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
     """Not judged yet."""
     plan, reverse = uniform_plan((0, 1, 2)), uniform_plan((0, 1, 2), (0, 1, 2, 3, 4, 5))
     evaluator = LossEvaluator(anatomy, windows(), path, key)
-    stick = Yardstick(LOSS, "nats per token", evaluator, evaluator.weights, evaluator.windows.document)
+    measure = Measure(LOSS, "nats per token", evaluator, evaluator.weights, evaluator.windows.document)
     contest = Contest(plan, reverse, random_plans(plan, SHAPE, NOTHING, 20, 0), "f", "layer")
-    return against_random(contest, [stick], Null.COUNTED, 0)
+    return against_random(contest, [measure], Null.COUNTED, 0)
 
 
 def run_test(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
-    return settled([measured(anatomy, path, key)], Correction.NONE, Null.COUNTED)[0]
+    return with_verdicts([measured(anatomy, path, key)], Correction.NONE, Null.COUNTED)[0]
 
 
 def test_without_a_verdict_there_is_no_report(anatomy: Anatomy, tmp_path: Path) -> None:

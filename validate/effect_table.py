@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experts.ablation import marked
 from experts.effects.instrument import Instrument
-from experts.effects.stream import Clean
+from experts.effects.stream import CleanForward
 from experts.memory import in_chunks
 from experts.modes import Scope
 
@@ -57,7 +57,7 @@ def measure(instrument: Instrument, tokens: Tensor, missing: Mapping[int, Sequen
 
     def work(start: int, stop: int) -> None:
         part = numbers[start:stop]
-        clean = instrument.look(tokens[part], cells.scope)
+        clean = instrument.clean_forward(tokens[part], cells.scope)
         for layer in sorted({layer for number in part for layer in missing[number]}):
             for number, table in zip(part, of_scope(instrument, clean, layer, part, cells), strict=True):
                 if layer in missing[number]:
@@ -66,7 +66,7 @@ def measure(instrument: Instrument, tokens: Tensor, missing: Mapping[int, Sequen
     in_chunks(len(numbers), size, work, "window")
 
 
-def _position(instrument: Instrument, clean: Clean, layer: int, windows: list[int], cells: Cells) -> list[Table]:
+def _position(instrument: Instrument, clean: CleanForward, layer: int, windows: list[int], cells: Cells) -> list[Table]:
     """One window: every position that has a next token, every active expert that is asked for."""
     active = _Active(clean, layer, 0, cells, windows[0])
     marks = torch.nn.functional.one_hot(active.expert, instrument.anatomy.experts).bool()
@@ -74,7 +74,7 @@ def _position(instrument: Instrument, clean: Clean, layer: int, windows: list[in
     return [active.table(instrument.anatomy.indices[layer], delta, divergence)]
 
 
-def _sequence(instrument: Instrument, clean: Clean, layer: int, windows: list[int], cells: Cells) -> list[Table]:
+def _sequence(instrument: Instrument, clean: CleanForward, layer: int, windows: list[int], cells: Cells) -> list[Table]:
     """Each expert removed at every position, read wherever it is active."""
     found = [_Active(clean, layer, number, cells, window) for number, window in enumerate(windows)]
     measured = torch.unique(torch.cat([active.expert for active in found]))
@@ -90,7 +90,7 @@ def _sequence(instrument: Instrument, clean: Clean, layer: int, windows: list[in
     return tables
 
 
-def _corpus(instrument: Instrument, clean: Clean, layer: int, windows: list[int], cells: Cells) -> list[Table]:  # noqa: ARG001
+def _corpus(instrument: Instrument, clean: CleanForward, layer: int, windows: list[int], cells: Cells) -> list[Table]:  # noqa: ARG001
     """Each expert removed at every token; means over the window."""
     device = clean.tokens.device
     experts = torch.arange(instrument.anatomy.experts, device=device)
@@ -125,7 +125,7 @@ class _Active:
     window: its place in `clean`; number: its place among all windows.
     """
 
-    def __init__(self, clean: Clean, layer: int, window: int, cells: Cells, number: int) -> None:
+    def __init__(self, clean: CleanForward, layer: int, window: int, cells: Cells, number: int) -> None:
         index, weight = clean.index[layer][window, :-1], clean.weight[layer][window, :-1]
         order = torch.argsort(weight, dim=1, descending=True, stable=True)  # routers need not sort their choice
         index, weight = index.gather(1, order), weight.gather(1, order)

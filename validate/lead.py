@@ -7,14 +7,14 @@ import numpy as np
 
 from criteria.statistics import Array
 from experts.plan import Plan
-from validate.null import Judged, Yardstick, chance_of, judged, number
+from validate.null import Judged, Measure, chance_of, number, with_verdict
 from validate.statistics import Interval, clustered_interval, clustered_share
 from validate.verdict import Null, Survival, survival
 
 
 @dataclass(frozen=True)
 class Healed:
-    """What recovery did to one plan by one yardstick. before, after: cost over the unpruned model (nats, or share of items lost).
+    """What recovery did to one plan by one measure. before, after: cost over the unpruned model (nats, or share of items lost).
 
     gain: before − after, with its interval over documents or items; share: of the cost that recovery took back, nan where there is none.
     """
@@ -81,15 +81,15 @@ class Lead:
         }
 
 
-def healed(plan: Plan | None, before: Yardstick, after: Yardstick, seed: int) -> Healed:
-    """One plan by one yardstick; None = the unpruned model, which has nothing to recover."""
+def healed(plan: Plan | None, before: Measure, after: Measure, seed: int) -> Healed:
+    """One plan by one measure; None = the unpruned model, which has nothing to recover."""
     full, old, new = before.values(None), before.values(plan), after.values(plan)
     gain = clustered_interval(old - new, before.weights, before.clusters, seed)
     share, interval = clustered_share(old - new, old - full, before.weights, before.clusters, seed)
     return Healed(before.name, before.metric, before.mean(old - full), before.mean(new - full), gain, share, interval)
 
 
-def lead(plan: Plan, randoms: list[Plan], known: list[Plan], before: Yardstick, after: Yardstick, seed: int) -> Lead:
+def lead(plan: Plan, randoms: list[Plan], known: list[Plan], before: Measure, after: Measure, seed: int) -> Lead:
     """The criterion's plan against random plans that got the same recovery.
 
     known: random plans measured before recovery, `randoms` first: more of them tell better whether there was a lead. p: from a t
@@ -111,14 +111,14 @@ def lead(plan: Plan, randoms: list[Plan], known: list[Plan], before: Yardstick, 
     )
 
 
-def _judged(own: Array, randoms: list[Plan], stick: Yardstick, seed: int) -> Judged:
-    chance = chance_of(own, randoms, stick, Null.NORMAL, seed)
-    return judged(chance, chance.p, chance.p_worse, 1, Null.NORMAL)
+def _judged(own: Array, randoms: list[Plan], measure: Measure, seed: int) -> Judged:
+    chance = chance_of(own, randoms, measure, Null.NORMAL, seed)
+    return with_verdict(chance, chance.p, chance.p_worse, 1, Null.NORMAL)
 
 
-def _mean_random(stick: Yardstick, randoms: list[Plan]) -> Array:
+def _mean_random(measure: Measure, randoms: list[Plan]) -> Array:
     """Of every row [N]."""
-    mean: Array = np.mean([stick.values(plan) for plan in randoms], axis=0)
+    mean: Array = np.mean([measure.values(plan) for plan in randoms], axis=0)
     return mean
 
 

@@ -46,7 +46,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Measure:
     """What plans are measured by. sign: +1 where smaller is better (loss), −1 for scores; rows: the part of the evaluator's rows.
 
     weights, clusters: of those rows; tokens and documents for losses, 1 and the item itself for tasks. randoms: how many random plans,
@@ -126,7 +126,7 @@ class Judged(Chance):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs by one yardstick, against its nulls. full: value of the unpruned model; delta: mean rise of the plan over it.
+    """What a plan costs by one measure, against its nulls. full: value of the unpruned model; delta: mean rise of the plan over it.
 
     delta_interval: of delta, over documents or items; p_full: two-sided, that the plan is as good as the unpruned model (exact McNemar,
     or sign flips over documents); ends: interval of reversed − plan; equal: against random plans of equal counts, where the plan's differ.
@@ -164,7 +164,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A criterion's plan by every yardstick: the held-out loss first, then tasks."""
+    """A criterion's plan by every measure: the held-out loss first, then tasks."""
 
     criterion: str
     formula: str
@@ -194,7 +194,7 @@ class Evidence:
 def _settled(chance: Chance) -> Judged:
     """What a report may show. Raises TypeError for a test that was never judged: it has no verdict."""
     if not isinstance(chance, Judged):
-        raise TypeError("a test against random plans was not judged; see `settled`")
+        raise TypeError("a test against random plans was not judged; see `with_verdicts`")
     return chance
 
 
@@ -203,47 +203,47 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def against_random(test: Contest, yardsticks: list[Yardstick], null: Null, seed: int) -> Evidence:
-    """Measures the plan, its reverse and the random plans by every yardstick. Verdicts come with `settled`."""
+def against_random(test: Contest, measures: list[Measure], null: Null, seed: int) -> Evidence:
+    """Measures the plan, its reverse and the random plans by every measure. Verdicts come with `with_verdicts`."""
     costs = []
-    for stick in yardsticks:
-        for plan in tqdm(_measured(test, stick), desc=f"{stick.name}: {test.plan.criterion}, scope {test.scope}", unit="plan", delay=2):
-            stick.values(plan)
-        costs.append(_cost(test, stick, null, seed))
+    for measure in measures:
+        for plan in tqdm(_measured(test, measure), desc=f"{measure.name}: {test.plan.criterion}, scope {test.scope}", unit="plan", delay=2):
+            measure.values(plan)
+        costs.append(_cost(test, measure, null, seed))
     return Evidence(test.plan.criterion, test.formula, test.plan, test.reversed_plan, test.scope, tuple(costs))
 
 
-def _measured(test: Contest, stick: Yardstick) -> list[Plan | None]:
-    return [None, test.plan, test.reversed_plan, *test.randoms[: stick.randoms], *(test.equal or [])[: stick.randoms]]
+def _measured(test: Contest, measure: Measure) -> list[Plan | None]:
+    return [None, test.plan, test.reversed_plan, *test.randoms[: measure.randoms], *(test.equal or [])[: measure.randoms]]
 
 
-def _cost(test: Contest, stick: Yardstick, null: Null, seed: int) -> Cost:
-    full, own, reverse = (stick.values(plan) for plan in (None, test.plan, test.reversed_plan))
+def _cost(test: Contest, measure: Measure, null: Null, seed: int) -> Cost:
+    full, own, reverse = (measure.values(plan) for plan in (None, test.plan, test.reversed_plan))
     return Cost(
-        name=stick.name,
-        metric=stick.metric,
-        sign=stick.sign,
-        full=stick.mean(full),
-        delta=stick.mean(own - full),
-        delta_interval=clustered_interval(own - full, stick.weights, stick.clusters, seed),
-        p_full=_p_full(stick, own, full, seed),
-        reversed_delta=stick.mean(reverse - full),
-        ends=clustered_interval(reverse - own, stick.weights, stick.clusters, seed),
-        own=chance_of(own, test.randoms, stick, null, seed),
-        equal=None if test.equal is None else chance_of(own, test.equal, stick, null, seed),
+        name=measure.name,
+        metric=measure.metric,
+        sign=measure.sign,
+        full=measure.mean(full),
+        delta=measure.mean(own - full),
+        delta_interval=clustered_interval(own - full, measure.weights, measure.clusters, seed),
+        p_full=_p_full(measure, own, full, seed),
+        reversed_delta=measure.mean(reverse - full),
+        ends=clustered_interval(reverse - own, measure.weights, measure.clusters, seed),
+        own=chance_of(own, test.randoms, measure, null, seed),
+        equal=None if test.equal is None else chance_of(own, test.equal, measure, null, seed),
     )
 
 
-def _p_full(stick: Yardstick, own: Array, full: Array, seed: int) -> float:
-    return (mcnemar(own < 0, full < 0) if stick.binary else clustered_p(own - full, stick.weights, stick.clusters, seed)).p
+def _p_full(measure: Measure, own: Array, full: Array, seed: int) -> float:
+    return (mcnemar(own < 0, full < 0) if measure.binary else clustered_p(own - full, measure.weights, measure.clusters, seed)).p
 
 
-def chance_of(own: Array, randoms: list[Plan], stick: Yardstick, null: Null, seed: int) -> Chance:
+def chance_of(own: Array, randoms: list[Plan], measure: Measure, null: Null, seed: int) -> Chance:
     """A plan against random plans, not judged yet. own: value of every row under the plan [N]."""
-    randoms, full = randoms[: stick.randoms], stick.values(None)
-    rows = np.stack([stick.values(random) for random in randoms])  # [R, N]
-    costs = np.array([stick.mean(values - full) for values in rows])
-    delta = stick.mean(own - full)
+    randoms, full = randoms[: measure.randoms], measure.values(None)
+    rows = np.stack([measure.values(random) for random in randoms])  # [R, N]
+    costs = np.array([measure.mean(values - full) for values in rows])
+    delta = measure.mean(own - full)
     probability = permutation_p if null is Null.COUNTED else normal_p
     return Chance(
         values=tuple(map(float, costs)),
@@ -251,37 +251,37 @@ def chance_of(own: Array, randoms: list[Plan], stick: Yardstick, null: Null, see
         p=probability(delta, costs),
         p_worse=probability(-delta, -costs),
         effect=standardized_effect(delta, costs),
-        interval=clustered_interval(rows.mean(axis=0) - own, stick.weights, stick.clusters, seed),
+        interval=clustered_interval(rows.mean(axis=0) - own, measure.weights, measure.clusters, seed),
         normality=normality_p(costs),
     )
 
 
-def settled(evidence: list[Evidence], correction: Correction, null: Null) -> list[Evidence]:
+def with_verdicts(evidence: list[Evidence], correction: Correction, null: Null) -> list[Evidence]:
     """The same with corrected p, verdicts, and what could have been found.
 
-    One family per yardstick and null: all criteria and budgets in `evidence`.
+    One family per measure and null: all criteria and budgets in `evidence`.
     """
     found = evidence
-    for stick in range(len(evidence[0].costs)):
+    for measure in range(len(evidence[0].costs)):
         for name in ("own", "equal"):
-            found = _family(found, stick, name, correction, null)
+            found = _family(found, measure, name, correction, null)
     return found
 
 
-def _family(evidence: list[Evidence], stick: int, name: str, correction: Correction, null: Null) -> list[Evidence]:
-    members = [number for number, one in enumerate(evidence) if getattr(one.costs[stick], name) is not None]
-    chances: list[Chance] = [getattr(evidence[member].costs[stick], name) for member in members]
+def _family(evidence: list[Evidence], measure: int, name: str, correction: Correction, null: Null) -> list[Evidence]:
+    members = [number for number, one in enumerate(evidence) if getattr(one.costs[measure], name) is not None]
+    chances: list[Chance] = [getattr(evidence[member].costs[measure], name) for member in members]
     p, worse = (corrected(values, correction) for values in ([one.p for one in chances], [one.p_worse for one in chances]))
     found, tests = list(evidence), 1 if correction is Correction.NONE else len(members)
     for place, (member, chance) in enumerate(zip(members, chances, strict=True)):
-        ruled = judged(chance, float(p[place]), float(worse[place]), tests, null)
+        ruled = with_verdict(chance, float(p[place]), float(worse[place]), tests, null)
         costs = list(found[member].costs)
-        costs[stick] = replace(costs[stick], own=ruled) if name == "own" else replace(costs[stick], equal=ruled)
+        costs[measure] = replace(costs[measure], own=ruled) if name == "own" else replace(costs[measure], equal=ruled)
         found[member] = replace(found[member], costs=tuple(costs))
     return found
 
 
-def judged(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Judged:
+def with_verdict(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Judged:
     """The same with a (new) verdict, and with what could have been found. p, p_worse: corrected for `tests` of them."""
     measured = {part.name: getattr(chance, part.name) for part in fields(Chance)}
     return Judged(

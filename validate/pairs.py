@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from criteria.statistics import Array
-from validate.null import Evidence, Yardstick, number
+from validate.null import Evidence, Measure, number
 from validate.statistics import Interval, Test, clustered_interval, clustered_p, corrected, mcnemar, resamples_for
 from validate.verdict import ALPHA, Correction, differ
 
@@ -45,12 +45,12 @@ class Difference(Compared):
 
 
 def count(criteria: int, budgets: int) -> int:
-    """How many differences there are by one yardstick."""
+    """How many differences there are by one measure."""
     return criteria * (criteria - 1) // 2 * budgets
 
 
-def differences(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:
-    """Every pair of criteria at every budget, by every yardstick; Holm over all of one yardstick.
+def differences(evidence: list[Evidence], measures: list[Measure], seed: int) -> list[Difference]:
+    """Every pair of criteria at every budget, by every measure; Holm over all of one measure.
 
     Budgets are told apart by what they keep.
     """
@@ -59,11 +59,11 @@ def differences(evidence: list[Evidence], sticks: list[Yardstick], seed: int) ->
         budgets.setdefault((one.scope, one.plan.total), []).append(one)
     pairs = [pair for members in budgets.values() for pair in itertools.combinations(members, 2)]
     named = [((one.scope, round(one.plan.fraction, 6)), one, other) for one, other in pairs]
-    return _tested(named, sticks, seed)
+    return _tested(named, measures, seed)
 
 
-def between_scopes(evidence: list[Evidence], sticks: list[Yardstick], seed: int) -> list[Difference]:
-    """Scope global − scope layer of every criterion, where both keep the same number; Holm over all of one yardstick.
+def between_scopes(evidence: list[Evidence], measures: list[Measure], seed: int) -> list[Difference]:
+    """Scope global − scope layer of every criterion, where both keep the same number; Holm over all of one measure.
 
     Does it pay to let layers keep unequal numbers? scope of the result: "global − layer"; first and second: the criterion.
     """
@@ -73,42 +73,42 @@ def between_scopes(evidence: list[Evidence], sticks: list[Yardstick], seed: int)
         for one in evidence
         if one.scope == "global" and (one.criterion, one.plan.total) in uniform
     ]
-    return _tested(pairs, sticks, seed)
+    return _tested(pairs, measures, seed)
 
 
-def _tested(pairs: list[tuple[tuple[str, float], Evidence, Evidence]], sticks: list[Yardstick], seed: int) -> list[Difference]:
+def _tested(pairs: list[tuple[tuple[str, float], Evidence, Evidence]], measures: list[Measure], seed: int) -> list[Difference]:
     found = []
-    for stick in sticks:
-        tested = [_difference(stick, budget, first, second, len(pairs), seed) for budget, first, second in pairs]
+    for measure in measures:
+        tested = [_difference(measure, budget, first, second, len(pairs), seed) for budget, first, second in pairs]
         after = corrected([difference.p for difference in tested], Correction.HOLM)
         for one, p in zip(tested, map(float, after), strict=True):
             found.append(Difference(**vars(one), p_corrected=p, differ=differ(p)))
     return found
 
 
-def _difference(stick: Yardstick, budget: tuple[str, float], first: Evidence, second: Evidence, family: int, seed: int) -> Compared:
-    one, other = stick.values(first.plan), stick.values(second.plan)
+def _difference(measure: Measure, budget: tuple[str, float], first: Evidence, second: Evidence, family: int, seed: int) -> Compared:
+    one, other = measure.values(first.plan), measure.values(second.plan)
     same = first.plan.digest == second.plan.digest
     if same:
         interval, tested = Interval(0.0, 0.0, 0), Test(np.nan, np.nan, len(one), "both keep the same experts")
     else:
-        interval = clustered_interval(one - other, stick.weights, stick.clusters, seed)
-        tested = mcnemar(one < 0, other < 0) if stick.binary else _sign_flip(stick, one - other, family, seed)
+        interval = clustered_interval(one - other, measure.weights, measure.clusters, seed)
+        tested = mcnemar(one < 0, other < 0) if measure.binary else _sign_flip(measure, one - other, family, seed)
     return Compared(
-        name=stick.name,
+        name=measure.name,
         scope=budget[0],
         fraction=budget[1],
         first=first.criterion,
         second=second.criterion,
-        difference=stick.mean(one - other),
+        difference=measure.mean(one - other),
         low=interval.low,
         high=interval.high,
         p=tested.p,
         same_plan=same,
-        test="exact McNemar over items" if stick.binary else "sign flips over documents",
+        test="exact McNemar over items" if measure.binary else "sign flips over documents",
         reason=tested.reason,
     )
 
 
-def _sign_flip(stick: Yardstick, differences: Array, family: int, seed: int) -> Test:
-    return clustered_p(differences, stick.weights, stick.clusters, seed, resamples_for(family, ALPHA))
+def _sign_flip(measure: Measure, differences: Array, family: int, seed: int) -> Test:
+    return clustered_p(differences, measure.weights, measure.clusters, seed, resamples_for(family, ALPHA))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from criteria.statistics import Array
 from experts.effects.instrument import Instrument
-from experts.effects.stream import Clean
+from experts.effects.stream import CleanForward
 from experts.memory import in_chunks
 from experts.modes import Scope
 from validate.statistics import Interval, clustered_interval, permutation_p
@@ -68,7 +68,7 @@ def by_gate_weight(instrument: Instrument, tokens: Tensor, layer: int, chosen: N
         return np.zeros((0, int(chosen.sum())))
     found = []
     for number in np.flatnonzero(chosen.any(axis=1)):
-        clean = instrument.look(tokens[number : number + 1], Scope.POSITION)
+        clean = instrument.clean_forward(tokens[number : number + 1], Scope.POSITION)
         position = torch.from_numpy(np.flatnonzero(chosen[number])).to(tokens.device)
         index, weight = (part[layer][0, position] for part in (clean.index, clean.weight))
         ranked = index.gather(1, torch.argsort(weight, dim=1, descending=True, stable=True))
@@ -84,7 +84,7 @@ def by_order(instrument: Instrument, tokens: Tensor, layer: int, orders: Mapping
     rows = {name: np.empty((removed, len(tokens))) for name in orders}
 
     def work(start: int, stop: int) -> None:
-        clean = instrument.look(tokens[start:stop], Scope.CORPUS)
+        clean = instrument.clean_forward(tokens[start:stop], Scope.CORPUS)
         known: dict[frozenset[int], Array] = {}
         for name, order in orders.items():
             for count in range(1, removed + 1):
@@ -97,7 +97,7 @@ def by_order(instrument: Instrument, tokens: Tensor, layer: int, orders: Mapping
     return rows
 
 
-def _without(instrument: Instrument, clean: Clean, layer: int, experts: Sequence[int]) -> Array:
+def _without(instrument: Instrument, clean: CleanForward, layer: int, experts: Sequence[int]) -> Array:
     marks = torch.zeros(instrument.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
     marks[list(experts)] = True
     found: Array = instrument.everywhere(clean, {layer: marks})[0].mean(dim=1).cpu().numpy()

@@ -106,7 +106,7 @@ def check_local(anatomy: Anatomy, first: Windows) -> Check:
     instrument, tokens = Instrument(anatomy, probabilities=False, enters=False), _tokens(anatomy, first)[:, :LOCAL]
     where, wrong, moved = (tokens.shape[1] - 1) // 2, 0, 0
     with intercepted(anatomy, _token_by_token):
-        clean = instrument.look(tokens, Scope.SEQUENCE)
+        clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
         cells = [(layer, active) for layer in _some_layers(anatomy) for active in (True, False)]
         for layer, active in cells:
             chosen = clean.index[layer][0, where]
@@ -130,12 +130,12 @@ def check_planted(anatomy: Anatomy, first: Windows) -> Check:
     instrument, tokens = Instrument(anatomy, probabilities=False, enters=False), _tokens(anatomy, first)[:, :LOCAL]
     alive, dead = 0, 0
     for layer in _some_layers(anatomy):
-        clean = instrument.look(tokens, Scope.SEQUENCE)
+        clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
         expert = int(torch.bincount(clean.index[layer].flatten()).argmax())
         removed = {layer: marked(anatomy, expert)}
         alive += int(instrument.everywhere(clean, removed)[0].count_nonzero())
         with _emptied(anatomy.layers[layer], expert):
-            dead += int(instrument.everywhere(instrument.look(tokens, Scope.SEQUENCE), removed)[0].count_nonzero())
+            dead += int(instrument.everywhere(instrument.clean_forward(tokens, Scope.SEQUENCE), removed)[0].count_nonzero())
     evidence = f"{dead} losses moved by removing an empty expert, {alive} when it was not empty"
     return Check("5 a planted expert has no effect", dead == 0 and alive > 0, evidence)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experts.disk.configuration import in_tower, text_config, whole
+from experts.disk.configuration import in_tower, positive_int, text_config
 from experts.errors import ExciseError
 
 KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx")
@@ -14,7 +14,7 @@ LEARNED = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?|pos_e
 def most_positions(config: Mapping[str, Any]) -> int | None:
     """The length of text a configuration names; rope scaling is counted in it already, or is not."""
     text = text_config(config)
-    return next((number for key in KEYS if (number := whole(text, key))), None)
+    return next((number for key in KEYS if (number := positive_int(text, key))), None)
 
 
 def learned_positions(shapes: Mapping[str, Sequence[int]]) -> int | None:
@@ -39,7 +39,7 @@ def context_note(length: int, config: Mapping[str, Any], shapes: Mapping[str, Se
 
 def check_vocabulary(largest: int, config: Mapping[str, Any]) -> None:
     """Refuses text whose largest token id the model has no embedding for: the tokenizer is another model's."""
-    size = whole(text_config(config), "vocab_size")
+    size = positive_int(text_config(config), "vocab_size")
     if size is not None and largest >= size:
         raise ExciseError(
             f"the tokenizer gives token {largest}, and config.json says vocab_size = {size}: it belongs to another model; "

@@ -41,10 +41,10 @@ def router_groups(config: Mapping[str, Any]) -> tuple[int, int]:
 
     Some routers ignore them (topk_method: greedy of DeepSeek-V2): kept evenly they do no harm, where they count an uneven plan would.
     """
-    groups = next((number for key in GROUP_KEYS if (number := whole(config, key))), 1)
+    groups = next((number for key in GROUP_KEYS if (number := positive_int(config, key))), 1)
     if groups == 1:
         return 1, 1
-    return groups, whole(config, "topk_group") or groups
+    return groups, positive_int(config, "topk_group") or groups
 
 
 def expert_axis(shape: Sequence[int], experts: int) -> int | None:
@@ -55,7 +55,7 @@ def expert_axis(shape: Sequence[int], experts: int) -> int | None:
     return next((axis for axis, size in enumerate(shape) if size == experts and all(before == 1 for before in shape[:axis])), None)
 
 
-def whole(config: Mapping[str, Any], key: str) -> int | None:
+def positive_int(config: Mapping[str, Any], key: str) -> int | None:
     """A positive whole number of the configuration, None where the key is missing, null or 0.
 
     A list will do that has the same number for every layer.

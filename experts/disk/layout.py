@@ -21,9 +21,9 @@ from experts.disk.configuration import (
     UNEQUAL,
     expert_axis,
     in_tower,
+    positive_int,
     router_groups,
     text_config,
-    whole,
 )
 from experts.disk.shards import Checkpoint, Stored
 from experts.errors import ExciseError
@@ -89,7 +89,7 @@ class Layout:
     def shared(self) -> int:
         """Experts that every token passes, besides the routed ones."""
         config = text_config(self.checkpoint.config)
-        counted = next((n for key in SHARED_KEYS if (n := whole(config, key))), None)
+        counted = next((n for key in SHARED_KEYS if (n := positive_int(config, key))), None)
         if counted is not None:
             return counted
         return int(any(re.search(r"\.shared_expert\.", name) for name in self.checkpoint.tensors))
@@ -107,7 +107,7 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
             "pruned or measured again: prune the model it was made from, with a smaller budget"
         )
     config = text_config(checkpoint.config)
-    depth = whole(config, "num_hidden_layers")
+    depth = positive_int(config, "num_hidden_layers")
     homes = {name: home for name, tensor in checkpoint.tensors.items() if (home := _home(tensor))}
     stems = {found.string[: found.start()] for name in homes if (found := LAYER.search(name))}
     names = [tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth, stems)]
@@ -116,12 +116,12 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
     if not expert_names or count_key is None:
         raise ExciseError(_why_none(checkpoint, count_key, bool(expert_names)))
-    experts, top_k = whole(config, count_key), next((k for key in TOP_K_KEYS if (k := whole(config, key))), None)
+    experts, top_k = positive_int(config, count_key), next((k for key in TOP_K_KEYS if (k := positive_int(config, key))), None)
     if experts is None or top_k is None:
         raise ExciseError(f"{checkpoint.folder}/config.json: none of {', '.join(TOP_K_KEYS)}: how many experts are active per token?")
     if top_k > experts:
         raise ExciseError(f"{checkpoint.folder}/config.json: {top_k} active of {experts} experts per token cannot be")
-    if names and not any(whole(config, key) for key in PREDICTING_KEYS):
+    if names and not any(positive_int(config, key) for key in PREDICTING_KEYS):
         raise ExciseError(
             f"{checkpoint.folder}: {names[0].name} stands behind num_hidden_layers = {depth}, and config.json names no layers for "
             f"multi-token prediction ({PREDICTING_KEYS[0]}); one of them is wrong"

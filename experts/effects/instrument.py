@@ -16,7 +16,7 @@ from experts.anatomy import Anatomy
 from experts.effects.outcome import row_outcomes
 from experts.effects.packing import packed
 from experts.effects.precision import fits_in_float32, in_float32
-from experts.effects.stream import Clean, entered, look
+from experts.effects.stream import CleanForward, clean_forward, entered
 from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
 from experts.memory import chunk_size, in_chunks
 from experts.modes import Mode, Scope
@@ -46,13 +46,13 @@ class Instrument:
     rows: int | None = None
     notes: list[str] = field(default_factory=list)
 
-    def look(self, tokens: Tensor, scope: Scope) -> Clean:
+    def clean_forward(self, tokens: Tensor, scope: Scope) -> CleanForward:
         """One plain forward of windows [B, W] with what this scope needs of it."""
-        return look(self.anatomy, tokens, scope is Scope.POSITION and self.packs, self.probabilities)
+        return clean_forward(self.anatomy, tokens, scope is Scope.POSITION and self.packs, self.probabilities)
 
     # Position scope.
 
-    def at_positions(self, clean: Clean, position: Tensor, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def at_positions(self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
         """ΔCE and KL [R], float64, of R interventions at single positions of one window.
 
         position: [R], each below W − 1; removed: layer position -> bool [R, E]. Rows that begin at higher layers are cheaper: call once
@@ -69,7 +69,7 @@ class Instrument:
         self.rows = in_chunks(len(position), self._chunk(clean), work, "intervention")
         return delta, divergence
 
-    def _rows(self, clean: Clean, position: Tensor, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def _rows(self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
         if self.packs:
             return packed(self.anatomy, clean, position, removed, self.mode, self.means)
         found = [
@@ -77,7 +77,7 @@ class Instrument:
         ]
         return torch.stack([loss for loss, _ in found]), torch.stack([divergence for _, divergence in found])
 
-    def _chunk(self, clean: Clean) -> int:
+    def _chunk(self, clean: CleanForward) -> int:
         """Rows at once; every row also has a row of the mask and of the attention's scores."""
         if self.rows is None:
             device, config = clean.tokens.device, self.anatomy.model.config.get_text_config()
@@ -97,19 +97,19 @@ class Instrument:
         return int(4 * (5 * config.vocab_size + width))
 
     @torch.no_grad()
-    def replay_position(self, clean: Clean, position: int, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def replay_position(self, clean: CleanForward, position: int, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss and KL at one position by a whole forward of the window with one token changed: the plain way, and the reference."""
         losses, divergences = self._whole(clean, {layer: self._only(clean, position, marks) for layer, marks in removed.items()})
         return losses[0, position], divergences[0, position]
 
-    def _only(self, clean: Clean, position: int, marks: Tensor) -> Tensor:
+    def _only(self, clean: CleanForward, position: int, marks: Tensor) -> Tensor:
         rows = torch.zeros(clean.tokens.numel(), self.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
         rows[position] = marks
         return rows
 
     # Sequence and corpus scope.
 
-    def everywhere(self, clean: Clean, removed: Mapping[int, Tensor], since: int | None = None) -> tuple[Tensor, Tensor]:
+    def everywhere(self, clean: CleanForward, removed: Mapping[int, Tensor], since: int | None = None) -> tuple[Tensor, Tensor]:
         """ΔCE and KL at every position [B, W − 1], float64, with the marked experts (layer position -> bool [E]) removed everywhere.
 
         since: the lowest layer position where `removed` differs from what `clean` was looked at with; without it, its lowest layer.
@@ -121,7 +121,7 @@ class Instrument:
 
     @torch.no_grad()
     def _whole(
-        self, clean: Clean, removed: Mapping[int, Tensor], inside: AbstractContextManager[None] | None = None
+        self, clean: CleanForward, removed: Mapping[int, Tensor], inside: AbstractContextManager[None] | None = None
     ) -> tuple[Tensor, Tensor]:
         with inside or nullcontext(), ablated(self.anatomy, removed, self.mode, self.means):
             logits = self.anatomy.model(input_ids=clean.tokens, use_cache=False).logits
@@ -148,7 +148,7 @@ class Instrument:
     def _check(self, tokens: Tensor, scope: Scope) -> float:
         first = tokens[:1]
         try:
-            cells = self._cells(look(self.anatomy, first, probabilities=False))
+            cells = self._cells(clean_forward(self.anatomy, first, probabilities=False))
             plain = torch.cat([self._replayed(first, scope, *cell) for cell in cells])
         except FAILURES as error:
             if isinstance(error, ExciseError) or is_out_of_memory(error) or is_own_mistake(error):
@@ -166,7 +166,7 @@ class Instrument:
             self._fall_back(scope, reason, first.shape[1])
         return gap
 
-    def _cells(self, clean: Clean) -> list[tuple[int, int, Tensor]]:
+    def _cells(self, clean: CleanForward) -> list[tuple[int, int, Tensor]]:
         """(layer position, position, bool [E]): an active expert at three positions in the lowest, middle and highest MoE layer."""
         last, count = clean.tokens.shape[1] - 2, len(self.anatomy.layers)
         eye = torch.eye(self.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
@@ -175,13 +175,13 @@ class Instrument:
 
     def _replayed(self, tokens: Tensor, scope: Scope, layer: int, position: int, marks: Tensor) -> Tensor:
         """Losses by whole forwards: at the position, or of the window."""
-        clean = Clean(tokens, tokens.new_empty(0), None)
+        clean = CleanForward(tokens, tokens.new_empty(0), None)
         if scope is Scope.POSITION:
             return self.replay_position(clean, position, {layer: marks})[0][None]
         return self._whole(clean, {layer: marks})[0][0]
 
     def _fast(self, tokens: Tensor, scope: Scope, cells: list[tuple[int, int, Tensor]]) -> Iterator[Tensor]:
-        clean = look(self.anatomy, tokens, scope is Scope.POSITION, False)
+        clean = clean_forward(self.anatomy, tokens, scope is Scope.POSITION, False)
         for layer, position, marks in cells:
             if scope is Scope.POSITION:
                 where = torch.tensor([position], device=tokens.device)

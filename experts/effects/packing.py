@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from experts.ablation import ablated
 from experts.anatomy import Anatomy
 from experts.effects.outcome import row_outcomes
-from experts.effects.stream import Clean, decoder_layers, entered
+from experts.effects.stream import CleanForward, decoder_layers, entered
 from experts.errors import ExciseError
 from experts.modes import Mode
 from experts.seam import replaced
@@ -24,7 +24,7 @@ from experts.seam import replaced
 
 @torch.no_grad()
 def packed(
-    anatomy: Anatomy, clean: Clean, position: Tensor, removed: Mapping[int, Tensor], mode: Mode, means: Tensor | None = None
+    anatomy: Anatomy, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor], mode: Mode, means: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Loss of the next token and KL [R], float64, of R interventions on one window (`clean` with B = 1 and a prefix).
 
@@ -46,7 +46,7 @@ def packed(
 
 
 @contextmanager
-def _masked(anatomy: Anatomy, clean: Clean, position: Tensor, at: int) -> Iterator[None]:
+def _masked(anatomy: Anatomy, clean: CleanForward, position: Tensor, at: int) -> Iterator[None]:
     """Gives every decoder layer from `at` on the rows' own mask, derived from the mask which that layer had: sliding windows stay."""
     made: dict[int, Tensor] = {}  # layers with the same mask share the rows'
 

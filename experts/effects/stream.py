@@ -54,7 +54,7 @@ class Prefix(Cache):
 
 
 @dataclass
-class Clean:
+class CleanForward:
     """One plain forward of windows, with what later runs need of it. B windows of W tokens; V = vocabulary.
 
     tokens: [B, W]; losses: of the next token [B, W − 1] float64; log_probabilities: [B, W, V]; streams: hidden state entering each
@@ -84,9 +84,9 @@ def decoder_layers(anatomy: Anatomy) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def look(anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probabilities: bool = True) -> Clean:
+def clean_forward(anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probabilities: bool = True) -> CleanForward:
     """The unmodified model on tokens [B, W]. prefix: also keep keys and values; probabilities: also keep log p [B, W, V]."""
-    clean = Clean(tokens, tokens.new_empty(0), None, prefix=Prefix() if prefix else None)
+    clean = CleanForward(tokens, tokens.new_empty(0), None, prefix=Prefix() if prefix else None)
     wanted = set(anatomy.indices)
 
     def route(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def look(anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probabilities: 
 
 
 @contextmanager
-def entered(anatomy: Anatomy, clean: Clean, at: int, position: Tensor | None = None) -> Iterator[None]:
+def entered(anatomy: Anatomy, clean: CleanForward, at: int, position: Tensor | None = None) -> Iterator[None]:
     """Inside the block one forward begins at the experts of decoder layer `at`: what comes before is known from `clean`.
 
     position: which tokens of the window the forward is made of [R]; without it, all of them in their order.

@@ -16,7 +16,7 @@ from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.session.run_folder import key_of, write_text
-from prune.session.session import Materials
+from prune.session.session import Session
 from validate.null import number
 from validate.progressive import CLIFF, Curve, by_gate_weight, by_order, curve, orders_of
 
@@ -28,20 +28,20 @@ ROWS = "progressive.csv"
 class Curves:
     """Of the scores in `table`, on evenly spread validation windows. layers: positions among the MoE layers."""
 
-    def __init__(self, materials: Materials, table: list[Scores], layers: tuple[int, ...]) -> None:
-        settings = materials.recipe.validation.progressive
+    def __init__(self, session: Session, table: list[Scores], layers: tuple[int, ...]) -> None:
+        settings = session.recipe.validation.progressive
         assert settings is not None, "asked for only where there are some"
-        self.settings, self.materials, self.table, self.shape, self.layers = settings, materials, table, materials.shape, layers
-        count = min(settings.windows, len(materials.validation))
-        self.numbers = np.unique(np.linspace(0, len(materials.validation) - 1, count).round().astype(np.int64))
-        self.windows = materials.validation.select(self.numbers)
+        self.settings, self.session, self.table, self.shape, self.layers = settings, session, table, session.shape, layers
+        count = min(settings.windows, len(session.validation))
+        self.numbers = np.unique(np.linspace(0, len(session.validation) - 1, count).round().astype(np.int64))
+        self.windows = session.validation.select(self.numbers)
         self.removed = min(settings.max_removed, self.shape.experts - self.shape.smallest)
 
     def execute(self) -> dict[str, Any]:
         """Writes the raw rows; gives the curves."""
         arrays = self._measured()
         rows = pd.concat([self._rows(layer, arrays) for layer in self.layers])
-        write_text(self.materials.folder.path / ROWS, rows.to_csv(index=False))
+        write_text(self.session.folder.path / ROWS, rows.to_csv(index=False))
         curves = [one for layer in self.layers for one in self._curves(layer, arrays)]
         return {
             "cliff": CLIFF,
@@ -56,13 +56,13 @@ class Curves:
 
     def _measured(self) -> dict[str, Array]:
         """Raw rows by "layer/order": [J, P] at tokens, [J, N] from the layer. A finished layer is never measured again."""
-        materials, identity = self.materials, [(scores.criterion, scores.digest) for scores in self.table]
-        key = key_of("progressive", materials.loaded, self.windows.hash, self.settings.model_dump(), identity)
-        store = Store(materials.folder.path / "progressive.safetensors", key)
+        session, identity = self.session, [(scores.criterion, scores.digest) for scores in self.table]
+        key = key_of("progressive", session.loaded, self.windows.hash, self.settings.model_dump(), identity)
+        store = Store(session.folder.path / "progressive.safetensors", key)
         arrays = store.read()
         missing = [layer for layer in self.layers if f"{layer}/{AT_TOKEN}" not in arrays]
         if missing:
-            tokens = torch.from_numpy(self.windows.tokens).to(next(materials.anatomy.model.parameters()).device)
+            tokens = torch.from_numpy(self.windows.tokens).to(next(session.anatomy.model.parameters()).device)
             at_token, from_layer = self._instruments(tokens)
             for layer in tqdm(missing, desc="progressive removal", unit="layer", delay=2):
                 found = by_order(from_layer, tokens, layer, self._orders(layer), self.removed)
@@ -73,8 +73,8 @@ class Curves:
 
     def _instruments(self, tokens: torch.Tensor) -> tuple[Instrument, Instrument]:
         """For removals at a token (mode zero) and from a layer (mode reroute, as pruning does)."""
-        at_token = Instrument(self.materials.anatomy, Mode.ZERO, probabilities=False)
-        from_layer = Instrument(self.materials.anatomy, Mode.REROUTE, probabilities=False)
+        at_token = Instrument(self.session.anatomy, Mode.ZERO, probabilities=False)
+        from_layer = Instrument(self.session.anatomy, Mode.REROUTE, probabilities=False)
         at_token.check(tokens, Scope.POSITION)
         from_layer.check(tokens, Scope.CORPUS)
         for note in dict.fromkeys([*at_token.notes, *from_layer.notes]):

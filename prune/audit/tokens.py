@@ -20,10 +20,10 @@ from prune.audit.csv_file import judged_cells
 from prune.audit.curves import Curves
 from prune.audit.report import markdown
 from prune.effects.measurement import fill, half_plan
-from prune.effects.partial_table import Parts
+from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
 from prune.session.run_folder import describe, environment, key_of, write_json, write_text
-from prune.session.session import Materials
+from prune.session.session import Session
 from validate.effect_table import Cells
 from validate.positions import orders, pairs, read_positions
 from validate.rig import check_rig
@@ -37,24 +37,24 @@ class Audit:
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
-        self.settings, self.materials = prepared.recipe.validation.audit, Materials(prepared)
+        self.settings, self.session = prepared.recipe.validation.audit, Session(prepared)
         check_audit(prepared)
         layers = prepared.shape.layers
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
     def execute(self) -> dict[str, Any]:
         """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
-        _ = self.materials.windows
+        _ = self.session.windows
         chosen = self._chosen()
         with self.folder.held():
             write_json(self.folder.path / "environment.json", environment())
-            table = self.materials.rank(self._statistics())
+            table = self.session.rank(self._statistics())
             effects = self._effects(chosen)
             rows = pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
             result = {**self._result(read_positions(self.folder.path / POSITIONS), effects, table), "run": str(self.folder.path)}
             if self.recipe.validation.progressive:
-                result["progressive"] = Curves(self.materials, table, self.layers).execute()
+                result["progressive"] = Curves(self.session, table, self.layers).execute()
             write_json(self.folder.path / "audit.json", result)
             write_text(self.folder.path / "audit.csv", _flat(result).to_csv(index=False))
             write_text(self.folder.path / "audit.md", markdown(result))
@@ -62,14 +62,14 @@ class Audit:
 
     def _statistics(self) -> Statistics:
         """With what the criteria measure; a search goes down to the recipe's budget."""
-        observed, budget = self.materials.calibrate(), self.prepared.budgets[self.recipe.prune.scope]
+        observed, budget = self.session.calibrate(), self.prepared.budgets[self.recipe.prune.scope]
         if any(criterion.searches for criterion in self.prepared.criteria):
-            check_protected(self.materials.protected(observed), budget, self.prepared.shape)
-        return self.materials.measured(observed, budget)
+            check_protected(self.session.protected(observed), budget, self.prepared.shape)
+        return self.session.measured(observed, budget)
 
     def _chosen(self) -> NDArray[np.bool_]:
         """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
-        windows = self.materials.validation
+        windows = self.session.validation
         valid = windows.mask[:, 1:] & windows.mask[:, :-1]
         chosen = np.zeros((len(self.prepared.shape.layers), *valid.shape), dtype=bool)
         if self.settings.positions == "all":
@@ -86,25 +86,25 @@ class Audit:
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
         """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
         path, settings = self.folder.path / EFFECTS, self.settings
-        identity = (self.materials.loaded, self.materials.validation.hash, settings.scope, settings.mode)
-        calibration = self.materials.calibration.hash if settings.mode is Mode.MEAN else ""
+        identity = (self.session.loaded, self.session.validation.hash, settings.scope, settings.mode)
+        calibration = self.session.calibration.hash if settings.mode is Mode.MEAN else ""
         key = key_of("audit", *identity, calibration, self.layers, settings.positions, settings.seed)
         if not self.folder.valid("audit", key, EFFECTS):
-            parts = Parts(path, key, force=True)
+            parts = PartialTable(path, key, force=True)
             if missing := parts.missing(len(chosen[0]), self.layers):
                 self._measure(chosen, missing, parts)
             self.folder.begin("audit")
             parts.join(len(chosen[0]), self.layers)
             self.folder.finish("audit", key)
         effects = pd.read_parquet(path).rename(columns={"document": "window"})
-        effects["document"] = self.materials.validation.document[effects["window"]]
+        effects["document"] = self.session.validation.document[effects["window"]]
         return effects
 
-    def _measure(self, chosen: NDArray[np.bool_], missing: dict[int, list[int]], parts: Parts) -> None:
-        anatomy, scope = self.materials.anatomy, Scope(self.settings.scope)
-        check_rig(anatomy, self.materials.validation, half_plan(anatomy))
-        instrument = instrument_of(self.materials, self.settings.mode)
-        tokens = tokens_of(self.materials)
+    def _measure(self, chosen: NDArray[np.bool_], missing: dict[int, list[int]], parts: PartialTable) -> None:
+        anatomy, scope = self.session.anatomy, Scope(self.settings.scope)
+        check_rig(anatomy, self.session.validation, half_plan(anatomy))
+        instrument = instrument_of(self.session, self.settings.mode)
+        tokens = tokens_of(self.session)
         instrument.check(tokens, scope)
         for note in instrument.notes:
             tell(note)
@@ -124,7 +124,7 @@ class Audit:
             "scope": self.settings.scope,
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
-            "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
+            "text": {"calibration": describe(self.session.calibration), "validation": describe(self.session.validation)},
             "model": self.prepared.model,
             "notes": self._notes(),
         }
@@ -146,14 +146,14 @@ def _flat(result: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def instrument_of(materials: Materials, mode: Mode) -> Instrument:
+def instrument_of(session: Session, mode: Mode) -> Instrument:
     """For removals on the recipe's model; mode mean replaces outputs by their means over the calibration text."""
-    anatomy = materials.anatomy
+    anatomy = session.anatomy
     device = next(anatomy.model.parameters()).device
-    calibration = torch.from_numpy(materials.calibration.tokens).to(device)
+    calibration = torch.from_numpy(session.calibration.tokens).to(device)
     return Instrument(anatomy, mode, mean_outputs(anatomy, calibration) if mode is Mode.MEAN else None)
 
 
-def tokens_of(materials: Materials) -> torch.Tensor:
+def tokens_of(session: Session) -> torch.Tensor:
     """The validation windows on the model's device."""
-    return torch.from_numpy(materials.validation.tokens).to(next(materials.anatomy.model.parameters()).device)
+    return torch.from_numpy(session.validation.tokens).to(next(session.anatomy.model.parameters()).device)

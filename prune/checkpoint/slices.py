@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experts.disk.configuration import COUNT_KEYS, PREDICTING_KEYS, UNEQUAL, expert_axis, text_config, whole
+from experts.disk.configuration import COUNT_KEYS, PREDICTING_KEYS, UNEQUAL, expert_axis, positive_int, text_config
 from experts.disk.layout import ONE_EXPERT, Block, Layout
 from experts.disk.shards import Stored
 from experts.errors import ExciseError
@@ -90,7 +90,7 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
     text: Any = text_config(config)
     if plan.uniform:
         for key in COUNT_KEYS:
-            if whole(text, key) == layout.experts:
+            if positive_int(text, key) == layout.experts:
                 text[key] = _counted(text[key], len(next(iter(plan.kept.values()))))
     else:
         config[UNEQUAL] = {str(layer): count for layer, count in sorted(plan.counts.items())}

@@ -43,7 +43,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Recovered:
+class TrainedWeights:
     """changed: tensors whose bytes stand in other files than the source's; provenance: becomes excise_recovery.json."""
 
     changed: Mapping[str, Stored]
@@ -51,7 +51,13 @@ class Recovered:
 
 
 def export(
-    layout: Layout, plan: Plan, out: Path, card: str = "", force: bool = False, fingerprint: str = "", recovered: Recovered | None = None
+    layout: Layout,
+    plan: Plan,
+    out: Path,
+    card: str = "",
+    force: bool = False,
+    fingerprint: str = "",
+    recovered: TrainedWeights | None = None,
 ) -> Exported:
     """Writes the checkpoint that keeps what `plan` keeps. `card` becomes README.md; recovered: weights that were trained since.
 

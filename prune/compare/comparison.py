@@ -15,13 +15,13 @@ from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.report import markdown
 from prune.compare.stability import stabilities
-from prune.session.measures import check_rows, yardsticks
+from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
 from prune.session.run_folder import describe, environment, write_json, write_text
-from prune.session.session import Materials
+from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, Yardstick, against_random, number, settled
+from validate.null import Contest, Measure, against_random, number, with_verdicts
 from validate.overlap import overlaps
 from validate.rig import check_rig
 from validate.verdict import PAIR_RULE, RULE, Correction
@@ -60,20 +60,20 @@ class Comparison:
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
-        self.shape, self.materials = prepared.shape, Materials(prepared)
+        self.shape, self.session = prepared.shape, Session(prepared)
 
     def execute(self) -> dict[str, Any]:
         """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
         for note in self._notes():
             tell(note)
-        self.materials.read()
-        check_rows(self.materials, self._pairs)
+        self.session.read()
+        check_rows(self.session, self._pairs)
         with self.folder.held():
             return self._compared()
 
     def _notes(self) -> list[str]:
         """What a reader has to know of the budgets."""
-        found = [*self.prepared.merged, *self.materials.protection_notes()]
+        found = [*self.prepared.merged, *self.session.protection_notes()]
         asked = {one.name: one.measurement.values for one in self.prepared.criteria if one.measurement}
         by_rounds = [name for name, values in asked.items() if values.get("rounds")]
         if by_rounds and len(self.prepared.compared) > len(deepest(self.prepared.compared)):
@@ -83,12 +83,12 @@ class Comparison:
 
     def _compared(self) -> dict[str, Any]:
         write_json(self.folder.path / "environment.json", environment())
-        observed = self.materials.calibrate()
+        observed = self.session.calibrate()
         for budget in self.prepared.compared:
-            check_protected(self.materials.protected(observed), budget, self.shape)
+            check_protected(self.session.protected(observed), budget, self.shape)
         searched = deepest(self.prepared.compared).items()
-        measured = {scope: self.materials.measured(observed, budget) for scope, budget in searched}
-        tables = {scope: self.materials.rank(statistics) for scope, statistics in measured.items()}
+        measured = {scope: self.session.measured(observed, budget) for scope, budget in searched}
+        tables = {scope: self.session.rank(statistics) for scope, statistics in measured.items()}
         result = self._result(tables)
         write_json(self.folder.path / "comparison.json", result)
         write_text(self.folder.path / "comparison.csv", _csv(result))
@@ -96,36 +96,36 @@ class Comparison:
         return result
 
     def _result(self, tables: dict[Scope, list[Scores]]) -> dict[str, Any]:
-        settings, windows = self.recipe.validation, self.materials.validation
+        settings, windows = self.recipe.validation, self.session.validation
         plans = {
             (scores.criterion, budget): select(scores, budget, self.shape)
             for budget in self.prepared.compared
             for scores in tables[budget.scope]
         }
-        checks = check_rig(self.materials.anatomy, windows, next(iter(plans.values())))
-        sticks = yardsticks(self.materials)
+        checks = check_rig(self.session.anatomy, windows, next(iter(plans.values())))
+        measures = measures_of(self.session)
         tests, seed = self._tests(tables), settings.random_seed
-        tested = [against_random(test, sticks, settings.chance, seed) for test in tests]
-        evidence = settled(tested, Correction.HOLM, settings.chance)
+        tested = [against_random(test, measures, settings.chance, seed) for test in tests]
+        evidence = with_verdicts(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
-            **stabilities(self.materials, self.prepared.compared, plans),
+            **stabilities(self.session, self.prepared.compared, plans),
             "agreement": {
                 "reference": reference and reference.criterion,
                 "layers": list(self.shape.layers),
                 "spearman": _agreement(tables),
             },
             "plans": [one.to_json() for one in evidence],
-            "pairs": [one.to_json() for one in pairs.differences(evidence, sticks, settings.random_seed)],
-            "scopes": [one.to_json() for one in pairs.between_scopes(evidence, sticks, settings.random_seed)],
+            "pairs": [one.to_json() for one in pairs.differences(evidence, measures, settings.random_seed)],
+            "scopes": [one.to_json() for one in pairs.between_scopes(evidence, measures, settings.random_seed)],
             "rule": f"{RULE} p: {settings.chance}, after Holm over {len(evidence)} tests (criteria × budgets).",
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
             "seed": settings.random_seed,
-            "loss": sticks[0].mean(sticks[0].values(None)),
-            "tasks": [_task(stick) for stick in sticks[1:]],
-            "text": {"calibration": describe(self.materials.calibration), "validation": describe(windows)},
+            "loss": measures[0].mean(measures[0].values(None)),
+            "tasks": [_task(measure) for measure in measures[1:]],
+            "text": {"calibration": describe(self.session.calibration), "validation": describe(windows)},
             "model": self.prepared.model,
             "checks": [asdict(check) for check in checks],
             "notes": self._notes(),
@@ -145,7 +145,7 @@ class Comparison:
     def _tests(self, tables: dict[Scope, list[Scores]]) -> Iterator[Contest]:
         for budget in self.prepared.compared:
             for criterion, scores in zip(self.prepared.criteria, tables[budget.scope], strict=True):
-                yield self.materials.contest(criterion, scores, budget)
+                yield self.session.contest(criterion, scores, budget)
 
 
 def _agreement(tables: dict[Scope, list[Scores]]) -> dict[str, list[float | None]]:
@@ -160,13 +160,13 @@ def _agreement(tables: dict[Scope, list[Scores]]) -> dict[str, list[float | None
     return found
 
 
-def _task(stick: Yardstick) -> dict[str, Any]:
-    values = stick.sign * stick.values(None)
-    return {"name": stick.name, "metric": stick.metric, "items": len(values), "full": float(np.mean(values))}
+def _task(measure: Measure) -> dict[str, Any]:
+    values = measure.sign * measure.values(None)
+    return {"name": measure.name, "metric": measure.metric, "items": len(values), "full": float(np.mean(values))}
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat row per criterion, budget and yardstick, in the columns of comparison.csv."""
+    """One flat row per criterion, budget and measure, in the columns of comparison.csv."""
     stable = {(row["criterion"], row["scope"], row["fraction"]): row["mean"] for row in result["stability"]}
     found = []
     for plan in result["plans"]:

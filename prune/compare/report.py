@@ -56,14 +56,14 @@ def agreement_rows(agreement: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def costs_of(result: dict[str, Any], name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(plan, its cost by this yardstick), budget by budget, best first."""
+    """(plan, its cost by this measure), budget by budget, best first."""
     pairs = [(plan, plan if name == "loss" else next(task for task in plan["tasks"] if task["name"] == name)) for plan in result["plans"]]
     budgets = list(dict.fromkeys((plan["scope"], plan["fraction"]) for plan in result["plans"]))
     return sorted(pairs, key=lambda pair: (budgets.index((pair[0]["scope"], pair[0]["fraction"])), pair[1]["delta"]))
 
 
 def _costs(result: dict[str, Any], name: str) -> Table:
-    """The verdicts by one yardstick. Of a task, the value is what it reports (accuracy) and the cost is what is lost of it."""
+    """The verdicts by one measure. Of a task, the value is what it reports (accuracy) and the cost is what is lost of it."""
     task = next((task for task in result["tasks"] if task["name"] == name), None)
     unequal = any(cost["equal_counts"] for _, cost in costs_of(result, name))
     if task:
@@ -176,13 +176,13 @@ def methods(result: dict[str, Any]) -> str:
   (`losses.csv`) or items (`items.csv`), found by the plans' `digest` in `comparison.json`.
 - Intervals: percentile bootstrap, 9,999 resamples of whole documents (of tasks: items), seed {result["seed"]} (scipy.stats.bootstrap).
 - p, counted: (1 + #random plans at least as good) / (R + 1). p, normal: one-sided t of (plan − mean random) / (sd·√(1 + 1/R)), R − 1
-  degrees of freedom; `normality_p` is Shapiro-Wilk's. Holm over criteria × budgets, for each yardstick and null by itself.
+  degrees of freedom; `normality_p` is Shapiro-Wilk's. Holm over criteria × budgets, for each measure and null by itself.
 - Pairs: sign flips of whole documents (scipy.stats.permutation_test), of items answered right or wrong exact McNemar (statsmodels).
 - Overlap: (Σ|A∩B| − c) / (Σ min(|A|, |B|) − c), c = Σ|A|·|B| / E over layers. Stability: the same between calibration seeds."""
 
 
 def _evidence(result: dict[str, Any]) -> Iterator[str]:
-    """What each verdict rests on, a line per plan and yardstick."""
+    """What each verdict rests on, a line per plan and measure."""
     for name in _measures(result):
         for plan, cost in costs_of(result, name):
             low, high = (signed(value) for value in cost["interval"])

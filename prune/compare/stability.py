@@ -11,7 +11,7 @@ from criteria.selection import select
 from experts.notes import tell
 from experts.plan import Plan
 from prune.session.prepare import Prepared
-from prune.session.session import Materials
+from prune.session.session import Session
 from validate.null import number
 from validate.overlap import stability
 
@@ -21,18 +21,18 @@ def affordable(prepared: Prepared) -> tuple[Criterion, ...]:
     return tuple(one for one in prepared.criteria if one.cost <= prepared.recipe.compare.stability_cost)
 
 
-def stabilities(materials: Materials, budgets: tuple[Budget, ...], known: dict[tuple[str, Budget], Plan]) -> dict[str, Any]:
+def stabilities(session: Session, budgets: tuple[Budget, ...], known: dict[tuple[str, Budget], Plan]) -> dict[str, Any]:
     """Mean and smallest chance-corrected overlap of the plans of all seeds, per criterion and budget; None for what was not repeated.
 
     windows_shared_by_seeds: mean share of the first seed's windows that the others drew too. Where a text is used up all seeds draw the
     same: then nothing was repeated, and a note says so.
     """
-    prepared = materials.prepared
+    prepared = session.prepared
     plans, shared = {key: [plan] for key, plan in known.items()}, []
     chosen, first = affordable(prepared), prepared.recipe.calibration.seed
     for seed in range(first + 1, first + prepared.recipe.compare.seeds):
-        other = materials.reseeded(seed, chosen)
-        shared.append(_shared(materials.calibration.tokens, other.calibration.tokens))
+        other = session.reseeded(seed, chosen)
+        shared.append(_shared(session.calibration.tokens, other.calibration.tokens))
         if shared[-1] < 1:
             for key, plan in _plans(other, budgets).items():
                 plans[key].append(plan)
@@ -53,13 +53,13 @@ def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
     return sum(row.tobytes() in known for row in one) / len(one)
 
 
-def _plans(materials: Materials, budgets: tuple[Budget, ...]) -> dict[tuple[str, Budget], Plan]:
+def _plans(session: Session, budgets: tuple[Budget, ...]) -> dict[tuple[str, Budget], Plan]:
     plans: dict[tuple[str, Budget], Plan] = {}
-    statistics = materials.calibrate()
+    statistics = session.calibrate()
     # As the first seed's: a search goes down to the smallest budget of its scope.
-    measured = {scope: materials.measured(statistics, budget) for scope, budget in deepest(budgets).items()}
-    tables = {scope: materials.rank(found) for scope, found in measured.items()}
+    measured = {scope: session.measured(statistics, budget) for scope, budget in deepest(budgets).items()}
+    tables = {scope: session.rank(found) for scope, found in measured.items()}
     for budget in budgets:
         table = tables[budget.scope]
-        plans |= {(scores.criterion, budget): select(scores, budget, materials.shape) for scores in table}
+        plans |= {(scores.criterion, budget): select(scores, budget, session.shape) for scores in table}
     return plans

@@ -21,7 +21,7 @@ from experts.errors import ExciseError
 from experts.modes import Mode
 from experts.notes import tell
 from experts.plan import Plan
-from prune.effects.partial_table import Parts
+from prune.effects.partial_table import PartialTable
 from prune.effects.request import Request
 from prune.session.run_folder import key_of, libraries
 from validate.effect_table import Cells, Table, measure
@@ -38,7 +38,7 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
     windows = consecutive(request.text, tokenizer, request.window, request.sequences, request.bos)
     check_vocabulary(int(windows.tokens.max()), layout.checkpoint.config)
     asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code, *libraries())
-    parts = Parts(request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force)
+    parts = PartialTable(request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force)
     missing = parts.missing(len(windows), layers)
     notes: list[str] = []
     seconds = 0.0
@@ -68,7 +68,7 @@ def _mean(table: pa.Table, column: str) -> float | None:
 
 
 def _measure(
-    request: Request, anatomy: Anatomy, windows: Windows, missing: dict[int, list[int]], parts: Parts, caution: str
+    request: Request, anatomy: Anatomy, windows: Windows, missing: dict[int, list[int]], parts: PartialTable, caution: str
 ) -> tuple[float, list[str]]:
     """What is missing; the rig and the fast path are checked before. Gives the seconds of the measurement, and notes."""
     check_rig(anatomy, windows, half_plan(anatomy))
@@ -85,7 +85,7 @@ def _measure(
     return time.monotonic() - begun, notes
 
 
-def fill(parts: Parts, instrument: Instrument, tokens: torch.Tensor, missing: dict[int, list[int]], cells: Cells, what: str) -> None:
+def fill(parts: PartialTable, instrument: Instrument, tokens: torch.Tensor, missing: dict[int, list[int]], cells: Cells, what: str) -> None:
     """Measures the missing layers of windows (window -> layers) and keeps each as it is finished. what: beside the progress bar."""
     with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
 

@@ -17,7 +17,7 @@ KEY = "measurement.json"
 WITHOUT_TOKEN = ("position", "token", "rank")  # −1 where a row is a mean over a window: written as empty
 
 
-class Parts:
+class PartialTable:
     """output: the table; key: identity of everything that is measured. Pieces of another measurement are never mixed in."""
 
     def __init__(self, output: Path, key: str, force: bool = False) -> None:

@@ -8,10 +8,10 @@ from experts.disk.layout import Layout
 from experts.errors import ExciseError
 from experts.shape import Shape
 from experts.units import human, parse_size
-from prune.recipe.schema import Prune, Recipe
+from prune.recipe.schema import PruneSettings, Recipe
 
 
-def budget_of(prune: Prune, layout: Layout, scope: Scope | None = None) -> Budget:
+def budget_of(prune: PruneSettings, layout: Layout, scope: Scope | None = None) -> Budget:
     """Raises ExciseError with the numbers that conflict, before anything expensive. scope: overrides the recipe's."""
     shape, scope = layout.shape, scope or prune.scope
     floor = prune.floor if scope == "global" else None

@@ -11,8 +11,19 @@ from pydantic import BaseModel, ValidationError
 from criteria.text.sources import Source, anchor
 from experts.disk.names import DEMO, hub_name, recipes_folder
 from experts.errors import ExciseError
-from finetune.settings import Teacher
-from prune.recipe.schema import BUDGETS, Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
+from finetune.settings import TeacherSettings
+from prune.recipe.schema import (
+    BUDGETS,
+    AuditSettings,
+    CompareSettings,
+    FinetuneSettings,
+    ProgressiveSettings,
+    PruneSettings,
+    Recipe,
+    TaskSettings,
+    TextSettings,
+    ValidateSettings,
+)
 
 
 def recipe_file(name: str) -> Path:
@@ -87,16 +98,16 @@ def _explain(error: ValidationError) -> str:
 
 def _known_keys(path: list[str]) -> list[str]:
     tables: dict[str, type[BaseModel]] = {
-        "calibration": Text,
-        "prune": Prune,
-        "validate": Validate,
+        "calibration": TextSettings,
+        "prune": PruneSettings,
+        "validate": ValidateSettings,
         "data": Source,
-        "compare": Compare,
-        "audit": Audit,
-        "progressive": Progressive,
-        "tasks": Tasks,
-        "finetune": Finetune,
-        "teacher": Teacher,
+        "compare": CompareSettings,
+        "audit": AuditSettings,
+        "progressive": ProgressiveSettings,
+        "tasks": TaskSettings,
+        "finetune": FinetuneSettings,
+        "teacher": TeacherSettings,
     }
     table = next((tables[key] for key in reversed(path) if key in tables), Recipe)
     return [field.alias or name for name, field in table.model_fields.items()]
@@ -111,7 +122,7 @@ def _anchored_criterion(name: str, folder: Path) -> str:
 
 
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:
-    def text(part: Text) -> dict[str, Any]:
+    def text(part: TextSettings) -> dict[str, Any]:
         return {"data": tuple(source.anchored(folder) for source in part.data)}
 
     def name(model: str) -> str:

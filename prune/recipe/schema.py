@@ -16,13 +16,13 @@ from validate.verdict import Null
 BUDGETS = ("fraction", "keep", "target_size")
 
 
-class Part(BaseModel):
+class Settings(BaseModel):
     """A table of a recipe: frozen, and strict about its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Text(Part):
+class TextSettings(Settings):
     """Windows of text."""
 
     data: tuple[Source, ...] = Field(min_length=1, description="one source or a list; each gives an equal share of the windows")
@@ -48,7 +48,7 @@ class Text(Part):
 Count = Annotated[int, Field(gt=0)]
 
 
-class Prune(Part):
+class PruneSettings(Settings):
     """How much goes, and where. Exactly one of fraction, keep, target_size."""
 
     fraction: float | None = Field(default=None, description="share of experts to remove, in (0, 1)")
@@ -80,7 +80,7 @@ class Prune(Part):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
-    def _one_budget(self) -> "Prune":
+    def _one_budget(self) -> "PruneSettings":
         if sum(getattr(self, key) is not None for key in BUDGETS) != 1:
             raise ValueError("give exactly one of fraction, keep, target_size")
         if self.floor is not None and self.scope == "layer":
@@ -92,7 +92,7 @@ class Prune(Part):
         return self
 
 
-class Audit(Part):
+class AuditSettings(Settings):
     """The token-level audit: at one token, does the criterion rank the active experts by what their removal costs?"""
 
     positions: Annotated[int, Field(gt=0)] | Literal["all"] = Field(default=200, description="positions per layer, or all")
@@ -103,7 +103,7 @@ class Audit(Part):
     seed: int = Field(default=0, ge=0, description="seed of the positions and of the ties")
 
 
-class Progressive(Part):
+class ProgressiveSettings(Settings):
     """Curves of removal per layer."""
 
     max_removed: int = Field(default=7, gt=0, description="experts removed at most")
@@ -113,7 +113,7 @@ class Progressive(Part):
     seed: int = Field(default=0, ge=0, description="seed of the positions and of the random orders")
 
 
-class Tasks(Part):
+class TaskSettings(Settings):
     """lm-eval tasks, run on the restricted model in this process."""
 
     names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups that lm-eval knows, or that `include` defines")
@@ -137,7 +137,7 @@ class Tasks(Part):
         return [value] if isinstance(value, str) else value
 
 
-class Validate(Text):
+class ValidateSettings(TextSettings):
     """The test against chance, on text that calibration has not seen."""
 
     random_plans: int = Field(default=20, ge=20, description="random plans of the same size")
@@ -146,12 +146,12 @@ class Validate(Text):
         default=None, description="exit 3 without a checkpoint when the first criterion's verdict is this or worse"
     )
     chance: Null = Field(default=Null.COUNTED, description="counted: p = share of random plans as good; normal: p from a t distribution")
-    audit: Audit = Field(default=Audit(), description="the token-level audit of `excise audit`")
-    progressive: Progressive | None = Field(default=None, description="curves of removal per layer, with `excise audit`")
-    tasks: Tasks | None = Field(default=None, description="lm-eval tasks, besides the loss")
+    audit: AuditSettings = Field(default=AuditSettings(), description="the token-level audit of `excise audit`")
+    progressive: ProgressiveSettings | None = Field(default=None, description="curves of removal per layer, with `excise audit`")
+    tasks: TaskSettings | None = Field(default=None, description="lm-eval tasks, besides the loss")
 
 
-class Compare(Part):
+class CompareSettings(Settings):
     """What `excise compare` puts side by side; every criterion of the recipe at each of these budgets."""
 
     fractions: tuple[float, ...] = Field(default=(), description="shares of experts to remove, in (0, 1); none = the budget of `prune`")
@@ -166,7 +166,7 @@ class Compare(Part):
     stability_cost: float = Field(default=10.0, ge=0, description="criteria that cost more plain forwards are not calibrated again")
 
 
-class Finetune(Text, Training):
+class FinetuneSettings(TextSettings, Training):
     """Recovery of the pruned model, and of random plans of its size."""
 
     sequences: int = Field(default=1024, gt=0, description="training windows")
@@ -174,24 +174,24 @@ class Finetune(Text, Training):
     batch: int = Field(default=8, gt=0, description="windows per forward")
 
     @model_validator(mode="after")
-    def _a_step(self) -> "Finetune":
+    def _a_step(self) -> "FinetuneSettings":
         if self.batch * self.accumulate > self.sequences:
             raise ValueError(f"batch × accumulate = {self.batch * self.accumulate} windows make a step, but sequences is {self.sequences}")
         return self
 
 
-class Recipe(Part):
+class Recipe(Settings):
     """One run: calibrate, rank, test, prune, write."""
 
     model: str = Field(description="folder, `demo`, or organisation/name[@revision] on the hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="precision of the model in memory")
     trust_remote_code: bool = Field(default=False, description="run model code that comes with the checkpoint")
-    calibration: Text
+    calibration: TextSettings
     criteria: tuple[str, ...] = Field(default=("reap",), min_length=1, description="the first one prunes, the others are tested beside it")
-    prune: Prune
-    validation: Validate = Field(alias="validate", description="the test against random plans")
-    compare: Compare = Field(default=Compare(), description="budgets of `excise compare`")
-    finetune: Finetune | None = Field(default=None, description="recovery of the pruned model")
+    prune: PruneSettings
+    validation: ValidateSettings = Field(alias="validate", description="the test against random plans")
+    compare: CompareSettings = Field(default=CompareSettings(), description="budgets of `excise compare`")
+    finetune: FinetuneSettings | None = Field(default=None, description="recovery of the pruned model")
 
     @field_validator("criteria", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         head = ("by", "lead before [95 %]", "lead after [95 %]", "p before", "p after", "smallest found", "kept [95 %]", "verdict")
         yield "Lead of the criterion over random plans", head, [_lead(one) for one in result["leads"]]
     head = ("training tokens", "ΔCE criterion", "gap closed", *(("ΔCE random (mean)", "gap closed ") if result["leads"] else ()))
-    yield "Healing per cost", head, _healing(result)
+    yield "Recovery per cost", head, _healing(result)
 
 
 def _row(result: dict[str, Any], plan: dict[str, Any]) -> tuple[str, ...]:

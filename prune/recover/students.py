@@ -19,9 +19,9 @@ from finetune.adapters import Adapted, find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export
-from prune.recipe.schema import Finetune
+from prune.recipe.schema import FinetuneSettings
 from prune.session.run_folder import key_of
-from prune.session.session import Materials
+from prune.session.session import Session
 
 TeacherOf = Callable[[Adapted], Teacher | None]
 BYTES_TRAINED = 20  # of a trained parameter: itself, its gradient, two moments of AdamW, the last good copy
@@ -41,12 +41,12 @@ class InMemory:
 
     keep = "memory"
 
-    def __init__(self, materials: Materials, settings: Finetune) -> None:
-        self.materials, self.settings = materials, settings
+    def __init__(self, session: Session, settings: FinetuneSettings) -> None:
+        self.session, self.settings = session, settings
 
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:  # noqa: ARG002 - nothing has to be written
-        with sharing(self.materials.anatomy, plan) as twin:
+        with sharing(self.session.anatomy, plan) as twin:
 
             def teacher_of(adapted: Adapted) -> Teacher | None:
                 return SharedTeacher(twin, self.settings.temperature, adapted.peft.disable_adapter) if self.settings.kl else None
@@ -59,17 +59,17 @@ class FromDisk:
 
     keep = "disk"
 
-    def __init__(self, materials: Materials, settings: Finetune, windows: Windows, pruned: Path, plan: Plan) -> None:
-        self.materials, self.settings, self.windows, self.pruned, self.plan = materials, settings, windows, pruned, plan
+    def __init__(self, session: Session, settings: FinetuneSettings, windows: Windows, pruned: Path, plan: Plan) -> None:
+        self.session, self.settings, self.windows, self.pruned, self.plan = session, settings, windows, pruned, plan
 
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:
         teacher = self._teacher() if self.settings.kl else None
-        device = next(self.materials.anatomy.model.parameters()).device if "anatomy" in vars(self.materials) else None
-        self.materials.unload()
+        device = next(self.session.anatomy.model.parameters()).device if "anatomy" in vars(self.session) else None
+        self.session.unload()
         place = folder.with_name(f"{folder.name}-pruned")
         try:
-            written, recipe = self._written(plan, place), self.materials.recipe
+            written, recipe = self._written(plan, place), self.session.recipe
             model = load(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device)
             yield Student(dissect(model, pruned=True), lambda _: teacher)
         finally:
@@ -83,7 +83,7 @@ class FromDisk:
         with suppress(ExciseError):
             self._check(place, plan)
             return place
-        export(self.materials.prepared.layout, plan, place, force=True)
+        export(self.session.prepared.layout, plan, place, force=True)
         return place
 
     def _check(self, folder: Path, plan: Plan) -> None:
@@ -91,43 +91,43 @@ class FromDisk:
 
         Raises ExciseError for a folder of another plan, or edited since.
         """
-        found = pruned_plan(folder, self.materials.prepared.layout, self.materials.fingerprint)
+        found = pruned_plan(folder, self.session.prepared.layout, self.session.fingerprint)
         if found.digest != plan.digest:
             other = found.criterion or "made by hand"
             raise ExciseError(f"{folder}: holds another plan ({other}) than {plan.criterion}; write it again")
 
     def _teacher(self) -> Teacher:
-        settings, recipe, name = self.settings, self.materials.recipe, self.settings.teacher.model
-        source = self.materials.prepared.teacher or self.materials.prepared.source
-        key = key_of("teacher", teacher_identity(self.materials, settings), self.windows.hash, settings.temperature, settings.teacher.top_k)
-        folder = self.materials.folder.path / "teacher"
+        settings, recipe, name = self.settings, self.session.recipe, self.settings.teacher.model
+        source = self.session.prepared.teacher or self.session.prepared.source
+        key = key_of("teacher", teacher_identity(self.session, settings), self.windows.hash, settings.temperature, settings.teacher.top_k)
+        folder = self.session.folder.path / "teacher"
         if not is_cached(folder, key):
-            model = load(source, recipe.dtype, recipe.trust_remote_code) if name else self.materials.anatomy.model
+            model = load(source, recipe.dtype, recipe.trust_remote_code) if name else self.session.anatomy.model
             cache_teacher(model, self.windows, settings.temperature, settings.teacher.top_k, settings.batch, folder, key)
         return CachedTeacher(folder)
 
 
-def teacher_identity(materials: Materials, settings: Finetune) -> tuple[str, ...]:
+def teacher_identity(session: Session, settings: FinetuneSettings) -> tuple[str, ...]:
     """Of the teacher as it computes. Another model is known by its content, not by its name."""
-    teacher, (own, *rest) = materials.prepared.teacher, materials.loaded
+    teacher, (own, *rest) = session.prepared.teacher, session.loaded
     return (fingerprint(open_checkpoint(teacher)) if settings.teacher.model and teacher else own, *rest)
 
 
-def choose_students(materials: Materials, settings: Finetune, windows: Windows, pruned: Path, plan: Plan) -> InMemory | FromDisk:
+def choose_students(session: Session, settings: FinetuneSettings, windows: Windows, pruned: Path, plan: Plan) -> InMemory | FromDisk:
     """As `finetune.teacher` says; `auto` shares the weights in memory where the training then fits."""
     wanted, other = settings.teacher.keep, settings.teacher.model
-    if other or wanted == "disk" or (wanted == "auto" and not _fits(materials, settings, windows, plan)):
-        return FromDisk(materials, settings, windows, pruned, plan)
-    return InMemory(materials, settings)
+    if other or wanted == "disk" or (wanted == "auto" and not _fits(session, settings, windows, plan)):
+        return FromDisk(session, settings, windows, pruned, plan)
+    return InMemory(session, settings)
 
 
-def _fits(materials: Materials, settings: Finetune, windows: Windows, plan: Plan) -> bool:
+def _fits(session: Session, settings: FinetuneSettings, windows: Windows, plan: Plan) -> bool:
     """Whether adapters, their optimiser, the adapted copies of weights that autograd keeps, and logits fit beside the whole model."""
-    model, kept = materials.anatomy.model, 1 - plan.fraction
+    model, kept = session.anatomy.model, 1 - plan.fraction
     free = free_bytes(next(model.parameters()).device)
     needed = LOGITS_COPIES * 4.0 * settings.batch * windows.tokens.shape[1] * int(model.config.get_text_config().vocab_size)
     weights = dict(model.named_parameters())
-    for name in find_targets(materials.anatomy, settings.targets).weights:
+    for name in find_targets(session.anatomy, settings.targets).weights:
         size, (rows, columns) = weights[name].numel() * (kept if weights[name].ndim == 3 else 1), weights[name].shape[-2:]
         needed += BYTES_TRAINED * settings.rank * (rows + columns) * size / (rows * columns)
         needed += 0 if settings.gradient_checkpointing else size * weights[name].element_size()

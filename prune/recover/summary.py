@@ -8,19 +8,19 @@ from typing import Any
 from experts.plan import Plan
 from finetune.adapters import find_targets
 from finetune.recovery import Job
-from prune.recipe.schema import Finetune
+from prune.recipe.schema import FinetuneSettings
 from prune.session.run_folder import describe
 from validate.lead import healed, lead
-from validate.null import Yardstick
+from validate.null import Measure
 from validate.verdict import LEAD_RULE
 
 SETTINGS = {"targets", "rank", "alpha", "learning_rate", "weight_decay", "ce", "kl", "temperature", "seed", "bf16"}
 COLUMNS = ("plan", "step", "tokens", "seconds", "held_out", "delta", "share")
-Sticks = list[tuple[Yardstick, Yardstick]]
+Measures = list[tuple[Measure, Measure]]
 Curve = list[dict[str, float]]
 
 
-def described(settings: Finetune, job: Job, tuned: int, model: str, keep: str) -> dict[str, Any]:
+def described(settings: FinetuneSettings, job: Job, tuned: int, model: str, keep: str) -> dict[str, Any]:
     """How a model was trained, for provenance and reports. tuned: parameters; keep: where the teacher was."""
     teacher = {"model": settings.teacher.model or model, "keep": keep, "top_k": settings.teacher.top_k if keep == "disk" else None}
     return {
@@ -34,12 +34,12 @@ def described(settings: Finetune, job: Job, tuned: int, model: str, keep: str) -
     }
 
 
-def found(plans: Mapping[str, Plan], known: list[Plan], sticks: Sticks, curves: Mapping[str, Curve], seed: int) -> dict[str, Any]:
-    """plans: by name, `criterion` first and random-0, …; sticks: before and after recovery; curves: held-out loss during training.
+def found(plans: Mapping[str, Plan], known: list[Plan], measures: Measures, curves: Mapping[str, Curve], seed: int) -> dict[str, Any]:
+    """plans: by name, `criterion` first and random-0, …; measures: before and after recovery; curves: held-out loss during training.
 
     known: random plans measured before recovery, those of `plans` first.
     """
-    loss = sticks[0][0]
+    loss = measures[0][0]
     full, own = loss.mean(loss.values(None)), plans["criterion"]
     randoms = [plan for name, plan in plans.items() if name.startswith("random-")]
     return {
@@ -47,20 +47,20 @@ def found(plans: Mapping[str, Plan], known: list[Plan], sticks: Sticks, curves: 
         "budget": own.budget,
         "fraction": round(own.fraction, 6),
         "loss": full,
-        "full": {stick.name: stick.sign * stick.mean(stick.values(None)) for stick, _ in sticks},
-        "plans": [_plan(name, plan, sticks, curves[name], full, seed) for name, plan in plans.items()],
-        "leads": [lead(own, randoms, known[: before.randoms], before, after, seed).to_json() for before, after in sticks]
+        "full": {measure.name: measure.sign * measure.mean(measure.values(None)) for measure, _ in measures},
+        "plans": [_plan(name, plan, measures, curves[name], full, seed) for name, plan in plans.items()],
+        "leads": [lead(own, randoms, known[: before.randoms], before, after, seed).to_json() for before, after in measures]
         if randoms
         else [],
         "rule": LEAD_RULE,
     }
 
 
-def _plan(name: str, plan: Plan, sticks: Sticks, curve: Curve, full: float, seed: int) -> dict[str, Any]:
-    measures = [healed(plan, before, after, seed).to_json() for before, after in sticks]
-    gap = measures[0]["before"] if measures[0]["share"] is not None else None  # a share of nothing is no number
+def _plan(name: str, plan: Plan, measures: Measures, curve: Curve, full: float, seed: int) -> dict[str, Any]:
+    found = [healed(plan, before, after, seed).to_json() for before, after in measures]
+    gap = found[0]["before"] if found[0]["share"] is not None else None  # a share of nothing is no number
     points = [{**row, "delta": row["held_out"] - full, "share": gap and (gap - row["held_out"] + full) / gap} for row in curve]
-    return {"name": name, "plan": plan.criterion, "digest": plan.digest, "measures": measures, "curve": points}
+    return {"name": name, "plan": plan.criterion, "digest": plan.digest, "measures": found, "curve": points}
 
 
 def healing_csv(plans: Iterable[Mapping[str, Any]]) -> str:

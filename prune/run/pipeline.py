@@ -25,14 +25,14 @@ from prune.checkpoint.card import model_card
 from prune.checkpoint.rehearsal import check_reload, trial_plans
 from prune.checkpoint.slices import removed_bytes
 from prune.checkpoint.write import export, export_notes
-from prune.recover.recovery import Healing, check_targets
+from prune.recover.recovery import Recovery, check_targets
 from prune.run.report import markdown
-from prune.session.measures import check_rows, row_key, yardsticks
+from prune.session.measures import check_rows, measures_of, row_key
 from prune.session.prepare import Prepared, check_pruning
 from prune.session.run_folder import CHECKPOINT, describe, environment, key_of, write_json, write_text
-from prune.session.session import Materials
+from prune.session.session import Session
 from validate.agreement import agreement
-from validate.null import Contest, against_random, settled
+from validate.null import Contest, against_random, with_verdicts
 from validate.rig import check_reloaded, check_rig, last_logits, require
 from validate.verdict import RULE, Correction, Verdict
 
@@ -41,7 +41,7 @@ SEVERITY: dict[Verdict, int] = {"beats random": 0, "not distinguishable": 1, "wo
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a run gives back: the content of validation.json, and where things are. stopped: the recipe asked to stop on this verdict."""
 
     result: dict[str, Any]
@@ -54,7 +54,7 @@ class Run:
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.layout, self.shape, self.fingerprint = prepared.layout, prepared.shape, prepared.fingerprint
-        self.materials = Materials(prepared)
+        self.session = Session(prepared)
 
     @property
     def plan_budget(self) -> Budget:
@@ -68,7 +68,7 @@ class Run:
 
     def _notes(self) -> list[str]:
         """What can be said before the work."""
-        found = [*self.plan_budget.notes(len(self.shape.layers)), *self.materials.protection_notes()]
+        found = [*self.plan_budget.notes(len(self.shape.layers)), *self.session.protection_notes()]
         if self.scopes != self.prepared.scopes:
             found.append(
                 f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, so no other scope "
@@ -80,42 +80,42 @@ class Run:
 
     def rank(self, statistics: Statistics) -> list[Scores]:
         """Scores of every criterion of the recipe, saved in scores.safetensors."""
-        table = self.materials.rank(statistics)
+        table = self.session.rank(statistics)
         save(self.folder.path / "scores.safetensors", table)
         return table
 
     def validate(self, statistics: Statistics, table: list[Scores]) -> dict[str, Any]:
         """Every criterion's plan, its reverse and the random plans on held-out text; the rig is checked first."""
         settings = self.recipe.validation
-        key = row_key(self.materials)
+        key = row_key(self.session)
         plan = select(table[0], self.plan_budget, self.shape)
         # The scores themselves: a user's criterion can change behind an unchanged name.
-        asked = self.materials.asked if settings.tasks else ""
+        asked = self.session.asked if settings.tasks else ""
         inputs = (
             [scores.digest for scores in table],
             self.recipe.model_dump(mode="json", exclude={"finetune"}),
-            self.materials.calibration.hash,
+            self.session.calibration.hash,
             asked,
         )
         stage = key_of("validate", key, *inputs)
         if kept := self.folder.kept("validate", stage, "validation.json"):
             return kept
-        checks = check_rig(self.materials.anatomy, self.materials.validation, plan)
-        sticks = yardsticks(self.materials)
+        checks = check_rig(self.session.anatomy, self.session.validation, plan)
+        measures = measures_of(self.session)
         tests, seed = self._tests(table), settings.random_seed
-        tested = [against_random(test, sticks, settings.chance, seed) for test in tests]
+        tested = [against_random(test, measures, settings.chance, seed) for test in tests]
         evidence = [
             {**one.to_json(), "size": self.layout.checkpoint.size - removed_bytes(self.layout, one.plan)}
-            for one in settled(tested, Correction.NONE, settings.chance)
+            for one in with_verdicts(tested, Correction.NONE, settings.chance)
         ]
         result: dict[str, Any] = {
             "plans": evidence,
             "rule": f"{RULE} Not corrected for the number of criteria.",
             "checks": [asdict(check) for check in checks],
-            "loss": sticks[0].mean(sticks[0].values(None)),
+            "loss": measures[0].mean(measures[0].values(None)),
             "chance": settings.chance,
-            "text": {"calibration": describe(self.materials.calibration), "validation": describe(self.materials.validation)},
-            "shared_documents": _shared(self.materials.calibration, self.materials.validation),
+            "text": {"calibration": describe(self.session.calibration), "validation": describe(self.session.validation)},
+            "shared_documents": _shared(self.session.calibration, self.session.validation),
             "model": self.prepared.model,
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
             "agreement": agreement(table),
@@ -131,7 +131,7 @@ class Run:
         """The first criterion is tested in all its scopes, the others in the recipe's."""
         for number, (criterion, scores) in enumerate(zip(self.prepared.criteria, table, strict=True)):
             for scope in self.scopes if number == 0 else self.scopes[:1]:
-                yield self.materials.contest(criterion, scores, self.prepared.budgets[scope])
+                yield self.session.contest(criterion, scores, self.prepared.budgets[scope])
 
     def write(self, plan: Plan, result: dict[str, Any]) -> Path:
         """Exports the checkpoint, then loads it and compares its logits with the restricted model's, bit by bit."""
@@ -142,14 +142,14 @@ class Run:
         if intact and self.folder.valid("export", stage):
             write_text(out / "README.md", card)
             return out
-        with restricted(self.materials.anatomy, plan):
-            expected = last_logits(self.materials.anatomy, self.materials.validation)
-        self.materials.unload()  # the pruned model takes the place of the whole one: never both in memory
+        with restricted(self.session.anatomy, plan):
+            expected = last_logits(self.session.anatomy, self.session.validation)
+        self.session.unload()  # the pruned model takes the place of the whole one: never both in memory
         if not intact:
             damaged = out.exists() and self.folder.valid("export", stage)  # this very checkpoint, but no longer whole
             export(self.layout, plan, out, card, self.prepared.force or damaged, self.fingerprint)
         try:
-            require([check_reloaded(expected, self.materials.reloaded_logits(out, plan, expected.device))])
+            require([check_reloaded(expected, self.session.reloaded_logits(out, plan, expected.device))])
         except BaseException:
             shutil.rmtree(out)  # unproven, so not left behind
             raise
@@ -163,7 +163,7 @@ class Run:
             return Plan.read(out / PLAN) == plan and open_checkpoint(out).size == size
         return False
 
-    def execute(self) -> Outcome:
+    def execute(self) -> RunResult:
         """All stages, in order."""
         before = self._notes()
         for note in before:  # now, not after an hour of calibration
@@ -176,19 +176,19 @@ class Run:
         """Texts, tasks and names that cannot be used are refused before the work."""
         self._check_written()
         check_reload(self.layout, trial_plans(self.shape, self.plan_budget), self.recipe.trust_remote_code)
-        self.materials.read()
-        check_rows(self.materials)
+        self.session.read()
+        check_rows(self.session)
         if self.recipe.finetune:
             check_pruning(self.recipe)
-            _ = self.materials.training  # refused before the work
-            check_targets(self.materials)
+            _ = self.session.training  # refused before the work
+            check_targets(self.session)
 
-    def _stages(self, notes: list[str]) -> Outcome:
+    def _stages(self, notes: list[str]) -> RunResult:
         self._keep_recipe()
-        observed = self.materials.calibrate()
+        observed = self.session.calibrate()
         for scope in self.scopes:
-            check_protected(self.materials.protected(observed), self.prepared.budgets[scope], self.shape)
-        statistics = self.materials.measured(observed, self.plan_budget)
+            check_protected(self.session.protected(observed), self.prepared.budgets[scope], self.shape)
+        statistics = self.session.measured(observed, self.plan_budget)
         table = self.rank(statistics)
         plan = select(table[0], self.plan_budget, self.shape)
         self._check_size(plan)
@@ -205,10 +205,10 @@ class Run:
                 tell(note)
         write_text(self.folder.path / "report.md", markdown(self.recipe, result))
         if self.recipe.finetune and not stopped:
-            protected = self.materials.protected(statistics)
-            healing = Healing(self.materials, plan, protected, self.folder.path / CHECKPOINT)
+            protected = self.session.protected(statistics)
+            healing = Recovery(self.session, plan, protected, self.folder.path / CHECKPOINT)
             result["recovery"] = healing.execute()
-        return Outcome(result, stopped)
+        return RunResult(result, stopped)
 
     def _check_written(self, plan: Plan | None = None) -> None:
         """Refuses a folder whose checkpoint is another model's, before any work; or another plan's, before the tests."""

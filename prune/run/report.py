@@ -62,7 +62,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def evidence(result: dict[str, Any]) -> str:
-    """What each verdict rests on, a paragraph per plan and yardstick."""
+    """What each verdict rests on, a paragraph per plan and measure."""
     return "\n".join(line for plan in result["plans"] for line in _evidence(plan))
 
 

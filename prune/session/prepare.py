@@ -20,7 +20,7 @@ from prune.checkpoint.rehearsal import check_export, trial_plans
 from prune.checkpoint.write import check_output
 from prune.effects.request import Request
 from prune.recipe.budget import compared_budgets, distinct, tested_budgets
-from prune.recipe.schema import BUDGETS, Recipe, Text
+from prune.recipe.schema import BUDGETS, Recipe, TextSettings
 from prune.session.run_folder import CHECKPOINT, RunFolder
 from validate.verdict import ALPHA, Null
 
@@ -159,7 +159,7 @@ def _check_domains(recipe: Recipe, criteria: tuple[Criterion, ...]) -> None:
         )
 
 
-def _check_texts(*parts: Text) -> None:
+def _check_texts(*parts: TextSettings) -> None:
     """Files that are not there are found now; what is in them is read with the model's tokenizer."""
     for path in (path for part in parts for source in part.data for path in (*source.text, *source.jsonl)):
         if not path.exists():

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from criteria.budget import Budget
 from criteria.experiment import Measurement, prerequisites
-from criteria.experiment_context import Setting, Store
+from criteria.experiment_context import ExperimentContext, Store
 from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
 from criteria.measure import measure
@@ -35,7 +35,7 @@ from experts.disk.weight_files import regular_files
 from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
-from prune.recipe.schema import Text
+from prune.recipe.schema import TextSettings
 from prune.session.prepare import Prepared
 from prune.session.run_folder import key_of, libraries
 from validate.draw import equal_plans, random_plans
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Marks = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
-class Materials:
+class Session:
     """Of one prepared recipe. The model is loaded only when something really needs it; results are kept for all runs (cache_folder)."""
 
     def __init__(self, prepared: Prepared, cache: Cache | None = None) -> None:
@@ -92,7 +92,7 @@ class Materials:
         check_disjoint(windows, self.validation, "finetune")
         return windows
 
-    def read_part(self, part: Text, say: Callable[[str], None] | None = None) -> Windows:
+    def read_part(self, part: TextSettings, say: Callable[[str], None] | None = None) -> Windows:
         """Windows of one of the recipe's texts. say: takes notes on it; by default each is told once."""
         say = say or self._tell_once
         checkpoint = self.prepared.layout.checkpoint
@@ -113,11 +113,11 @@ class Materials:
             self._told.add(note)
             tell(note)
 
-    def reseeded(self, seed: int, criteria: tuple[Criterion, ...]) -> "Materials":
+    def reseeded(self, seed: int, criteria: tuple[Criterion, ...]) -> "Session":
         """The same with another calibration seed and some of the criteria. Its plans are not validated, so its text may overlap."""
         calibration = self.recipe.calibration.model_copy(update={"seed": seed})
         recipe = self.recipe.model_copy(update={"calibration": calibration})
-        other = Materials(replace(self.prepared, recipe=recipe, criteria=criteria), self.cache)
+        other = Session(replace(self.prepared, recipe=recipe, criteria=criteria), self.cache)
         windows = (self.read_part(calibration, _silent), self.validation)
         other.__dict__ |= {"anatomy": self.anatomy, "windows": windows}  # already there: shared
         return other
@@ -223,7 +223,7 @@ class Materials:
             return kept
         partial = Store(self.folder.path / "experiment.partial.safetensors", key)
         batch = self.recipe.calibration.batch
-        setting = Setting(self.anatomy, self.calibration, batch, statistics, self.shape, budget, protected, partial)
+        setting = ExperimentContext(self.anatomy, self.calibration, batch, statistics, self.shape, budget, protected, partial)
         results = measure(measurement, setting)
         self.cache.write(name, lambda path: Store(path, key).write(results))
         partial.clear()

@@ -85,7 +85,9 @@ def ratios(options: argparse.Namespace) -> dict[str, float]:
     rounds = [{name: seconds(task) for name, task in work.items()} for _ in range(options.rounds)]
     return {
         "ratio_to_plain": round(statistics.median(r["calibrate"] / r["plain"] for r in rounds), 3),
-        "ratio_to_forward_with_head": round(statistics.median(r["calibrate"] / r["with_head"] for r in rounds), 3),
+        "ratio_to_forward_with_head": round(
+            statistics.median(r["calibrate"] / r["with_head"] for r in rounds), 3
+        ),
         "seconds_plain": round(statistics.median(r["plain"] for r in rounds), 3),
     }
 
@@ -95,7 +97,11 @@ def peak_mib(name: str, count: int) -> float:
     arguments = [*sys.argv[1:], "--windows", str(count), "--only", name]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.calibration", *arguments], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-m", "benchmarks.calibration", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     return float(done.stdout)
 
@@ -111,7 +117,9 @@ def measure_peak(options: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("hidden", 256), ("inner", 512), ("windows", 8), ("length", 512), ("rounds", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -122,7 +130,11 @@ def main() -> None:
     result: dict[str, object] = dict(ratios(options))
     for count in (options.windows, 2 * options.windows):
         plain, own = peak_mib("plain", count), peak_mib("calibrate", count)
-        result[f"memory_{count}_windows_mib"] = {"plain": round(plain, 1), "calibrate": round(own, 1), "extra": round(own - plain, 1)}
+        result[f"memory_{count}_windows_mib"] = {
+            "plain": round(plain, 1),
+            "calibrate": round(own, 1),
+            "extra": round(own - plain, 1),
+        }
     print(json.dumps({"benchmark": "calibration", **vars(options), **result}, indent=2))
 
 

@@ -53,7 +53,11 @@ class DeepSeek:
             "topk_method": "noaux_tc",
             "scoring_func": "sigmoid",
             "vocab_size": self.vocabulary,
-            "quantization_config": {"fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]},
+            "quantization_config": {
+                "fmt": "e4m3",
+                "quant_method": "fp8",
+                "weight_block_size": [BLOCK, BLOCK],
+            },
         }
 
     @property
@@ -117,8 +121,12 @@ class DeepSeek:
             position += size(spec)
         for seed, (name, inside) in enumerate(shards.items()):
             _write_shard(folder / name, inside, np.random.default_rng(seed))
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weights}))
-        (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": {"vocab": {str(i): i for i in range(1000)}}}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weights})
+        )
+        (folder / "tokenizer.json").write_text(
+            json.dumps({"version": "1.0", "model": {"vocab": {str(i): i for i in range(1000)}}})
+        )
         (folder / "config.json").write_text(json.dumps(self.config, indent=2))
 
 
@@ -134,7 +142,11 @@ def _quantised(name: str, rows: int, columns: int) -> Iterator[Spec]:
 def _write_shard(path: Path, specs: list[Spec], rng: np.random.Generator) -> None:
     header, position = {}, 0
     for spec in specs:
-        header[spec[0]] = {"dtype": spec[1], "shape": spec[2], "data_offsets": [position, position + size(spec)]}
+        header[spec[0]] = {
+            "dtype": spec[1],
+            "shape": spec[2],
+            "data_offsets": [position, position + size(spec)],
+        }
         position += size(spec)
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)

@@ -73,18 +73,27 @@ def position(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mo
 
         def packed() -> list[torch.Tensor]:
             clean = instrument.clean_forward(tokens[:1], Scope.POSITION)
-            every = (cells_of(clean, anatomy.experts, layer) for layer in range(len(anatomy.layers)))
-            return [instrument.at_positions(clean, where, {layer: marks})[0] for layer, (where, marks) in enumerate(every)]
+            every = (
+                cells_of(clean, anatomy.shape.num_experts, layer) for layer in range(len(anatomy.layers))
+            )
+            return [
+                instrument.at_positions(clean, where, {layer: marks})[0]
+                for layer, (where, marks) in enumerate(every)
+            ]
 
         seconds, deltas = clock(packed)
         clean = instrument.clean_forward(tokens[:1], Scope.POSITION)
         total = sum(len(delta) for delta in deltas)
-        sample = [(layer, int(torch.randint(len(deltas[layer]), (1,), generator=pick))) for layer in range(len(deltas)) for _ in range(4)]
+        sample = [
+            (layer, int(torch.randint(len(deltas[layer]), (1,), generator=pick)))
+            for layer in range(len(deltas))
+            for _ in range(4)
+        ]
 
         def plain(sample: Any = sample, clean: Any = clean) -> list[float]:
             found = []
             for layer, row in sample:
-                where, marks = cells_of(clean, anatomy.experts, layer)
+                where, marks = cells_of(clean, anatomy.shape.num_experts, layer)
                 loss, _ = instrument.replay_position(clean, int(where[row]), {layer: marks[row]})
                 found.append(float(loss - clean.losses[0, where[row]]))
             return found
@@ -93,7 +102,10 @@ def position(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mo
         packed_each.append(seconds / total)
         plain_each.append(slow / len(sample))
         ratios.append(plain_each[-1] / packed_each[-1])
-        gaps += [abs(delta - float(deltas[layer][row])) for (layer, row), delta in zip(sample, replayed, strict=True)]
+        gaps += [
+            abs(delta - float(deltas[layer][row]))
+            for (layer, row), delta in zip(sample, replayed, strict=True)
+        ]
     return {
         "interventions": total,
         "packed_ms_each": round(1000 * statistics.median(packed_each), 4),
@@ -110,13 +122,17 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
 
     instrument = Instrument(anatomy, mode, probabilities=False)
     instrument.check(tokens, Scope.CORPUS)
-    chosen = range(0, anatomy.experts, max(1, anatomy.experts // 8))
+    chosen = range(0, anatomy.shape.num_experts, max(1, anatomy.shape.num_experts // 8))
     ratios, fast_each, plain_each, gap = [], [], [], 0.0
 
     def measured() -> list[torch.Tensor]:
         clean = instrument.clean_forward(tokens, Scope.CORPUS)
-        eye = torch.eye(anatomy.experts, dtype=torch.bool, device=tokens.device)
-        return [instrument.everywhere(clean, {layer: eye[expert]})[0] for layer in range(len(anatomy.layers)) for expert in chosen]
+        eye = torch.eye(anatomy.shape.num_experts, dtype=torch.bool, device=tokens.device)
+        return [
+            instrument.everywhere(clean, {layer: eye[expert]})[0]
+            for layer in range(len(anatomy.layers))
+            for expert in chosen
+        ]
 
     for _ in range(options.rounds):
         instrument.enters = True
@@ -150,16 +166,28 @@ def exhaustive() -> dict[str, Any]:
     text = recipe.validation
     windows = read_windows(text.data, load_tokenizer(folder), text.length, text.sequences, text.seed)
     anatomy = dissect(load(folder, recipe.dtype))
-    tokens, instrument = torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device), Instrument(anatomy)
+    tokens, instrument = (
+        torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device),
+        Instrument(anatomy),
+    )
     instrument.check(tokens, Scope.POSITION)
     layers, tables = tuple(range(len(anatomy.layers))), list[Any]()
     missing = dict.fromkeys(range(len(tokens)), layers)
-    seconds, _ = clock(lambda: measure(instrument, tokens, missing, Cells(Scope.POSITION), lambda *cell: tables.append(cell[2])))
+    seconds, _ = clock(
+        lambda: measure(
+            instrument, tokens, missing, Cells(Scope.POSITION), lambda *cell: tables.append(cell[2])
+        )
+    )
     rows = sum(len(table["delta"]) for table in tables)
     clean = instrument.clean_forward(tokens[:1], Scope.SEQUENCE)
     picks = [(layer, position) for layer in range(len(anatomy.layers)) for position in range(0, 255, 32)]
-    eye = torch.eye(anatomy.experts, dtype=torch.bool, device=tokens.device)
-    slow, _ = clock(lambda: [instrument.replay_position(clean, t, {layer: eye[clean.index[layer][0, t, 0]]}) for layer, t in picks])
+    eye = torch.eye(anatomy.shape.num_experts, dtype=torch.bool, device=tokens.device)
+    slow, _ = clock(
+        lambda: [
+            instrument.replay_position(clean, t, {layer: eye[clean.index[layer][0, t, 0]]})
+            for layer, t in picks
+        ]
+    )
     each = slow / len(picks)
     return {
         "windows": len(tokens),
@@ -173,13 +201,25 @@ def exhaustive() -> dict[str, Any]:
 def main() -> None:
     from experts.modes import Mode
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers = {"layers": 8, "experts": 16, "top_k": 4, "hidden": 256, "inner": 128, "window": 256, "rounds": 3}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    numbers = {
+        "layers": 8,
+        "experts": 16,
+        "top_k": 4,
+        "hidden": 256,
+        "inner": 128,
+        "window": 256,
+        "rounds": 3,
+    }
     for name, default in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--model", default="")
-    parser.add_argument("--mode", default="zero", choices=[str(mode) for mode in Mode if mode is not Mode.MEAN])
+    parser.add_argument(
+        "--mode", default="zero", choices=[str(mode) for mode in Mode if mode is not Mode.MEAN]
+    )
     parser.add_argument("--exhaustive", action="store_true")
     options = parser.parse_args()
     if options.exhaustive:
@@ -187,10 +227,22 @@ def main() -> None:
         return
     anatomy, mode = build(options), Mode(options.mode)
     device = next(anatomy.model.parameters()).device
-    tokens = torch.randint(0, 4096, (8, options.window), generator=torch.Generator().manual_seed(0)).to(device)
-    found = {"position": position(anatomy, tokens, options, mode), "corpus": corpus(anatomy, tokens, options, mode)}
-    shape = {"layers": len(anatomy.layers), "experts": anatomy.experts, "top_k": anatomy.top_k, "window": options.window}
-    print(json.dumps({"mode": mode, "dtype": options.dtype, "device": str(device), **shape, **found}, indent=2))
+    tokens = torch.randint(0, 4096, (8, options.window), generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
+    found = {
+        "position": position(anatomy, tokens, options, mode),
+        "corpus": corpus(anatomy, tokens, options, mode),
+    }
+    shape = {
+        "layers": len(anatomy.layers),
+        "experts": anatomy.shape.num_experts,
+        "top_k": anatomy.shape.top_k,
+        "window": options.window,
+    }
+    print(
+        json.dumps({"mode": mode, "dtype": options.dtype, "device": str(device), **shape, **found}, indent=2)
+    )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ def make_source(folder: Path, gigabytes: float, shards: int) -> None:
     inner = max(64, int(gigabytes * 1e9 / (LAYERS * EXPERTS * 3 * HIDDEN * 2)))
     rng = np.random.default_rng(0)
     names = [
-        f"model.layers.{layer}.mlp.experts.{e}.{part}" for layer in range(LAYERS) for e in range(EXPERTS) for part in ("gate", "up", "down")
+        f"model.layers.{layer}.mlp.experts.{e}.{part}"
+        for layer in range(LAYERS)
+        for e in range(EXPERTS)
+        for part in ("gate", "up", "down")
     ]
     routers = [f"model.layers.{layer}.mlp.gate.weight" for layer in range(LAYERS)]
     every, weights = names + routers, {}
@@ -50,7 +53,13 @@ def make_source(folder: Path, gigabytes: float, shards: int) -> None:
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         mine = every[shard * len(every) // shards : (shard + 1) * len(every) // shards]
         shapes = {name: (EXPERTS, HIDDEN) if name in routers else (inner, HIDDEN) for name in mine}
-        save_file({name: rng.integers(0, 2**16, shape, dtype=np.uint16).view(np.float16) for name, shape in shapes.items()}, folder / file)
+        save_file(
+            {
+                name: rng.integers(0, 2**16, shape, dtype=np.uint16).view(np.float16)
+                for name, shape in shapes.items()
+            },
+            folder / file,
+        )
         weights |= dict.fromkeys(mine, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -60,7 +69,10 @@ def make_plan() -> dict[str, object]:
     rng = np.random.default_rng(1)
     return {
         "experts": EXPERTS,
-        "kept": {layer: [int(i) for i in np.sort(rng.choice(EXPERTS, EXPERTS // 2, replace=False))] for layer in range(LAYERS)},
+        "kept": {
+            layer: [int(i) for i in np.sort(rng.choice(EXPERTS, EXPERTS // 2, replace=False))]
+            for layer in range(LAYERS)
+        },
     }
 
 
@@ -68,7 +80,9 @@ def make_deepseek(folder: Path, gigabytes: float, shards: int, layers: int) -> d
     """The expert width, in whole blocks of the scales, is the first that reaches the size. Gives the plan."""
     hidden = 2048 if layers < 20 else 256  # with many layers many small tensors: all of DeepSeek-V3's names
     inner = 128
-    while (model := DeepSeek(hidden=hidden, inner=inner, layers=layers, shards=shards)).size < gigabytes * 1e9:
+    while (
+        model := DeepSeek(hidden=hidden, inner=inner, layers=layers, shards=shards)
+    ).size < gigabytes * 1e9:
         inner += 128
     model.write(folder)
     return {"experts": model.experts, "kept": model.kept()}
@@ -123,10 +137,19 @@ def compare(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=["olmoe", "deepseek-v3-fp8"], default="olmoe")
-    parser.add_argument("--size", type=float, help="GB of the source; default 2.5, or 4.5 for deepseek-v3-fp8")
-    parser.add_argument("--layers", type=int, default=6, help="decoder layers of deepseek-v3-fp8, the first one dense; the original has 61")
+    parser.add_argument(
+        "--size", type=float, help="GB of the source; default 2.5, or 4.5 for deepseek-v3-fp8"
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=6,
+        help="decoder layers of deepseek-v3-fp8, the first one dense; the original has 61",
+    )
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
@@ -140,14 +163,19 @@ def main() -> None:
             make_source(source, options.size or 2.5, options.shards)
             plan.write_text(json.dumps(make_plan()))
         else:
-            plan.write_text(json.dumps(make_deepseek(source, options.size or 4.5, options.shards, options.layers)))
+            plan.write_text(
+                json.dumps(make_deepseek(source, options.size or 4.5, options.shards, options.layers))
+            )
         run_export(source, plan, kept, "synced")
         rounds = []
         for kind in ("synced", "cached") * options.rounds:
             seconds = run_cp(kept, root / "cp", kind)
             rounds.append({"kind": kind, "cp": seconds, **run_export(source, plan, root / "out", kind)})
         tensors = len(json.loads((source / "model.safetensors.index.json").read_text())["weight_map"])
-        size = {folder.name: sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (source, kept)}
+        size = {
+            folder.name: sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+            for folder in (source, kept)
+        }
     by_kind = {kind: [r for r in rounds if r["kind"] == kind] for kind in ("synced", "cached")}
     result = {
         "benchmark": "export",

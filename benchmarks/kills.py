@@ -75,12 +75,29 @@ def is_right(folder: Path, source: Path, model: DeepSeek, wanted: Content) -> bo
         whole = content(folder) == wanted and index["weight_map"].keys() == wanted.keys()
     except (OSError, ValueError, KeyError):
         return False
-    return bool(same and whole and config["n_routed_experts"] == model.experts // 2 and config["num_nextn_predict_layers"] == 0)
+    return bool(
+        same
+        and whole
+        and config["n_routed_experts"] == model.experts // 2
+        and config["num_nextn_predict_layers"] == 0
+    )
 
 
 def command(source: Path, plan: Path, out: Path) -> "subprocess.Popen[bytes]":
-    line = [sys.executable, "-m", "prune.entry", "export", str(source), str(plan), str(out), "--quiet", "--force"]
-    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    line = [
+        sys.executable,
+        "-m",
+        "prune.entry",
+        "export",
+        str(source),
+        str(plan),
+        str(out),
+        "--quiet",
+        "--force",
+    ]
+    return subprocess.Popen(
+        line, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+    )
 
 
 def writes(out: Path, process: "subprocess.Popen[bytes]") -> bool:
@@ -140,7 +157,9 @@ def kill_many(root: Path, model: DeepSeek, kills: int, seed: int = 0) -> dict[st
         folders = [path for path in root.iterdir() if path != source and (path / "config.json").exists()]
         right = {path for path in folders if any(is_right(path, source, model, each) for each in wanted)}
         wrong += [f"kill {number}: {path.name}" for path in folders if path not in right]
-        wrong += [f"kill {number}: {out.name} without config.json"] if out.exists() and out not in folders else []
+        wrong += (
+            [f"kill {number}: {out.name} without config.json"] if out.exists() and out not in folders else []
+        )
     hidden = _hidden(root)
     undisturbed(source, plans[1], out)
     return {
@@ -172,7 +191,9 @@ def _digest(data: bytes) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inner", type=int, default=512, help="width of an expert")
@@ -180,7 +201,11 @@ def main() -> None:
     options = parser.parse_args()
     model = DeepSeek(hidden=1024, inner=options.inner, layers=4, experts=64, vocabulary=2048, shards=5)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        print(json.dumps({"benchmark": "kills", **kill_many(Path(name), model, options.kills, options.seed)}, indent=2))
+        print(
+            json.dumps(
+                {"benchmark": "kills", **kill_many(Path(name), model, options.kills, options.seed)}, indent=2
+            )
+        )
 
 
 if __name__ == "__main__":

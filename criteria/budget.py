@@ -30,7 +30,11 @@ class Budget:
     def notes(self, layers: int) -> list[str]:
         """What can be said before any work: what multiple_of did to the number that was asked for, and what serving may not like."""
         moved = self.asked not in (None, self.total)
-        said = [f"{self.text} keeps {self.total} experts in all, {self.asked} without multiple_of"] if moved else []
+        said = (
+            [f"{self.text} keeps {self.total} experts in all, {self.asked} without multiple_of"]
+            if moved
+            else []
+        )
         return said + (serving_notes(self.of_layers(layers)) if self.scope == "layer" else [])
 
     def of_layers(self, layers: int) -> tuple[int, ...]:
@@ -43,8 +47,8 @@ class Budget:
         In scope global a layer keeps at least what the others cannot. Where every layer is at its floor nothing is left
         to decide.
         """
-        layers, unit = len(shape.layers), max(self.multiple, shape.groups)
-        floor = max(self.floor, self.total - shape.experts // unit * unit * (layers - 1))
+        layers, unit = shape.num_layers, max(self.multiple, shape.groups)
+        floor = max(self.floor, self.total - shape.num_experts // unit * unit * (layers - 1))
         if self.scope == "layer" or floor * layers == self.total:
             return self.of_layers(layers)
         return ("global", self.total, floor, unit)
@@ -76,23 +80,35 @@ def serving_notes(counts: Iterable[int]) -> list[str]:
     if not (odd := sorted({count for count in counts if count % 8})):
         return []
     shown = ", ".join(map(str, odd))
-    return [f"{shown} experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)"]
+    return [
+        f"{shown} experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)"
+    ]
 
 
-def from_fraction(shape: Shape, fraction: float, scope: Scope, floor: int | None = None, multiple: int = 1) -> Budget:
+def from_fraction(
+    shape: Shape, fraction: float, scope: Scope, floor: int | None = None, multiple: int = 1
+) -> Budget:
     """fraction: share of the experts to remove, in (0, 1); rounded to whole experts per layer (scope layer) or in all (global)."""
     if not 0 < fraction < 1:
-        raise ExciseError(f"prune.fraction is {fraction}; it is the share of experts to remove and lies between 0 and 1, for example 0.5")
+        raise ExciseError(
+            f"prune.fraction is {fraction}; it is the share of experts to remove and lies between 0 and 1, for example 0.5"
+        )
     text = f"fraction={fraction:g} scope={scope}"
     if scope == "layer":
-        return from_keep(shape, shape.experts - _half_up(fraction * shape.experts), scope, floor, text, multiple)
-    every = shape.experts * len(shape.layers)
+        return from_keep(
+            shape, shape.num_experts - _half_up(fraction * shape.num_experts), scope, floor, text, multiple
+        )
+    every = shape.total
     return from_total(shape, every - _half_up(fraction * every), scope, floor, text, multiple)
 
 
-def from_keep(shape: Shape, keep: int, scope: Scope, floor: int | None = None, text: str = "", multiple: int = 1) -> Budget:
+def from_keep(
+    shape: Shape, keep: int, scope: Scope, floor: int | None = None, text: str = "", multiple: int = 1
+) -> Budget:
     """keep: experts kept per layer; on average per layer in scope global."""
-    return from_total(shape, keep * len(shape.layers), scope, floor, text or f"keep={keep} scope={scope}", multiple)
+    return from_total(
+        shape, keep * shape.num_layers, scope, floor, text or f"keep={keep} scope={scope}", multiple
+    )
 
 
 def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> Budget:
@@ -100,46 +116,62 @@ def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> B
     if unknown := counts.keys() - set(shape.layers):
         raise ExciseError(f"prune.keep names layer {min(unknown)}; the MoE layers are {list(shape.layers)}")
     for layer, count in counts.items():
-        if count > shape.experts:
-            raise ExciseError(f"prune.keep: layer {layer} is to keep {count} experts and has {shape.experts}")
-        if count < shape.smallest or count % shape.groups:
-            needs = f"at least {shape.smallest}" + (f", a multiple of {shape.groups} (router groups)" if shape.groups > 1 else "")
+        if count > shape.num_experts:
+            raise ExciseError(
+                f"prune.keep: layer {layer} is to keep {count} experts and has {shape.num_experts}"
+            )
+        if count < shape.smallest or not shape.is_even(count):
+            needs = f"at least {shape.smallest}" + (
+                f", a multiple of {shape.groups} (router groups)" if shape.groups > 1 else ""
+            )
             raise ExciseError(f"prune.keep: layer {layer} is to keep {count} experts; routing needs {needs}")
         if count % multiple:
-            raise ExciseError(f"prune.keep: layer {layer} is to keep {count} experts, not a multiple of prune.multiple_of = {multiple}")
-    kept = tuple(counts.get(layer, shape.experts) for layer in shape.layers)
-    if untouched := [layer for layer in shape.layers if layer not in counts and shape.experts % multiple]:
+            raise ExciseError(
+                f"prune.keep: layer {layer} is to keep {count} experts, not a multiple of prune.multiple_of = {multiple}"
+            )
+    kept = tuple(counts.get(layer, shape.num_experts) for layer in shape.layers)
+    if untouched := [layer for layer in shape.layers if layer not in counts and shape.num_experts % multiple]:
         raise ExciseError(
-            f"prune.keep does not name layer {untouched[0]}, which so keeps all {shape.experts} experts, "
+            f"prune.keep does not name layer {untouched[0]}, which so keeps all {shape.num_experts} experts, "
             f"not a multiple of prune.multiple_of = {multiple}; "
-            f"name every layer, or take a number that divides {shape.experts}"
+            f"name every layer, or take a number that divides {shape.num_experts}"
         )
-    if sum(kept) == shape.experts * len(kept):
-        raise ExciseError(f"prune.keep removes no expert: all {shape.experts} per layer would be kept; prune more")
+    if sum(kept) == shape.num_experts * len(kept):
+        raise ExciseError(
+            f"prune.keep removes no expert: all {shape.num_experts} per layer would be kept; prune more"
+        )
     text = "keep=" + ",".join(f"{layer}:{count}" for layer, count in sorted(counts.items()))
     return Budget(sum(kept), "layer", shape.smallest, text, multiple, kept)
 
 
-def from_total(shape: Shape, total: int, scope: Scope, floor: int | None, text: str, multiple: int = 1) -> Budget:
+def from_total(
+    shape: Shape, total: int, scope: Scope, floor: int | None, text: str, multiple: int = 1
+) -> Budget:
     """total: experts kept in the whole model; in scope layer a multiple of L."""
-    asked, layers = total, len(shape.layers)
+    asked, layers = total, shape.num_layers
     if multiple > 1:
         text += f" multiple_of={multiple}"
         _check_multiple(shape, multiple)
         # No layer can keep more than the largest multiple in it.
-        most = shape.experts // multiple * multiple * layers
-        total = _rounded(total // layers, multiple) * layers if scope == "layer" else min(most, _rounded(total, multiple))
+        most = shape.num_experts // multiple * multiple * layers
+        total = (
+            _rounded(total // layers, multiple) * layers
+            if scope == "layer"
+            else min(most, _rounded(total, multiple))
+        )
     least = shape.smallest if floor is None else floor
     floor = -(-least // multiple) * multiple if scope == "global" else least
     return _checked(shape, Budget(total, scope, floor, text, multiple, None, asked))
 
 
 def _check_multiple(shape: Shape, multiple: int) -> None:
-    if multiple % shape.groups:
-        raise ExciseError(f"prune.multiple_of is {multiple}: {shape.groups} router groups keep equally many; take a multiple of them")
-    if shape.experts // multiple * multiple < shape.smallest:
+    if not shape.is_even(multiple):
         raise ExciseError(
-            f"prune.multiple_of is {multiple}: no number of experts from {shape.smallest} (fewest that can route) to {shape.experts} "
+            f"prune.multiple_of is {multiple}: {shape.groups} router groups keep equally many; take a multiple of them"
+        )
+    if shape.num_experts // multiple * multiple < shape.smallest:
+        raise ExciseError(
+            f"prune.multiple_of is {multiple}: no number of experts from {shape.smallest} (fewest that can route) to {shape.num_experts} "
             "divides by it; take a smaller one"
         )
 
@@ -154,14 +186,16 @@ def _half_up(number: float) -> int:
 
 
 def _checked(shape: Shape, budget: Budget) -> Budget:
-    layers, every = len(shape.layers), shape.experts * len(shape.layers)
+    layers, every = shape.num_layers, shape.total
     keep = budget.total / layers
     if budget.total >= every:
-        raise ExciseError(f"{budget.text} removes no expert: all {shape.experts} per layer would be kept; prune more")
+        raise ExciseError(
+            f"{budget.text} removes no expert: all {shape.num_experts} per layer would be kept; prune more"
+        )
     if keep < shape.top_k:
         raise ExciseError(
-            f"{budget.text} keeps {keep:g} of {shape.experts} experts per layer, but every token uses top_k = {shape.top_k}; "
-            f"keep at least {shape.smallest} (fraction ≤ {1 - shape.smallest / shape.experts:.3g})"
+            f"{budget.text} keeps {keep:g} of {shape.num_experts} experts per layer, but every token uses top_k = {shape.top_k}; "
+            f"keep at least {shape.smallest} (fraction ≤ {1 - shape.smallest / shape.num_experts:.3g})"
         )
     if keep < shape.smallest:
         raise ExciseError(
@@ -169,19 +203,25 @@ def _checked(shape: Shape, budget: Budget) -> Budget:
             f"too few for top_k = {shape.top_k}; keep at least {shape.smallest}"
         )
     spread = budget.total // layers if budget.scope == "layer" else budget.total
-    if spread % shape.groups:
+    if not shape.is_even(spread):
         raise ExciseError(
             f"{budget.text} keeps {keep:g} experts per layer, which {shape.groups} router groups cannot share evenly "
             f"(a router would choose wrongly); {_next_even(shape, budget)}"
         )
     if budget.floor > keep and budget.floor - budget.multiple < shape.smallest:
-        raise ExciseError(f"{budget.text} keeps {keep:g} experts per layer, and the fewest that can route are {budget.floor}; keep more")
+        raise ExciseError(
+            f"{budget.text} keeps {keep:g} experts per layer, and the fewest that can route are {budget.floor}; keep more"
+        )
     if not shape.smallest <= budget.floor <= keep:
-        raise ExciseError(f"prune.floor is {budget.floor}; it must lie between {shape.smallest} and the mean number kept, {keep:g}")
+        raise ExciseError(
+            f"prune.floor is {budget.floor}; it must lie between {shape.smallest} and the mean number kept, {keep:g}"
+        )
     return budget
 
 
 def _next_even(shape: Shape, budget: Budget) -> str:
-    below = budget.total // len(shape.layers) // shape.groups * shape.groups
-    fits = [keep for keep in (below, below + shape.groups) if shape.smallest <= keep < shape.experts]
-    return "use " + " or ".join(f"keep: {keep} (fraction {1 - keep / shape.experts:.4g})" for keep in fits)
+    below = shape.even_below(budget.total // shape.num_layers)
+    fits = [keep for keep in (below, below + shape.groups) if shape.smallest <= keep < shape.num_experts]
+    return "use " + " or ".join(
+        f"keep: {keep} (fraction {1 - keep / shape.num_experts:.4g})" for keep in fits
+    )

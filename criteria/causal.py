@@ -35,14 +35,19 @@ def position(setting: ExperimentContext, mode: str, windows: int) -> dict[str, A
             for layer in range(len(anatomy.layers)):
                 index = clean.index[layer][0, :-1]
                 where = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
-                marks = torch.nn.functional.one_hot(index.reshape(-1), anatomy.experts).bool()
+                marks = torch.nn.functional.one_hot(index.reshape(-1), anatomy.shape.num_experts).bool()
                 delta, _ = instrument.at_positions(clean, where, {layer: marks})
-                sums = torch.zeros(anatomy.experts, dtype=torch.float64, device=index.device).index_add_(0, index.reshape(-1), delta)
+                sums = torch.zeros(
+                    anatomy.shape.num_experts, dtype=torch.float64, device=index.device
+                ).index_add_(0, index.reshape(-1), delta)
                 rows.values[number, layer] = sums.cpu().numpy()
                 rows.advance(1)
 
     rows.fill(work, 1)
-    return {"score": rows.values.sum(axis=0) / (tokens.shape[0] * (tokens.shape[1] - 1)), "per_window": rows.values}
+    return {
+        "score": rows.values.sum(axis=0) / (tokens.shape[0] * (tokens.shape[1] - 1)),
+        "per_window": rows.values,
+    }
 
 
 def removal(setting: ExperimentContext, mode: str, outcome: str, windows: int) -> dict[str, Array]:
@@ -60,7 +65,7 @@ def removal(setting: ExperimentContext, mode: str, outcome: str, windows: int) -
     def work(start: int, stop: int) -> None:
         clean = instrument.clean_forward(tokens[start:stop], Scope.CORPUS)
         for layer in range(len(anatomy.layers)):
-            for expert in range(anatomy.experts):
+            for expert in range(anatomy.shape.num_experts):
                 effect = instrument.everywhere(clean, {layer: marked(anatomy, expert)})[outcome == "kl"]
                 rows.values[start:stop, layer, expert] = effect.mean(dim=1).cpu().numpy()
             rows.advance(stop - start)
@@ -73,7 +78,7 @@ class _Rows:
     """Rows [N, L, E] that are filled window by window; nan = not yet. Takes up what an interrupted run left."""
 
     def __init__(self, setting: ExperimentContext, windows: int, what: str, instrument: Instrument) -> None:
-        shape = (windows, len(setting.anatomy.layers), setting.anatomy.experts)
+        shape = (windows, len(setting.anatomy.layers), setting.anatomy.shape.num_experts)
         kept = setting.partial.read().get("rows")
         self.values: Array = kept if kept is not None and kept.shape == shape else np.full(shape, np.nan)
         self.partial, self.what = setting.partial, what
@@ -96,5 +101,11 @@ class _Rows:
                 self.partial.write({"rows": self.values})
                 kept_at = time.monotonic()
 
-        with tqdm(total=layers * len(self.values), initial=layers * first, desc=self.what, unit="window·layer", delay=2) as self.bar:
+        with tqdm(
+            total=layers * len(self.values),
+            initial=layers * first,
+            desc=self.what,
+            unit="window·layer",
+            delay=2,
+        ) as self.bar:
             in_chunks(len(self.values) - first, batch, step, "window")

@@ -73,7 +73,9 @@ class Experiment:
 
 def mode(default: str) -> Option:
     """What "removed" means in this experiment (experts.ablation.Mode without mean, which needs a text of its own)."""
-    return Option(default, "what removal means: zero, renormalize or reroute", ("zero", "renormalize", "reroute"))
+    return Option(
+        default, "what removal means: zero, renormalize or reroute", ("zero", "renormalize", "reroute")
+    )
 
 
 WINDOWS = Option(0, "calibration windows used, evenly spread; 0 = all")
@@ -89,7 +91,9 @@ GREEDY = Experiment(
             least=1,
         ),
         "rounds": Option(0, "rounds to the (smallest) budget, instead of step; 0 = as many as step needs"),
-        "shortlist": Option(0, "candidates measured per round, likewise, those with the lowest last estimates; 0 = all"),
+        "shortlist": Option(
+            0, "candidates measured per round, likewise, those with the lowest last estimates; 0 = all"
+        ),
         "outcome": OUTCOME,
         "start": Option("causal_removal", "criterion that gives the first estimates"),
         "windows": WINDOWS,
@@ -105,5 +109,7 @@ def prerequisites(measurement: Measurement) -> tuple[Measurement, ...]:
     """Experiments whose results another one begins with: they are kept, and shared, on their own."""
     values = measurement.values
     if measurement.kind == "greedy" and values["start"] == "causal_removal":
-        return (REMOVAL.settled("causal_removal", f"outcome={values['outcome']},windows={values['windows']}"),)
+        return (
+            REMOVAL.settled("causal_removal", f"outcome={values['outcome']},windows={values['windows']}"),
+        )
     return ()

@@ -71,7 +71,9 @@ class ExperimentContext:
             raise ExciseError("interventions are measured on full windows; these have padding")
         if count == 0 or count >= len(self.windows):
             return self.windows
-        return self.windows.select(np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(np.int64)))
+        return self.windows.select(
+            np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(np.int64))
+        )
 
     def tokens(self, windows: Windows) -> torch.Tensor:
         """On the model's device [N, W]."""

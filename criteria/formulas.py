@@ -103,7 +103,9 @@ def hub(statistics: Statistics) -> Array:
     The relational importance of INFORM (arXiv 2602.04291), carried over to MoE layers. With exactly k active experts per token every
     row of C sums to k − 1, so C is a reversible random walk and its centrality is n_e: the ranking of `utilization`, always.
     """
-    return _centrality(statistics, statistics.together / np.where(statistics.count > 0, statistics.count, 1)[..., None])
+    return _centrality(
+        statistics, statistics.together / np.where(statistics.count > 0, statistics.count, 1)[..., None]
+    )
 
 
 def hub_joint(statistics: Statistics) -> Array:
@@ -124,7 +126,9 @@ def _centrality(statistics: Statistics, graphs: Array) -> Array:
         reached = ~statistics.unreached[layer]
         edges = graph[np.ix_(reached, reached)] * (1 - np.eye(reached.sum()))
         if not edges.any():
-            raise ExciseError("hub, hub_joint: no two experts are active together (top-1 routing?), so there is no graph to rank them by")
+            raise ExciseError(
+                "hub, hub_joint: no two experts are active together (top-1 routing?), so there is no graph to rank them by"
+            )
         values, vectors = np.linalg.eig(edges.T)
         leading = np.abs(vectors[:, np.argmax(values.real)].real)
         scores[layer, reached] = leading / max(leading.max(), np.finfo(float).tiny)
@@ -135,7 +139,9 @@ def specialization(statistics: Statistics) -> Array:
     """1 − H(p(d given e)) / log D, p(d given e) ∝ activation rate of e in domain d. Domain experts (arXiv 2601.10159), a reconstruction."""
     domains = len(statistics.tokens)
     if domains < 2:
-        raise ExciseError("specialization compares domains: calibration.data needs sources with at least two `domain` labels, found one")
+        raise ExciseError(
+            "specialization compares domains: calibration.data needs sources with at least two `domain` labels, found one"
+        )
     rate = statistics.by_domain / statistics.tokens
     share = _divide(rate, rate.sum(axis=-1, keepdims=True))
     entropy = -np.sum(np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), 0), axis=-1)
@@ -159,7 +165,9 @@ def super_experts(statistics: Statistics) -> np.ndarray[tuple[int, ...], np.dtyp
     """
     a = statistics.peak
     early = np.arange(len(a))[:, None] < 0.75 * len(a)
-    found: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (a > np.percentile(a, 99.5)) & (a > a.max() / 10) & early
+    found: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (
+        (a > np.percentile(a, 99.5)) & (a > a.max() / 10) & early
+    )
     return found
 
 

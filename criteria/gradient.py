@@ -57,16 +57,29 @@ def integrated(setting: ExperimentContext, steps: int, windows: int) -> dict[str
 
 def _zeros(setting: ExperimentContext) -> Tensor:
     device = next(setting.anatomy.model.parameters()).device
-    return torch.zeros(len(setting.anatomy.layers), setting.anatomy.experts, dtype=torch.float64, device=device)
+    return torch.zeros(
+        len(setting.anatomy.layers), setting.anatomy.shape.num_experts, dtype=torch.float64, device=device
+    )
 
 
-def _slopes(setting: ExperimentContext, tokens: Tensor, at: float, add: Callable[[int, Tensor, Tensor], None], what: str) -> None:
+def _slopes(
+    setting: ExperimentContext,
+    tokens: Tensor,
+    at: float,
+    add: Callable[[int, Tensor, Tensor], None],
+    what: str,
+) -> None:
     """Calls add(layer, index [T, k], Σ_t L_t by the multiplier of every (token, slot) [T, k]) for every batch; multipliers are `at`."""
     with tqdm(total=len(tokens), desc=what, unit="window", delay=2) as bar:
 
         def work(start: int, stop: int) -> None:
-            with _multiplied(setting.anatomy, lambda _, index: torch.full(index.shape, at, device=index.device)) as used:
-                loss = token_losses(setting.anatomy.model(input_ids=tokens[start:stop], use_cache=False).logits, tokens[start:stop]).sum()
+            with _multiplied(
+                setting.anatomy, lambda _, index: torch.full(index.shape, at, device=index.device)
+            ) as used:
+                loss = token_losses(
+                    setting.anatomy.model(input_ids=tokens[start:stop], use_cache=False).logits,
+                    tokens[start:stop],
+                ).sum()
                 slopes = torch.autograd.grad(loss, [multiplier for _, multiplier in used])
             for layer, ((index, _), slope) in enumerate(zip(used, slopes, strict=True)):
                 add(layer, index, slope)
@@ -84,17 +97,30 @@ def fisher(setting: ExperimentContext, probes: int, windows: int) -> dict[str, A
     sums = _zeros(setting)
     tokens = setting.tokens(setting.chosen(windows))
     generator = torch.Generator().manual_seed(20061117)
-    signs = torch.randint(0, 2, (probes, len(tokens), tokens.shape[1] - 1), generator=generator).to(tokens.device) * 2 - 1
+    signs = (
+        torch.randint(0, 2, (probes, len(tokens), tokens.shape[1] - 1), generator=generator).to(tokens.device)
+        * 2
+        - 1
+    )
 
     with tqdm(total=len(tokens), desc="fisher", unit="window", delay=2) as bar:
 
         def work(start: int, stop: int) -> None:
-            shape = (len(setting.anatomy.layers), stop - start, setting.anatomy.experts)
-            per_window = torch.ones(shape, device=tokens.device, requires_grad=True)  # one α per window: windows do not see each other
+            shape = (len(setting.anatomy.layers), stop - start, setting.anatomy.shape.num_experts)
+            per_window = torch.ones(
+                shape, device=tokens.device, requires_grad=True
+            )  # one α per window: windows do not see each other
             of_token = torch.arange(stop - start, device=tokens.device).repeat_interleave(tokens.shape[1])
-            squares = torch.zeros_like(sums)  # added at once: an attempt that runs out of memory leaves nothing behind
-            with _multiplied(setting.anatomy, lambda layer, index: per_window[layer][of_token[:, None], index]):
-                losses = token_losses(setting.anatomy.model(input_ids=tokens[start:stop], use_cache=False).logits, tokens[start:stop])
+            squares = torch.zeros_like(
+                sums
+            )  # added at once: an attempt that runs out of memory leaves nothing behind
+            with _multiplied(
+                setting.anatomy, lambda layer, index: per_window[layer][of_token[:, None], index]
+            ):
+                losses = token_losses(
+                    setting.anatomy.model(input_ids=tokens[start:stop], use_cache=False).logits,
+                    tokens[start:stop],
+                )
                 for probe in range(probes):
                     total = (losses * signs[probe, start:stop]).sum()
                     (slope,) = torch.autograd.grad(total, [per_window], retain_graph=probe + 1 < probes)
@@ -107,7 +133,9 @@ def fisher(setting: ExperimentContext, probes: int, windows: int) -> dict[str, A
 
 
 @contextmanager
-def _multiplied(anatomy: Anatomy, multiplier: Callable[[int, Tensor], Tensor]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _multiplied(
+    anatomy: Anatomy, multiplier: Callable[[int, Tensor], Tensor]
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Gate weights times multiplier(layer, index [T, k]); gives the (index, multiplier) of every layer. Weights get no gradients."""
     used: list[tuple[Tensor, Tensor]] = []
 

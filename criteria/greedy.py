@@ -29,7 +29,9 @@ Marks = NDArray[np.bool_]
 VERSION = 2
 
 
-def greedy(setting: ExperimentContext, step: int, rounds: int, shortlist: int, outcome: str, start: str, windows: int) -> dict[str, Array]:
+def greedy(
+    setting: ExperimentContext, step: int, rounds: int, shortlist: int, outcome: str, start: str, windows: int
+) -> dict[str, Array]:
     """causal_greedy: experts in the order of their removal, the cheapest given the earlier ones first, down to the budget.
 
     Gives score [L, E]: place in that order, and above all of them the experts that stay, by their last estimate; trace [R, 4]: layer
@@ -49,7 +51,9 @@ def greedy(setting: ExperimentContext, step: int, rounds: int, shortlist: int, o
 def first_estimates(setting: ExperimentContext, start: str, outcome: str, windows: int) -> Array:
     """Estimates [L, E] to begin with: lower = removed earlier. From leave-one-out, or from a criterion of observed statistics."""
     if start == LEAVE_ONE_OUT:  # usually measured before (criteria.experiment.prerequisites)
-        known = setting.statistics.measured.get(REMOVAL.settled(start, f"outcome={outcome},windows={windows}").key)
+        known = setting.statistics.measured.get(
+            REMOVAL.settled(start, f"outcome={outcome},windows={windows}").key
+        )
         return (known or removal(setting.without_partial(), "reroute", outcome, windows))["score"].copy()
     scores = resolve(start).score(setting.statistics)
     return np.where(np.isnan(scores), -np.inf, scores)
@@ -71,7 +75,11 @@ class Search:
         for note in self.instrument.notes:
             tell(note)
         kept = setting.partial.read()
-        self.gone: Marks = kept["gone"].astype(bool) if kept else np.zeros((len(self.shape.layers), self.shape.experts), dtype=bool)
+        self.gone: Marks = (
+            kept["gone"].astype(bool)
+            if kept
+            else np.zeros((len(self.shape.layers), self.shape.num_experts), dtype=bool)
+        )
         self.estimate: Array = kept["estimate"] if kept else first_estimates(setting, start, outcome, windows)
         self.trace: list[list[float]] = kept["trace"].tolist() if kept else []
 
@@ -84,24 +92,28 @@ class Search:
 
         From the budget alone, never from what is left: an interrupted search has to take the same steps.
         """
-        groups, most = self.shape.groups, self.gone.size - self.budget.total
+        most = self.gone.size - self.budget.total
         if self.budget.scope == "layer":  # the layer that loses most
-            most = self.shape.experts - min(self.budget.of_layers(len(self.gone)))
-        return groups * math.ceil(most / groups / rounds)
+            most = self.shape.num_experts - min(self.budget.of_layers(len(self.gone)))
+        return self.shape.groups * math.ceil(most / self.shape.groups / rounds)
 
     def room(self) -> NDArray[np.int64]:
         """How many experts of every router group each layer can still lose [L]."""
         layers = len(self.gone)
-        smallest = np.array(self.budget.of_layers(layers) if self.budget.scope == "layer" else (self.budget.floor,) * layers)
-        found: NDArray[np.int64] = (self.shape.experts - smallest - self.gone.sum(axis=1)) // self.shape.groups
-        return found
+        smallest = np.array(
+            self.budget.of_layers(layers) if self.budget.scope == "layer" else (self.budget.floor,) * layers
+        )
+        left: NDArray[np.int64] = self.shape.num_experts - smallest - self.gone.sum(axis=1)
+        return left // self.shape.groups
 
     def round(self, size: int, shortlist: int) -> None:
         """Measures the candidates given what is gone, and removes the `size` cheapest, where the budget lets them go."""
         candidates = ~self.gone & ~self.setting.protected & (self.room() > 0)[:, None]
         if shortlist:
-            everything = np.full(len(self.gone), self.shape.experts)
-            candidates = self._cheapest(np.where(candidates, self.estimate, np.inf), max(shortlist, size), everything)
+            everything = np.full(len(self.gone), self.shape.num_experts)
+            candidates = self._cheapest(
+                np.where(candidates, self.estimate, np.inf), max(shortlist, size), everything
+            )
         effects = self._measure(candidates)
         if self.updates:
             self.estimate = np.where(candidates, effects, self.estimate)
@@ -113,7 +125,9 @@ class Search:
         found = sorted(np.argwhere(chosen).tolist(), key=lambda at: float(effects[tuple(at)]))
         self.trace += [[layer, expert, number, effects[layer, expert]] for layer, expert in found]
         self.gone = self.gone | chosen
-        self.setting.partial.write({"gone": self.gone.astype(np.float64), "estimate": self.estimate, "trace": np.array(self.trace)})
+        self.setting.partial.write(
+            {"gone": self.gone.astype(np.float64), "estimate": self.estimate, "trace": np.array(self.trace)}
+        )
 
     def _cheapest(self, values: Array, size: int, room: NDArray[np.int64]) -> Marks:
         """The experts with the lowest finite values [L, E]: `size` of every layer, or of the model, and at most `room` of a group's.
@@ -121,9 +135,8 @@ class Search:
         With router groups the unit is a rank: the r-th cheapest of every group of a layer go together. So `size` is
         rounded down to a multiple of the groups, or up to one rank.
         """
-        groups = self.shape.groups
-        ranks = max(1, size // groups)
-        grouped = values.reshape(len(values), groups, -1)
+        ranks = max(1, self.shape.per_group(size))
+        grouped = self.shape.grouped(values)
         order = np.argsort(grouped, axis=2, kind="stable")
         units = np.take_along_axis(grouped, order, axis=2).sum(axis=1)
         count = np.minimum((units < np.inf).sum(axis=1), room)
@@ -134,19 +147,18 @@ class Search:
             best = np.argsort(allowed, axis=None, kind="stable")[:ranks]
             best = best[allowed.reshape(-1)[best] < np.inf]
             count = np.bincount(best // units.shape[1], minlength=len(values))
-        chosen = np.zeros(grouped.shape, dtype=bool)
-        for layer, taken in enumerate(count):
-            np.put_along_axis(chosen[layer], order[layer, :, :taken], True, axis=1)
-        return chosen.reshape(values.shape)
+        return self.shape.first_ranks(order, count)
 
     def _measure(self, candidates: Marks) -> Array:
         """What each candidate adds to the cost of what is gone [L, E], nats per token; nan elsewhere."""
         sums = np.zeros(candidates.shape)
 
         def work(start: int, stop: int) -> None:
-            sums.__iadd__(self._sums(self.tokens[start:stop], candidates))
+            np.add(sums, self._sums(self.tokens[start:stop], candidates), out=sums)
 
-        in_chunks(len(self.tokens), self.instrument.windows_at_once(self.tokens, self.setting.batch), work, "window")
+        in_chunks(
+            len(self.tokens), self.instrument.windows_at_once(self.tokens, self.setting.batch), work, "window"
+        )
         if not np.isfinite(sums).all():
             dtype = self.setting.anatomy.model.dtype
             raise ExciseError(f"causal_greedy: an effect is not finite; is the model sound in {dtype}?")
@@ -155,7 +167,9 @@ class Search:
     def _sums(self, tokens: Tensor, candidates: Marks) -> Array:
         """The same, summed over the tokens of some windows."""
         found = np.zeros(candidates.shape)
-        gone = {layer: row for layer, row in enumerate(torch.from_numpy(self.gone).to(tokens.device)) if row.any()}
+        gone = {
+            layer: row for layer, row in enumerate(torch.from_numpy(self.gone).to(tokens.device)) if row.any()
+        }
         with ablated(self.setting.anatomy, gone, Mode.REROUTE):
             clean = self.instrument.clean_forward(tokens, Scope.CORPUS)
         so_far = 0.0

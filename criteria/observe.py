@@ -65,16 +65,22 @@ class Sums:
         """Adds one experts call."""
         flat, together = call.expert, call.index[call.valid] if call.padded else call.index
         g, f = call.gate.double(), call.norm.double()
-        powers = torch.stack([torch.ones_like(f), f, f * f, g, g * f, g * f * f, g * g, g * g * f, g * g * f * f], dim=-1)
+        powers = torch.stack(
+            [torch.ones_like(f), f, f * f, g, g * f, g * f * f, g * g, g * g * f, g * g * f * f], dim=-1
+        )
         self.moments.index_add_(0, flat, powers)
         self.turning.index_add_(0, flat, g * f * call.angle.double().clamp(min=0))
         self.peak.scatter_reduce_(0, flat, call.peak.double(), "amax")
         active = torch.zeros(len(together), len(self.peak), device=flat.device).scatter_(1, together, 1.0)
         self.together += (active.T @ active).double()
-        self.by_domain.view(-1).index_add_(0, flat * self.by_domain.shape[1] + call.domain, torch.ones_like(f))
+        self.by_domain.view(-1).index_add_(
+            0, flat * self.by_domain.shape[1] + call.domain, torch.ones_like(f)
+        )
 
 
-def measure(seen: ExpertOutputs, before: Tensor | None, index: Tensor, weight: Tensor, valid: Tensor, domain: Tensor) -> Call:
+def measure(
+    seen: ExpertOutputs, before: Tensor | None, index: Tensor, weight: Tensor, valid: Tensor, domain: Tensor
+) -> Call:
     """Norms of the experts' outputs and the turn of the residual stream; index, weight: [T, k]; valid, domain: [T]."""
     norm, peak = norms(seen.outputs)
     pair, token = seen.pair, seen.pair // index.shape[1]
@@ -99,16 +105,28 @@ def norms(outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def observe(anatomy: Anatomy, windows: Windows, batch: int = 8, done: Statistics | None = None, keep: Keep | None = None) -> Statistics:
+def observe(
+    anatomy: Anatomy,
+    windows: Windows,
+    batch: int = 8,
+    done: Statistics | None = None,
+    keep: Keep | None = None,
+) -> Statistics:
     """Statistics of `windows` under the model. batch: windows per forward; it changes memory and speed, never the result.
 
     done: statistics of the first windows, from an interrupted pass; keep: called with the statistics so far about every minute.
     """
     weights = weigh(anatomy)
-    sums = [Sums(anatomy.experts, len(windows.domains), next(anatomy.model.parameters()).device) for _ in anatomy.layers]
+    sums = [
+        Sums(anatomy.shape.num_experts, len(windows.domains), next(anatomy.model.parameters()).device)
+        for _ in anatomy.layers
+    ]
     start = 0 if done is None else _go_on(sums, done, windows, weights)
     seen, kept_at = start, time.monotonic()
-    with watched(anatomy, sums) as forward, tqdm(total=len(windows), initial=start, desc="calibrate", unit="window", delay=2) as bar:
+    with (
+        watched(anatomy, sums) as forward,
+        tqdm(total=len(windows), initial=start, desc="calibrate", unit="window", delay=2) as bar,
+    ):
         for first in range(start, len(windows), batch):
             part = windows.select(np.arange(first, min(first + batch, len(windows))))
             forward(part)
@@ -133,7 +151,9 @@ def watched(anatomy: Anatomy, sums: list[Sums]) -> Iterator[Callable[[Windows], 
             return seen.routed
 
         def forward(part: Windows) -> None:
-            tokens, mask, domain = (torch.from_numpy(array).to(device) for array in (part.tokens, part.mask, part.domain))
+            tokens, mask, domain = (
+                torch.from_numpy(array).to(device) for array in (part.tokens, part.mask, part.domain)
+            )
             now.update(valid=mask.reshape(-1), domain=domain.unsqueeze(1).expand_as(tokens).reshape(-1))
             padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
             # Without the head: its logits are not needed, and are the largest tensor of a forward.
@@ -179,7 +199,9 @@ def _collect(sums: list[Sums], seen: Windows, weights: dict[str, Any]) -> Statis
     def stacked(key: str) -> Any:
         return np.stack([getattr(part, key).cpu().numpy() for part in sums])
 
-    tokens = np.bincount(seen.domain, weights=seen.mask.sum(axis=1), minlength=len(seen.domains)).astype(np.float64)
+    tokens = np.bincount(seen.domain, weights=seen.mask.sum(axis=1), minlength=len(seen.domains)).astype(
+        np.float64
+    )
     moments = stacked("moments")
     rest = {key: stacked(key) for key in ("peak", "turning", "together", "by_domain")}
     return Statistics(tokens=tokens, moments=moments.reshape(*moments.shape[:2], 3, 3), **rest, **weights)
@@ -192,10 +214,18 @@ def weigh(anatomy: Anatomy) -> dict[str, Any]:
     for layer in anatomy.layers:
         matrices = [parameter for parameter in layer.weights.values() if parameter.ndim == 3]
         if any(not parameter.is_floating_point() for parameter in matrices):
-            raise ExciseError(f"{layer.name}: the experts are quantised in memory; calibrate with dtype: bfloat16 or float32")
-        found["router_norm"].append(torch.linalg.vector_norm(_router_weight(layer), dim=1, dtype=torch.float64).cpu().numpy())
-        found["weight_l1"].append(_per_expert(matrices, lambda w: torch.linalg.vector_norm(w, ord=1, dtype=torch.float64)))
-        found["weight_l2"].append(_per_expert(matrices, lambda w: torch.linalg.vector_norm(w, dtype=torch.float64) ** 2))
+            raise ExciseError(
+                f"{layer.name}: the experts are quantised in memory; calibrate with dtype: bfloat16 or float32"
+            )
+        found["router_norm"].append(
+            torch.linalg.vector_norm(_router_weight(layer), dim=1, dtype=torch.float64).cpu().numpy()
+        )
+        found["weight_l1"].append(
+            _per_expert(matrices, lambda w: torch.linalg.vector_norm(w, ord=1, dtype=torch.float64))
+        )
+        found["weight_l2"].append(
+            _per_expert(matrices, lambda w: torch.linalg.vector_norm(w, dtype=torch.float64) ** 2)
+        )
         found["weight_count"].append(_per_expert(matrices, lambda w: torch.tensor(float(w.numel()))))
     return {key: np.stack(rows) for key, rows in found.items()}
 
@@ -228,7 +258,9 @@ def residuals(anatomy: Anatomy) -> Iterator[Callable[[int], Tensor | None]]:
 
             def enter(_: nn.Module, args: Any, kwargs: Any, position: int = position) -> None:
                 stream, output = normed.pop(position, (None, lambda: None))
-                before[position] = stream if output() is (args[0] if args else kwargs.get("hidden_states")) else None
+                before[position] = (
+                    stream if output() is (args[0] if args else kwargs.get("hidden_states")) else None
+                )
 
             parent = anatomy.model.get_submodule(layer.name.rpartition(".")[0])
             for name, module in parent.named_children():

@@ -36,7 +36,12 @@ class Scores:
 
 
 def score(
-    criterion: Criterion, statistics: Statistics, layers: tuple[int, ...], protected: NDArray[np.bool_], model: str, data: str
+    criterion: Criterion,
+    statistics: Statistics,
+    layers: tuple[int, ...],
+    protected: NDArray[np.bool_],
+    model: str,
+    data: str,
 ) -> Scores:
     """Applies a criterion and checks what it returned: the right shape, and a finite number for every expert that tokens reached."""
     try:
@@ -44,9 +49,13 @@ def score(
     except ExciseError:
         raise
     except (Exception, SystemExit) as error:
-        raise ExciseError(f"criterion {criterion.name}: failed with {type(error).__name__}: {one_line(error)}") from error
+        raise ExciseError(
+            f"criterion {criterion.name}: failed with {type(error).__name__}: {one_line(error)}"
+        ) from error
     if values.shape != statistics.count.shape:
-        raise ExciseError(f"criterion {criterion.name}: returned shape {values.shape}, expected [L, E] = {statistics.count.shape}")
+        raise ExciseError(
+            f"criterion {criterion.name}: returned shape {values.shape}, expected [L, E] = {statistics.count.shape}"
+        )
     if (wrong := np.argwhere(~np.isfinite(values) & ~statistics.unreached)).size:
         row, expert = wrong[0]
         where = f"expert {expert} of layer {layers[row]}, which {int(statistics.count[row, expert])} tokens reached"
@@ -72,13 +81,25 @@ def load(path: Path, criterion: str, layers: tuple[int, ...], experts: int, mode
         with safe_open(path, "numpy") as file:
             provenance = file.metadata() or {}
             if criterion not in file.keys():  # noqa: SIM118 - not a dict
-                raise ExciseError(f"{path}: no scores of {criterion!r}; it has {sorted(set(file.keys()) - {'protected'})}")
+                raise ExciseError(
+                    f"{path}: no scores of {criterion!r}; it has {sorted(set(file.keys()) - {'protected'})}"
+                )
             values, protected = file.get_tensor(criterion), file.get_tensor("protected").astype(bool)
     except (SafetensorError, OSError) as error:
         raise ExciseError(f"{path}: not a score file ({error})") from error
     if model and provenance.get("model") and provenance["model"] != model:
-        raise ExciseError(f"{path}: scores of another model (fingerprint {provenance['model']}, this one has {model})")
+        raise ExciseError(
+            f"{path}: scores of another model (fingerprint {provenance['model']}, this one has {model})"
+        )
     if values.shape != (len(layers), experts) or provenance.get("layers") != ",".join(map(str, layers)):
         found = f"{path}: scores of shape {values.shape} for layers {provenance.get('layers')}"
         raise ExciseError(f"{found}; the model has L, E = {len(layers)}, {experts}")
-    return Scores(values, protected, layers, criterion, provenance.get(f"formula of {criterion}", ""), model, provenance.get("data", ""))
+    return Scores(
+        values,
+        protected,
+        layers,
+        criterion,
+        provenance.get(f"formula of {criterion}", ""),
+        model,
+        provenance.get("data", ""),
+    )

@@ -44,17 +44,24 @@ class Statistics:
     measured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        every = [getattr(self, name) for name in ARRAYS] + [array for results in self.measured.values() for array in results.values()]
+        every = [getattr(self, name) for name in ARRAYS] + [
+            array for results in self.measured.values() for array in results.values()
+        ]
         for array in every:  # criteria of users read the same arrays: none may change them for the next
             array.flags.writeable = False
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """The statistics of both texts together: sums add, maxima take the larger, weights must agree."""
         if self.together.shape != other.together.shape or self.tokens.shape != other.tokens.shape:
-            raise ExciseError(f"cannot merge statistics of shapes {self.by_domain.shape} and {other.by_domain.shape} [L, E, D]")
+            raise ExciseError(
+                f"cannot merge statistics of shapes {self.by_domain.shape} and {other.by_domain.shape} [L, E, D]"
+            )
         if not np.allclose(self.weight_l2, other.weight_l2):
             raise ExciseError("cannot merge statistics of two models: their expert weights differ")
-        sums = {key: getattr(self, key) + getattr(other, key) for key in ("tokens", "moments", "turning", "together", "by_domain")}
+        sums = {
+            key: getattr(self, key) + getattr(other, key)
+            for key in ("tokens", "moments", "turning", "together", "by_domain")
+        }
         return replace(self, measured={}, peak=np.maximum(self.peak, other.peak), **sums)
 
     @property

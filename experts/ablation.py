@@ -22,8 +22,8 @@ def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
     The router runs with the kept rows of its weight, bias and correction bias, exactly as it will after pruning; the ids it
     returns are mapped back to the untouched experts. No weight is copied except the router's.
     """
-    plan.check_model(anatomy.indices, anatomy.experts)
-    if any(len(getattr(layer.router, "weight")) != anatomy.experts for layer in anatomy.layers):  # noqa: B009 - typed as Module or Tensor
+    plan.check_model(anatomy.shape.layers, anatomy.shape.num_experts)
+    if any(len(getattr(layer.router, "weight")) != anatomy.shape.num_experts for layer in anatomy.layers):  # noqa: B009 - typed as Module or Tensor
         raise ExciseError("this model is already restricted; leave the outer restriction first")
     device = next(anatomy.model.parameters()).device
     ids = [torch.tensor(plan.kept[layer.index], device=device) for layer in anatomy.layers]
@@ -33,20 +33,24 @@ def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
 
     with ExitStack() as stack:
         for layer in anatomy.layers:
-            stack.enter_context(small_router(layer, plan.kept[layer.index], anatomy.experts))
+            stack.enter_context(small_router(layer, plan.kept[layer.index], anatomy.shape.num_experts))
         stack.enter_context(intercepted(anatomy, map_back))
         yield
 
 
 def marked(anatomy: Anatomy, *experts: int) -> Tensor:
     """bool [E], True at these experts, on the model's device."""
-    marks = torch.zeros(anatomy.experts, dtype=torch.bool, device=next(anatomy.model.parameters()).device)
+    marks = torch.zeros(
+        anatomy.shape.num_experts, dtype=torch.bool, device=next(anatomy.model.parameters()).device
+    )
     marks[list(experts)] = True
     return marks
 
 
 @contextmanager
-def ablated(anatomy: Anatomy, removed: Mapping[int, Tensor], mode: Mode, means: Tensor | None = None) -> Iterator[None]:
+def ablated(
+    anatomy: Anatomy, removed: Mapping[int, Tensor], mode: Mode, means: Tensor | None = None
+) -> Iterator[None]:
     """Inside the block the marked experts are removed.
 
     removed: layer position -> bool [E], for every token, or [T, E], token by token in the order in which they enter the experts.
@@ -65,7 +69,9 @@ def ablated(anatomy: Anatomy, removed: Mapping[int, Tensor], mode: Mode, means: 
         hit = gone.gather(1, index)
         routed = run(hidden, index, _without(weight, hit, mode))
         if mode is Mode.MEAN and means is not None:
-            share = torch.zeros(gone.shape, dtype=means.dtype, device=means.device).scatter_add_(1, index, (weight * hit).to(means.dtype))
+            share = torch.zeros(gone.shape, dtype=means.dtype, device=means.device).scatter_add_(
+                1, index, (weight * hit).to(means.dtype)
+            )
             routed = routed + (share @ means[layer]).to(routed.dtype)
         return routed
 
@@ -83,11 +89,15 @@ def _without(weight: Tensor, hit: Tensor, mode: Mode) -> Tensor:
     if mode is not Mode.RENORMALIZE:
         return kept
     left = kept.double().sum(dim=-1, keepdim=True)
-    factor = torch.where(hit.any(dim=-1, keepdim=True) & (left != 0), weight.double().sum(dim=-1, keepdim=True) / left, 1.0)
+    factor = torch.where(
+        hit.any(dim=-1, keepdim=True) & (left != 0), weight.double().sum(dim=-1, keepdim=True) / left, 1.0
+    )
     return (kept.double() * factor).to(weight.dtype)
 
 
-def _rerouted(anatomy: Anatomy, position: int, block_input: Tensor, gone: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _rerouted(
+    anatomy: Anatomy, position: int, block_input: Tensor, gone: Tensor, index: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Expert ids and gate weights [T, k] after the router has chosen again; every distinct removal of the rows is routed once."""
     flat = block_input.reshape(len(index), -1)
     if gone.ndim == 1:

@@ -22,11 +22,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from experts.disk.configuration import COMMON, COUNT_KEYS, ROUTER_TENSORS, ROUTERS, TOP_K_KEYS, expert_axis, in_tower, router_groups
+from experts.disk.configuration import (
+    COMMON,
+    COUNT_KEYS,
+    ROUTER_TENSORS,
+    ROUTERS,
+    TOP_K_KEYS,
+    expert_axis,
+    in_tower,
+    router_groups,
+)
 from experts.disk.strict_json import read_object
 from experts.disk.weight_files import entry_file, regular_files
 from experts.errors import ExciseError, let_through, one_line
 from experts.plain_outputs import set_plain_outputs
+from experts.shape import Shape
 
 MOST_EXTRA = 8  # rows of a router for other than routed experts
 ALIGNMENT = 64  # bytes; of every allocation of torch
@@ -46,43 +56,62 @@ class MoELayer:
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters of the experts, all with the expert axis in front, by their names in the experts module."""
-        return {name: parameter for name, parameter in self.experts.named_parameters() if COMMON not in name.split(".")}
+        return {
+            name: parameter
+            for name, parameter in self.experts.named_parameters()
+            if COMMON not in name.split(".")
+        }
 
     @property
     def counters(self) -> list[tuple[nn.Module, str]]:
         """Integer attributes of the block and its router-side modules that hold E."""
-        modules = {id(module): module for module in (self.block, *(module for module, _ in self.router_tensors))}
-        return [(module, key) for module in modules.values() for key in COUNT_KEYS if isinstance(vars(module).get(key), int)]
+        modules = {
+            id(module): module for module in (self.block, *(module for module, _ in self.router_tensors))
+        }
+        return [
+            (module, key)
+            for module in modules.values()
+            for key in COUNT_KEYS
+            if isinstance(vars(module).get(key), int)
+        ]
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The L MoE layers of a model. experts = E, top_k = k, groups = router groups (1 = none), top_groups = groups a token may use."""
+    """A model and its L MoE layers. Of a pruned model with unequal layers, the shape holds the largest E."""
 
     model: PreTrainedModel
     layers: tuple[MoELayer, ...]
-    experts: int
-    top_k: int
-    groups: int
-    top_groups: int
+    shape: Shape
 
     @property
-    def indices(self) -> tuple[int, ...]:
-        return tuple(layer.index for layer in self.layers)
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
 
-def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, device: torch.device | None = None) -> PreTrainedModel:
+def load(
+    folder: Path, dtype: str = "auto", trust_remote_code: bool = False, device: torch.device | None = None
+) -> PreTrainedModel:
     """The model of a local checkpoint folder, in evaluation mode; without a `device`, on the GPU if it fits there.
 
     Its forwards give logits and nothing else (experts/plain_outputs.py).
     """
-    config = read_object(folder / "config.json", "no such file; a checkpoint folder has config.json and *.safetensors")
-    entry_file(regular_files(folder), config, str(folder))  # refuses what transformers would read in another way
+    config = read_object(
+        folder / "config.json", "no such file; a checkpoint folder has config.json and *.safetensors"
+    )
+    entry_file(
+        regular_files(folder), config, str(folder)
+    )  # refuses what transformers would read in another way
     try:
         auto = _auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
-        model, report = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True)
+        model, report = auto.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
         if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"{len(missing)} weights of {type(model).__name__} are not in it and would be random, {missing[0]} among them")
+            raise ValueError(
+                f"{len(missing)} weights of {type(model).__name__} are not in it and would be random, {missing[0]} among them"
+            )
         model.to(device or torch.device(_device(model))).eval()
         _align(model)
         set_plain_outputs(model)
@@ -92,7 +121,9 @@ def load(folder: Path, dtype: str = "auto", trust_remote_code: bool = False, dev
         ) from error
     except Exception as error:  # of files that do not fit together transformers raises anything
         let_through(error)
-        raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}") from error
+        raise ExciseError(
+            f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}"
+        ) from error
     found: PreTrainedModel = model
     return found
 
@@ -130,24 +161,36 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = _auto_class(config).from_config(
+                config, trust_remote_code=trust_remote_code
+            )
     except Exception as error:
         let_through(error)
-        raise ExciseError(f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}") from error
+        raise ExciseError(
+            f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}"
+        ) from error
     return model
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a local checkpoint folder."""
-    if not any(file for pattern in ("tokenizer*", "vocab*", "*.model", "*.tiktoken") for file in folder.glob(pattern)):
+    if not any(
+        file for pattern in ("tokenizer*", "vocab*", "*.model", "*.tiktoken") for file in folder.glob(pattern)
+    ):
         # transformers would make an empty tokenizer of the model's class.
-        raise ExciseError(f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, vocab.*); add those of the original model")
+        raise ExciseError(
+            f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, vocab.*); add those of the original model"
+        )
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
         tokens = tokenizer("A text.", add_special_tokens=False)["input_ids"]
     except Exception as error:  # tokenizers raises bare ones
         let_through(error)
-        raise ExciseError(f"{folder}: {_own_code(error) or f'the tokenizer cannot be loaded ({one_line(error)})'}") from error
+        raise ExciseError(
+            f"{folder}: {_own_code(error) or f'the tokenizer cannot be loaded ({one_line(error)})'}"
+        ) from error
     if not tokens:
         raise ExciseError(
             f"{folder}: its tokenizer files make an empty {type(tokenizer).__name__}, which reads no text; "
@@ -172,18 +215,27 @@ def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
     """
     set_plain_outputs(model)
     modules = dict(model.named_modules())
-    layers = tuple(_layer(name, modules) for name, module in modules.items() if _is_experts(module) and not in_tower(name))
+    layers = tuple(
+        _layer(name, modules)
+        for name, module in modules.items()
+        if _is_experts(module) and not in_tower(name)
+    )
     config = model.config.get_text_config()
     if not layers:
         raise ExciseError(_why_none(config))
     if twins := [(one, two) for one, two in combinations(layers, 2) if one.index == two.index]:
         one, two = (layer.name for layer in twins[0])
-        raise ExciseError(f"{config.model_type}: two MoE blocks in one decoder layer ({one}, {two}); this layout is not supported")
+        raise ExciseError(
+            f"{config.model_type}: two MoE blocks in one decoder layer ({one}, {two}); this layout is not supported"
+        )
     counts = {layer.index: _expert_count(layer.experts) for layer in layers}
     if len(set(counts.values())) > 1 and not pruned:
-        raise ExciseError(f"the MoE layers have different numbers of experts ({counts}): prune the original model, not a pruned one")
+        raise ExciseError(
+            f"the MoE layers have different numbers of experts ({counts}): prune the original model, not a pruned one"
+        )
     groups, top_groups = router_groups(config.to_dict())
-    return Anatomy(model, layers, max(counts.values()), _top_k(config, layers[0]), groups, top_groups)
+    shape = Shape(tuple(counts), max(counts.values()), _top_k(config, layers[0]), groups, top_groups)
+    return Anatomy(model, layers, shape)
 
 
 def _is_experts(module: nn.Module) -> bool:
@@ -199,7 +251,9 @@ def _top_k(config: Any, layer: MoELayer) -> int:
         for key in ("top_k", *TOP_K_KEYS):
             if isinstance(value := getattr(owner, key, None), int):
                 return value
-    raise ExciseError(f"{layer.name}: cannot tell how many experts are active per token (no top_k in router or config)")
+    raise ExciseError(
+        f"{layer.name}: cannot tell how many experts are active per token (no top_k in router or config)"
+    )
 
 
 def _layer(name: str, modules: dict[str, nn.Module]) -> MoELayer:
@@ -208,21 +262,29 @@ def _layer(name: str, modules: dict[str, nn.Module]) -> MoELayer:
     tensors = _router_tensors(parent, block, experts, count)
     routers = [module for module, key in tensors if key == "weight" and getattr(module, key).ndim == 2]
     if len(routers) != 1:
-        raise ExciseError(f"{parent}: {_wrong_routers(block, experts, count, len(routers))}; this routing is not supported")
+        raise ExciseError(
+            f"{parent}: {_wrong_routers(block, experts, count, len(routers))}; this routing is not supported"
+        )
     numbers = re.findall(r"\.(\d+)(?=\.|$)", parent)
     if len(numbers) != 1:
         raise ExciseError(f"{parent}: cannot tell the decoder layer from the module's name")
     layer = MoELayer(int(numbers[0]), parent, block, experts, routers[0], tensors)
     for key, parameter in layer.weights.items():
         if parameter.shape[:1] != (count,):
-            raise ExciseError(f"{name}.{key} has shape {tuple(parameter.shape)}: no expert axis of {count} in front, so it cannot be cut")
+            raise ExciseError(
+                f"{name}.{key} has shape {tuple(parameter.shape)}: no expert axis of {count} in front, so it cannot be cut"
+            )
     return layer
 
 
 def _wrong_routers(block: nn.Module, experts: nn.Module, count: int, found: int) -> str:
     """Why a block has no single router; some choose among shared or skipped experts as well."""
     inside = {id(parameter) for parameter in experts.parameters()}
-    rows = {name: len(p) for name, p in block.named_parameters() if p.ndim == 2 and id(p) not in inside and "shared" not in name}
+    rows = {
+        name: len(p)
+        for name, p in block.named_parameters()
+        if p.ndim == 2 and id(p) not in inside and "shared" not in name
+    }
     more = {name: n for name, n in rows.items() if count < n <= count + MOST_EXTRA}
     if found or not more:
         return f"found {found} routers with {count} rows, expected one"
@@ -230,7 +292,9 @@ def _wrong_routers(block: nn.Module, experts: nn.Module, count: int, found: int)
     return f"its router ({name}) has {more[name]} rows for {count} experts, some for shared or skipped ones"
 
 
-def _router_tensors(parent: str, block: nn.Module, experts: nn.Module, count: int) -> tuple[tuple[nn.Module, str], ...]:
+def _router_tensors(
+    parent: str, block: nn.Module, experts: nn.Module, count: int
+) -> tuple[tuple[nn.Module, str], ...]:
     inside = {id(module) for module in experts.modules()}
     whole_layer = re.search(r"\.\d+$", parent) is not None  # the experts stand in the decoder layer itself
     found: list[tuple[nn.Module, str]] = []
@@ -242,10 +306,14 @@ def _router_tensors(parent: str, block: nn.Module, experts: nn.Module, count: in
             if whole_layer and not ROUTERS.intersection(path.split(".")):
                 continue  # attention and norms may have that many rows by chance
             if not tensor.is_floating_point() and tensor.ndim == 2:
-                raise ExciseError(f"{name} is a table of whole numbers, as routers use that choose experts by token id; it cannot be cut")
+                raise ExciseError(
+                    f"{name} is a table of whole numbers, as routers use that choose experts by token id; it cannot be cut"
+                )
             if expert_axis(tensor.shape, count) is not None:
                 if key not in ROUTER_TENSORS:
-                    raise ExciseError(f"{name} has {count} rows and is not a known router tensor: refusing to prune around it")
+                    raise ExciseError(
+                        f"{name} has {count} rows and is not a known router tensor: refusing to prune around it"
+                    )
                 found.append((module, key))
     return tuple(found)
 

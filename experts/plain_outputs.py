@@ -46,7 +46,11 @@ def set_plain_outputs(model: Any) -> None:
 
 def _configurations(model: nn.Module) -> Iterator[Any]:
     """Every configuration object that a module of the model reads, each once."""
-    found = {id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None}
+    found = {
+        id(config): config
+        for module in model.modules()
+        if (config := getattr(module, "config", None)) is not None
+    }
     yield from found.values()
 
 

@@ -15,13 +15,13 @@ from experts.errors import ExciseError, one_line
 class Plan:
     """The experts that survive.
 
-    experts: E, the experts of each MoE layer before pruning.
+    num_experts: E, the experts of each MoE layer before pruning.
     kept: decoder layer index -> sorted ids of the kept experts, for each of the L MoE layers.
     model: fingerprint of the checkpoint the plan was made for; empty = any model of that shape.
     criterion, budget: provenance, printed in reports and the model card.
     """
 
-    experts: int
+    num_experts: int
     kept: Mapping[int, tuple[int, ...]]
     model: str = ""
     criterion: str = ""
@@ -30,12 +30,18 @@ class Plan:
     def __post_init__(self) -> None:
         for layer, ids in self.kept.items():
             if not ids:
-                raise ExciseError(f"plan: layer {layer} keeps no expert; every MoE layer must keep at least top_k")
+                raise ExciseError(
+                    f"plan: layer {layer} keeps no expert; every MoE layer must keep at least top_k"
+                )
             if list(ids) != sorted(set(ids)):
-                raise ExciseError(f"plan: the expert ids of layer {layer} must be sorted and without repeats, got {list(ids)}")
-            if ids[0] < 0 or ids[-1] >= self.experts:
+                raise ExciseError(
+                    f"plan: the expert ids of layer {layer} must be sorted and without repeats, got {list(ids)}"
+                )
+            if ids[0] < 0 or ids[-1] >= self.num_experts:
                 wrong = ids[0] if ids[0] < 0 else ids[-1]
-                raise ExciseError(f"plan: layer {layer} keeps expert {wrong}, but the model has experts 0..{self.experts - 1}")
+                raise ExciseError(
+                    f"plan: layer {layer} keeps expert {wrong}, but the model has experts 0..{self.num_experts - 1}"
+                )
 
     @property
     def counts(self) -> dict[int, int]:
@@ -52,19 +58,25 @@ class Plan:
     @property
     def fraction(self) -> float:
         """Share of all experts that is removed, in [0, 1)."""
-        return 1 - self.total / (self.experts * len(self.kept))
+        return 1 - self.total / (self.num_experts * len(self.kept))
 
     @property
     def digest(self) -> str:
         """Identity of the choice alone: equal for two plans that keep the same experts."""
-        return hashlib.sha256(json.dumps([self.experts, sorted(self.kept.items())]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self.num_experts, sorted(self.kept.items())]).encode()).hexdigest()[
+            :16
+        ]
 
     def check_model(self, layers: tuple[int, ...], experts: int, fingerprint: str = "") -> None:
         """Refuses a plan that was made for another model."""
-        if experts != self.experts:
-            raise ExciseError(f"plan for another model: it counts {self.experts} experts per layer, the model has {experts}")
+        if experts != self.num_experts:
+            raise ExciseError(
+                f"plan for another model: it counts {self.num_experts} experts per layer, the model has {experts}"
+            )
         if set(layers) != set(self.kept):
-            raise ExciseError(f"plan for another model: it prunes layers {sorted(self.kept)}, the model's MoE layers are {list(layers)}")
+            raise ExciseError(
+                f"plan for another model: it prunes layers {sorted(self.kept)}, the model's MoE layers are {list(layers)}"
+            )
         if fingerprint and self.model and fingerprint != self.model:
             raise ExciseError(
                 f"plan for another model: it was made for fingerprint {self.model}, this one has {fingerprint}; "
@@ -76,7 +88,7 @@ class Plan:
             "model": self.model,
             "criterion": self.criterion,
             "budget": self.budget,
-            "experts": self.experts,
+            "experts": self.num_experts,
             "kept": {str(layer): list(ids) for layer, ids in sorted(self.kept.items())},
         }
 
@@ -84,13 +96,17 @@ class Plan:
     def from_json(cls, data: Any, origin: str = "plan") -> "Plan":
         try:
             kept = {int(layer): tuple(ids) for layer, ids in data["kept"].items()}
-            if not kept or not all(type(i) is int for ids in (*kept.values(), (data["experts"],)) for i in ids):
+            if not kept or not all(
+                type(i) is int for ids in (*kept.values(), (data["experts"],)) for i in ids
+            ):
                 raise ValueError("expert ids and counts are whole numbers, and some layer must be there")
             provenance = {key: str(data.get(key, "")) for key in ("model", "criterion", "budget")}
-            return cls(experts=data["experts"], kept=kept, **provenance)
+            return cls(num_experts=data["experts"], kept=kept, **provenance)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             why = f"no {error}" if isinstance(error, KeyError) else one_line(error)
-            raise ExciseError(f'{origin}: not a plan; expected {{"experts": E, "kept": {{"layer": [ids]}}}} ({why})') from error
+            raise ExciseError(
+                f'{origin}: not a plan; expected {{"experts": E, "kept": {{"layer": [ids]}}}} ({why})'
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> "Plan":

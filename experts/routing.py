@@ -51,20 +51,23 @@ def swap_value(table: dict[str, Any], key: str, value: Any, before: Kept) -> Non
 
 
 @torch.no_grad()
-def routing_without(anatomy: Anatomy, position: int, hidden: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+def routing_without(
+    anatomy: Anatomy, position: int, hidden: Tensor, removed: Tensor
+) -> tuple[Tensor, Tensor]:
     """What the block of layer `position` chooses for the rows [n, H] when the experts marked in `removed` [E] cannot be chosen.
 
     Gives expert ids (of the whole model) and gate weights [n, k]. The model's own block runs up to the call of its experts, so groups,
     correction bias, normalisation and scaling are the model's own. Raises ExciseError where the rest cannot route.
     """
     layer, kept = anatomy.layers[position], tuple(torch.nonzero(~removed)[:, 0].tolist())
-    if len(kept) < anatomy.top_k:
+    if len(kept) < anatomy.shape.top_k:
         raise ExciseError(
-            f"{layer.name}: {len(kept)} of {anatomy.experts} experts would be left, but every token uses top_k = {anatomy.top_k}; "
+            f"{layer.name}: {len(kept)} of {anatomy.shape.num_experts} experts would be left, "
+            f"but every token uses top_k = {anatomy.shape.top_k}; "
             "remove fewer, or use mode zero"
         )
     if _even(anatomy, kept):
-        with small_router(layer, kept, anatomy.experts):
+        with small_router(layer, kept, anatomy.shape.num_experts):
             index, weight = _route(layer, hidden)
         return torch.tensor(kept, device=index.device)[index], weight
     with _barred(layer, removed):
@@ -80,13 +83,14 @@ def _route(layer: MoELayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
             layer.block.forward(hidden[None])
         except _Routed as routed:
             return routed.index, routed.weight
-    raise ExciseError(f"{layer.name}: the block did not call its experts, so it cannot be routed again; use another mode than reroute")
+    raise ExciseError(
+        f"{layer.name}: the block did not call its experts, so it cannot be routed again; use another mode than reroute"
+    )
 
 
 def _even(anatomy: Anatomy, kept: tuple[int, ...]) -> bool:
     """Whether every router group keeps as many: a smaller router divides its rows evenly among the groups."""
-    per_group = anatomy.experts // anatomy.groups
-    return len({sum(expert // per_group == group for expert in kept) for group in range(anatomy.groups)}) == 1
+    return len(set(anatomy.shape.group_counts(kept))) == 1
 
 
 @contextmanager
@@ -111,4 +115,6 @@ def _barred(layer: MoELayer, removed: Tensor) -> Iterator[None]:
 
 def _swap(module: nn.Module, key: str, value: Tensor, before: Kept) -> None:
     table: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
-    swap_value(table, key, nn.Parameter(value, requires_grad=False) if table is module._parameters else value, before)
+    swap_value(
+        table, key, nn.Parameter(value, requires_grad=False) if table is module._parameters else value, before
+    )

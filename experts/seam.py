@@ -69,7 +69,9 @@ class ExpertOutputs:
     pair: Tensor
 
 
-def see_outputs(experts: nn.Module, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> ExpertOutputs:
+def see_outputs(
+    experts: nn.Module, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor
+) -> ExpertOutputs:
     """Runs the experts once and shows what each of them gave: never a second evaluation.
 
     transformers' grouped and batched implementations offer a place between expert and gate weight (`post_expert_norm`), which is
@@ -81,9 +83,15 @@ def see_outputs(experts: nn.Module, run: Forward, hidden: Tensor, index: Tensor,
     if implementation not in ("grouped_mm", "batched_mm"):
         outputs = _one_by_one(run, hidden, index)
         routed = (outputs * weight.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
-        return ExpertOutputs(routed, outputs.view(len(every), -1), torch.arange(len(every), device=every.device))
+        return ExpertOutputs(
+            routed, outputs.view(len(every), -1), torch.arange(len(every), device=every.device)
+        )
     # The grouped implementation sorts the pairs by expert with this very call; the batched one leaves them in order.
-    pair = torch.sort(every)[1] if implementation == "grouped_mm" else torch.arange(len(every), device=every.device)
+    pair = (
+        torch.sort(every)[1]
+        if implementation == "grouped_mm"
+        else torch.arange(len(every), device=every.device)
+    )
     with _tapped(experts) as rows:
         routed = run(hidden, index, weight)
     return ExpertOutputs(routed, rows.pop(), pair)

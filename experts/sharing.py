@@ -50,14 +50,14 @@ def sharing(anatomy: Anatomy, plan: Plan) -> Iterator[SharedWeights]:
     In every expert tensor the rows of the kept experts move to the front, in order, so that the pruned tensor is a view of the whole one
     (bit-equal to a cut one). Whoever replaces a pruned tensor inside the block leaves the whole one untouched.
     """
-    plan.check_model(anatomy.indices, anatomy.experts)
-    orders = [_order(plan.kept[layer.index], anatomy.experts) for layer in anatomy.layers]
+    plan.check_model(anatomy.shape.layers, anatomy.shape.num_experts)
+    orders = [_order(plan.kept[layer.index], anatomy.shape.num_experts) for layer in anatomy.layers]
     slots: Kept = []
     moved: list[tuple[Tensor, Tensor]] = []
     try:
         for layer, order in zip(anatomy.layers, orders, strict=True):
             _share(layer, plan.kept[layer.index], order, slots, moved)
-            shrink_router(layer, plan.kept[layer.index], anatomy.experts, slots)
+            shrink_router(layer, plan.kept[layer.index], anatomy.shape.num_experts, slots)
         if plan.uniform:
             config = vars(anatomy.model.config.get_text_config())
             for key in COUNT_KEYS:
@@ -75,7 +75,9 @@ def _order(kept: tuple[int, ...], experts: int) -> Tensor:
     return torch.tensor([*kept, *(expert for expert in range(experts) if expert not in kept)])
 
 
-def _share(layer: MoELayer, kept: tuple[int, ...], order: Tensor, slots: Kept, moved: list[tuple[Tensor, Tensor]]) -> None:
+def _share(
+    layer: MoELayer, kept: tuple[int, ...], order: Tensor, slots: Kept, moved: list[tuple[Tensor, Tensor]]
+) -> None:
     """Puts the pruned experts of one layer in place. moved: tensors whose rows have another order now."""
     for name, parameter in layer.weights.items():
         owner, _, key = name.rpartition(".")
@@ -115,9 +117,14 @@ def kept_counts(anatomy: Anatomy) -> dict[int, int]:
     """Experts that every MoE layer now holds, by decoder layer; router and experts must agree."""
     found = {}
     for layer in anatomy.layers:
-        rows = {next((size for size in getattr(module, key).shape if size > 1), 1) for module, key in layer.router_tensors}
+        rows = {
+            next((size for size in getattr(module, key).shape if size > 1), 1)
+            for module, key in layer.router_tensors
+        }
         counts = rows | {len(parameter) for parameter in layer.weights.values()}
         if len(counts) > 1:
-            raise ExciseError(f"{layer.name}: router and experts hold different numbers of experts ({sorted(counts)})")
+            raise ExciseError(
+                f"{layer.name}: router and experts hold different numbers of experts ({sorted(counts)})"
+            )
         found[layer.index] = counts.pop()
     return found

@@ -15,9 +15,9 @@ def cut(anatomy: Anatomy, plan: Plan) -> Anatomy | None:
 
     Returns the new anatomy, or None where layers now differ in size (no stock configuration describes such a model).
     """
-    plan.check_model(anatomy.indices, anatomy.experts)
+    plan.check_model(anatomy.shape.layers, anatomy.shape.num_experts)
     for layer in anatomy.layers:
-        cut_layer(layer, plan.kept[layer.index], anatomy.experts)
+        cut_layer(layer, plan.kept[layer.index], anatomy.shape.num_experts)
     if not plan.uniform:
         return None
     set_count(anatomy.model.config.get_text_config(), len(next(iter(plan.kept.values()))))
@@ -32,7 +32,10 @@ def cut_layer(layer: MoELayer, kept: tuple[int, ...], experts: int) -> None:
         _replace(layer.experts.get_submodule(owner), key, expert_rows(parameter, kept, experts))
     for module, key in layer.router_tensors:
         _replace(module, key, expert_rows(getattr(module, key), kept, experts))
-    for module, key in (*layer.counters, *((layer.experts, key) for key in COUNT_KEYS if hasattr(layer.experts, key))):
+    for module, key in (
+        *layer.counters,
+        *((layer.experts, key) for key in COUNT_KEYS if hasattr(layer.experts, key)),
+    ):
         setattr(module, key, len(kept))
 
 

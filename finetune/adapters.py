@@ -54,27 +54,51 @@ def find_targets(anatomy: Anatomy, wanted: tuple[str, ...]) -> Targets:
     their fused 3-D parameters; else the end of a linear layer's or weight's name (q_proj, mlp.gate.weight), inside the decoder layers.
     """
     linear, weights = _available(anatomy.model)
-    names = {id(part): name for name, part in (*anatomy.model.named_modules(), *anatomy.model.named_parameters())}
+    names = {
+        id(part): name for name, part in (*anatomy.model.named_modules(), *anatomy.model.named_parameters())
+    }
     known = {
         "attention": [name for name in linear if ATTENTION.search(IN_LAYER.sub("", name))],
         "router": [f"{names[id(layer.router)]}.weight" for layer in anatomy.layers],
-        "experts": [names[id(weight)] for layer in anatomy.layers for weight in layer.weights.values() if weight.ndim == 3],
+        "experts": [
+            names[id(weight)]
+            for layer in anatomy.layers
+            for weight in layer.weights.values()
+            if weight.ndim == 3
+        ],
     }
     found: list[str] = []
     for word in wanted:
         group = "router" if word == ROUTER_ONLY else word
-        matches = known[group] if group in known else [n for n in (*linear, *weights) if n == word or n.endswith(f".{word}")]
+        matches = (
+            known[group]
+            if group in known
+            else [n for n in (*linear, *weights) if n == word or n.endswith(f".{word}")]
+        )
         if not matches:
-            raise ExciseError(f"finetune.targets: {word!r} matches nothing in this model; there is {_listed(linear, weights, known)}")
+            raise ExciseError(
+                f"finetune.targets: {word!r} matches nothing in this model; there is {_listed(linear, weights, known)}"
+            )
         found += matches
     modules = tuple(name for name in dict.fromkeys(found) if name in linear)
-    return Targets(modules, tuple(name for name in dict.fromkeys(found) if name in weights and name.removesuffix(".weight") not in modules))
+    return Targets(
+        modules,
+        tuple(
+            name
+            for name in dict.fromkeys(found)
+            if name in weights and name.removesuffix(".weight") not in modules
+        ),
+    )
 
 
 def _available(model: nn.Module) -> tuple[list[str], dict[str, torch.Size]]:
     """Linear layers, and weights of 2 or 3 dimensions, of the decoder layers; never of a tower for images or sound."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_decoder(name)]
-    weights = {name: p.shape for name, p in model.named_parameters() if p.ndim in (2, 3) and _in_decoder(name)}
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_decoder(name)
+    ]
+    weights = {
+        name: p.shape for name, p in model.named_parameters() if p.ndim in (2, 3) and _in_decoder(name)
+    }
     return linear, weights
 
 
@@ -85,7 +109,9 @@ def _in_decoder(name: str) -> bool:
 def _listed(linear: list[str], weights: dict[str, torch.Size], known: dict[str, list[str]]) -> str:
     """The groups that are not empty, and every name once, without its layer."""
     bare = {f"{name}.weight" for name in linear}
-    names = dict.fromkeys(IN_LAYER.sub("", name) for name in (*linear, *(name for name in weights if name not in bare)))
+    names = dict.fromkeys(
+        IN_LAYER.sub("", name) for name in (*linear, *(name for name in weights if name not in bare))
+    )
     return ", ".join([group for group in GROUPS if known[group]] + list(names))
 
 
@@ -101,7 +127,9 @@ def adapt(model: PreTrainedModel, targets: Targets, settings: Training, seed: in
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)  # peft asks for it
+        warnings.filterwarnings(
+            "ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning
+        )  # peft asks for it
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return Adapted(wrapped, model, targets, names)

@@ -82,14 +82,18 @@ def recovered(job: Job, teacher_of: Callable[[Adapted], Teacher | None]) -> Iter
     """
     _claim(job)
     before = _sums(job.anatomy.model)
-    adapted = adapt(job.anatomy.model, find_targets(job.anatomy, job.settings.targets), job.settings, job.seed)
+    adapted = adapt(
+        job.anatomy.model, find_targets(job.anatomy, job.settings.targets), job.settings, job.seed
+    )
     tuned = sum(parameter.numel() for parameter in adapted.peft.parameters() if parameter.requires_grad)
     try:
         if not is_trained(job.folder, job.key):
             with _memory_named():
                 _train(job, adapted, teacher_of(adapted))
             _save(job, adapted, job.folder / ADAPTER)
-        adapted.peft.load_adapter(job.folder / ADAPTER, NAME)  # also a fresh one: what is merged is what a user will load
+        adapted.peft.load_adapter(
+            job.folder / ADAPTER, NAME
+        )  # also a fresh one: what is merged is what a user will load
     except BaseException:
         remove(adapted)
         raise
@@ -131,7 +135,10 @@ def _save(job: Job, adapted: Adapted, folder: Path) -> None:
     """Atomic. The adapter names the pruned checkpoint as its model."""
     config: Any = adapted.peft.peft_config[NAME]
     config.base_model_name_or_path = job.base
-    config.target_modules, config.target_parameters = sorted(config.target_modules), sorted(config.target_parameters)  # sets: no order
+    config.target_modules, config.target_parameters = (
+        sorted(config.target_modules),
+        sorted(config.target_parameters),
+    )  # sets: no order
     with replacing_folder(folder) as fresh:
         adapted.peft.save_pretrained(str(fresh), save_embedding_layers=False)
         (fresh / "README.md").unlink(missing_ok=True)  # peft's template, with nothing filled in
@@ -140,7 +147,9 @@ def _save(job: Job, adapted: Adapted, folder: Path) -> None:
 
 def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
     data = WindowRows(job.windows)
-    trainer = RecoveryTrainer(job.settings, teacher, model=adapted.peft, args=_arguments(job), train_dataset=data)
+    trainer = RecoveryTrainer(
+        job.settings, teacher, model=adapted.peft, args=_arguments(job), train_dataset=data
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Guard(trainer.tuned))
     trainer.add_callback(UsualModes())
@@ -222,7 +231,10 @@ def _keep_good(job: Job, adapted: Adapted, trainer: RecoveryTrainer) -> str:
 
 def _sums(model: nn.Module) -> dict[str, Tensor]:
     """Checksums of every tensor, computed where it lies: the exclusive or of the bits of each of its rows."""
-    tensors = {name: tensor.detach().reshape(-1, tensor.shape[-1] if tensor.ndim else 1) for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
+        for name, tensor in model.state_dict().items()
+    }
     return {name: torch.hash_tensor(tensor, dim=-1) for name, tensor in tensors.items() if tensor.numel()}
 
 
@@ -230,15 +242,21 @@ def _check_moved(before: dict[str, Tensor], after: dict[str, Tensor], chosen: se
     """Guard: only the chosen weights moved."""
     if before.keys() != after.keys():
         raise ExciseError(f"recovery left other tensors than it found: {min(before.keys() ^ after.keys())}")
-    if moved := [name for name in before if name not in chosen and not torch.equal(before[name], after[name])]:
-        raise ExciseError(f"recovery moved {moved[0]}, which finetune.targets does not name; nothing was written")
+    if moved := [
+        name for name in before if name not in chosen and not torch.equal(before[name], after[name])
+    ]:
+        raise ExciseError(
+            f"recovery moved {moved[0]}, which finetune.targets does not name; nothing was written"
+        )
 
 
 def _check_counts(job: Job) -> None:
     """Guard: no layer silently has all its experts again."""
     found = kept_counts(job.anatomy)
     if found != job.counts:
-        raise ExciseError(f"after recovery the layers hold {found} experts, the plan keeps {job.counts}; nothing was written")
+        raise ExciseError(
+            f"after recovery the layers hold {found} experts, the plan keeps {job.counts}; nothing was written"
+        )
 
 
 @contextmanager

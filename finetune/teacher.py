@@ -52,7 +52,9 @@ class CachedTeacher(Teacher):
 
     def targets(self, rows: Tensor, tokens: Tensor) -> TeacherLogits:
         chosen = rows.cpu().numpy()
-        ids, logs = (torch.from_numpy(np.array(array[chosen])).to(tokens.device) for array in (self.ids, self.logs))
+        ids, logs = (
+            torch.from_numpy(np.array(array[chosen])).to(tokens.device) for array in (self.ids, self.logs)
+        )
         return TeacherLogits(logs, ids.long())
 
 
@@ -65,7 +67,15 @@ def is_cached(folder: Path, key: str) -> bool:
 
 
 @torch.no_grad()
-def cache_teacher(model: PreTrainedModel, windows: Windows, temperature: float, top_k: int, batch: int, folder: Path, key: str) -> None:
+def cache_teacher(
+    model: PreTrainedModel,
+    windows: Windows,
+    temperature: float,
+    top_k: int,
+    batch: int,
+    folder: Path,
+    key: str,
+) -> None:
     """One pass of the teacher over the training text: ids [N, W − 1, K] int32 and log probabilities float32, as .npy files.
 
     READY is written last: an interrupted pass is begun again.
@@ -87,7 +97,10 @@ def cache_teacher(model: PreTrainedModel, windows: Windows, temperature: float, 
             tokens = torch.from_numpy(windows.tokens[start:stop]).to(device)
             found = best(model(input_ids=tokens, use_cache=False).logits[:, :-1], temperature, top_k)
             assert found.ids is not None
-            ids[start:stop], logs[start:stop] = found.ids.int().cpu().numpy(), found.logs.float().cpu().numpy()
+            ids[start:stop], logs[start:stop] = (
+                found.ids.int().cpu().numpy(),
+                found.logs.float().cpu().numpy(),
+            )
             bar.update(stop - start)
 
         in_chunks(count, batch, work, "window")

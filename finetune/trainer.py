@@ -42,7 +42,9 @@ class RecoveryTrainer(Trainer):
         super().__init__(**options)
         self.wrapped: nn.Module = options["model"]
         self.settings, self.teacher = settings, teacher
-        self.model_accepts_loss_kwargs = False  # the loss is a mean per batch: Trainer divides it by the batches of a step
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean per batch: Trainer divides it by the batches of a step
+        )
         self.parts: list[tuple[float, float, float]] = []
         self.good: dict[str, Tensor] = {}
         self.good_step = -1
@@ -59,7 +61,9 @@ class RecoveryTrainer(Trainer):
         self.parts.append((float(loss.detach()), float(ce.detach()), float(kl.detach())))
         if not math.isfinite(self.parts[-1][0]):
             raise NotFiniteError(f"the loss is {self.parts[-1][0]} at step {self.state.global_step + 1}")
-        if self.state.global_step != self.good_step:  # the first batch of a step: the weights are those that the step before made
+        if (
+            self.state.global_step != self.good_step
+        ):  # the first batch of a step: the weights are those that the step before made
             self._keep_good()
         return loss
 

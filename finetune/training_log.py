@@ -32,7 +32,12 @@ class TrainingLog(TrainerCallback):
     """
 
     def __init__(
-        self, folder: Path, trainer: RecoveryTrainer, points: set[int], tokens_per_step: int, held_out: Callable[[], float]
+        self,
+        folder: Path,
+        trainer: RecoveryTrainer,
+        points: set[int],
+        tokens_per_step: int,
+        held_out: Callable[[], float],
     ) -> None:
         self.folder, self.trainer, self.points, self.held_out = folder, trainer, points, held_out
         self.tokens_per_step, self.started = tokens_per_step, 0.0
@@ -41,16 +46,31 @@ class TrainingLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         before = [_keep_until(self.folder / name, head, state.global_step) for name, head in HEADS.items()]
         self.started = time.monotonic() - max(before)
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"recovery: {self.folder.name}", unit="step", delay=2)
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=f"recovery: {self.folder.name}",
+            unit="step",
+            delay=2,
+        )
         if state.global_step == 0:
             self._measure(0)
 
-    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: Any,
+        control: Any,  # noqa: ARG002
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         if logs is None or "grad_norm" not in logs:  # the summary at the end
             return
         loss, ce, kl = np.mean(self.trainer.parts, axis=0).tolist()
         self.trainer.parts.clear()
-        self.bar.set_postfix_str(f"loss {loss:z.3f}", refresh=False)  # else a bar shows that is too short to be ended
+        self.bar.set_postfix_str(
+            f"loss {loss:z.3f}", refresh=False
+        )  # else a bar shows that is too short to be ended
         self.bar.update(1)
         self._append(STEPS, state.global_step, loss, ce, kl, float(logs["grad_norm"]), logs["learning_rate"])
         if state.global_step in self.points:
@@ -72,7 +92,9 @@ class TrainingLog(TrainerCallback):
         path = self.folder / name
         with naming(path), path.open("a", newline="", encoding="utf-8") as file:
             seconds = round(time.monotonic() - self.started, 3)
-            csv.writer(file).writerow((step, step * self.tokens_per_step, seconds, *(repr(float(value)) for value in values)))
+            csv.writer(file).writerow(
+                (step, step * self.tokens_per_step, seconds, *(repr(float(value)) for value in values))
+            )
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -93,5 +115,7 @@ def _keep_until(path: Path, head: tuple[str, ...], step: int) -> float:
     with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)
-        writer.writerows([[int(row["step"]), int(row["tokens"]), *(repr(row[name]) for name in head[2:])] for row in rows])
+        writer.writerows(
+            [[int(row["step"]), int(row["tokens"]), *(repr(row[name]) for name in head[2:])] for row in rows]
+        )
     return rows[-1]["seconds"] if rows else 0.0

@@ -28,8 +28,14 @@ def inspected(checkpoint: Checkpoint) -> dict[str, Any]:
 def describe_unequal(checkpoint: Checkpoint) -> dict[str, Any]:
     """Of a checkpoint that Excise pruned with unequal counts per layer: what it kept, and where."""
     config, counts = text_config(checkpoint.config), checkpoint.config[UNEQUAL]
-    if not isinstance(counts, dict) or not counts or not all(positive_int(counts, layer) and layer.isdecimal() for layer in counts):
-        raise ExciseError(f"{checkpoint.folder}/config.json: {UNEQUAL} should map decoder layers to numbers of experts")
+    if (
+        not isinstance(counts, dict)
+        or not counts
+        or not all(positive_int(counts, layer) and layer.isdecimal() for layer in counts)
+    ):
+        raise ExciseError(
+            f"{checkpoint.folder}/config.json: {UNEQUAL} should map decoder layers to numbers of experts"
+        )
     kept = {int(layer): int(count) for layer, count in counts.items()}
     inside = sum(tensor.elements for name, tensor in checkpoint.tensors.items() if ".experts." in name)
     every = sum(tensor.elements for tensor in checkpoint.tensors.values())
@@ -54,19 +60,23 @@ def describe(layout: Layout) -> dict[str, Any]:
     for fraction in FRACTIONS:
         try:
             keep = from_fraction(shape, fraction, "layer").total // len(shape.layers)
-            saved = sum(layout.bytes_per_expert.values()) * (layout.experts - keep) + sum(tensor.size for tensor in layout.predicting)
-            savings.append({"fraction": fraction, "keep": keep, "size": checkpoint.size - saved, "saved": saved})
+            saved = sum(layout.bytes_per_expert.values()) * (layout.shape.num_experts - keep) + sum(
+                tensor.size for tensor in layout.predicting
+            )
+            savings.append(
+                {"fraction": fraction, "keep": keep, "size": checkpoint.size - saved, "saved": saved}
+            )
         except ExciseError as error:
             savings.append({"fraction": fraction, "impossible": str(error)})
     return {
         "folder": str(checkpoint.folder),
         "family": layout.family,
-        "moe_layers": len(layout.layers),
-        "layers": layout.layers,
-        "experts": layout.experts,
-        "top_k": layout.top_k,
-        "groups": layout.groups,
-        "groups_per_token": layout.top_groups,
+        "moe_layers": len(layout.shape.layers),
+        "layers": layout.shape.layers,
+        "experts": layout.shape.num_experts,
+        "top_k": layout.shape.top_k,
+        "groups": layout.shape.groups,
+        "groups_per_token": layout.shape.top_groups,
         "shared_experts": layout.shared,
         "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
         "parameters": {"experts": layout.expert_parameters, "elsewhere": every - layout.expert_parameters},

@@ -35,7 +35,13 @@ def probability(value: float | None, digits: int = 3) -> str:
     """A p value; small ones are not shown to more digits than they can have."""
     if value is None:
         return "nan"
-    return f"{value:.{digits}f}" if value >= 10**-digits else f"{value:.0e}" if value >= LEAST else f"<{LEAST:.0e}"
+    return (
+        f"{value:.{digits}f}"
+        if value >= 10**-digits
+        else f"{value:.0e}"
+        if value >= LEAST
+        else f"<{LEAST:.0e}"
+    )
 
 
 def verdict(cost: dict[str, Any]) -> str:

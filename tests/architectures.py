@@ -7,9 +7,18 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import model_type_to_module_name
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 MARK = "use_experts_implementation"  # what the source of a model says that routes through the interface
 
@@ -52,11 +61,24 @@ GENERIC: dict[str, Any] = {
 OWN: dict[str, dict[str, Any]] = {
     "beam": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "flint": {"mlp_only_layers": [0]},
-    "gemma4_text": {"enable_moe_block": True, "global_head_dim": 8, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 259},
-    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "layer_types": ["attention", "mamba", "attention"]},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "global_head_dim": 8,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 259,
+    },
+    "granitemoehybrid": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_expand": 2,
+        "layer_types": ["attention", "mamba", "attention"],
+    },
     "jamba": {"expert_layer_period": 1, "expert_layer_offset": 0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"], "num_dense_layers": 1},
-    "nemotron_h": {"layers_block_type": ["full_attention", "moe", "mlp", "moe"], "moe_latent_size": 16},  # experts in a space of their own
+    "nemotron_h": {
+        "layers_block_type": ["full_attention", "moe", "mlp", "moe"],
+        "moe_latent_size": 16,
+    },  # experts in a space of their own
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 
@@ -70,9 +92,15 @@ def types() -> list[str]:
 def marked() -> dict[str, type[PreTrainedConfig]]:
     """Every type with a class for text, alone or beside images, whose source has experts behind the interface, and its configuration."""
     root = Path(inspect.getfile(transformers)).parent / "models"
-    sources = {path.parent.name for path in root.glob("*/modeling_*.py") if MARK in path.read_text(encoding="utf-8")}
+    sources = {
+        path.parent.name for path in root.glob("*/modeling_*.py") if MARK in path.read_text(encoding="utf-8")
+    }
     names = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    return {name: type(AutoConfig.for_model(name)) for name in sorted(set(names)) if model_type_to_module_name(name) in sources}
+    return {
+        name: type(AutoConfig.for_model(name))
+        for name in sorted(set(names))
+        if model_type_to_module_name(name) in sources
+    }
 
 
 def known(kind: type, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -84,13 +112,19 @@ def known(kind: type, sizes: dict[str, Any]) -> dict[str, Any]:
 def language(kind: type) -> dict[str, Any]:
     """Small sizes of a language model."""
     sizes = known(kind, GENERIC)
-    return sizes | ({"num_key_value_heads": sizes["num_attention_heads"]} if "kv_lora_rank" in sizes else {})  # one latent for all heads
+    return sizes | (
+        {"num_key_value_heads": sizes["num_attention_heads"]} if "kv_lora_rank" in sizes else {}
+    )  # one latent for all heads
 
 
 def build(model_type: str) -> PreTrainedModel:
     """A random float32 model of a causal-LM type."""
     sizes = language(type(AutoConfig.for_model(model_type))) | OWN.get(model_type, {})
-    auto = AutoModelForCausalLM if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForImageTextToText
+    auto = (
+        AutoModelForCausalLM
+        if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        else AutoModelForImageTextToText
+    )
     return randomised(auto, AutoConfig.for_model(model_type, **sizes))
 
 

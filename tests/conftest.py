@@ -17,6 +17,7 @@ from criteria.text.windows import Windows
 from experts.plan import Plan
 from tests import tiny
 from tests.fake_hub import hub, hub_folder, offline  # noqa: F401 - fixtures
+from tests.recipes import recipe_path, recovery_recipe  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from tests.play import Play
@@ -62,7 +63,14 @@ def windows(count: int = 6, length: int = 24, domains: int = 2, seed: int = 0) -
     """Random byte tokens in three documents and alternating domains."""
     tokens = np.random.default_rng(seed).integers(0, 256, (count, length))
     rows = np.arange(count)
-    return Windows(tokens, np.ones_like(tokens, bool), rows % 3, rows % domains, ("a", "b", "c"), ("x", "y", "z")[:domains])
+    return Windows(
+        tokens,
+        np.ones_like(tokens, bool),
+        rows % 3,
+        rows % domains,
+        ("a", "b", "c"),
+        ("x", "y", "z")[:domains],
+    )
 
 
 def uniform_plan(layers: tuple[int, ...], kept: tuple[int, ...] = (0, 2, 3, 5, 6, 7)) -> Plan:

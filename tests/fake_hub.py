@@ -77,14 +77,20 @@ class Repo:
 
     def push(self, files: dict[str, bytes], *names: str) -> str:
         """A new commit, at the head of main, or under these names."""
-        commit = hashlib.sha1(repr(sorted((name, hashlib.sha1(data).hexdigest()) for name, data in files.items())).encode()).hexdigest()
+        commit = hashlib.sha1(
+            repr(sorted((name, hashlib.sha1(data).hexdigest()) for name, data in files.items())).encode()
+        ).hexdigest()
         for name in (commit, *(names or ("main",))):
             self.revisions[name] = files
         return commit
 
     def commit(self, revision: str = "main") -> str:
         files = self.revisions[revision]
-        return next(name for name, held in self.revisions.items() if held is files and re.fullmatch(r"[0-9a-f]{40}", name))
+        return next(
+            name
+            for name, held in self.revisions.items()
+            if held is files and re.fullmatch(r"[0-9a-f]{40}", name)
+        )
 
 
 class Server(ThreadingHTTPServer):
@@ -107,7 +113,9 @@ class FakeHub:
         server = Server(("127.0.0.1", 0), _handler(self))
         self.server = server
         self.url = f"http://127.0.0.1:{server.server_port}"
-        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -116,7 +124,11 @@ class FakeHub:
 
     def add(self, name: str, folder: Path | None = None, **files: bytes) -> Repo:
         """A repository with the files of a folder, and others besides."""
-        held = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()} if folder else {}
+        held = (
+            {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+            if folder
+            else {}
+        )
         self.repos[name] = Repo({**held, **files})
         return self.repos[name]
 
@@ -169,14 +181,20 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 if fault.kind.isdecimal():
                     return self.refuse(path, int(fault.kind), fault.headers)
                 if fault.kind == "junk":
-                    return self.send(path, b"<html>log in to the hotel first</html>", {"Content-Type": "text/html"})
+                    return self.send(
+                        path, b"<html>log in to the hotel first</html>", {"Content-Type": "text/html"}
+                    )
                 if fault.kind == "stall":
                     sleep(30)
                 if not fault.after:
                     return self.drop(fault.kind)
             repo = hub.repos.get(name)
             if repo is None:
-                return self.refuse(path, 401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Invalid username or password."})
+                return self.refuse(
+                    path,
+                    401,
+                    {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Invalid username or password."},
+                )
             if file:
                 return self.file(name, repo, file[2], fault)
             revision = (api[3] if api else None) or "main"
@@ -186,8 +204,14 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if api and api[2] == "tree":
                 return self.send(path, json.dumps(listed).encode())
             blobs = "blobs" in parse_qs(url.query)
-            info = {"id": name, "sha": repo.commit(revision), "siblings": [_sibling(entry, blobs) for entry in listed]}
-            return self.send(path, json.dumps({**info, "gated": "manual" if name in hub.gated else False}).encode())
+            info = {
+                "id": name,
+                "sha": repo.commit(revision),
+                "siblings": [_sibling(entry, blobs) for entry in listed],
+            }
+            return self.send(
+                path, json.dumps({**info, "gated": "manual" if name in hub.gated else False}).encode()
+            )
 
         def file(self, name: str, repo: Repo, rest: str, fault: Fault | None) -> Any:
             held = [revision for revision in repo.revisions if rest.startswith(f"{revision}/")]
@@ -226,17 +250,25 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             self.connection.close()
 
-        def send(self, path: str, data: bytes, headers: dict[str, str] | None = None, fault: Fault | None = None) -> None:
+        def send(
+            self, path: str, data: bytes, headers: dict[str, str] | None = None, fault: Fault | None = None
+        ) -> None:
             first, last, status = 0, len(data), 200
             if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
                 first, status = int(wanted[1]), 206
                 last = min(last, int(wanted[2]) + 1) if wanted[2] else last
             self.send_response(status)
-            for key, value in {"Content-Type": "application/json", "Accept-Ranges": "bytes", **(headers or {})}.items():
+            for key, value in {
+                "Content-Type": "application/json",
+                "Accept-Ranges": "bytes",
+                **(headers or {}),
+            }.items():
                 self.send_header(key, value)
             if status == 206:
                 self.send_header("Content-Range", f"bytes {first}-{last - 1}/{len(data)}")
-            short = fault.after if fault and fault.kind == "short" else 0  # a length that is not that of the file
+            short = (
+                fault.after if fault and fault.kind == "short" else 0
+            )  # a length that is not that of the file
             body = data[first:last][: short or None]
             self.send_header("Content-Length", str(len(body)))
             sent = Sent(self.command, path, status, 0)
@@ -259,18 +291,36 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
 
 def _blob(path: str, data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest() if path.endswith(WEIGHTS) else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return (
+        hashlib.sha256(data).hexdigest()
+        if path.endswith(WEIGHTS)
+        else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    )
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:
-    large = {"lfs": {"oid": _blob(path, data), "size": len(data), "pointerSize": 134}} if path.endswith(WEIGHTS) else {}
-    return {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest() if large else _blob(path, data), **large}
+    large = (
+        {"lfs": {"oid": _blob(path, data), "size": len(data), "pointerSize": 134}}
+        if path.endswith(WEIGHTS)
+        else {}
+    )
+    return {
+        "type": "file",
+        "path": path,
+        "size": len(data),
+        "oid": hashlib.sha1(data).hexdigest() if large else _blob(path, data),
+        **large,
+    }
 
 
 def _sibling(entry: dict[str, Any], blobs: bool) -> dict[str, Any]:
     if not blobs:
         return {"rfilename": entry["path"]}
-    lfs = {"lfs": {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 134}} if "lfs" in entry else {}
+    lfs = (
+        {"lfs": {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 134}}
+        if "lfs" in entry
+        else {}
+    )
     return {"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"], **lfs}
 
 
@@ -331,4 +381,6 @@ def names(where: Path) -> set[str]:
 
 def downloads(hub: FakeHub) -> list[str]:
     """Weights that were asked for other than by their headers: the client looks a file up before it fetches it."""
-    return sorted({answer.path for answer in hub.sent if answer.method == "HEAD" and answer.path.endswith(WEIGHTS)})
+    return sorted(
+        {answer.path for answer in hub.sent if answer.method == "HEAD" and answer.path.endswith(WEIGHTS)}
+    )

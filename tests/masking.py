@@ -20,7 +20,12 @@ def masked(model: nn.Module, kept: Mapping[int, Sequence[int]], experts: int) ->
     before: list[tuple[Tensor, Tensor]] = []
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         layer = LAYER.search(name)
-        if layer is None or int(layer.group(1)) not in kept or experts not in tensor.shape or re.search("shared|vis", name):
+        if (
+            layer is None
+            or int(layer.group(1)) not in kept
+            or experts not in tensor.shape
+            or re.search("shared|vis", name)
+        ):
             continue
         if name.endswith(BIASES):
             before.append((tensor.data, tensor.data.clone()))

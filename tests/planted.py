@@ -48,7 +48,9 @@ def build() -> OlmoeForCausalLM:
         layer.mlp.gate.weight[idle, token] = 3 / scale
         layer.mlp.gate.weight[useful, token] = 2 / scale
         gate[idle, token // 2, token] = up[idle, token // 2, token] = 1.0
-        down[idle, NOWHERE, token // 2] = 1.0 + token  # another size for every token: a large standard deviation too
+        down[idle, NOWHERE, token // 2] = (
+            1.0 + token
+        )  # another size for every token: a large standard deviation too
         gate[useful, unit, token] = up[useful, unit, token] = 1.0
         down[useful, READ + FOLLOWS[token], unit] = 0.4 + 0.01 * token
     return model
@@ -62,4 +64,6 @@ def windows(count: int, length: int, seed: int) -> Windows:
         usual = rng.random(count) < 0.75
         tokens[usual, place] = FOLLOWS[tokens[usual, place - 1]]
     rows = np.arange(count)
-    return Windows(tokens, np.ones_like(tokens, bool), rows, np.zeros_like(rows), tuple(map(str, rows)), ("planted",))
+    return Windows(
+        tokens, np.ones_like(tokens, bool), rows, np.zeros_like(rows), tuple(map(str, rows)), ("planted",)
+    )

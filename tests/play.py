@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from experts.plan import Plan
 from tests import tiny
-from tests.test_tasks import task_file
+from tests.tasks import task_file
 
 
 class Play:
@@ -21,11 +21,15 @@ class Play:
         self.folder = folder
         tiny.save(tiny.build("olmoe"), folder / "model")
         weights = folder / "model" / "model.safetensors"
-        save_file({**load_file(weights), "model.unknown.weight": torch.zeros(3)}, weights, {"format": "pt"})  # reported by transformers
+        save_file(
+            {**load_file(weights), "model.unknown.weight": torch.zeros(3)}, weights, {"format": "pt"}
+        )  # reported by transformers
         rng = np.random.default_rng(0)
         for name in ("calibration", "test", "train"):
             words = ["".join(chr(97 + i) for i in rng.integers(0, 26, 6)) for _ in range(120)]
-            (folder / f"{name}.txt").write_text("\n\n".join(" ".join(words[i : i + 20]) for i in range(0, 120, 20)))
+            (folder / f"{name}.txt").write_text(
+                "\n\n".join(" ".join(words[i : i + 20]) for i in range(0, 120, 20))
+            )
         task_file(folder / "tasks")
         text = {"separator": r"(?<=\n)\n"}
         part = {"sequences": 2, "length": 24}
@@ -39,11 +43,17 @@ class Play:
         }
         self.write("prune", recipe)
         self.write("dataset", recipe, calibration={"data": {"dataset": "owner/name"}, **part})
-        self.write("tasks", recipe, validate={**recipe["validate"], "tasks": {"names": ["guess"], "include": "tasks"}})
+        self.write(
+            "tasks",
+            recipe,
+            validate={**recipe["validate"], "tasks": {"names": ["guess"], "include": "tasks"}},
+        )
         training = {"steps": 1, "batch": 2, "random_plans": 0, "save_steps": 1, "rank": 1}
         self.write("finetune", recipe, finetune={"data": {"text": ["train.txt"]}, **part, **training})
         disk = {"keep": "disk", "top_k": 4}
-        self.write("disk", recipe, finetune={"data": {"text": ["train.txt"]}, **part, **training, "teacher": disk})
+        self.write(
+            "disk", recipe, finetune={"data": {"text": ["train.txt"]}, **part, **training, "teacher": disk}
+        )
         plan = Plan(8, dict.fromkeys((0, 1, 2), (0, 2, 3, 5)))
         (folder / "plan.json").write_text(json.dumps(plan.to_json()))
 
@@ -57,7 +67,16 @@ class Play:
         if name == "export":
             return [name, model, str(self.folder / "plan.json"), str(out / "checkpoint"), "--quiet"]
         if name.startswith("effects"):
-            text = ["--text", str(self.folder / "test.txt"), "--window", "12", "--sequences", "1", "--layers", "0"]
+            text = [
+                "--text",
+                str(self.folder / "test.txt"),
+                "--window",
+                "12",
+                "--sequences",
+                "1",
+                "--layers",
+                "0",
+            ]
             return ["effects", model, *text, "-o", str(out / name), "--quiet"]
         verb = "finetune" if name in ("finetune", "disk") else "prune"
         return [verb, str(self.folder / f"{name}.yaml"), "-o", str(out), "--quiet"]

@@ -25,10 +25,18 @@ families = pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_found_by_structure(family: str, saved: dict[str, Path]) -> None:
     """The model in memory and the files on disk tell the same story."""
     anatomy, layout = dissect(tiny.build(family)), lay_out(open_checkpoint(saved[family]))
-    assert layout.layers == anatomy.indices == ((1, 2) if "first_k_dense_replace" in tiny.FAMILIES[family] else (0, 1, 2))
-    assert (layout.experts, layout.top_k, layout.groups) == (anatomy.experts, anatomy.top_k, anatomy.groups)
-    assert anatomy.experts == 8
-    assert anatomy.groups == (2 if family == "deepseek_v3" else 1)
+    assert (
+        layout.shape.layers
+        == anatomy.shape.layers
+        == ((1, 2) if "first_k_dense_replace" in tiny.FAMILIES[family] else (0, 1, 2))
+    )
+    assert (layout.shape.num_experts, layout.shape.top_k, layout.shape.groups) == (
+        anatomy.shape.num_experts,
+        anatomy.shape.top_k,
+        anatomy.shape.groups,
+    )
+    assert anatomy.shape.num_experts == 8
+    assert anatomy.shape.groups == (2 if family == "deepseek_v3" else 1)
 
 
 @families
@@ -36,7 +44,7 @@ def test_found_by_structure(family: str, saved: dict[str, Path]) -> None:
 def test_restricted_is_cut_is_reloaded(family: str, plan_of, saved: dict[str, Path], tmp_path: Path) -> None:
     model = load(saved[family], "float32")
     anatomy = dissect(model)
-    plan = plan_of(anatomy.indices)
+    plan = plan_of(anatomy.shape.layers)
     before = tiny.logits(model)
     with restricted(anatomy, plan):
         inside = tiny.logits(model)
@@ -44,7 +52,9 @@ def test_restricted_is_cut_is_reloaded(family: str, plan_of, saved: dict[str, Pa
     assert (inside - before).abs().max() > 1e-3, "the restriction did nothing"
 
     export(lay_out(open_checkpoint(saved[family])), plan, tmp_path / "out")
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=not plan.uniform).eval()
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=not plan.uniform
+    ).eval()
     assert torch.equal(tiny.logits(reloaded), inside)
     smaller = copy.deepcopy(model)
     cut(dissect(smaller), plan)
@@ -57,7 +67,7 @@ def test_other_experts_implementations(family: str, implementation: str) -> None
     model = tiny.build(family)
     model.set_experts_implementation(implementation)
     anatomy = dissect(model)
-    plan = uniform_plan(anatomy.indices)
+    plan = uniform_plan(anatomy.shape.layers)
     with restricted(anatomy, plan):
         inside = tiny.logits(model)
     cut(anatomy, plan)
@@ -68,7 +78,7 @@ def test_other_experts_implementations(family: str, implementation: str) -> None
 def test_bfloat16(family: str) -> None:
     model = tiny.build(family).to(torch.bfloat16)
     anatomy = dissect(model)
-    plan = uniform_plan(anatomy.indices)
+    plan = uniform_plan(anatomy.shape.layers)
     with restricted(anatomy, plan):
         inside = tiny.logits(model)
     cut(anatomy, plan)
@@ -79,7 +89,7 @@ def test_only_kept_experts_are_used() -> None:
     """Independent of the seam: making a removed expert enormous does not change the restricted model."""
     model = tiny.build("olmoe")
     anatomy = dissect(model)
-    plan = uniform_plan(anatomy.indices)
+    plan = uniform_plan(anatomy.shape.layers)
     with restricted(anatomy, plan):
         before = tiny.logits(model)
         with torch.no_grad():
@@ -93,7 +103,7 @@ def test_exception_inside_leaves_no_trace() -> None:
     model = tiny.build("deepseek_v3")
     anatomy, before = dissect(model), tiny.logits(model)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="inside"), restricted(anatomy, uniform_plan(anatomy.indices)):
+    with pytest.raises(RuntimeError, match="inside"), restricted(anatomy, uniform_plan(anatomy.shape.layers)):
         raise RuntimeError("inside")
     assert torch.equal(tiny.logits(model), before)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -104,7 +114,11 @@ def test_restrictions_do_not_nest() -> None:
     """A restriction inside another is refused, and the outer one still holds and is lifted."""
     model = tiny.build("qwen3_moe")
     anatomy = dissect(model)
-    first, second, before = uniform_plan(anatomy.indices), uniform_plan(anatomy.indices, (0, 1, 4, 5)), tiny.logits(model)
+    first, second, before = (
+        uniform_plan(anatomy.shape.layers),
+        uniform_plan(anatomy.shape.layers, (0, 1, 4, 5)),
+        tiny.logits(model),
+    )
     with restricted(anatomy, first):
         alone = tiny.logits(model)
         with pytest.raises(ExciseError, match="already restricted"), restricted(anatomy, second):
@@ -114,7 +128,13 @@ def test_restrictions_do_not_nest() -> None:
 
 
 def test_dense_model_is_refused() -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+    }
     with pytest.raises(ExciseError, match="llama: a dense model"):
         dissect(LlamaForCausalLM(LlamaConfig(**sizes)))
 
@@ -122,8 +142,16 @@ def test_dense_model_is_refused() -> None:
 def test_model_outside_the_interface_is_refused() -> None:
     from transformers import Llama4ForCausalLM, Llama4TextConfig
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "num_hidden_layers": 2, "vocab_size": 32}
-    config = Llama4TextConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_local_experts=2)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "intermediate_size_mlp": 16,
+        "num_hidden_layers": 2,
+        "vocab_size": 32,
+    }
+    config = Llama4TextConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_local_experts=2
+    )
     with pytest.raises(ExciseError, match="outside transformers' experts interface"):
         dissect(Llama4ForCausalLM(config))
 

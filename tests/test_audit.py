@@ -27,7 +27,6 @@ from experts.shape import Shape
 from prune.console.cli import app
 from tests import planted, tiny
 from tests.conftest import windows
-from tests.test_run import recipe_path  # noqa: F401 - a fixture
 from validate import effect_table as effects_module
 from validate.effect_table import Cells, measure
 from validate.loss import window_losses
@@ -45,7 +44,13 @@ def collected(anatomy: Anatomy, tokens: torch.Tensor, cells: Cells, mode: Mode =
     tables: list[pd.DataFrame] = []
     layers = list(range(len(anatomy.layers)))
     instrument = Instrument(anatomy, mode)
-    measure(instrument, tokens, dict.fromkeys(range(len(tokens)), layers), cells, lambda _n, _l, table: tables.append(pd.DataFrame(table)))
+    measure(
+        instrument,
+        tokens,
+        dict.fromkeys(range(len(tokens)), layers),
+        cells,
+        lambda _n, _l, table: tables.append(pd.DataFrame(table)),
+    )
     return pd.concat(tables, ignore_index=True).assign(window=lambda table: table["document"])
 
 
@@ -54,7 +59,9 @@ def test_top_1_routing_leaves_no_curve_at_a_token() -> None:
     anatomy, text = dissect(tiny.build("mixtral", num_experts_per_tok=1)), windows(2, 10)
     chosen = np.zeros((2, 9), bool)
     chosen[:, 3:5] = True
-    rows = by_gate_weight(Instrument(anatomy, Mode.ZERO, probabilities=False), torch.from_numpy(text.tokens), 0, chosen, 7)
+    rows = by_gate_weight(
+        Instrument(anatomy, Mode.ZERO, probabilities=False), torch.from_numpy(text.tokens), 0, chosen, 7
+    )
     assert rows.shape == (0, 4)
     assert curve(0, "gate weight", rows, np.ones(4), np.arange(4)).mean == ()
 
@@ -67,13 +74,24 @@ def planted_cells() -> dict[tuple[str, Outcome], Cell]:
     anatomy = dissect(planted.build())
     calibration, test = planted.windows(12, 40, seed=1), planted.windows(20, 40, seed=2)
     statistics = observe(anatomy, calibration, 8)
-    shape = Shape(anatomy.indices, anatomy.experts, anatomy.top_k)
-    setting = ExperimentContext(anatomy, calibration, 8, statistics, shape, Budget(4, "layer", 2, ""), np.zeros((1, 8), bool))
-    measured = {resolve(name).measurement: run_experiment(resolve(name).measurement, setting) for name in MEASURED}  # type: ignore[arg-type, misc]
-    statistics = Statistics(**{**statistics.__dict__, "measured": {key.key: found for key, found in measured.items()}})  # type: ignore[union-attr]
-    table = [score(resolve(name), statistics, anatomy.indices, np.zeros((1, 8), bool), "", "") for name in (*OBSERVED, *MEASURED)]
+    shape = Shape(anatomy.shape.layers, anatomy.shape.num_experts, anatomy.shape.top_k)
+    setting = ExperimentContext(
+        anatomy, calibration, 8, statistics, shape, Budget(4, "layer", 2, ""), np.zeros((1, 8), bool)
+    )
+    measured = {
+        resolve(name).measurement: run_experiment(resolve(name).measurement, setting) for name in MEASURED
+    }  # type: ignore[arg-type, misc]
+    statistics = Statistics(
+        **{**statistics.__dict__, "measured": {key.key: found for key, found in measured.items()}}
+    )  # type: ignore[union-attr]
+    table = [
+        score(resolve(name), statistics, anatomy.shape.layers, np.zeros((1, 8), bool), "", "")
+        for name in (*OBSERVED, *MEASURED)
+    ]
     for scores in table[:4]:
-        assert scores.values[0, list(planted.IDLE)].min() > scores.values[0, list(planted.USEFUL)].max(), "the idle ones look important"
+        assert scores.values[0, list(planted.IDLE)].min() > scores.values[0, list(planted.USEFUL)].max(), (
+            "the idle ones look important"
+        )
     effects = collected(anatomy, torch.from_numpy(test.tokens), Cells(Scope.POSITION))
     assert (effects["delta"][effects["expert"].isin(planted.IDLE)] == 0).all(), "and cost exactly nothing"
     rows = pairs(effects, table, seed=0).assign(text=lambda rows: rows["document"])
@@ -81,7 +99,9 @@ def planted_cells() -> dict[tuple[str, Outcome], Cell]:
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
-def test_observation_fails_where_the_busy_experts_do_nothing(planted_cells: dict[tuple[str, Outcome], Cell], outcome: Outcome) -> None:
+def test_observation_fails_where_the_busy_experts_do_nothing(
+    planted_cells: dict[tuple[str, Outcome], Cell], outcome: Outcome
+) -> None:
     """Frequency is high and effect zero: all four observational criteria fail, and are found to rank the wrong way round."""
     for name in OBSERVED:
         cell = planted_cells[name, outcome]
@@ -91,7 +111,9 @@ def test_observation_fails_where_the_busy_experts_do_nothing(planted_cells: dict
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
-def test_measured_removals_pass_there(planted_cells: dict[tuple[str, Outcome], Cell], outcome: Outcome) -> None:
+def test_measured_removals_pass_there(
+    planted_cells: dict[tuple[str, Outcome], Cell], outcome: Outcome
+) -> None:
     for name in MEASURED:
         assert planted_cells[name, outcome].passes
         assert planted_cells[name, outcome].p_clustered < 0.05
@@ -123,9 +145,9 @@ def test_sampled_positions_are_those_of_the_whole_table() -> None:
     chosen[:, 2] = False
     for scope in (Scope.POSITION, Scope.SEQUENCE):
         every, some = (collected(anatomy, tokens, Cells(scope, positions=part)) for part in (None, chosen))
-        layer = every["layer"].map({index: row for row, index in enumerate(anatomy.indices)})
+        layer = every["layer"].map({index: row for row, index in enumerate(anatomy.shape.layers)})
         wanted = every[chosen[layer, every["window"], every["position"]]].reset_index(drop=True)
-        assert len(some) == chosen.sum() * anatomy.top_k
+        assert len(some) == chosen.sum() * anatomy.shape.top_k
         keys = ["window", "layer", "position", "expert"]
         one, other = (table.sort_values(keys).reset_index(drop=True) for table in (wanted, some))
         pd.testing.assert_frame_equal(one, other, atol=2e-6, rtol=0)
@@ -140,10 +162,13 @@ def invoke(recipe: Path, output: Path, *overrides: str) -> Any:
 
 
 @pytest.fixture
-def audit_recipe(recipe_path: Path) -> Path:  # noqa: F811
+def audit_recipe(recipe_path: Path) -> Path:
     data = yaml.safe_load(recipe_path.read_text())
     data["criteria"] = ["utilization", "reap"]
-    data["validate"] |= {"audit": {"positions": 40}, "progressive": {"max_removed": 3, "positions": 30, "windows": 2, "draws": 19}}
+    data["validate"] |= {
+        "audit": {"positions": 40},
+        "progressive": {"max_removed": 3, "positions": 30, "windows": 2, "draws": 19},
+    }
     recipe_path.write_text(yaml.safe_dump(data))
     return recipe_path
 
@@ -155,7 +180,9 @@ def test_the_command(audit_recipe: Path, tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert json.loads((tmp_path / "a" / "audit.json").read_text()) == result
     names = ("utilization", "reap", GATE_WEIGHT, RANDOM_PAIR)
-    assert [(cell["criterion"], cell["layer"]) for cell in result["cells"]] == [(name, layer) for name in names for layer in range(3)]
+    assert [(cell["criterion"], cell["layer"]) for cell in result["cells"]] == [
+        (name, layer) for name in names for layer in range(3)
+    ]
     asked = {
         "layer",
         "criterion",
@@ -180,7 +207,14 @@ def test_the_command(audit_recipe: Path, tmp_path: Path) -> None:
     effects = pd.read_parquet(tmp_path / "a" / "effects.parquet")
     assert len(effects) == 3 * 40 * 3
     report = (tmp_path / "a" / "audit.md").read_text()
-    for text in ("## Rule", "Bonferroni", "mean g·‖f‖", "KL(clean ‖ ablated)", "Progressive removal, layer 2", "noncentral t"):
+    for text in (
+        "## Rule",
+        "Bonferroni",
+        "mean g·‖f‖",
+        "KL(clean ‖ ablated)",
+        "Progressive removal, layer 2",
+        "noncentral t",
+    ):
         assert text in report
 
 
@@ -197,7 +231,9 @@ def test_spearman_and_pairs_from_the_raw_effects(audit_recipe: Path, tmp_path: P
             assert cell["mean_high"] == pytest.approx(np.mean(high))
 
 
-def test_an_interrupted_audit_resumes(audit_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_audit_resumes(
+    audit_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured: list[int] = []
     position = effects_module._position
 
@@ -214,15 +250,24 @@ def test_an_interrupted_audit_resumes(audit_recipe: Path, tmp_path: Path, monkey
     resumed = invoke(audit_recipe, tmp_path / "a", "validate.progressive=null")
     assert len(measured) == 8 * 3 + 1, "a finished layer of a window was measured again"
     assert (
-        json.loads(resumed.stdout)["cells"] == json.loads(invoke(audit_recipe, tmp_path / "b", "validate.progressive=null").stdout)["cells"]
+        json.loads(resumed.stdout)["cells"]
+        == json.loads(invoke(audit_recipe, tmp_path / "b", "validate.progressive=null").stdout)["cells"]
     )
     before = len(measured)
-    assert json.loads(invoke(audit_recipe, tmp_path / "a", "validate.progressive=null").stdout) == json.loads(resumed.stdout)
+    assert json.loads(invoke(audit_recipe, tmp_path / "a", "validate.progressive=null").stdout) == json.loads(
+        resumed.stdout
+    )
     assert len(measured) == before, "a finished audit measures nothing"
 
 
 @pytest.mark.parametrize(
-    "change", ["validate.audit.scope=sequence", "validate.audit.mode=mean", "validate.audit.mode=reroute", "validate.audit.positions=all"]
+    "change",
+    [
+        "validate.audit.scope=sequence",
+        "validate.audit.mode=mean",
+        "validate.audit.mode=reroute",
+        "validate.audit.positions=all",
+    ],
 )
 def test_other_audits(change: str, audit_recipe: Path, tmp_path: Path) -> None:
     done = invoke(audit_recipe, tmp_path / "a", change, "validate.progressive=null", "validate.sequences=2")
@@ -235,10 +280,19 @@ def test_other_audits(change: str, audit_recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("validate.audit.positions=5", r"validate.audit.positions is 5: after correction for 6 cells .* fewer than 8 positions"),
-        ("validate.audit.positions=5000", r"validate.audit.positions is 5000, the validation text has 504; lower it or add text"),
+        (
+            "validate.audit.positions=5",
+            r"validate.audit.positions is 5: after correction for 6 cells .* fewer than 8 positions",
+        ),
+        (
+            "validate.audit.positions=5000",
+            r"validate.audit.positions is 5000, the validation text has 504; lower it or add text",
+        ),
         ("validate.audit.positions=few", r"validate.audit.positions"),
-        ("validate.audit.layers=[1, 7]", r"validate.audit.layers: layer 7 is dense or absent; the layers with experts are \[0, 1, 2\]"),
+        (
+            "validate.audit.layers=[1, 7]",
+            r"validate.audit.layers: layer 7 is dense or absent; the layers with experts are \[0, 1, 2\]",
+        ),
         ("validate.audit.scope=corpus", r"validate.audit.scope: input should be 'position' or 'sequence'"),
         ("validate.audit.ddof=2", r"validate.audit.ddof: input should be 0 or 1"),
         ("validate.progresive.draws=5", r"unknown key 'validate.progresive'; did you mean 'progressive'"),
@@ -269,9 +323,9 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
     table: list[Scores] = session.rank(session.calibrate())
     chosen = validation.select(np.array(sorted(rows["window"][rows["position"].isna()].unique())))
     clean = window_losses(anatomy.model, chosen)
-    for layer, index in enumerate(anatomy.indices):
+    for layer, index in enumerate(anatomy.shape.layers):
         order = np.argsort(table[1].values[layer], kind="stable")
-        gone = torch.zeros(anatomy.experts, dtype=torch.bool)
+        gone = torch.zeros(anatomy.shape.num_experts, dtype=torch.bool)
         gone[order[:2].copy()] = True
         with ablated(anatomy, {layer: gone}, Mode.REROUTE):
             expected = window_losses(anatomy.model, chosen) - clean
@@ -280,10 +334,15 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
         (curve,) = (one for one in result["curves"] if (one["layer"], one["order"]) == (index, "reap"))
         assert curve["mean"][1] == pytest.approx(expected.mean(), abs=1e-5)
         draws = (
-            rows[(rows["layer"] == index) & rows["order"].str.startswith("random ")].groupby(["order", "removed"])["delta"].mean().unstack()
+            rows[(rows["layer"] == index) & rows["order"].str.startswith("random ")]
+            .groupby(["order", "removed"])["delta"]
+            .mean()
+            .unstack()
         )
         assert len(draws) == 19
-        assert curve["p"] == pytest.approx([(1 + (draws[j] <= curve["mean"][j - 1] + 1e-12).sum()) / 20 for j in (1, 2, 3)])
+        assert curve["p"] == pytest.approx(
+            [(1 + (draws[j] <= curve["mean"][j - 1] + 1e-12).sum()) / 20 for j in (1, 2, 3)]
+        )
         windows_of = [float(mine[mine["window"] == window]["delta"].iloc[0]) for window in mine["window"]]
         per_document = mine.groupby("document", sort=True)["delta"].agg(["sum", "size"])
         found = stats.bootstrap(
@@ -311,11 +370,13 @@ def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path)
     session = Session(prepare(read_recipe(audit_recipe), tmp_path / "b"))
     instrument = Instrument(session.anatomy, Mode.ZERO)
     for _, row in rows.sample(6, random_state=0).iterrows():
-        layer, position = session.anatomy.indices.index(row["layer"]), int(row["position"])
+        layer, position = session.anatomy.shape.layers.index(row["layer"]), int(row["position"])
         tokens = torch.from_numpy(session.validation.tokens[[int(row["window"])]])
         clean = instrument.clean_forward(tokens, Scope.POSITION)
-        ranked = clean.index[layer][0, position][torch.argsort(clean.weight[layer][0, position], descending=True)]
-        gone = torch.zeros(session.anatomy.experts, dtype=torch.bool)
+        ranked = clean.index[layer][0, position][
+            torch.argsort(clean.weight[layer][0, position], descending=True)
+        ]
+        gone = torch.zeros(session.anatomy.shape.num_experts, dtype=torch.bool)
         gone[ranked[: int(row["removed"])]] = True
         loss, _ = instrument.replay_position(clean, position, {layer: gone})
         assert row["delta"] == pytest.approx(float(loss - clean.losses[0, position]), abs=1e-5)

@@ -73,7 +73,9 @@ def table() -> Iterator[None]:
     text = ""
     for head, names in ((HEAD, TYPES), (MULTIMODAL, tuple(wrappers.OWN))):
         refused = sum(name in REFUSED for name in names)
-        text += head.format(version=transformers.__version__, supported=len(names) - refused, refused=refused, head=COLUMNS)
+        text += head.format(
+            version=transformers.__version__, supported=len(names) - refused, refused=refused, head=COLUMNS
+        )
         text += "\n".join(rows[name] for name in names) + "\n"
     known = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
     if known != text:
@@ -96,30 +98,44 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
         return
     anatomy = dissect(model)
     assert len(anatomy.layers) > 1
-    assert observe(anatomy, windows(2, 16), 2).count.sum() == 2 * 16 * anatomy.top_k * len(anatomy.layers)
-    plan = Plan(anatomy.experts, dict.fromkeys(anatomy.indices, EVEN))
-    uneven = Plan(anatomy.experts, {layer: (EVEN, FEW)[place % 2] for place, layer in enumerate(anatomy.indices)})
+    assert observe(anatomy, windows(2, 16), 2).count.sum() == 2 * 16 * anatomy.shape.top_k * len(
+        anatomy.layers
+    )
+    plan = Plan(anatomy.shape.num_experts, dict.fromkeys(anatomy.shape.layers, EVEN))
+    uneven = Plan(
+        anatomy.shape.num_experts,
+        {layer: (EVEN, FEW)[place % 2] for place, layer in enumerate(anatomy.shape.layers)},
+    )
     model.save_pretrained(tmp_path / "source")
     layout = lay_out(open_checkpoint(tmp_path / "source"))
-    assert (layout.layers, layout.experts, layout.top_k, layout.groups) == (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
+    assert (layout.shape.layers, layout.shape.num_experts, layout.shape.top_k, layout.shape.groups) == (
+        anatomy.shape.layers,
+        anatomy.shape.num_experts,
+        anatomy.shape.top_k,
+        anatomy.shape.groups,
+    )
     config = model.config.get_text_config()
-    assert anatomy.groups == next((number for key in ("n_group", "num_expert_group") if (number := getattr(config, key, None))), 1)
-    check_export(layout, (plan, uneven), tmp_path / "equal")  # what is asked before any work lets them through
+    assert anatomy.shape.groups == next(
+        (number for key in ("n_group", "num_expert_group") if (number := getattr(config, key, None))), 1
+    )
+    check_export(
+        layout, (plan, uneven), tmp_path / "equal"
+    )  # what is asked before any work lets them through
     check_reload(layout, (plan, uneven), trust_remote_code=False)
     full = tiny.logits(model)
     for out, kept in ((tmp_path / "equal", plan), (tmp_path / "unequal", uneven)):
         with restricted(anatomy, kept):
             expected = tiny.logits(model)
         assert not torch.equal(expected, full), "nothing was removed"
-        with torch.no_grad(), masked(model, kept.kept, anatomy.experts):
+        with torch.no_grad(), masked(model, kept.kept, anatomy.shape.num_experts):
             assert (tiny.logits(model) - expected).abs().max() < 5e-5, "the reference"
         export(layout, kept, out)
         assert towers(out) == towers(tmp_path / "source")
         assert torch.equal(tiny.logits(load(out, trust_remote_code=not kept.uniform)), expected), "reloaded"
     with restricted(anatomy, plan):
         expected = tiny.logits(model)
-    router = f"{type(anatomy.layers[0].router).__name__}, top-{anatomy.top_k}" + (
-        f", {anatomy.groups} groups" if anatomy.groups > 1 else ""
+    router = f"{type(anatomy.layers[0].router).__name__}, top-{anatomy.shape.top_k}" + (
+        f", {anatomy.shape.groups} groups" if anatomy.shape.groups > 1 else ""
     )
     check_recovery(tmp_path / "source", layout)
     instrument = Instrument(anatomy)
@@ -127,20 +143,28 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
     effects = "packed" if instrument.packs else "whole forwards"
     cut(anatomy, plan)
     assert torch.equal(tiny.logits(model), expected), "cut"
-    rows[model_type] = f"| `{model_type}` | {type(model).__name__} | {len(anatomy.layers)} | {router} | bit-equal | bit-equal | {effects} |"
+    rows[model_type] = (
+        f"| `{model_type}` | {type(model).__name__} | {len(anatomy.layers)} | {router} | bit-equal | bit-equal | {effects} |"
+    )
 
 
 def check_recovery(source: Path, layout: Layout) -> None:
     """Trained routers, experts and attention could be written back: of the loaded model, and of the one without weights that is asked first."""
     for model in (load(source), skeleton(source)):
-        attention = ("attention",) * any(name.endswith(("q_proj", "qkv_proj", "q_b_proj")) for name, _ in model.named_modules())
+        attention = ("attention",) * any(
+            name.endswith(("q_proj", "qkv_proj", "q_b_proj")) for name, _ in model.named_modules()
+        )
         check_stored(dissect(model), layout, ("router", "experts", *attention))
 
 
 def towers(folder: Path) -> dict[str, bytes]:
     """What belongs to images and sound, as bytes."""
     weights = load_file(folder / "model.safetensors")
-    return {name: weights[name].numpy().tobytes() for name in weights if any(part in name for part in ("vision", "visual", "audio"))}
+    return {
+        name: weights[name].numpy().tobytes()
+        for name in weights
+        if any(part in name for part in ("vision", "visual", "audio"))
+    }
 
 
 @pytest.mark.parametrize("model_type", ["nemotron_h", "muse_spark"])
@@ -149,7 +173,7 @@ def test_experts_in_a_space_of_their_own(model_type: str) -> None:
     anatomy = dissect((wrappers if model_type in wrappers.OWN else architectures).build(model_type))
     text = windows(2, 16)
     means = mean_outputs(anatomy, torch.from_numpy(text.tokens))
-    assert means.shape == (len(anatomy.layers), anatomy.experts, 16)
+    assert means.shape == (len(anatomy.layers), anatomy.shape.num_experts, 16)
     instrument = Instrument(anatomy, Mode.MEAN, means)
     assert instrument.check(torch.from_numpy(text.tokens), Scope.POSITION) < 1e-4
     statistics = observe(anatomy, text, 2)

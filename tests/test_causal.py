@@ -35,10 +35,26 @@ from validate.loss import window_losses
 NOTHING = np.zeros((3, 8), dtype=bool)
 
 
-def setting(anatomy: Anatomy, text: Windows, budget: Budget | None = None, **changes: object) -> ExperimentContext:
-    shape = Shape(anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups, anatomy.top_groups)
-    protected = np.zeros((len(anatomy.layers), anatomy.experts), dtype=bool)
-    made = ExperimentContext(anatomy, text, 4, observe(anatomy, text), shape, budget or from_fraction(shape, 0.5, "layer"), protected)
+def setting(
+    anatomy: Anatomy, text: Windows, budget: Budget | None = None, **changes: object
+) -> ExperimentContext:
+    shape = Shape(
+        anatomy.shape.layers,
+        anatomy.shape.num_experts,
+        anatomy.shape.top_k,
+        anatomy.shape.groups,
+        anatomy.shape.top_groups,
+    )
+    protected = np.zeros((len(anatomy.layers), anatomy.shape.num_experts), dtype=bool)
+    made = ExperimentContext(
+        anatomy,
+        text,
+        4,
+        observe(anatomy, text),
+        shape,
+        budget or from_fraction(shape, 0.5, "layer"),
+        protected,
+    )
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -51,7 +67,10 @@ def scores_of(name: str, made: ExperimentContext) -> np.ndarray:
 
 def without(anatomy: Anatomy, *removed: tuple[int, int]) -> Plan:
     """The plan that keeps everything but (layer position, expert)."""
-    kept = {index: tuple(e for e in range(8) if (row, e) not in removed) for row, index in enumerate(anatomy.indices)}
+    kept = {
+        index: tuple(e for e in range(8) if (row, e) not in removed)
+        for row, index in enumerate(anatomy.shape.layers)
+    }
     return Plan(8, kept)
 
 
@@ -146,7 +165,10 @@ def test_greedy_sees_mutual_backups() -> None:
     assert max(abs(alone[1, 2]), abs(alone[1, 6])) < 1e-6
     assert cost(anatomy, text, (1, 2), (1, 6)) > 0.05
     greedy = scores_of("causal_greedy", made)
-    kept = {name: select(score_like(made, values), budget, made.shape).kept[1] for name, values in (("alone", alone), ("greedy", greedy))}
+    kept = {
+        name: select(score_like(made, values), budget, made.shape).kept[1]
+        for name, values in (("alone", alone), ("greedy", greedy))
+    }
     assert not {2, 6} & set(kept["alone"])
     assert {2, 6} & set(kept["greedy"])
 
@@ -161,14 +183,17 @@ def score_like(made: ExperimentContext, values: np.ndarray):  # type: ignore[no-
 def test_greedy_equals_brute_force(scope: str) -> None:
     """Every round: the removal that is cheapest given the earlier ones, found by trying all of them with restricted models."""
     anatomy, text = dissect(tiny.build("olmoe")), windows(3)
-    shape = Shape(anatomy.indices, 8, 3)
+    shape = Shape(anatomy.shape.layers, 8, 3)
     budget = Budget(18, scope, 5, "")  # type: ignore[arg-type]
     made = setting(anatomy, text, budget)
     trace = measure(resolve("causal_greedy").measurement, made)["trace"]  # type: ignore[arg-type]
     gone: list[tuple[int, int]] = []
     while len(gone) < 6:
         left = [(row, e) for row in range(3) for e in range(8) if (row, e) not in gone]
-        costs = {cell: cost(anatomy, text, *gone, cell) - (cost(anatomy, text, *gone) if gone else 0) for cell in left}
+        costs = {
+            cell: cost(anatomy, text, *gone, cell) - (cost(anatomy, text, *gone) if gone else 0)
+            for cell in left
+        }
         room = {row: 8 - (6 if scope == "layer" else 5) - sum(r == row for r, _ in gone) for row in range(3)}
         allowed = sorted((value, cell) for cell, value in costs.items() if room[cell[0]] > 0)
         if scope == "layer":
@@ -179,7 +204,12 @@ def test_greedy_equals_brute_force(scope: str) -> None:
     if scope == "global":
         assert [(int(layer), int(expert)) for layer, expert, *_ in trace] == gone
     kept = select(score_like(made, scores_of("causal_greedy", made)), budget, shape)
-    assert {(row, e) for row, index in enumerate(anatomy.indices) for e in range(8) if e not in kept.kept[index]} == set(gone)
+    assert {
+        (row, e)
+        for row, index in enumerate(anatomy.shape.layers)
+        for e in range(8)
+        if e not in kept.kept[index]
+    } == set(gone)
 
 
 def test_greedy_settings() -> None:
@@ -192,7 +222,9 @@ def test_greedy_settings() -> None:
     reap = resolve("reap").score(made.statistics)
     for layer in range(3):
         removed = {int(expert) for row, expert, *_ in cheap["trace"] if row == layer}
-        assert removed == set(np.argsort(reap[layer])[:4].tolist())  # a shortlist as short as the step leaves nothing to choose
+        assert removed == set(
+            np.argsort(reap[layer])[:4].tolist()
+        )  # a shortlist as short as the step leaves nothing to choose
     with pytest.raises(ExciseError, match="start=fisher is measured itself"):
         scores_of("causal_greedy:start=fisher", made)
     with pytest.raises(ExciseError, match="step is 0"):
@@ -211,7 +243,9 @@ def test_greedy_keeps_router_groups_even_and_protected_experts() -> None:
         removed = {(int(layer), int(expert)) for layer, expert, *_ in trace}
         assert not removed & {(0, 0), (0, 5)}
         for layer in range(2):
-            groups = [sum(row == layer and expert // 4 == group for row, expert in removed) for group in range(2)]
+            groups = [
+                sum(row == layer and expert // 4 == group for row, expert in removed) for group in range(2)
+            ]
             assert groups[0] == groups[1]
 
 
@@ -296,17 +330,21 @@ def test_an_experiment_goes_on_with_other_batches(name: str, monkeypatch: pytest
 def test_rounds_are_as_many_as_asked() -> None:
     """Whatever the counts: by hand, unequal, in router groups that lose experts together."""
     olmoe, text = dissect(tiny.build("olmoe")), windows(2, 12)
-    shape = Shape(olmoe.indices, 8, 3)
+    shape = Shape(olmoe.shape.layers, 8, 3)
     for counts, wanted in (({1: 6}, 2), ({0: 4, 2: 6}, 4), ({0: 3, 1: 7, 2: 8}, 5)):
         budget = from_counts(shape, counts)
-        trace = measure(resolve(f"causal_greedy:rounds={wanted},start=reap").measurement, setting(olmoe, text, budget))["trace"]  # type: ignore[arg-type]
+        trace = measure(
+            resolve(f"causal_greedy:rounds={wanted},start=reap").measurement, setting(olmoe, text, budget)
+        )["trace"]  # type: ignore[arg-type]
         assert trace[:, 2].max() + 1 == wanted
         removed = np.bincount(trace[:, 0].astype(int), minlength=3)
         assert removed.tolist() == [8 - counts.get(layer, 8) for layer in range(3)]
     grouped = dissect(tiny.build("deepseek_v3"))
     for scope in ("layer", "global"):
         budget = Budget(8, scope, 4, "")  # type: ignore[arg-type]
-        trace = measure(resolve("causal_greedy:rounds=2,start=reap").measurement, setting(grouped, text, budget))["trace"]  # type: ignore[arg-type]
+        trace = measure(
+            resolve("causal_greedy:rounds=2,start=reap").measurement, setting(grouped, text, budget)
+        )["trace"]  # type: ignore[arg-type]
         assert trace[:, 2].max() + 1 == 2
 
 
@@ -323,14 +361,22 @@ def test_a_step_is_counted_in_experts_also_with_router_groups() -> None:
 def test_an_effect_that_is_not_finite_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     made = setting(dissect(tiny.build("olmoe")), windows(2, 12))
     everywhere = Instrument.everywhere
-    monkeypatch.setattr(Instrument, "everywhere", lambda *a, **k: tuple(part * torch.nan for part in everywhere(*a, **k)))
-    with pytest.raises(ExciseError, match=r"causal_greedy: an effect is not finite; is the model sound in torch.float32\?"):
+    monkeypatch.setattr(
+        Instrument, "everywhere", lambda *a, **k: tuple(part * torch.nan for part in everywhere(*a, **k))
+    )
+    with pytest.raises(
+        ExciseError, match=r"causal_greedy: an effect is not finite; is the model sound in torch.float32\?"
+    ):
         scores_of("causal_greedy:start=reap", made)
 
 
 @pytest.mark.parametrize(
     ("start", "message"),
-    [("fisher", "start=fisher is measured itself"), ("reep", "unknown criterion 'reep'; did you mean reap"), ("causal_greedy", "itself")],
+    [
+        ("fisher", "start=fisher is measured itself"),
+        ("reep", "unknown criterion 'reep'; did you mean reap"),
+        ("causal_greedy", "itself"),
+    ],
 )
 def test_a_start_that_cannot_be_is_refused_by_name(start: str, message: str) -> None:
     """Before anything is calibrated."""
@@ -340,7 +386,8 @@ def test_a_start_that_cannot_be_is_refused_by_name(start: str, message: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("causal_greedy:step=0", "step"), ("fisher:probes=0", "probes"), ("integrated:steps=0", "steps")]
+    ("name", "what"),
+    [("causal_greedy:step=0", "step"), ("fisher:probes=0", "probes"), ("integrated:steps=0", "steps")],
 )
 def test_numbers_that_mean_nothing_are_refused_by_name(name: str, what: str) -> None:
     with pytest.raises(ExciseError, match=f"{what} is 0; it has to be at least 1"):
@@ -383,7 +430,9 @@ def essential() -> tuple[Anatomy, Windows]:
     return anatomy, replace(windows(6), tokens=tokens.numpy())
 
 
-@pytest.mark.parametrize("name", ["causal_position", "causal_removal", "causal_removal:outcome=kl", "causal_greedy"])
+@pytest.mark.parametrize(
+    "name", ["causal_position", "causal_removal", "causal_removal:outcome=kl", "causal_greedy"]
+)
 def test_every_causal_criterion_finds_the_essential_expert(name: str) -> None:
     anatomy, text = essential()
     values = scores_of(name, setting(anatomy, text))
@@ -421,7 +470,9 @@ def test_gradient_equals_finite_differences() -> None:
         slope = (losses_at(anatomy, text, up).mean() - losses_at(anatomy, text, down).mean()) / 6e-3
         assert found[cell] == pytest.approx(-float(slope), abs=2e-5)
     assert np.abs(found).max() > 0.01
-    assert all(parameter.requires_grad for parameter in anatomy.model.parameters()), "the model's own switches were not put back"
+    assert all(parameter.requires_grad for parameter in anatomy.model.parameters()), (
+        "the model's own switches were not put back"
+    )
 
 
 def test_gradient_abs_does_not_cancel() -> None:
@@ -434,7 +485,9 @@ def test_gradient_abs_does_not_cancel() -> None:
     def watch(layer: int, run, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         if layer != 1:
             return run(hidden, index, weight)
-        each = torch.stack([run(hidden, index[:, s : s + 1], weight[:, s : s + 1]) for s in range(index.shape[1])], dim=1)
+        each = torch.stack(
+            [run(hidden, index[:, s : s + 1], weight[:, s : s + 1]) for s in range(index.shape[1])], dim=1
+        )
         routed = each.sum(1)
         routed.retain_grad()
         rows.append((index, each, routed))
@@ -446,7 +499,9 @@ def test_gradient_abs_does_not_cancel() -> None:
     assert routed.grad is not None
     slope = (each * routed.grad[:, None]).sum(-1).abs()
     expected = torch.zeros(8, dtype=torch.float64).index_add_(0, index.flatten(), slope.flatten()) / 14
-    np.testing.assert_allclose(found[1], expected.detach().numpy(), rtol=1e-6)  # the router's softmax is float32
+    np.testing.assert_allclose(
+        found[1], expected.detach().numpy(), rtol=1e-6
+    )  # the router's softmax is float32
     assert (found >= np.abs(scores_of("gradient", made)) - 1e-12).all()
 
 
@@ -479,7 +534,10 @@ def test_integrated_gradient_is_complete() -> None:
     model.set_experts_implementation("eager")
     anatomy, text = dissect(model), windows(2, 8)
     found = scores_of("integrated:steps=64", setting(anatomy, text, Budget(24, "layer", 8, "")))
-    whole = losses_at(anatomy, text, torch.zeros(3, 8, dtype=torch.float64)).mean() - losses_at(anatomy, text, torch.ones(3, 8)).mean()
+    whole = (
+        losses_at(anatomy, text, torch.zeros(3, 8, dtype=torch.float64)).mean()
+        - losses_at(anatomy, text, torch.ones(3, 8)).mean()
+    )
     assert found.sum() == pytest.approx(float(whole), rel=1e-3)
 
 
@@ -516,7 +574,7 @@ def test_settings_are_parsed_and_refused() -> None:
 def test_without_the_measurement_there_is_no_score() -> None:
     anatomy, text = dissect(tiny.build("olmoe")), windows(2)
     with pytest.raises(ExciseError, match="has not been measured"):
-        score(resolve("causal_removal"), observe(anatomy, text), anatomy.indices, NOTHING, "", "")
+        score(resolve("causal_removal"), observe(anatomy, text), anatomy.shape.layers, NOTHING, "", "")
 
 
 # What a review found.
@@ -524,7 +582,12 @@ def test_without_the_measurement_there_is_no_score() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["causal_greedy", "causal_greedy:shortlist=2", "causal_greedy:start=reap,shortlist=2,step=3", "causal_greedy:outcome=kl,shortlist=4"],
+    [
+        "causal_greedy",
+        "causal_greedy:shortlist=2",
+        "causal_greedy:start=reap,shortlist=2,step=3",
+        "causal_greedy:outcome=kl,shortlist=4",
+    ],
 )
 def test_greedy_reaches_the_floor_of_a_layer_and_goes_on_elsewhere(name: str) -> None:
     """Floor = top_k: a layer that is full is neither measured nor on a shortlist, and the budget is met."""
@@ -542,20 +605,27 @@ def test_greedy_says_when_nothing_is_left_to_remove() -> None:
     anatomy, text = dissect(tiny.build("olmoe")), windows(2)
     protected = np.ones((3, 8), dtype=bool)
     protected[0] = False
-    with pytest.raises(ExciseError, match="7 more experts have to go, but protected experts and the floor of every layer leave none"):
+    with pytest.raises(
+        ExciseError,
+        match="7 more experts have to go, but protected experts and the floor of every layer leave none",
+    ):
         scores_of("causal_greedy", setting(anatomy, text, Budget(12, "global", 3, ""), protected=protected))
 
 
 def test_greedy_by_divergence_adds_up() -> None:
     """The costs in the trace add up to KL(unpruned ‖ what is left), one removal a round."""
     anatomy, text = dissect(tiny.build("olmoe")), windows(2)
-    trace = measure(resolve("causal_greedy:outcome=kl").measurement, setting(anatomy, text, Budget(20, "global", 3, "")))["trace"]  # type: ignore[arg-type]
+    trace = measure(
+        resolve("causal_greedy:outcome=kl").measurement, setting(anatomy, text, Budget(20, "global", 3, ""))
+    )["trace"]  # type: ignore[arg-type]
     removed = [(int(layer), int(expert)) for layer, expert, *_ in trace]
     tokens = torch.from_numpy(text.tokens)
     before = torch.log_softmax(tiny.logits(anatomy.model, tokens).double(), -1)[:, :-1]
     with restricted(anatomy, without(anatomy, *removed)):
         after = torch.log_softmax(tiny.logits(anatomy.model, tokens).double(), -1)[:, :-1]
-    assert trace[:, 3].sum() == pytest.approx(float((before.exp() * (before - after)).sum(-1).mean()), abs=1e-5)
+    assert trace[:, 3].sum() == pytest.approx(
+        float((before.exp() * (before - after)).sum(-1).mean()), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["fisher", "gradient", "integrated:steps=2"])

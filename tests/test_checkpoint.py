@@ -50,7 +50,7 @@ def sharded(tmp_path: Path) -> Path:
 def test_kept_tensors_are_the_source_bytes(family: str, saved: dict[str, Path], tmp_path: Path) -> None:
     """Expected tensors worked out by name and row with numpy, from the reference reader alone."""
     layout = layout_of(saved[family])
-    plan = unequal_plan(layout.layers)
+    plan = unequal_plan(layout.shape.layers)
     written = export(layout, plan, tmp_path / "out")
     source, result = tensors(saved[family]), tensors(tmp_path / "out")
     expected: dict[str, np.ndarray] = {}
@@ -62,7 +62,9 @@ def test_kept_tensors_are_the_source_bytes(family: str, saved: dict[str, Path], 
         if dot and number.isdigit():
             if int(number) in kept:
                 expected[f"{prefix}.experts.{kept.index(int(number))}.{rest.split('.', 1)[1]}"] = value
-        elif dot or name.endswith(("mlp.gate.weight", "moe.gate.weight", "router.weight", "router.bias", "e_score_correction_bias")):
+        elif dot or name.endswith(
+            ("mlp.gate.weight", "moe.gate.weight", "router.weight", "router.bias", "e_score_correction_bias")
+        ):
             expected[name] = value[kept]
         else:
             expected[name] = value
@@ -75,7 +77,7 @@ def test_kept_tensors_are_the_source_bytes(family: str, saved: dict[str, Path], 
 
 def test_sharded_source(sharded: Path, tmp_path: Path) -> None:
     layout = layout_of(sharded)
-    written = export(layout, uniform_plan(layout.layers), tmp_path / "out")
+    written = export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 3
     assert index["metadata"]["total_size"] == written.size == open_checkpoint(tmp_path / "out").size
@@ -84,8 +86,10 @@ def test_sharded_source(sharded: Path, tmp_path: Path) -> None:
 
 def test_config_is_patched_only_in_the_count(saved: dict[str, Path], tmp_path: Path) -> None:
     layout = layout_of(saved["mixtral"])
-    export(layout, uniform_plan(layout.layers), tmp_path / "out")
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (saved["mixtral"], tmp_path / "out"))
+    export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
+    before, after = (
+        json.loads((folder / "config.json").read_text()) for folder in (saved["mixtral"], tmp_path / "out")
+    )
     assert {key for key in before | after if before.get(key) != after.get(key)} == {"num_local_experts"}
     assert list(before) == list(after)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
@@ -97,10 +101,17 @@ def test_prediction_heads_are_dropped(saved: dict[str, Path], tmp_path: Path) ->
     folder = tmp_path / "mtp"
     tiny.save(tiny.build("deepseek_v3"), folder)
     everything = tensors(folder)
-    extra = {name.replace("layers.2.", "layers.3."): value for name, value in everything.items() if "layers.2." in name}
-    save_file({**everything, **extra, "model.layers.3.eh_proj.weight": np.ones((4, 4), np.float32)}, folder / "model.safetensors")
+    extra = {
+        name.replace("layers.2.", "layers.3."): value
+        for name, value in everything.items()
+        if "layers.2." in name
+    }
+    save_file(
+        {**everything, **extra, "model.layers.3.eh_proj.weight": np.ones((4, 4), np.float32)},
+        folder / "model.safetensors",
+    )
     layout = layout_of(folder)
-    written = export(layout, uniform_plan(layout.layers, (0, 1, 4, 5)), tmp_path / "out")
+    written = export(layout, uniform_plan(layout.shape.layers, (0, 1, 4, 5)), tmp_path / "out")
     assert f"{len(extra) + 1} tensors of multi-token-prediction" in written.notes[0]
     assert not any("layers.3." in name for name in tensors(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
@@ -114,7 +125,7 @@ def test_symlinked_cache(saved: dict[str, Path], tmp_path: Path) -> None:
     for file in saved["olmoe"].iterdir():
         (links / file.name).symlink_to(file)
     layout = layout_of(links)
-    export(layout, uniform_plan(layout.layers), tmp_path / "out")
+    export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
 
@@ -122,7 +133,10 @@ def test_inspect_adds_up(saved: dict[str, Path]) -> None:
     found = describe(layout_of(saved["qwen2_moe"]))
     source = tensors(saved["qwen2_moe"])
     inside = sum(value.size for name, value in source.items() if ".experts." in name)
-    assert found["parameters"] == {"experts": inside, "elsewhere": sum(value.size for value in source.values()) - inside}
+    assert found["parameters"] == {
+        "experts": inside,
+        "elsewhere": sum(value.size for value in source.values()) - inside,
+    }
     assert (found["moe_layers"], found["experts"], found["top_k"], found["shared_experts"]) == (3, 8, 2, 1)
     assert found["savings"][1]["keep"] == 4
     rows = 3 * 4 * 32 * 4  # router rows of 4 experts in 3 layers, float32
@@ -141,14 +155,14 @@ def test_existing_output_is_not_touched(saved: dict[str, Path], tmp_path: Path) 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
     with pytest.raises(ExciseError, match=r"out: exists already; choose another output or pass --force"):
-        export(layout, uniform_plan(layout.layers), tmp_path / "out")
+        export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     with pytest.raises(ExciseError, match="was not written by Excise"):
-        export(layout, uniform_plan(layout.layers), tmp_path / "out", force=True)
+        export(layout, uniform_plan(layout.shape.layers), tmp_path / "out", force=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
     (tmp_path / "out" / "precious").unlink()
     for kept in ((0, 2, 3, 5, 6, 7), (0, 1, 2)):  # into an empty folder, then over a checkpoint of our own
-        export(layout, uniform_plan(layout.layers, kept), tmp_path / "out", force=True)
-        assert layout_of(tmp_path / "out").experts == len(kept)
+        export(layout, uniform_plan(layout.shape.layers, kept), tmp_path / "out", force=True)
+        assert layout_of(tmp_path / "out").shape.num_experts == len(kept)
     assert leftovers(tmp_path) == ["out"]
 
 
@@ -162,7 +176,7 @@ def test_the_source_and_files_are_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match="file: exists and was not written by Excise"):
         export(layout, plan, tmp_path / "file", force=True)
     assert (tmp_path / "file").read_text() == "precious"
-    assert layout_of(source).experts == 8
+    assert layout_of(source).shape.num_experts == 8
 
 
 def test_a_lying_depth_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -184,7 +198,9 @@ def test_a_lying_depth_is_refused(saved: dict[str, Path], tmp_path: Path) -> Non
         ({"n_group": -4}, "n_group is -4"),
     ],
 )
-def test_odd_configurations_are_refused(change: dict[str, Any], message: str, saved: dict[str, Path], tmp_path: Path) -> None:
+def test_odd_configurations_are_refused(
+    change: dict[str, Any], message: str, saved: dict[str, Path], tmp_path: Path
+) -> None:
     config = json.loads((saved["olmoe"] / "config.json").read_text())
     (tmp_path / "model.safetensors").symlink_to(saved["olmoe"] / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
@@ -196,11 +212,13 @@ def test_too_little_disk(saved: dict[str, Path], tmp_path: Path, monkeypatch: py
     layout = layout_of(saved["olmoe"])
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(ExciseError, match=r"needed, 1\.00 kB free; free some or choose another output"):
-        export(layout, uniform_plan(layout.layers), tmp_path / "out")
+        export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     assert not leftovers(tmp_path)
 
 
-def test_full_disk_in_the_middle(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_in_the_middle(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = layout_of(saved["olmoe"])
 
     def full(*_: Any) -> int:
@@ -208,11 +226,13 @@ def test_full_disk_in_the_middle(saved: dict[str, Path], tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(ExciseError, match="No space left on device; nothing was written"):
-        export(layout, uniform_plan(layout.layers), tmp_path / "out")
+        export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     assert not leftovers(tmp_path)
 
 
-def test_a_write_that_lies_is_detected(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_lies_is_detected(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout, write, calls = layout_of(saved["olmoe"]), os.pwrite, []
 
     def flip(descriptor: int, data: memoryview, offset: int) -> int:
@@ -221,11 +241,13 @@ def test_a_write_that_lies_is_detected(saved: dict[str, Path], tmp_path: Path, m
 
     monkeypatch.setattr(os, "pwrite", flip)
     with pytest.raises(ExciseError, match="differ from .* after writing"):
-        export(layout, uniform_plan(layout.layers), tmp_path / "out")
+        export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     assert not leftovers(tmp_path)
 
 
-def test_a_source_that_changes_is_detected(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_changes_is_detected(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tmp_path / "source"
     tiny.save(tiny.build("olmoe"), source)
     layout, copy = layout_of(source), ranges._copy
@@ -236,12 +258,14 @@ def test_a_source_that_changes_is_detected(saved: dict[str, Path], tmp_path: Pat
 
     monkeypatch.setattr(ranges, "_copy", touch)
     with pytest.raises(ExciseError, match=r"model\.safetensors: changed while it was being copied"):
-        export(layout, uniform_plan(layout.layers), tmp_path / "out")
+        export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     assert not leftovers(tmp_path)
 
 
 @pytest.mark.parametrize("stage", ["_copy", "_read_back", "_verify_shapes", "_write_rest", "_sync", "settle"])
-def test_ctrl_c_at_any_stage(stage: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_at_any_stage(
+    stage: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = layout_of(saved["olmoe"])
 
     def interrupt(*_: Any) -> Any:
@@ -249,17 +273,17 @@ def test_ctrl_c_at_any_stage(stage: str, saved: dict[str, Path], tmp_path: Path,
 
     monkeypatch.setattr(ranges if hasattr(ranges, stage) else checkpoint_module, stage, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export(layout, uniform_plan(layout.layers), tmp_path / "out")
+        export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     assert not leftovers(tmp_path)
     monkeypatch.undo()
-    export(layout, uniform_plan(layout.layers), tmp_path / "out")
+    export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
 
 
 def test_sigkill_leaves_nothing_that_loads(sharded: Path, tmp_path: Path) -> None:
     """Killed at random moments: OUT is absent, and a partial folder never has a config.json beside incomplete weights."""
     layout = layout_of(sharded)
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(uniform_plan(layout.layers).to_json()))
+    plan.write_text(json.dumps(uniform_plan(layout.shape.layers).to_json()))
     code = f"""
 import os, sys, threading, time
 sys.path.insert(0, {str(Path.cwd())!r})
@@ -284,13 +308,15 @@ print("done", flush=True)
         process.send_signal(signal.SIGKILL)
         killed += "done" not in process.communicate()[0]
         if (tmp_path / "out").exists():
-            assert open_checkpoint(tmp_path / "out").size == sum(t.nbytes for t in tensors(tmp_path / "out").values())
+            assert open_checkpoint(tmp_path / "out").size == sum(
+                t.nbytes for t in tensors(tmp_path / "out").values()
+            )
         for partial in tmp_path.glob(".out.*.partial"):
             if (partial / "config.json").exists():
-                assert layout_of(partial).experts == 6
+                assert layout_of(partial).shape.num_experts == 6
     assert killed >= 3
     export(layout, Plan.read(plan), tmp_path / "out", force=True)
-    assert layout_of(tmp_path / "out").experts == 6
+    assert layout_of(tmp_path / "out").shape.num_experts == 6
     assert leftovers(tmp_path) == ["out"], "partial folders of killed exports are removed by the next one"
 
 
@@ -306,7 +332,11 @@ except SystemExit as stop:
     assert stop.code == 0, stop.code
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
-    for command in (["export", str(saved["olmoe"]), str(plan), str(tmp_path / "out")], ["inspect", str(saved["olmoe"])], ["criteria"]):
+    for command in (
+        ["export", str(saved["olmoe"]), str(plan), str(tmp_path / "out")],
+        ["inspect", str(saved["olmoe"])],
+        ["criteria"],
+    ):
         done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
@@ -314,7 +344,7 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 def test_plan_for_another_model(saved: dict[str, Path], tmp_path: Path) -> None:
     layout = layout_of(saved["olmoe"])
     own = fingerprint(layout.checkpoint)
-    other = replace(uniform_plan(layout.layers), model="0123456789abcdef")
+    other = replace(uniform_plan(layout.shape.layers), model="0123456789abcdef")
     with pytest.raises(ExciseError, match=rf"made for fingerprint 0123456789abcdef, this one has {own}"):
         export(layout, other, tmp_path / "out", fingerprint=own)
     with pytest.raises(ExciseError, match=r"prunes layers \[0, 1, 2\], the model's MoE layers are \[1, 2\]"):
@@ -373,10 +403,15 @@ def test_plan_below_top_k_or_uneven_is_refused(saved: dict[str, Path], tmp_path:
             r"mlp\.temperature has 8 rows and is not a known router",
         ),
         (lambda t: t.pop("model.layers.0.mlp.gate.weight"), r"model\.layers\.0\.mlp has experts but no gate"),
-        (lambda t: [t.pop(n) for n in list(t) if ".experts." in n], "counts experts in config.json, but no tensor is named"),
+        (
+            lambda t: [t.pop(n) for n in list(t) if ".experts." in n],
+            "counts experts in config.json, but no tensor is named",
+        ),
     ],
 )
-def test_odd_checkpoints_are_refused(saved: dict[str, Path], tmp_path: Path, change: Any, message: str) -> None:
+def test_odd_checkpoints_are_refused(
+    saved: dict[str, Path], tmp_path: Path, change: Any, message: str
+) -> None:
     everything = tensors(saved["olmoe"])
     change(everything)
     save_file(everything, tmp_path / "model.safetensors")
@@ -387,6 +422,8 @@ def test_odd_checkpoints_are_refused(saved: dict[str, Path], tmp_path: Path, cha
 
 def test_dense_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
-    save_file({"model.layers.0.mlp.up_proj.weight": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    save_file(
+        {"model.layers.0.mlp.up_proj.weight": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(ExciseError, match="model type 'llama' is dense, without routed experts"):
         layout_of(tmp_path)

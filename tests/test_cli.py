@@ -33,7 +33,14 @@ def test_help_and_usage() -> None:
 def test_inspect(saved: dict[str, Path]) -> None:
     found = excise("inspect", str(saved["deepseek_v3"]))
     assert found.returncode == 0
-    for text in ("deepseek_v3", "8, top-2", "2, a token uses 1", "shared experts", "pruned by 50%", "4 experts per layer"):
+    for text in (
+        "deepseek_v3",
+        "8, top-2",
+        "2, a token uses 1",
+        "shared experts",
+        "pruned by 50%",
+        "4 experts per layer",
+    ):
         assert text in found.stdout
     assert json.loads(excise("inspect", str(saved["deepseek_v3"]), "--json").stdout)["groups"] == 2
 
@@ -53,8 +60,13 @@ def test_export(saved: dict[str, Path], tmp_path: Path) -> None:
     assert json.loads(first.stdout)["removed"] > 0
     again = excise("export", str(saved["olmoe"]), str(plan), str(tmp_path / "out"))
     assert again.returncode == 1
-    assert again.stderr == f"excise: {tmp_path}/out: exists already; choose another output or pass --force to replace it\n"
-    assert "This export was not tested against random selection" in (tmp_path / "out" / "README.md").read_text()
+    assert (
+        again.stderr
+        == f"excise: {tmp_path}/out: exists already; choose another output or pass --force to replace it\n"
+    )
+    assert (
+        "This export was not tested against random selection" in (tmp_path / "out" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +75,10 @@ def test_export(saved: dict[str, Path], tmp_path: Path) -> None:
         (("inspect", "/nowhere"), "/nowhere: no such model folder"),
         (("export", "demo", "/nowhere.json", "out"), "/nowhere.json: no such plan file"),
         (("prune", "nowhere"), "nowhere: no such recipe file, and no recipe of that name"),
-        (("prune", "demo", "--set", "prune.fracton=0.5"), "unknown key 'prune.fracton'; did you mean 'fraction'?"),
+        (
+            ("prune", "demo", "--set", "prune.fracton=0.5"),
+            "unknown key 'prune.fracton'; did you mean 'fraction'?",
+        ),
         (("prune", "demo", "--set", "prune.fraction=5"), "prune.fraction is 5.0"),
         (("prune", "demo", "--set", "prune.keep=3"), "top_k = 4; keep at least 4"),
         (("prune", "demo", "--set", "criteria=[raep]"), "unknown criterion 'raep'; did you mean reap?"),
@@ -71,7 +86,10 @@ def test_export(saved: dict[str, Path], tmp_path: Path) -> None:
             ("prune", "demo", "--set", "calibration.length=100000"),
             "32 windows of 100000 tokens asked, the text has 1; lower sequences or length",
         ),
-        (("prune", "demo", "--set", "validate.data={stdlib: code, split: calibration}"), "calibration and validation text overlap"),
+        (
+            ("prune", "demo", "--set", "validate.data={stdlib: code, split: calibration}"),
+            "calibration and validation text overlap",
+        ),
     ],
 )
 def test_errors_are_one_line(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -86,7 +104,12 @@ def test_errors_are_one_line(arguments: tuple[str, ...], message: str, tmp_path:
 def test_impossible_budgets_are_refused_without_torch() -> None:
     code = "import sys; from prune.cli import app\ntry: app(sys.argv[1:])\nexcept SystemExit as s: assert s.code == 1\nassert 'torch' not in sys.modules"
     for change in ("prune.fraction=5", "criteria=[raep]", "model=./nowhere"):
-        done = subprocess.run([sys.executable, "-c", code, "prune", "demo", "--set", change], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "prune", "demo", "--set", change],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -97,7 +120,9 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_a_hub_that_cannot_be_reached() -> None:
-    assert "owner/nope: no such folder, and the hub cannot be reached" in excise("inspect", "owner/nope").stderr
+    assert (
+        "owner/nope: no such folder, and the hub cannot be reached" in excise("inspect", "owner/nope").stderr
+    )
 
 
 def test_unwritable_output_is_one_line(tmp_path: Path) -> None:
@@ -130,8 +155,16 @@ def test_a_real_ctrl_c(delay: float, tmp_path: Path) -> None:
 
 def test_output_goes_through_any_pipe() -> None:
     command = [sys.executable, "-m", "prune.entry", "criteria"]
-    latin = subprocess.run(command, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "latin-1"}, check=False)
+    latin = subprocess.run(
+        command, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "latin-1"}, check=False
+    )
     assert (latin.returncode, latin.stderr) == (0, b"")
     assert b"mean g\xb7" in latin.stdout
-    piped = subprocess.run(f"{sys.executable} -m prune.entry criteria | head -1", shell=True, capture_output=True, cwd=ROOT, check=False)
+    piped = subprocess.run(
+        f"{sys.executable} -m prune.entry criteria | head -1",
+        shell=True,
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert piped.stderr == b""

@@ -50,7 +50,7 @@ def source(tmp_path: Path) -> Path:
 
 def written(source: Path, out: Path, plan: Plan | None = None) -> Path:
     layout = lay_out(open_checkpoint(source))
-    chosen = plan or uniform_plan(layout.layers)
+    chosen = plan or uniform_plan(layout.shape.layers)
     export(layout, chosen, out, plan_card(str(source), layout, chosen))
     return out
 
@@ -76,7 +76,9 @@ def smaller(layers: tuple[int, ...]) -> Plan:
 def test_provenance_chains_and_is_not_copied(source: Path, tmp_path: Path) -> None:
     """prune → heal → prune: the third folder is a pruned one, its history tells of both steps before it."""
     healed = written(source, tmp_path / "healed")
-    (healed / "excise_recovery.json").write_text(json.dumps({"training": {"steps": 7}}))  # what recovery leaves
+    (healed / "excise_recovery.json").write_text(
+        json.dumps({"training": {"steps": 7}})
+    )  # what recovery leaves
     third = written(healed, tmp_path / "third", smaller((0, 1, 2)))
     assert not (third / "excise_recovery.json").exists()
     plan = json.loads((third / "excise_plan.json").read_text())
@@ -89,7 +91,9 @@ def test_provenance_chains_and_is_not_copied(source: Path, tmp_path: Path) -> No
         in (third / "README.md").read_text()
     )
     layout = lay_out(open_checkpoint(healed))
-    assert pruned_plan(third, layout, fingerprint(layout.checkpoint)) == smaller((0, 1, 2))  # can be recovered again
+    assert pruned_plan(third, layout, fingerprint(layout.checkpoint)) == smaller(
+        (0, 1, 2)
+    )  # can be recovered again
     fourth = written(third, tmp_path / "fourth", Plan(4, dict.fromkeys((0, 1, 2), (0, 1, 3))))
     steps = json.loads((fourth / "excise_plan.json").read_text())["history"]
     assert [len(one["plan"]["kept"]["0"]) for one in steps] == [6, 4]
@@ -100,7 +104,17 @@ TWISTED = '{"kept": {"0": [1]}, "experts": 8, "history": [{"x": 1}, {"plan": 5},
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "[]", "{", '{"kept": 3}', '{"kept": {"0": []}}', '{"history": 3, "kept": {}}', '{"history": [1]}', TWISTED]
+    "damage",
+    [
+        "",
+        "[]",
+        "{",
+        '{"kept": 3}',
+        '{"kept": {"0": []}}',
+        '{"history": 3, "kept": {}}',
+        '{"history": [1]}',
+        TWISTED,
+    ],
 )
 def test_a_damaged_history_stops_nothing(damage: str, source: Path, tmp_path: Path) -> None:
     first = written(source, tmp_path / "first")
@@ -143,29 +157,51 @@ def front(folder: Path) -> dict[str, Any]:
         ("---\r\nlicense: mit\r\n---\r\n", {"license": "mit"}),
         ("\n---\nlicense: mit\n---", {"license": "mit"}),
         ("---\nlanguage: no\n---\n", {"language": "no"}),
-        ("---\nlanguage: [en, no]\nlicense_name: 1.10\n---\n", {"language": ["en", "no"], "license_name": "1.10"}),
+        (
+            "---\nlanguage: [en, no]\nlicense_name: 1.10\n---\n",
+            {"language": ["en", "no"], "license_name": "1.10"},
+        ),
         ("---\nlicense: 2024-01-01\n---\n", {"license": "2024-01-01"}),
-        ("---\nlicense: other # ask\nlicense_link: LICENSE\n---\n", {"license": "other", "license_link": "LICENSE"}),
+        (
+            "---\nlicense: other # ask\nlicense_link: LICENSE\n---\n",
+            {"license": "other", "license_link": "LICENSE"},
+        ),
         ("---\nlicense: {a: b}\n---\n", {}),
         ("no front matter\n---\nlicense: mit\n---\n", {}),
         ("---\nlicense: mit\nbroken: [\n---\n", {"license": "mit"}),
-        ("---\nlicense: \"mit\"\nlicense_name: 'a b'\nbroken: @x\n---\n", {"license": "mit", "license_name": "a b"}),
+        (
+            "---\nlicense: \"mit\"\nlicense_name: 'a b'\nbroken: @x\n---\n",
+            {"license": "mit", "license_name": "a b"},
+        ),
         ("---\n- a list\n---\n", {}),
         ("", {}),
     ],
 )
-def test_licence_and_languages_as_they_are_written(card: str, expected: dict[str, Any], source: Path, tmp_path: Path) -> None:
+def test_licence_and_languages_as_they_are_written(
+    card: str, expected: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
     (source / "README.md").write_bytes(card.encode())
     found = front(written(source, tmp_path / "out"))
-    assert {key: found[key] for key in ("license", "license_name", "license_link", "language") if key in found} == expected
+    assert {
+        key: found[key] for key in ("license", "license_name", "license_link", "language") if key in found
+    } == expected
 
 
-@pytest.mark.parametrize("card", [b"---\nlicense: mit\nbroken: [\n---\n", b"---\n" + b"[" * 5000 + b"\n---\n", b"---\n- list\n---\n"])
-def test_a_card_that_cannot_be_parsed_is_a_note_and_stops_nothing(card: bytes, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "card",
+    [b"---\nlicense: mit\nbroken: [\n---\n", b"---\n" + b"[" * 5000 + b"\n---\n", b"---\n- list\n---\n"],
+)
+def test_a_card_that_cannot_be_parsed_is_a_note_and_stops_nothing(
+    card: bytes, source: Path, tmp_path: Path
+) -> None:
     (source / "README.md").write_bytes(card)
     written(source, tmp_path / "out")
     layout = lay_out(open_checkpoint(source))
-    notes = [note for note in export_notes(layout, uniform_plan(layout.layers)) if "model card cannot be read" in note]
+    notes = [
+        note
+        for note in export_notes(layout, uniform_plan(layout.shape.layers))
+        if "model card cannot be read" in note
+    ]
     assert len(notes) == 1
     assert "\n" not in notes[0]
 

@@ -47,7 +47,13 @@ def same_cache(demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatc
 def test_is_really_trained() -> None:
     """On test files it never saw: far below the unigram baseline that its training wrote down beside it."""
     report = json.loads((MODEL.parent / "held_out.json").read_text())
-    windows = read_windows([Source(stdlib="code", split="test"), Source(stdlib="prose", split="test")], load_tokenizer(MODEL), 256, 16, 0)
+    windows = read_windows(
+        [Source(stdlib="code", split="test"), Source(stdlib="prose", split="test")],
+        load_tokenizer(MODEL),
+        256,
+        16,
+        0,
+    )
     loss = window_losses(load(MODEL, "float32"), windows).mean()
     assert report["held_out_loss"] < 0.65 * report["unigram_loss"]
     assert loss < 0.7 * report["unigram_loss"]
@@ -85,7 +91,9 @@ def test_checkpoint_gives_the_restricted_models_logits(demo: tuple[dict[str, Any
 
 
 @pytest.mark.usefixtures("same_cache")
-def test_scope_global(tmp_path: Path, demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scope_global(
+    tmp_path: Path, demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second calibration."""
     monkeypatch.setattr("prune.session.session.observe", None)
     result = execute(tmp_path / "run", "prune.scope=global", "criteria=[reap_sum]")

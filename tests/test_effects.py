@@ -30,7 +30,9 @@ def made(family: str, **changes: object) -> Anatomy:
 
 def mean_outputs(anatomy: Anatomy) -> Tensor:
     """Any vectors will do to compare two implementations."""
-    return torch.randn(len(anatomy.layers), anatomy.experts, 32, generator=torch.Generator().manual_seed(3))
+    return torch.randn(
+        len(anatomy.layers), anatomy.shape.num_experts, 32, generator=torch.Generator().manual_seed(3)
+    )
 
 
 @contextmanager
@@ -53,7 +55,11 @@ def by_hand(anatomy: Anatomy, layer: int, gone: Tensor, mode: Mode, means: Tenso
                     total[token] += w * means[layer, e] if mode is Mode.MEAN else 0
                 else:
                     left = float(sum(v for v, h in zip(weight[token], hit, strict=True) if not h))
-                    total[token] += w * one[token] * (float(weight[token].sum()) / left if mode is Mode.RENORMALIZE and any(hit) else 1)
+                    total[token] += (
+                        w
+                        * one[token]
+                        * (float(weight[token].sum()) / left if mode is Mode.RENORMALIZE and any(hit) else 1)
+                    )
         return total
 
     linear = torch.nn.functional.linear
@@ -67,7 +73,9 @@ def by_hand(anatomy: Anatomy, layer: int, gone: Tensor, mode: Mode, means: Tenso
     if mode is Mode.REROUTE:
         torch.nn.functional.linear = barred
     else:
-        experts.forward = lambda hidden_states, top_k_index, top_k_weights: edited(hidden_states, top_k_index, top_k_weights)
+        experts.forward = lambda hidden_states, top_k_index, top_k_weights: edited(
+            hidden_states, top_k_index, top_k_weights
+        )
     try:
         yield
     finally:
@@ -90,7 +98,12 @@ def marks(experts: int, *removed: int) -> Tensor:
 
 # With a correction bias a logit of −∞ does not keep an expert from being chosen: those families are compared with a restriction below.
 PLAIN_ROUTERS = [family for family in tiny.FAMILIES if family not in ("deepseek_v3", "glm4_moe")]
-CASES = [(family, mode) for family in tiny.FAMILIES for mode in Mode if mode is not Mode.REROUTE or family in PLAIN_ROUTERS]
+CASES = [
+    (family, mode)
+    for family in tiny.FAMILIES
+    for mode in Mode
+    if mode is not Mode.REROUTE or family in PLAIN_ROUTERS
+]
 
 
 @pytest.mark.parametrize(("family", "mode"), CASES)
@@ -141,7 +154,7 @@ def test_reroute_everywhere_is_pruning(family: str) -> None:
     """Mode reroute at every token and a restriction (which is a cut, bit by bit) give the same losses; also several layers at once."""
     anatomy, tokens = made(family), tiny.ids(2, LENGTH)
     kept = (0, 1, 3, 4, 6, 7)  # even over the two router groups of deepseek_v3
-    plan = Plan(8, dict.fromkeys(anatomy.indices, kept))
+    plan = Plan(8, dict.fromkeys(anatomy.shape.layers, kept))
     with restricted(anatomy, plan):
         expected = tiny.logits(anatomy.model, tokens)
     with ablated(anatomy, dict.fromkeys(range(len(anatomy.layers)), marks(8, 2, 5)), Mode.REROUTE):
@@ -187,7 +200,9 @@ def test_fast_paths_hold(family: str, mode: Mode) -> None:
 
 def alone(_: int, run, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Each token by itself: grouped kernels round by group size, so an edited token would move the last bit of others."""
-    return torch.cat([run(hidden[i : i + 1], index[i : i + 1], weight[i : i + 1]) for i in range(len(hidden))])
+    return torch.cat(
+        [run(hidden[i : i + 1], index[i : i + 1], weight[i : i + 1]) for i in range(len(hidden))]
+    )
 
 
 @families
@@ -216,9 +231,14 @@ def test_rows_do_not_see_each_other_and_leave_the_prefix_alone(family: str) -> N
     where = torch.arange(LENGTH - 1)
     removed = torch.stack([marks(8, int(clean.index[0][0, t, 0])) for t in where])
     together, _ = instrument.at_positions(clean, where, {0: removed})
-    single = torch.cat([instrument.at_positions(clean, where[t : t + 1], {0: removed[t : t + 1]})[0] for t in where])
+    single = torch.cat(
+        [instrument.at_positions(clean, where[t : t + 1], {0: removed[t : t + 1]})[0] for t in where]
+    )
     torch.testing.assert_close(together, single, atol=2e-6, rtol=0)
-    assert all(torch.equal(clean.prefix.kept[n][0], keys) and torch.equal(clean.prefix.kept[n][1], v) for n, (keys, v) in before.items())
+    assert all(
+        torch.equal(clean.prefix.kept[n][0], keys) and torch.equal(clean.prefix.kept[n][1], v)
+        for n, (keys, v) in before.items()
+    )
 
 
 @families
@@ -258,7 +278,9 @@ def test_inert_expert_costs_nothing(mode: Mode, scope: Scope) -> None:
     where = torch.nonzero((clean.index[layer][0, :-1] == expert).any(-1))[:, 0]
     assert len(where) > 3
     if scope is Scope.POSITION:
-        delta, divergence = instrument.at_positions(clean, where, {layer: marks(8, expert).expand(len(where), -1)})
+        delta, divergence = instrument.at_positions(
+            clean, where, {layer: marks(8, expert).expand(len(where), -1)}
+        )
         assert float(delta.abs().max()) <= 2e-6  # rounding: the rows are another shape of matrix product
         assert float(divergence.max()) <= 1e-6
     else:
@@ -290,15 +312,23 @@ def test_pairs_and_groups() -> None:
     instrument = Instrument(anatomy)
     clean = instrument.clean_forward(tokens, Scope.POSITION)
     where = torch.arange(4, LENGTH - 1, 4)
-    both = {0: torch.stack([marks(8, *clean.index[0][0, t].tolist()) for t in where]), 2: marks(8, 3).expand(len(where), -1)}
+    both = {
+        0: torch.stack([marks(8, *clean.index[0][0, t].tolist()) for t in where]),
+        2: marks(8, 3).expand(len(where), -1),
+    }
     delta, _ = instrument.at_positions(clean, where, both)
     for row, t in enumerate(where):
-        loss, _ = instrument.replay_position(clean, int(t), {layer: rows[row] for layer, rows in both.items()})
+        loss, _ = instrument.replay_position(
+            clean, int(t), {layer: rows[row] for layer, rows in both.items()}
+        )
         assert float(delta[row]) == pytest.approx(float(loss - clean.losses[0, t]), abs=1e-5)
     first, second = torch.bincount(clean.index[1].flatten(), minlength=8).topk(2).indices.tolist()
     single = [instrument.everywhere(clean, {1: marks(8, e)})[0] for e in (first, second)]
     together = instrument.everywhere(clean, {1: marks(8, first, second)})[0]
-    with ablated(anatomy, {1: marks(8, first)}, Mode.ZERO), ablated(anatomy, {1: marks(8, second)}, Mode.ZERO):
+    with (
+        ablated(anatomy, {1: marks(8, first)}, Mode.ZERO),
+        ablated(anatomy, {1: marks(8, second)}, Mode.ZERO),
+    ):
         expected = losses(anatomy, tokens)[0] - clean.losses
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(together, single[0] + single[1], atol=1e-3)
@@ -328,7 +358,9 @@ def test_mean_outputs_by_hooks() -> None:
         anatomy.model(input_ids=tokens, use_cache=False)
     found = real_means(anatomy, tokens, batch=2)
     reached = counts > 0
-    torch.testing.assert_close(found[reached].double(), (sums / counts[..., None])[reached], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        found[reached].double(), (sums / counts[..., None])[reached], atol=1e-6, rtol=0
+    )
     assert (found[~reached] == 0).all()
 
 
@@ -346,17 +378,36 @@ def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "packing differs from plain replay by 0.001 nats" in instrument.notes[0]
     clean = instrument.clean_forward(tokens, Scope.POSITION)
     assert clean.prefix is None
-    where, removed = torch.tensor([3, 9]), {1: torch.stack([marks(8, int(clean.index[1][0, t, 0])) for t in (3, 9)])}
+    where, removed = (
+        torch.tensor([3, 9]),
+        {1: torch.stack([marks(8, int(clean.index[1][0, t, 0])) for t in (3, 9)])},
+    )
     delta, _ = instrument.at_positions(clean, where, removed)
     monkeypatch.undo()
     fast = Instrument(anatomy)
-    torch.testing.assert_close(delta, fast.at_positions(fast.clean_forward(tokens, Scope.POSITION), where, removed)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        delta,
+        fast.at_positions(fast.clean_forward(tokens, Scope.POSITION), where, removed)[0],
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_linear_attention_falls_back_to_replay() -> None:
     """Qwen3-Next mixes tokens by a recurrence in most layers: no mask hides rows from it. Prefix caching holds nevertheless."""
-    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20, "head_dim": 8}
-    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    sizes = {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 20,
+        "head_dim": 8,
+    }
+    linear = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
     kinds = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
     tiny_model = AutoConfig.for_model("qwen3_next", **{**tiny.COMMON, **sizes, **linear, **kinds})
     torch.manual_seed(0)
@@ -382,7 +433,9 @@ def test_a_mode_that_cannot_be_replayed_is_refused(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("sizes do not match")
 
     monkeypatch.setattr("experts.ablation.routing_without", broken)
-    with pytest.raises(ExciseError, match=r"removals in mode reroute cannot be measured on this model \(sizes do not match\)"):
+    with pytest.raises(
+        ExciseError, match=r"removals in mode reroute cannot be measured on this model \(sizes do not match\)"
+    ):
         Instrument(made("olmoe"), Mode.REROUTE).check(tiny.ids(1, LENGTH), Scope.CORPUS)
 
 
@@ -463,10 +516,14 @@ def test_smaller_chunks_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def hungry(*_: object) -> None:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
 
     instrument = Instrument(made("olmoe"))
     clean = instrument.clean_forward(tiny.ids(1, LENGTH), Scope.POSITION)
     monkeypatch.setattr(instrument_module, "packed", hungry)
-    with pytest.raises(ExciseError, match=r"out of memory: not even one intervention fits \(.*DefaultCPUAllocator"):
+    with pytest.raises(
+        ExciseError, match=r"out of memory: not even one intervention fits \(.*DefaultCPUAllocator"
+    ):
         instrument.at_positions(clean, torch.tensor([1, 2, 3]), {0: marks(8, 1).expand(3, -1)})

@@ -17,7 +17,18 @@ from prune.console.cli import app
 from prune.effects import measurement as command
 from prune.effects.request import numbers
 
-COLUMNS = ["document", "position", "token", "layer", "expert", "gate_weight", "rank", "baseline_loss", "delta", "kl"]
+COLUMNS = [
+    "document",
+    "position",
+    "token",
+    "layer",
+    "expert",
+    "gate_weight",
+    "rank",
+    "baseline_loss",
+    "delta",
+    "kl",
+]
 TEXT = "The quick brown fox jumps over the lazy dog; 12 jumps a day — naïve, isn't it?\n" * 4
 
 
@@ -49,7 +60,7 @@ def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_pat
     assert list(rows.columns) == COLUMNS
     ids = load_tokenizer(saved[family])(TEXT, add_special_tokens=False)["input_ids"]
     anatomy = dissect(load(saved[family], "float32"))
-    k, count = anatomy.top_k, len(anatomy.layers)
+    k, count = anatomy.shape.top_k, len(anatomy.layers)
     assert len(rows) == 3 * 15 * k * count
     assert not rows.duplicated(["document", "position", "layer", "expert"]).any()
     instrument = Instrument(anatomy)
@@ -59,7 +70,7 @@ def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_pat
         mine = rows[rows.document == number]
         assert (mine.token == tokens[0].numpy()[mine.position]).all()
         np.testing.assert_allclose(mine.baseline_loss, clean.losses[0].numpy()[mine.position], atol=1e-6)
-        for layer, index in enumerate(anatomy.indices):
+        for layer, index in enumerate(anatomy.shape.layers):
             cell = mine[(mine.layer == index) & (mine.position == 9)].sort_values("rank")
             weights = clean.weight[layer][0, 9]
             assert cell.expert.tolist() == clean.index[layer][0, 9][weights.argsort(descending=True)].tolist()
@@ -76,12 +87,34 @@ def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_pat
 def test_sequence_and_corpus_tables_agree(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
     """The same removals, read per token where the expert is active, and as the mean of the window."""
     anatomy = dissect(load(saved["qwen2_moe"], "float32"))
-    sequence = measured(saved["qwen2_moe"], text, tmp_path / "s.parquet", "--scope", "sequence", "--layers", "1", "--mode", "reroute")
-    corpus = measured(saved["qwen2_moe"], text, tmp_path / "c.csv", "--scope", "corpus", "--layers", "1", "--mode", "reroute")
+    sequence = measured(
+        saved["qwen2_moe"],
+        text,
+        tmp_path / "s.parquet",
+        "--scope",
+        "sequence",
+        "--layers",
+        "1",
+        "--mode",
+        "reroute",
+    )
+    corpus = measured(
+        saved["qwen2_moe"],
+        text,
+        tmp_path / "c.csv",
+        "--scope",
+        "corpus",
+        "--layers",
+        "1",
+        "--mode",
+        "reroute",
+    )
     assert len(corpus) == 3 * 8
     assert corpus[["position", "token", "rank"]].isna().all().all()
     instrument = Instrument(anatomy, Mode.REROUTE)
-    ids = torch.tensor(load_tokenizer(saved["qwen2_moe"])(TEXT, add_special_tokens=False)["input_ids"][:48]).view(3, 16)
+    ids = torch.tensor(
+        load_tokenizer(saved["qwen2_moe"])(TEXT, add_special_tokens=False)["input_ids"][:48]
+    ).view(3, 16)
     clean = instrument.clean_forward(ids, Scope.SEQUENCE)
     for expert in range(8):
         marks = torch.zeros(8, dtype=torch.bool)
@@ -101,8 +134,20 @@ def test_sequence_and_corpus_tables_agree(saved: dict[str, Path], text: Path, tm
 
 
 def test_csv_and_parquet_hold_the_same(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
-    one = measured(saved["olmoe"], text, tmp_path / "e.csv", "--mode", "mean", "--experts", "0-3,6", "--layers", "2,0")
-    other = measured(saved["olmoe"], text, tmp_path / "e.parquet", "--mode", "mean", "--experts", "6,0,1,2,3", "--layers", "0,2")
+    one = measured(
+        saved["olmoe"], text, tmp_path / "e.csv", "--mode", "mean", "--experts", "0-3,6", "--layers", "2,0"
+    )
+    other = measured(
+        saved["olmoe"],
+        text,
+        tmp_path / "e.parquet",
+        "--mode",
+        "mean",
+        "--experts",
+        "6,0,1,2,3",
+        "--layers",
+        "0,2",
+    )
     pd.testing.assert_frame_equal(one, other, check_exact=True)
     assert set(one.expert) <= {0, 1, 2, 3, 6}
     assert set(one.layer) == {0, 2}
@@ -110,7 +155,9 @@ def test_csv_and_parquet_hold_the_same(saved: dict[str, Path], text: Path, tmp_p
 
 def test_the_same_again(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
     first = measured(saved["mixtral"], text, tmp_path / "a.parquet")
-    pd.testing.assert_frame_equal(first, measured(saved["mixtral"], text, tmp_path / "b.parquet"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        first, measured(saved["mixtral"], text, tmp_path / "b.parquet"), check_exact=True
+    )
     assert not list(tmp_path.glob("*.partial"))
     assert not list(tmp_path.glob("*.new"))
 
@@ -118,11 +165,28 @@ def test_the_same_again(saved: dict[str, Path], text: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("scope", list(Scope))
 def test_interrupted_and_resumed(
-    scope: Scope, torn: bool, saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scope: Scope,
+    torn: bool,
+    saved: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Finished layers of windows are not measured again; the table is that of an undisturbed run."""
     whole = measured(saved["olmoe"], text, tmp_path / "whole.parquet", "--scope", scope)
-    arguments = (saved["olmoe"], "--text", text, "--window", 16, "--sequences", 3, "--scope", scope, "-o", tmp_path / "e.parquet")
+    arguments = (
+        saved["olmoe"],
+        "--text",
+        text,
+        "--window",
+        16,
+        "--sequences",
+        3,
+        "--scope",
+        scope,
+        "-o",
+        tmp_path / "e.parquet",
+    )
     keep, kept = command.PartialTable.keep, []
 
     def third(self: command.PartialTable, number: int, layer: int, rows: Any) -> None:
@@ -145,12 +209,21 @@ def test_interrupted_and_resumed(
     with monkeypatch.context() as counted:
         again: list[tuple[int, int]] = []
         counted.setattr(
-            command.PartialTable, "keep", lambda self, number, layer, rows: (again.append((number, layer)), keep(self, number, layer, rows))
+            command.PartialTable,
+            "keep",
+            lambda self, number, layer, rows: (
+                again.append((number, layer)),
+                keep(self, number, layer, rows),
+            ),
         )
         assert excise(*arguments).exit_code == 0
-    assert sorted(again) == sorted({(n, layer) for n in range(3) for layer in range(3)} - set(sorted(kept)[torn:]))
+    assert sorted(again) == sorted(
+        {(n, layer) for n in range(3) for layer in range(3)} - set(sorted(kept)[torn:])
+    )
     # Fewer windows at once round otherwise.
-    pd.testing.assert_frame_equal(whole, table(tmp_path / "e.parquet"), check_exact=scope is Scope.POSITION, atol=1e-5, rtol=0)
+    pd.testing.assert_frame_equal(
+        whole, table(tmp_path / "e.parquet"), check_exact=scope is Scope.POSITION, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +248,12 @@ def test_interrupted_and_resumed(
     ],
 )
 def test_errors(
-    arguments: tuple[str, ...], message: str | None, saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    message: str | None,
+    saved: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.csv").write_text("mine")
@@ -192,13 +270,19 @@ def test_errors(
     assert (tmp_path / "there.csv").read_text() == "mine"
 
 
-def test_out_of_memory_is_one_line(saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_one_line(
+    saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def hungry(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
 
     fine = Instrument.check
     monkeypatch.setattr(
-        Instrument, "check", lambda self, *a: (fine(self, *a), monkeypatch.setattr("experts.effects.instrument.packed", hungry))[0]
+        Instrument,
+        "check",
+        lambda self, *a: (fine(self, *a), monkeypatch.setattr("experts.effects.instrument.packed", hungry))[
+            0
+        ],
     )
     done = excise(saved["olmoe"], "--text", text, "--window", 16, "-o", tmp_path / "e.csv")
     assert done.exit_code == 1
@@ -206,7 +290,9 @@ def test_out_of_memory_is_one_line(saved: dict[str, Path], text: Path, tmp_path:
     assert "Traceback" not in done.stderr
 
 
-def test_falling_back_is_said(saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_falling_back_is_said(
+    saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fast = measured(saved["olmoe"], text, tmp_path / "fast.parquet", "--layers", "1")
 
     def broken(*_: object) -> None:
@@ -214,10 +300,23 @@ def test_falling_back_is_said(saved: dict[str, Path], text: Path, tmp_path: Path
 
     monkeypatch.setattr("experts.effects.instrument.packed", broken)
     done = excise(
-        saved["olmoe"], "--text", text, "--window", 16, "--sequences", 3, "--layers", "1", "-o", tmp_path / "slow.parquet", "--json"
+        saved["olmoe"],
+        "--text",
+        text,
+        "--window",
+        16,
+        "--sequences",
+        3,
+        "--layers",
+        "1",
+        "-o",
+        tmp_path / "slow.parquet",
+        "--json",
     )
     assert "packing does not run on this model (no such mask)" in json.loads(done.stdout)["notes"][0]
-    pd.testing.assert_frame_equal(fast, table(tmp_path / "slow.parquet"), check_exact=False, atol=1e-5, rtol=0)
+    pd.testing.assert_frame_equal(
+        fast, table(tmp_path / "slow.parquet"), check_exact=False, atol=1e-5, rtol=0
+    )
 
 
 def test_the_shortest_window_and_an_empty_table(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
@@ -233,11 +332,39 @@ def test_the_shortest_window_and_an_empty_table(saved: dict[str, Path], text: Pa
 
 
 def test_cautions(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
-    arguments = ("--window", 200, "--sequences", 1, "--layers", "2", "--scope", "corpus", "--json", "-o", tmp_path / "e.csv")
+    arguments = (
+        "--window",
+        200,
+        "--sequences",
+        1,
+        "--layers",
+        "2",
+        "--scope",
+        "corpus",
+        "--json",
+        "-o",
+        tmp_path / "e.csv",
+    )
     notes = json.loads(excise(saved["olmoe"], "--text", text, *arguments).stdout)["notes"]
     assert notes == ["a window of 200 tokens is longer than the 128 positions the model was made for"]
     done = CliRunner().invoke(
-        app, list(map(str, ("effects", saved["olmoe"], "--text", text, *arguments, "--force", "--dtype", "bfloat16", "--quiet")))
+        app,
+        list(
+            map(
+                str,
+                (
+                    "effects",
+                    saved["olmoe"],
+                    "--text",
+                    text,
+                    *arguments,
+                    "--force",
+                    "--dtype",
+                    "bfloat16",
+                    "--quiet",
+                ),
+            )
+        ),
     )
     assert "measured in torch.bfloat16" in json.loads(done.stdout)["notes"][0]
 

@@ -45,12 +45,16 @@ def noted(command: list[str]) -> Any:
     return CliRunner().invoke(app, [part for part in command if part != "--quiet"])
 
 
-def outside(command: list[str], folder: Path, seconds: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
+def outside(
+    command: list[str], folder: Path, seconds: float = 120, **environment: str
+) -> "subprocess.CompletedProcess[str]":
     """The command in a process of its own: libraries read their variables when they are loaded."""
     known = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
     settings = {**known, "PYTHONPATH": str(ROOT), "HOME": str(folder / "home"), **environment}
     call = [sys.executable, "-m", "prune.entry", *command]
-    return subprocess.run(call, capture_output=True, text=True, env=settings, cwd=folder, timeout=seconds, check=False)
+    return subprocess.run(
+        call, capture_output=True, text=True, env=settings, cwd=folder, timeout=seconds, check=False
+    )
 
 
 def said(text: str) -> list[str]:
@@ -83,7 +87,9 @@ def test_every_file_has_the_usual_mode(play: Play, tmp_path: Path, monkeypatch: 
     states, save = {}, PeftModel.save_pretrained
 
     def look(*given: Any, **options: Any) -> None:
-        states.update({path: path.stat().st_mode for path in (tmp_path / "out").rglob("states/checkpoint-1/*")})
+        states.update(
+            {path: path.stat().st_mode for path in (tmp_path / "out").rglob("states/checkpoint-1/*")}
+        )
         save(*given, **options)
 
     monkeypatch.setattr(PeftModel, "save_pretrained", look)
@@ -91,8 +97,15 @@ def test_every_file_has_the_usual_mode(play: Play, tmp_path: Path, monkeypatch: 
         for name in ("finetune", "effects.csv", "effects.parquet"):
             done = CliRunner().invoke(app, play.command(name, tmp_path / "out"))
             assert done.exit_code == 0, done.output
-    files = {path: path.stat().st_mode for folder in ("out", "cache") for path in (tmp_path / folder).rglob("*") if path.is_file()}
-    assert {"scores.safetensors", "adapter_model.safetensors", "model.safetensors"} <= {path.name for path in files}
+    files = {
+        path: path.stat().st_mode
+        for folder in ("out", "cache")
+        for path in (tmp_path / folder).rglob("*")
+        if path.is_file()
+    }
+    assert {"scores.safetensors", "adapter_model.safetensors", "model.safetensors"} <= {
+        path.name for path in files
+    }
     assert {path.parent.name for path in files} >= {"cache", "adapter", "checkpoint"}
     assert "adapter_model.safetensors" in {path.name for path in states}
     found = {path: oct(stat.S_IMODE(mode)) for path, mode in {**files, **states}.items()}
@@ -129,7 +142,9 @@ def test_a_full_disk_names_the_file_and_not_its_temporary_name(tmp_path: Path) -
     assert at(OSError(errno.ENOSPC, full)) == "result"
     assert at(OSError(errno.ENOSPC, full, str(tmp_path / "other"))) == "other"
     assert at(SafetensorError(f"Error while serializing: I/O error: {full} (os error 28)")) == "result"
-    assert at(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534")) == "result"
+    assert (
+        at(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534")) == "result"
+    )
     with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "gone" / "result"):
         pass
     assert caught.value.filename == str(tmp_path / "gone" / "result")
@@ -179,8 +194,12 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Calibrations and experiments that are really measured."""
     done: list[str] = []
     observe, measure = session_module.observe, session_module.measure
-    monkeypatch.setattr(session_module, "observe", lambda *given: (done.append("observe"), observe(*given))[1])
-    monkeypatch.setattr(session_module, "measure", lambda *given: (done.append("measure"), measure(*given))[1])
+    monkeypatch.setattr(
+        session_module, "observe", lambda *given: (done.append("observe"), observe(*given))[1]
+    )
+    monkeypatch.setattr(
+        session_module, "measure", lambda *given: (done.append("measure"), measure(*given))[1]
+    )
     return done
 
 
@@ -198,7 +217,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def test_damaged_entries_are_measured_again(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_entries_are_measured_again(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Statistics and experiments alike; the run says nothing of it, and its result is the same."""
     done, command = counting(monkeypatch), measuring(play, tmp_path / "run")
     assert CliRunner().invoke(app, command).exit_code == 0
@@ -215,7 +236,9 @@ def test_damaged_entries_are_measured_again(play: Play, tmp_path: Path, monkeypa
     assert done == ["observe", "measure"] * number, "what cannot be replaced is kept in the run"
 
 
-def test_an_entry_of_another_user_is_a_miss(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_of_another_user_is_a_miss(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not to be read, nor replaced (a folder with the sticky bit): measured, kept in the run, and never stops it."""
     done = counting(monkeypatch)
     assert CliRunner().invoke(app, measuring(play, tmp_path / "one")).exit_code == 0
@@ -231,7 +254,10 @@ def test_an_entry_of_another_user_is_a_miss(play: Play, tmp_path: Path, monkeypa
 
     with monkeypatch.context() as foreign:
         read = statistics.safe_open
-        reading = lambda path, *given: forbidden(path) if Path(path).parent == tmp_path / "cache" else read(path, *given)  # noqa: E731
+
+        def reading(path: Path, *given: Any) -> Any:
+            return forbidden(path) if Path(path).parent == tmp_path / "cache" else read(path, *given)
+
         for module in (statistics, setting):
             foreign.setattr(module, "safe_open", reading)
         foreign.setattr(os, "replace", replace)
@@ -243,7 +269,9 @@ def test_an_entry_of_another_user_is_a_miss(play: Play, tmp_path: Path, monkeypa
     assert len(list((tmp_path / "two" / "cache").iterdir())) == 2
 
 
-def test_without_a_cache_a_run_keeps_its_calibration(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_a_run_keeps_its_calibration(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Said once, before the calibration; interrupted, the same run does not calibrate again."""
     monkeypatch.setenv("EXCISE_CACHE", "/dev/null/cache")
     done = counting(monkeypatch)
@@ -252,7 +280,9 @@ def test_without_a_cache_a_run_keeps_its_calibration(play: Play, tmp_path: Path,
         first = noted(measuring(play, tmp_path / "run"))
     notes = [line for line in said(first.stderr) if "/dev/null/cache" in line]
     assert len(notes) == 1
-    assert notes[0].startswith(f"note: /dev/null/cache cannot be written (Not a directory): results stay in {tmp_path}/run/cache, for")
+    assert notes[0].startswith(
+        f"note: /dev/null/cache cannot be written (Not a directory): results stay in {tmp_path}/run/cache, for"
+    )
     assert noted(measuring(play, tmp_path / "run")).exit_code == 0
     assert done == ["observe", "measure"]
     heard: list[str] = []
@@ -274,12 +304,16 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "excise"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no HOME, and no entry in the list of users
+    monkeypatch.setattr(
+        os.path, "expanduser", lambda path: path
+    )  # no HOME, and no entry in the list of users
     assert cache_folder() is None
     assert Cache(tmp_path / "run").shared is None
 
 
-def test_caches_of_libraries_move_where_theirs_cannot_be_written(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_caches_of_libraries_move_where_theirs_cannot_be_written(
+    clean: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """And stay where they can: nothing is downloaded or converted twice."""
     for name in ("HF_HOME", "HF_MODULES_CACHE", "HF_DATASETS_CACHE"):
         clean.delenv(name, raising=False)
@@ -294,7 +328,10 @@ def test_caches_of_libraries_move_where_theirs_cannot_be_written(clean: pytest.M
     assert all(Path(os.environ[name]).parent.is_dir() for name in ("HF_MODULES_CACHE", "HF_DATASETS_CACHE"))
     assert os.environ["HF_HOME"] == "/dev/null/y", "what lies there can still be read"
     with clean.context() as full:
-        full.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(FileNotFoundError("No usable temporary directory")))
+        full.setattr(
+            "tempfile.mkdtemp",
+            lambda **_: (_ for _ in ()).throw(FileNotFoundError("No usable temporary directory")),
+        )
         mend()
     clean.delenv("HF_HOME")
     clean.delenv("XDG_CACHE_HOME", raising=False)
@@ -307,7 +344,9 @@ def test_caches_of_libraries_move_where_theirs_cannot_be_written(clean: pytest.M
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, None])
-def test_a_file_system_without_locks(code: int | None, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks(
+    code: int | None, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or a system without them: the work is done, with a note."""
 
     def refuse(*_: Any) -> None:
@@ -319,11 +358,16 @@ def test_a_file_system_without_locks(code: int | None, play: Play, tmp_path: Pat
         monkeypatch.setattr("fcntl.flock", refuse)
     done = noted(play.command("prune", tmp_path / "run"))
     assert done.exit_code == 0, done.output
-    assert f"note: {tmp_path}/run: this file system has no locks; start no second run in this folder" in done.stderr.splitlines()
+    assert (
+        f"note: {tmp_path}/run: this file system has no locks; start no second run in this folder"
+        in done.stderr.splitlines()
+    )
 
 
 @pytest.mark.parametrize("code", [errno.EWOULDBLOCK, errno.EACCES])
-def test_a_lock_that_is_held_still_refuses(code: int, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_held_still_refuses(
+    code: int, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def held(*_: Any) -> None:
         raise OSError(code, "held")
 
@@ -354,7 +398,9 @@ def test_another_system_is_told_in_one_line() -> None:
 # Run folders.
 
 
-def test_a_checkout_that_is_not_installed(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_that_is_not_installed(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(name: str) -> str:
         raise stages.PackageNotFoundError(name)
 
@@ -363,7 +409,9 @@ def test_a_checkout_that_is_not_installed(play: Play, tmp_path: Path, monkeypatc
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["excise"] == "not installed"
 
 
-@pytest.mark.parametrize(("name", "file"), [("prune", "validation.json"), ("finetune", "recovery.json"), ("prune", "losses.csv")])
+@pytest.mark.parametrize(
+    ("name", "file"), [("prune", "validation.json"), ("finetune", "recovery.json"), ("prune", "losses.csv")]
+)
 def test_a_damaged_result_is_made_again(name: str, file: str, play: Play, tmp_path: Path) -> None:
     command = play.command(name, tmp_path / "run")
     assert CliRunner().invoke(app, command).exit_code == 0
@@ -377,7 +425,9 @@ def test_a_damaged_result_is_made_again(name: str, file: str, play: Play, tmp_pa
         assert (tmp_path / "run" / file).read_bytes() == whole
 
 
-def test_a_name_that_is_no_utf8_is_refused_before_the_work(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_no_utf8_is_refused_before_the_work(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """safetensors and pyarrow could not open it: found after hours, when the checkpoint is reloaded or the table is written."""
     done = counting(monkeypatch)
     bad = tmp_path / os.fsdecode(b"caf\xe9")
@@ -403,7 +453,11 @@ GIB = 2**30
 GROUPS: dict[str, tuple[str, dict[str, object], list[int]]] = {
     "a job": (
         "0::/slurm/job",
-        {"slurm/job/memory.max": 4 * GIB, "slurm/job/memory.current": 3 * GIB, "slurm/job/memory.stat": f"anon 5\ninactive_file {GIB}"},
+        {
+            "slurm/job/memory.max": 4 * GIB,
+            "slurm/job/memory.current": 3 * GIB,
+            "slurm/job/memory.stat": f"anon 5\ninactive_file {GIB}",
+        },
         [2 * GIB],
     ),
     "its parent": (
@@ -417,7 +471,11 @@ GROUPS: dict[str, tuple[str, dict[str, object], list[int]]] = {
         },
         [GIB],
     ),
-    "a container that sees the host's path": ("0::/docker/0af", {"memory.max": 2 * GIB, "memory.current": GIB}, [GIB]),
+    "a container that sees the host's path": (
+        "0::/docker/0af",
+        {"memory.max": 2 * GIB, "memory.current": GIB},
+        [GIB],
+    ),
     "more used than allowed": ("0::/", {"memory.max": GIB, "memory.current": 2 * GIB}, [0]),
     "version 1": (
         "5:cpu:/x\n4:memory:/x",
@@ -436,7 +494,11 @@ GROUPS: dict[str, tuple[str, dict[str, object], list[int]]] = {
         [GIB],
     ),
     "no limit": ("0::/", {"cgroup.procs": 1}, []),
-    "nonsense": ("nonsense\n::\n0::/../..", {"memory.max": "many", "memory.current": -1, "memory.stat": "\n"}, []),
+    "nonsense": (
+        "nonsense\n::\n0::/../..",
+        {"memory.max": "many", "memory.current": -1, "memory.stat": "\n"},
+        [],
+    ),
 }
 
 
@@ -485,7 +547,14 @@ def test_left_over_variables_are_dropped(clean: pytest.MonkeyPatch, monkeypatch:
     """One process of one is a launcher's too, and fine; a batch of Slurm that runs one step names all its tasks."""
     heard: list[str] = []
     monkeypatch.setattr("prune.console.environment.tell", heard.append)
-    one = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1", "PMI_RANK": "0"}
+    one = {
+        "WORLD_SIZE": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "nowhere",
+        "MASTER_PORT": "1",
+        "PMI_RANK": "0",
+    }
     kept = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "OMP_NUM_THREADS": "2,1", "ACCELERATED": "yes"}
     for name, value in {**one, **kept}.items():
         clean.setenv(name, value)
@@ -543,9 +612,13 @@ def test_a_recovery_in_an_odd_environment(play: Play, tmp_path: Path) -> None:
         "note: unequal counts per layer: load ",
         "note: 3, 5, 6 experts per layer do no",
     ]
-    one, other = (json.loads((tmp_path / name / "recovery.json").read_text())["plans"] for name in ("plain", "café"))
+    one, other = (
+        json.loads((tmp_path / name / "recovery.json").read_text())["plans"] for name in ("plain", "café")
+    )
     assert [plan["measures"] for plan in one] == [plan["measures"] for plan in other]
-    assert {path.name for path in tmp_path.iterdir()} == {"plain", "café", "cache"}, "no folder called ~ or home"
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "café", "cache"}, (
+        "no folder called ~ or home"
+    )
 
 
 def test_a_launcher_is_refused_and_a_width_of_nothing_is_not_used(tmp_path: Path) -> None:
@@ -563,7 +636,11 @@ def test_a_launcher_is_refused_and_a_width_of_nothing_is_not_used(tmp_path: Path
 @pytest.mark.parametrize(
     ("line", "code", "error"),
     [
-        ("criteria >/dev/full", 1, r"excise: input or output: No space left on device; free some space, or choose another place\n"),
+        (
+            "criteria >/dev/full",
+            1,
+            r"excise: input or output: No space left on device; free some space, or choose another place\n",
+        ),
         ("criteria >&-", 0, ""),
         ("inspect /nowhere 2>&- | cat", 0, ""),
         ("inspect /nowhere 2>&1 >&- | cat >&2", 0, r"excise: /nowhere: no such model folder\n"),
@@ -576,7 +653,9 @@ def test_streams_that_are_closed_or_full(line: str, code: int, error: str, tmp_p
     (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
     call = f"{sys.executable} -m prune.entry {line}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    done = subprocess.run(
+        ["bash", "-c", call], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
     assert done.returncode == code
     assert re.fullmatch(error, done.stderr)
     assert done.stdout == ("out: 8.47 MB of tensors, 10.64 MB removed\n1\n" if "export" in line else "")
@@ -609,11 +688,16 @@ def test_a_job_that_is_stopped_cleans_up(tmp_path: Path) -> None:
         assert process.stdout.readline() == "go\n"
         process.terminate()
         _, error = process.communicate(timeout=30)
-    assert (process.returncode, error) == (1, "excise: interrupted; the same command resumes after the last finished stage\n")
+    assert (process.returncode, error) == (
+        1,
+        "excise: interrupted; the same command resumes after the last finished stage\n",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_notes_once_and_apart_from_reports_of_libraries(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_once_and_apart_from_reports_of_libraries(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A user who switches bars off still wants notes; --quiet means both. A warning of the user's own file is a note."""
     import logging
 
@@ -627,7 +711,10 @@ def test_notes_once_and_apart_from_reports_of_libraries(capsys: pytest.CaptureFi
             warnings.warn_explicit("divided by 0", RuntimeWarning, "/home/me/mine.py", 3)
 
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    expected = {False: ["note: twice\\x1b[2J", "note: /home/me/mine.py:3: RuntimeWarning: divided by 0"], True: []}
+    expected = {
+        False: ["note: twice\\x1b[2J", "note: /home/me/mine.py:3: RuntimeWarning: divided by 0"],
+        True: [],
+    }
     for quiet, lines in expected.items():
         with listening(quiet, debug=False):
             work()
@@ -636,7 +723,9 @@ def test_notes_once_and_apart_from_reports_of_libraries(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
 
 
-def test_what_was_passed_over_is_shown_with_debug(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_passed_over_is_shown_with_debug(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fast path that a model cannot take is a note; why it cannot, with --debug. A mistake of ours is an error."""
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -646,11 +735,16 @@ def test_what_was_passed_over_is_shown_with_debug(play: Play, tmp_path: Path, mo
     kind: type[Exception] = ValueError
     command = play.command("effects.csv", tmp_path)
     plain = noted([*command, "--force"])
-    assert "note: packing does not run on this model (no such cache): measuring with whole forwards" in plain.stderr
+    assert (
+        "note: packing does not run on this model (no such cache): measuring with whole forwards"
+        in plain.stderr
+    )
     assert "Traceback" not in plain.stderr
     shown = noted([*command, "--force", "--debug"])
     assert "debug: ValueError: no such cache; measuring with whole forwards\nTraceback" in shown.stderr
     monkeypatch.setattr("experts.effects.instrument.packed", lambda *_: None)
     wrong = noted([*command, "--force"])
     assert wrong.exit_code == 1
-    assert re.search(r"excise: an error of Excise itself \(TypeError at experts/effects\.py:\d+: 'NoneType'", wrong.stderr)
+    assert re.search(
+        r"excise: an error of Excise itself \(TypeError at experts/effects\.py:\d+: 'NoneType'", wrong.stderr
+    )

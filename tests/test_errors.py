@@ -56,41 +56,85 @@ def caused(error: Exception, cause: BaseException) -> BaseException:
 TOLD: list[tuple[BaseException, str]] = [
     (ExciseError("a: is wrong"), "a: is wrong"),
     (KeyboardInterrupt(), "interrupted; the same command resumes after the last finished stage"),
-    (OSError(errno.ENOSPC, "No space left on device", "out/x"), "out/x: No space left on device; free some space"),
+    (
+        OSError(errno.ENOSPC, "No space left on device", "out/x"),
+        "out/x: No space left on device; free some space",
+    ),
     (OSError(errno.ENOSPC, "No space left on device"), "input or output: No space left on device"),
-    (OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device"), "No space left on device; free"),
-    (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "found in ['/tmp']; TMPDIR names"),
+    (
+        OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device"),
+        "No space left on device; free",
+    ),
+    (
+        FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+        "found in ['/tmp']; TMPDIR names",
+    ),
     (PermissionError(errno.EACCES, "Permission denied", b"out/x"), "out/x: Permission denied"),
     (OSError("We could not connect to the moon"), "We could not connect to the moon"),
     (OSError(), "OSError"),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
-    (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left on device"),
-    (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534"), "is the disk full?"),
+    (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "No space left on device",
+    ),
+    (
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534"),
+        "is the disk full?",
+    ),
     (MemoryError(), "out of memory (MemoryError)"),
     (RuntimeError("CUDA error: out of memory"), "out of memory (CUDA error"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "use shorter windows"),
-    (ConnectError("name resolution"), "the hub or the network failed (ConnectError: name resolution); run the same command again"),
+    (
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        "use shorter windows",
+    ),
+    (
+        ConnectError("name resolution"),
+        "the hub or the network failed (ConnectError: name resolution); run the same command again",
+    ),
     (AdjectiveError("lost"), "the hub or the network failed"),
-    (caused(RuntimeError("data processing"), ConnectError("lost")), "the hub or the network failed (ConnectError: lost)"),
+    (
+        caused(RuntimeError("data processing"), ConnectError("lost")),
+        "the hub or the network failed (ConnectError: lost)",
+    ),
     (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "the hub or the network failed"),
     (TimeoutError("timed out"), "the hub or the network failed"),
     (TimeoutError(errno.ETIMEDOUT, "Connection timed out", "/mnt/x"), "/mnt/x: Connection timed out"),
-    (ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece"), "pip install sentencepiece"),
-    (ImportError("\nLlamaTokenizer requires the protobuf library\nbut it was not found"), "LlamaTokenizer requires the protobuf"),
-    (ImportError("cannot import name 'audit'", name="validate", path="/other/validate.py"), "another package called validate hides"),
-    (ImportError("cannot import name 'audit'", name="validate", path=str(ROOT / "validate" / "x.py")), "an error of Excise itself"),
-    (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates not allowed"), "not valid Unicode ('utf-8' codec can't encode"),
+    (
+        ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece"),
+        "pip install sentencepiece",
+    ),
+    (
+        ImportError("\nLlamaTokenizer requires the protobuf library\nbut it was not found"),
+        "LlamaTokenizer requires the protobuf",
+    ),
+    (
+        ImportError("cannot import name 'audit'", name="validate", path="/other/validate.py"),
+        "another package called validate hides",
+    ),
+    (
+        ImportError("cannot import name 'audit'", name="validate", path=str(ROOT / "validate" / "x.py")),
+        "an error of Excise itself",
+    ),
+    (
+        UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates not allowed"),
+        "not valid Unicode ('utf-8' codec can't encode",
+    ),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "convert it to UTF-8"),
     (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
     (ExceptionGroup("several", [ExciseError("a: is wrong")]), "a: is wrong"),
-    (Exception("data did not match any variant of untagged enum ModelWrapper"), "an error of Excise itself (Exception: data"),
+    (
+        Exception("data did not match any variant of untagged enum ModelWrapper"),
+        "an error of Excise itself (Exception: data",
+    ),
     (KeyError("x"), "an error of Excise itself (KeyError: 'x'); please report it with the output of --debug"),
     (SystemExit(2), "an error of Excise itself (SystemExit: 2)"),
     (AssertionError(), "an error of Excise itself (AssertionError)"),
 ]
 
 
-@pytest.mark.parametrize(("error", "line"), TOLD, ids=[f"{type(error).__name__}-{i}" for i, (error, _) in enumerate(TOLD)])
+@pytest.mark.parametrize(
+    ("error", "line"), TOLD, ids=[f"{type(error).__name__}-{i}" for i, (error, _) in enumerate(TOLD)]
+)
 def test_kinds(error: BaseException, line: str) -> None:
     assert line in explained(error)
 
@@ -99,15 +143,23 @@ def test_the_place_of_a_mistake_and_the_library_that_failed() -> None:
     """Our innermost line is named. A library that raised in the end is named too; one that cannot even be imported differently."""
     with pytest.raises(AttributeError) as caught:
         Plan(8, None).counts  # type: ignore[arg-type]  # noqa: B018
-    assert re.search(r"an error of Excise itself \(AttributeError at experts/plan\.py:\d+: ", explained(caught.value))
+    assert re.search(
+        r"an error of Excise itself \(AttributeError at experts/plan\.py:\d+: ", explained(caught.value)
+    )
     with pytest.raises(ValueError, match="text input") as failed:
         tiny.tokenizer()(object())
-    assert explained(failed.value).startswith("transformers failed in a way that Excise does not know (ValueError: text input")
+    assert explained(failed.value).startswith(
+        "transformers failed in a way that Excise does not know (ValueError: text input"
+    )
     code = "import sys; sys.argv = ['excise', 'export', 'demo', 'none.json', 'out']; from prune.entry import main; main()"
     environment = {**os.environ, "TQDM_MININTERVAL": "soon", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("excise: tqdm cannot be loaded (ValueError: could not convert string to float: 'soon')")
+    assert done.stderr.startswith(
+        "excise: tqdm cannot be loaded (ValueError: could not convert string to float: 'soon')"
+    )
     assert done.stderr.count("\n") == 1
 
 
@@ -130,7 +182,9 @@ KINDS: list[Callable[[str], BaseException]] = [
 
 @settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from(KINDS), text=TEXT, traced=st.booleans())
-def test_whatever_an_exception_says_is_one_printable_line(kind: Callable[[str], BaseException], text: str, traced: bool) -> None:
+def test_whatever_an_exception_says_is_one_printable_line(
+    kind: Callable[[str], BaseException], text: str, traced: bool
+) -> None:
     error = kind(text)
     line = printable(explained(raised(error) if traced else error))
     assert line.isprintable()
@@ -152,8 +206,13 @@ def _dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set from the hub, without the hub."""
     import datasets
 
-    rows, load = Rows({"text": f"{i} sheep, {i**2} dreams and {i**3} stars"} for i in range(40)), datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, *a, **b: rows if path == "owner/name" else load(path, *a, **b))
+    rows, load = (
+        Rows({"text": f"{i} sheep, {i**2} dreams and {i**3} stars"} for i in range(40)),
+        datasets.load_dataset,
+    )
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, *a, **b: rows if path == "owner/name" else load(path, *a, **b)
+    )
 
 
 FAULTS: list[Callable[[], BaseException]] = [
@@ -177,7 +236,10 @@ SITES: dict[str, list[list[str]]] = {
         ["transformers.AutoConfig.from_pretrained"],
         ["transformers.AutoModelForCausalLM.from_pretrained"],
         ["transformers.AutoTokenizer.from_pretrained"],
-        ["transformers.PreTrainedTokenizerBase.__call__", "transformers.models.olmoe.OlmoeForCausalLM.forward"],
+        [
+            "transformers.PreTrainedTokenizerBase.__call__",
+            "transformers.models.olmoe.OlmoeForCausalLM.forward",
+        ],
         ["platform.platform", "yaml.safe_dump", "json.dumps"],
         ["criteria.statistics.safe_open", "safetensors.numpy.save"],
         ["os.replace"],
@@ -190,7 +252,12 @@ SITES: dict[str, list[list[str]]] = {
     "effects.parquet": [["pyarrow.parquet.write_table"]],
     "inspect": [["prune.inspect.from_fraction"]],
     "finetune": [
-        ["transformers.Trainer.train", "torch.save", "peft.PeftModel.save_pretrained", "peft.PeftModel.load_adapter"],
+        [
+            "transformers.Trainer.train",
+            "torch.save",
+            "peft.PeftModel.save_pretrained",
+            "peft.PeftModel.load_adapter",
+        ],
         ["prune.recover.stored_weights.save_file", "shutil.copytree"],
     ],
     "disk": [["os.posix_fallocate"]],
@@ -200,7 +267,9 @@ CASES = [(name, sites) for name, groups in SITES.items() for sites in groups]
 
 def check_one_line(done: Any) -> str:
     """Exit 1, and one line that is not empty; nothing on stdout."""
-    lines = [line for line in done.stderr.splitlines() if line.strip() and "%|" not in line]  # no bars of libraries
+    lines = [
+        line for line in done.stderr.splitlines() if line.strip() and "%|" not in line
+    ]  # no bars of libraries
     assert (done.exit_code, done.stdout, len(lines)) == (1, "", 1), done.output
     assert re.match(r"excise: \S", lines[0])
     return str(lines[0])
@@ -221,7 +290,9 @@ def test_a_fault_is_one_line_and_leaves_nothing_behind(
     for number, site in enumerate(sites, CASES.index((name, sites))):
         called = []
 
-        def fail(*_: Any, site: str = site, called: list[str] = called, number: int = number, **__: Any) -> Any:
+        def fail(
+            *_: Any, site: str = site, called: list[str] = called, number: int = number, **__: Any
+        ) -> Any:
             called.append(site)
             fault = FAULTS[number % len(FAULTS)]
             raise fault()
@@ -251,7 +322,10 @@ def test_any_fault_of_a_model_or_its_tokenizer(
 
 SPOKEN = [
     (MemoryError(), "out of memory (MemoryError)"),
-    (ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece"), "pip install sentencepiece"),
+    (
+        ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece"),
+        "pip install sentencepiece",
+    ),
     (KeyError("x"), "the tokenizer cannot read this text (KeyError: 'x')"),
 ]
 
@@ -276,7 +350,9 @@ def test_what_says_nothing_of_the_input_is_not_blamed_on_it(
     let_through(fault) if isinstance(fault, KeyError) else None
 
 
-def test_every_command_shows_the_traceback_with_debug(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_shows_the_traceback_with_debug(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also that of an error which became a line of our own."""
 
     def fail(*_: Any, **__: Any) -> Any:

@@ -32,7 +32,9 @@ from validate.statistics import (
 )
 
 EDGES = [0.0, -0.0, 5e-324, 1e-310, 1e-160, 9e-18, 1e-9, 0.1, 0.2, -0.3, 1.0, 1e8, 1e160, 1.7e308, -1.7e308]
-WILD = st.one_of(st.sampled_from([*EDGES, math.nan, math.inf]), st.floats(allow_nan=False, allow_infinity=False))
+WILD = st.one_of(
+    st.sampled_from([*EDGES, math.nan, math.inf]), st.floats(allow_nan=False, allow_infinity=False)
+)
 FEW = arrays.arrays(np.float64, st.integers(0, 9), elements=WILD)
 CALM = arrays.arrays(np.float64, st.integers(4, 8), elements=st.floats(-10, 10).map(lambda x: round(x, 2)))
 
@@ -108,11 +110,17 @@ def test_the_unit_does_not_matter(values: np.ndarray, unit: float) -> None:
     if len(set(values)) < 2:
         return
     documents, each = np.arange(len(values)) // 2, np.ones(len(values))
-    for one, other in ((paired_t(values).p, paired_t(values * unit).p), (cohens_d(values).d, cohens_d(values * unit).d)):
+    for one, other in (
+        (paired_t(values).p, paired_t(values * unit).p),
+        (cohens_d(values).d, cohens_d(values * unit).d),
+    ):
         assert other == pytest.approx(one, rel=1e-9)
     assert normal_p(0.5 * unit, values * unit) == pytest.approx(normal_p(0.5, values), rel=1e-9)
     low, wide = (clustered_interval(numbers, each, documents) for numbers in (values, values * unit))
-    assert (wide.low, wide.high) == (pytest.approx(low.low * unit, rel=1e-9), pytest.approx(low.high * unit, rel=1e-9))
+    assert (wide.low, wide.high) == (
+        pytest.approx(low.low * unit, rel=1e-9),
+        pytest.approx(low.high * unit, rel=1e-9),
+    )
     assert clustered_p(values * unit, each, documents).p == clustered_p(values, each, documents).p
 
 
@@ -147,7 +155,11 @@ def test_the_needed_number_is_the_first_that_suffices(d: float) -> None:
 @pytest.mark.parametrize(("n", "alpha"), [(2, 1e-12), (2, 1e-9), (3, 1e-12), (10**8, 1e-6)])
 def test_power_where_scipys_series_fails(n: int, alpha: float) -> None:
     """Simulated: T > c when Z > c·√(χ²/df) − shift; the other tail is nothing there."""
-    shift, critical, df = smallest_detectable_d(n, alpha) * math.sqrt(n), stats.t.ppf(1 - alpha / 2, n - 1), n - 1
+    shift, critical, df = (
+        smallest_detectable_d(n, alpha) * math.sqrt(n),
+        stats.t.ppf(1 - alpha / 2, n - 1),
+        n - 1,
+    )
     root = np.sqrt(np.random.default_rng(0).chisquare(df, 200_000) / df)
     assert np.mean(stats.norm.sf(critical * root - shift)) == pytest.approx(0.8, abs=0.005)
 

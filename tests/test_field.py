@@ -11,18 +11,17 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tests.test_finetune import healing, invoke  # noqa: F401 - a fixture
-from tests.test_run import recipe_path  # noqa: F401 - a fixture
+from tests.recipes import invoke
 
 
 @pytest.fixture
-def recipe(healing: Path, tmp_path: Path, saved: dict[str, Path]) -> Path:  # noqa: F811
+def recipe(recovery_recipe: Path, tmp_path: Path, saved: dict[str, Path]) -> Path:
     """A recipe with recovery, of a model folder of its own."""
-    data = yaml.safe_load(healing.read_text())
+    data = yaml.safe_load(recovery_recipe.read_text())
     shutil.copytree(saved["olmoe"], tmp_path / "model")
     data["model"] = str(tmp_path / "model")
-    healing.write_text(yaml.safe_dump(data))
-    return healing
+    recovery_recipe.write_text(yaml.safe_dump(data))
+    return recovery_recipe
 
 
 def succeeded(*arguments: object) -> dict[str, Any]:
@@ -38,19 +37,44 @@ def set_option(model: Path, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("option", ["output_router_logits", "return_dict"])
-def test_every_command_runs_a_model_with_options_of_a_fine_tune(option: str, recipe: Path, tmp_path: Path) -> None:
+def test_every_command_runs_a_model_with_options_of_a_fine_tune(
+    option: str, recipe: Path, tmp_path: Path
+) -> None:
     """Left behind by MoE fine-tunes; unequal counts per layer are exported, reloaded and run by plain transformers."""
     set_option(tmp_path / "model", **{option: option == "output_router_logits"})
     uneven = ("--set", "prune.scope=global", "--set", "finetune.random_plans=0")
     result = succeeded("finetune", recipe, "-o", tmp_path / "run", *uneven)
-    assert len({len(ids) for ids in json.loads((tmp_path / "run" / "plan.json").read_text())["kept"].values()}) > 1
+    assert (
+        len({len(ids) for ids in json.loads((tmp_path / "run" / "plan.json").read_text())["kept"].values()})
+        > 1
+    )
     for folder in (tmp_path / "run" / "checkpoint", Path(result["checkpoint"])):
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
         assert model(input_ids=tiny.ids()).logits.isfinite().all()
-    succeeded("compare", recipe, "-o", tmp_path / "compare", "--set", "compare.seeds=1", "--set", "validate.chance=normal")
+    succeeded(
+        "compare",
+        recipe,
+        "-o",
+        tmp_path / "compare",
+        "--set",
+        "compare.seeds=1",
+        "--set",
+        "validate.chance=normal",
+    )
     succeeded("audit", recipe, "-o", tmp_path / "audit", "--set", "validate.audit.positions=20")
     text = tmp_path / "test.txt"
-    succeeded("effects", tmp_path / "model", "--text", text, "-o", tmp_path / "e.csv", "--window", 24, "--sequences", 1)
+    succeeded(
+        "effects",
+        tmp_path / "model",
+        "--text",
+        text,
+        "-o",
+        tmp_path / "e.csv",
+        "--window",
+        24,
+        "--sequences",
+        1,
+    )
 
 
 def test_numbers_do_not_depend_on_such_an_option(recipe: Path, tmp_path: Path) -> None:
@@ -63,7 +87,16 @@ def test_numbers_do_not_depend_on_such_an_option(recipe: Path, tmp_path: Path) -
 
 def test_prune_heal_prune_heal(recipe: Path, tmp_path: Path) -> None:
     """A recovered checkpoint is a model like any other: pruned again, recovered again from its folder; the history tells all of it."""
-    first = succeeded("finetune", recipe, "-o", tmp_path / "first", "--set", "prune.keep=6", "--set", "finetune.random_plans=0")
+    first = succeeded(
+        "finetune",
+        recipe,
+        "-o",
+        tmp_path / "first",
+        "--set",
+        "prune.keep=6",
+        "--set",
+        "finetune.random_plans=0",
+    )
     data = yaml.safe_load(recipe.read_text())
     data |= {"model": first["checkpoint"], "prune": {"keep": 4}}
     recipe.write_text(yaml.safe_dump(data))
@@ -71,7 +104,14 @@ def test_prune_heal_prune_heal(recipe: Path, tmp_path: Path) -> None:
     folder = Path(second["checkpoint"])
     assert not (folder / "excise_recovery.json").exists()
     healed = succeeded(
-        "finetune", recipe, "-o", tmp_path / "third", "--set", f"finetune.checkpoint={folder}", "--set", "finetune.random_plans=0"
+        "finetune",
+        recipe,
+        "-o",
+        tmp_path / "third",
+        "--set",
+        f"finetune.checkpoint={folder}",
+        "--set",
+        "finetune.random_plans=0",
     )
     plan = json.loads((Path(healed["checkpoint"]) / "excise_plan.json").read_text())
     (step,) = plan["history"]

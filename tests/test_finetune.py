@@ -13,7 +13,6 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from criteria.text.windows import Windows
 from experts.anatomy import dissect
@@ -29,38 +28,14 @@ from finetune.settings import Training
 from finetune.teacher import SharedTeacher
 from finetune.training_log import read_rows
 from prune.checkpoint.write import export
-from prune.console.cli import app
 from prune.recipe.read import read_recipe
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
 from tests import tiny
 from tests.conftest import uniform_plan, windows
-from tests.test_run import recipe_path  # noqa: F401 - a fixture
-from tests.test_tasks import task_file
+from tests.recipes import invoke
+from tests.tasks import task_file
 from validate.loss import window_losses
-
-
-@pytest.fixture
-def healing(recipe_path: Path, tmp_path: Path) -> Path:  # noqa: F811
-    """The recipe of test_run, with a training of four steps on other text."""
-    rng = np.random.default_rng(7)
-    words = ["".join(chr(97 + i) for i in rng.integers(0, 26, 6)) for _ in range(1200)]
-    (tmp_path / "train.txt").write_text("\n\n".join(" ".join(words[i : i + 90]) for i in range(0, 1200, 90)))
-    recipe = yaml.safe_load(recipe_path.read_text())
-    recipe["finetune"] = {
-        "data": {"text": ["train.txt"], "separator": r"(?<=\n)\n"},
-        "sequences": 32,
-        "length": 64,
-        "batch": 4,
-        "steps": 4,
-        "learning_rate": 0.01,
-        "rank": 4,
-        "measure": 2,
-        "save_steps": 2,
-    }
-    recipe["criteria"] = ["reap"]
-    recipe_path.write_text(yaml.safe_dump(recipe))
-    return recipe_path
 
 
 def run(path: Path, out: Path, *overrides: str) -> dict[str, Any]:
@@ -69,27 +44,26 @@ def run(path: Path, out: Path, *overrides: str) -> dict[str, Any]:
     return outcome
 
 
-def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments), "--quiet", "--json"])
-
-
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def without_time(result: dict[str, Any]) -> dict[str, Any]:
-    plans = [{**plan, "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in plan["curve"]]} for plan in result["plans"]]
+    plans = [
+        {**plan, "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in plan["curve"]]}
+        for plan in result["plans"]
+    ]
     return {**{k: v for k, v in result.items() if k not in ("run", "checkpoint", "adapter")}, "plans": plans}
 
 
 # A whole run.
 
 
-def test_a_recovery_and_what_it_leaves(healing: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+def test_a_recovery_and_what_it_leaves(recovery_recipe: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
     out, folder = tmp_path / "run", task_file(tmp_path / "tasks")
     tasks = f"validate.tasks={{names: [guess], include: {folder}, random_plans: 5}}"
-    found = invoke("finetune", healing, "-o", out, "--set", tasks)
+    found = invoke("finetune", recovery_recipe, "-o", out, "--set", tasks)
     assert found.exit_code == 0, found.stderr
     result = json.loads(found.stdout)
     assert result == json.loads((out / "recovery.json").read_text())
@@ -105,7 +79,12 @@ def test_a_recovery_and_what_it_leaves(healing: Path, tmp_path: Path, saved: dic
     _check_numbers(out, result)
     _check_checkpoint(out, saved["olmoe"])
     report = (out / "recovery.md").read_text()
-    for word in (*(one["verdict"] for one in result["leads"]), "mean of 3 random", "KL to the teacher", "LoRA of rank 4"):
+    for word in (
+        *(one["verdict"] for one in result["leads"]),
+        "mean of 3 random",
+        "KL to the teacher",
+        "LoRA of rank 4",
+    ):
         assert word in report
     assert "pruned" in yaml.safe_load((out / "recovered" / "README.md").read_text().split("---\n")[1])["tags"]
     assert "Then trained: LoRA of rank 4" in (out / "recovered" / "README.md").read_text()
@@ -129,44 +108,60 @@ def _check_numbers(out: Path, result: dict[str, Any]) -> None:
     before, after = means("losses.csv"), means("recovered_losses.csv")
     assert after["full"] == before["full"]
     for plan in result["plans"]:
-        assert plan["measures"][0]["before"] == pytest.approx(before[plan["digest"]] - before["full"], abs=1e-12)
+        assert plan["measures"][0]["before"] == pytest.approx(
+            before[plan["digest"]] - before["full"], abs=1e-12
+        )
         assert plan["measures"][0]["after"] == pytest.approx(after[plan["digest"]] - after["full"], abs=1e-12)
     own, *randoms = [plan["digest"] for plan in result["plans"]]
     lead = result["leads"][0]
     assert lead["before"]["random"]["digests"][:3] == lead["after"]["random"]["digests"] == randoms
     assert len(lead["before"]["random"]["digests"]) == 20, "all that were measured before recovery"
     for name, means_ in (("lead_before", before), ("lead_after", after)):
-        assert lead[name] == pytest.approx(np.mean([means_[digest] for digest in randoms]) - means_[own], abs=1e-12)
+        assert lead[name] == pytest.approx(
+            np.mean([means_[digest] for digest in randoms]) - means_[own], abs=1e-12
+        )
 
 
 def _check_checkpoint(out: Path, source: Path) -> None:
     """The names of the pruned one, other weights where targets are, the adapter on the pruned one says the same."""
     pruned, healed = (open_checkpoint(out / name).tensors for name in ("checkpoint", "recovered"))
-    assert {n: (t.dtype, t.shape) for n, t in pruned.items()} == {n: (t.dtype, t.shape) for n, t in healed.items()}
+    assert {n: (t.dtype, t.shape) for n, t in pruned.items()} == {
+        n: (t.dtype, t.shape) for n, t in healed.items()
+    }
     one, other = (load_file(out / name / "model.safetensors") for name in ("checkpoint", "recovered"))
     moved = {name for name in one if not torch.equal(one[name], other[name])}
     assert moved == {name for name in one if "proj" in name or ".gate.weight" in name}
-    assert (out / "recovered" / "config.json").read_bytes() == (out / "checkpoint" / "config.json").read_bytes()
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(out / "checkpoint"), out / "adapter")
+    assert (out / "recovered" / "config.json").read_bytes() == (
+        out / "checkpoint" / "config.json"
+    ).read_bytes()
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(out / "checkpoint"), out / "adapter"
+    )
     merged = AutoModelForCausalLM.from_pretrained(out / "recovered")
     assert torch.allclose(tiny.logits(adapted), tiny.logits(merged), atol=1e-4)
-    assert json.loads((out / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(out / "checkpoint")
+    assert json.loads((out / "adapter" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(out / "checkpoint")
 
 
-def test_same_recipe_same_numbers_and_a_second_run_trains_nothing(healing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run(healing, tmp_path / "one")
-    assert without_time(run(healing, tmp_path / "two")) == without_time(first)
+def test_same_recipe_same_numbers_and_a_second_run_trains_nothing(
+    recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(recovery_recipe, tmp_path / "one")
+    assert without_time(run(recovery_recipe, tmp_path / "two")) == without_time(first)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded or trained again")
 
     for module, name in (("finetune.recover", "_train"), ("prune.session.session", "load")):
         monkeypatch.setattr(f"{module}.{name}", never)
-    assert run(healing, tmp_path / "one") == first
+    assert run(recovery_recipe, tmp_path / "one") == first
 
 
-def test_more_random_plans_train_only_those(healing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run(healing, tmp_path / "run")
+def test_more_random_plans_train_only_those(
+    recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(recovery_recipe, tmp_path / "run")
     train, trained = recover_module._train, []
 
     def counting(job: Job, *rest: Any) -> None:
@@ -174,28 +169,46 @@ def test_more_random_plans_train_only_those(healing: Path, tmp_path: Path, monke
         train(job, *rest)
 
     monkeypatch.setattr(recover_module, "_train", counting)
-    second = run(healing, tmp_path / "run", "finetune.random_plans=4", "finetune.unpruned=true")
+    second = run(recovery_recipe, tmp_path / "run", "finetune.random_plans=4", "finetune.unpruned=true")
     assert trained == ["random-3", "unpruned"]
     assert without_time({"plans": second["plans"][:4]}) == without_time({"plans": first["plans"]})
     assert second["plans"][-1]["measures"][0]["before"] == pytest.approx(0, abs=1e-9)
     assert second["plans"][-1]["measures"][0]["share"] is None
 
 
-def test_without_control_nothing_is_claimed(healing: Path, tmp_path: Path) -> None:
-    result = run(healing, tmp_path / "run", "finetune.random_plans=0", "finetune.kl=0", "finetune.targets=router_only")
+def test_without_control_nothing_is_claimed(recovery_recipe: Path, tmp_path: Path) -> None:
+    result = run(
+        recovery_recipe,
+        tmp_path / "run",
+        "finetune.random_plans=0",
+        "finetune.kl=0",
+        "finetune.targets=router_only",
+    )
     assert result["leads"] == []
     assert [plan["name"] for plan in result["plans"]] == ["criterion"]
     assert "nothing can be said of the lead" in (tmp_path / "run" / "recovery.md").read_text()
     assert result["training"]["teacher"] is None
-    one, other = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("checkpoint", "recovered"))
-    assert {name for name in one if not torch.equal(one[name], other[name])} == {f"model.layers.{i}.mlp.gate.weight" for i in range(3)}
+    one, other = (
+        load_file(tmp_path / "run" / name / "model.safetensors") for name in ("checkpoint", "recovered")
+    )
+    assert {name for name in one if not torch.equal(one[name], other[name])} == {
+        f"model.layers.{i}.mlp.gate.weight" for i in range(3)
+    }
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_teacher_on_disk(scope: str, healing: Path, tmp_path: Path) -> None:
+def test_a_teacher_on_disk(scope: str, recovery_recipe: Path, tmp_path: Path) -> None:
     """With the whole vocabulary cached it teaches what the one in memory does; unequal layers load with their own class."""
-    settings = ("finetune.teacher.top_k=259", f"prune.scope={scope}", "prune.fraction=0.4", "criteria=[reap_sum]")
-    results = [run(healing, tmp_path / keep, f"finetune.teacher.keep={keep}", *settings) for keep in ("memory", "disk")]
+    settings = (
+        "finetune.teacher.top_k=259",
+        f"prune.scope={scope}",
+        "prune.fraction=0.4",
+        "criteria=[reap_sum]",
+    )
+    results = [
+        run(recovery_recipe, tmp_path / keep, f"finetune.teacher.keep={keep}", *settings)
+        for keep in ("memory", "disk")
+    ]
     assert [result["training"]["teacher"]["keep"] for result in results] == ["memory", "disk"]
     for one, other in zip(*(result["plans"] for result in results), strict=True):
         assert one["digest"] == other["digest"]
@@ -203,31 +216,58 @@ def test_a_teacher_on_disk(scope: str, healing: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "disk").rglob("pruned"))
 
 
-def test_another_teacher_on_disk(healing: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+def test_another_teacher_on_disk(recovery_recipe: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
     other = tiny.save(tiny.build("olmoe", seed=3), tmp_path / "other")
-    result = run(healing, tmp_path / "run", f"finetune.teacher.model={other}", "finetune.random_plans=0")
+    result = run(
+        recovery_recipe, tmp_path / "run", f"finetune.teacher.model={other}", "finetune.random_plans=0"
+    )
     assert result["training"]["teacher"]["model"] == str(other)
     assert result["training"]["teacher"]["keep"] == "disk"
-    found = invoke("finetune", healing, "-o", tmp_path / "no", "--set", f"finetune.teacher.model={saved['mixtral']}")
+    found = invoke(
+        "finetune",
+        recovery_recipe,
+        "-o",
+        tmp_path / "no",
+        "--set",
+        f"finetune.teacher.model={saved['mixtral']}",
+    )
     assert found.exit_code == 1
     assert "another architecture" in found.stderr
 
 
-def test_a_folder_that_was_pruned_elsewhere(healing: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+def test_a_folder_that_was_pruned_elsewhere(
+    recovery_recipe: Path, tmp_path: Path, saved: dict[str, Path]
+) -> None:
     layout = lay_out(open_checkpoint(saved["olmoe"]))
-    plan = uniform_plan(layout.layers, (1, 2, 5, 6))
+    plan = uniform_plan(layout.shape.layers, (1, 2, 5, 6))
     export(layout, plan, tmp_path / "pruned")
-    found = invoke("finetune", healing, "-o", tmp_path / "run", "--set", f"finetune.checkpoint={tmp_path / 'pruned'}")
+    found = invoke(
+        "finetune",
+        recovery_recipe,
+        "-o",
+        tmp_path / "run",
+        "--set",
+        f"finetune.checkpoint={tmp_path / 'pruned'}",
+    )
     assert found.exit_code == 0, found.stderr
     result = json.loads(found.stdout)
     assert result["plans"][0]["digest"] == plan.digest
     assert not (tmp_path / "run" / "scores.safetensors").exists(), "nothing was ranked"
     assert Plan.read(tmp_path / "run" / "recovered" / "excise_plan.json") == plan
-    refused = invoke("prune", healing, "-o", tmp_path / "no", "--set", f"finetune.checkpoint={tmp_path / 'pruned'}")
+    refused = invoke(
+        "prune", recovery_recipe, "-o", tmp_path / "no", "--set", f"finetune.checkpoint={tmp_path / 'pruned'}"
+    )
     assert refused.exit_code == 1
     assert "`excise finetune` recovers it" in refused.stderr
     (tmp_path / "pruned" / "excise_plan.json").unlink()
-    refused = invoke("finetune", healing, "-o", tmp_path / "no", "--set", f"finetune.checkpoint={tmp_path / 'pruned'}")
+    refused = invoke(
+        "finetune",
+        recovery_recipe,
+        "-o",
+        tmp_path / "no",
+        "--set",
+        f"finetune.checkpoint={tmp_path / 'pruned'}",
+    )
     assert refused.exit_code == 1
     assert "no excise_plan.json" in refused.stderr
 
@@ -247,8 +287,8 @@ def test_a_folder_that_was_pruned_elsewhere(healing: Path, tmp_path: Path, saved
         ("finetune.random_plans=1", "at least 3 random plans"),
     ],
 )
-def test_refusals(change: str, message: str, healing: Path, tmp_path: Path) -> None:
-    found = invoke("finetune", healing, "-o", tmp_path / "run", "--set", change)
+def test_refusals(change: str, message: str, recovery_recipe: Path, tmp_path: Path) -> None:
+    found = invoke("finetune", recovery_recipe, "-o", tmp_path / "run", "--set", change)
     assert found.exit_code == 1
     assert message in found.stderr.splitlines()[-1]
     assert not (tmp_path / "run" / "recovered").exists()
@@ -260,22 +300,33 @@ def test_refusals(change: str, message: str, healing: Path, tmp_path: Path) -> N
 def job(folder: Path, settings: Training, text: Windows | None = None, seed: int = 0) -> tuple[Job, Any]:
     anatomy = dissect(tiny.build("olmoe"))
     text, held_out = text or windows(24, seed=5), windows(seed=6)
-    plan = uniform_plan(anatomy.indices, (0, 2, 5, 6))
+    plan = uniform_plan(anatomy.shape.layers, (0, 2, 5, 6))
     loss: Callable[[], float] = lambda: float(window_losses(anatomy.model, held_out).mean())  # noqa: E731
-    made = Job(anatomy, dict(plan.counts), text, 2, seed, settings, folder, lambda _, weight: weight, loss, "key", "")
+    made = Job(
+        anatomy, dict(plan.counts), text, 2, seed, settings, folder, lambda _, weight: weight, loss, "key", ""
+    )
     return made, sharing(anatomy, plan)
 
 
 def train(folder: Path, **settings: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    wanted = Training(**{"steps": 6, "learning_rate": 0.01, "save_steps": 2, "rank": 4, "measure": 3, **settings})
+    wanted = Training(
+        **{"steps": 6, "learning_rate": 0.01, "save_steps": 2, "rank": 4, "measure": 3, **settings}
+    )
     made, shared = job(folder, wanted)
-    with shared as twin, recovered(made, lambda adapted: SharedTeacher(twin, wanted.temperature, adapted.peft.disable_adapter)) as found:
+    with (
+        shared as twin,
+        recovered(
+            made, lambda adapted: SharedTeacher(twin, wanted.temperature, adapted.peft.disable_adapter)
+        ) as found,
+    ):
         weights = {name: tensor.clone() for name, tensor in found.weights.items()}
     return found.curve, weights
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_interrupted_training_resumes_to_the_same_end(accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_training_resumes_to_the_same_end(
+    accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, weights = train(tmp_path / "whole", accumulate=accumulate)
     original, calls = trainer_module.cross_entropy, []
 
@@ -302,7 +353,9 @@ def test_interrupted_training_resumes_to_the_same_end(accumulate: int, tmp_path:
     assert [row["loss"] for row in steps[1]] == pytest.approx([row["loss"] for row in steps[0]], abs=1e-6)
 
 
-def test_a_finished_adapter_is_not_trained_again_and_another_training_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_adapter_is_not_trained_again_and_another_training_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, weights = train(tmp_path)
     with monkeypatch.context() as broken:
         broken.setattr(recover_module, "_train", None)
@@ -315,7 +368,10 @@ def test_a_finished_adapter_is_not_trained_again_and_another_training_begins_ane
 
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
     """Two steps of two batches of 2 windows, or of one batch of 4: the same windows, the same mean."""
-    small, large = Training(steps=2, accumulate=2, kl=0, rank=2, learning_rate=0.01), Training(steps=2, kl=0, rank=2, learning_rate=0.01)
+    small, large = (
+        Training(steps=2, accumulate=2, kl=0, rank=2, learning_rate=0.01),
+        Training(steps=2, kl=0, rank=2, learning_rate=0.01),
+    )
     found = []
     for number, (settings, batch) in enumerate(((small, 2), (large, 4))):
         made, shared = job(tmp_path / str(number), settings)
@@ -343,7 +399,9 @@ def test_the_loss_goes_down_and_only_the_gap_is_learned(tmp_path: Path) -> None:
     assert log[0]["learning_rate"] < 0.01 > log[-1]["learning_rate"]
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, seen, calls = trainer_module.cross_entropy, [], []
 
     def broken(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -358,13 +416,16 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(tmp_path: Path, m
     monkeypatch.setattr(trainer_module, "cross_entropy", broken)
     monkeypatch.setattr(recover_module, "RecoveryTrainer", Spy)
     with pytest.raises(
-        ExciseError, match=r"the loss is nan at step 4; the last good adapter is kept in .*last_good_adapter; lower finetune.learning_rate"
+        ExciseError,
+        match=r"the loss is nan at step 4; the last good adapter is kept in .*last_good_adapter; lower finetune.learning_rate",
     ):
         train(tmp_path)
     kept = load_file(tmp_path / "last_good_adapter" / "adapter_model.safetensors")
     assert len(kept) == len(seen[2])
     for name, tensor in kept.items():
-        assert torch.equal(tensor, seen[2][name.replace(".weight", ".default.weight")]), "as it was when step 3 was finite"
+        assert torch.equal(tensor, seen[2][name.replace(".weight", ".default.weight")]), (
+            "as it was when step 3 was finite"
+        )
     assert not (tmp_path / "adapter").exists(), "it is not finished"
 
 
@@ -382,7 +443,9 @@ def test_without_a_good_adapter_none_is_kept(tmp_path: Path, monkeypatch: pytest
     """Neither the fresh one nor a state that an interruption left is good before a loss under it was finite."""
     with monkeypatch.context() as broken:
         broken.setattr(trainer_module, "cross_entropy", lambda *_: torch.tensor(torch.nan))
-        with pytest.raises(ExciseError, match=r"the loss is nan at step 1; it was never finite .* so no adapter is kept"):
+        with pytest.raises(
+            ExciseError, match=r"the loss is nan at step 1; it was never finite .* so no adapter is kept"
+        ):
             train(tmp_path / "fresh")
     assert not (tmp_path / "fresh" / "last_good_adapter").exists()
     original, calls = trainer_module.cross_entropy, []
@@ -401,7 +464,9 @@ def test_without_a_good_adapter_none_is_kept(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "run" / "last_good_adapter").exists()
 
 
-def test_the_last_good_adapter_costs_no_new_memory_and_no_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_good_adapter_costs_no_new_memory_and_no_transfer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the device of the adapter, in the same place at every step."""
     places: list[dict[str, tuple[torch.device, int]]] = []
 
@@ -419,7 +484,9 @@ def test_the_last_good_adapter_costs_no_new_memory_and_no_transfer(tmp_path: Pat
     assert all(place == places[0] for place in places)
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_a_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_finite_never_reaches_a_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = trainer_module.cross_entropy
 
     def exploding(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -433,13 +500,16 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_weight(tmp_path: Path, mo
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
 
 
-def test_out_of_memory_names_the_settings_that_lower_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_the_settings_that_lower_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("tried to allocate 7 GiB")
 
     monkeypatch.setattr(trainer_module, "cross_entropy", full)
     with pytest.raises(
-        ExciseError, match=r"out of memory during recovery \(tried to allocate 7 GiB\): lower finetune\.batch .*gradient_checkpointing=true"
+        ExciseError,
+        match=r"out of memory during recovery \(tried to allocate 7 GiB\): lower finetune\.batch .*gradient_checkpointing=true",
     ):
         train(tmp_path)
 
@@ -457,22 +527,30 @@ def test_a_weight_that_moved_is_found(tmp_path: Path) -> None:
         after = _sums(made.anatomy.model)
         _check_moved(before, after, {"model.layers.1.self_attn.q_proj.weight"})
         with pytest.raises(
-            ExciseError, match=r"recovery moved model\.layers\.1\.self_attn\.q_proj\.weight, which finetune.targets does not name"
+            ExciseError,
+            match=r"recovery moved model\.layers\.1\.self_attn\.q_proj\.weight, which finetune.targets does not name",
         ):
             _check_moved(before, after, set())
 
 
 def test_experts_that_came_back_are_found(tmp_path: Path) -> None:
     made, shared = job(tmp_path, Training())
-    with pytest.raises(ExciseError, match=r"the layers hold \{0: 8, 1: 8, 2: 8\} experts, the plan keeps \{0: 4, 1: 4, 2: 4\}"):
+    with pytest.raises(
+        ExciseError,
+        match=r"the layers hold \{0: 8, 1: 8, 2: 8\} experts, the plan keeps \{0: 4, 1: 4, 2: 4\}",
+    ):
         _check_counts(made)
     with shared:
         _check_counts(made)
 
 
-def test_random_plans_of_the_control_are_those_of_the_validation(healing: Path, tmp_path: Path) -> None:
+def test_random_plans_of_the_control_are_those_of_the_validation(
+    recovery_recipe: Path, tmp_path: Path
+) -> None:
     """The first of the same draw: what they cost before recovery was measured there."""
-    result = run(healing, tmp_path / "run")
+    result = run(recovery_recipe, tmp_path / "run")
     validation = json.loads((tmp_path / "run" / "validation.json").read_text())["plans"][0]["random"]
     assert [one["digest"] for one in result["plans"][1:]] == validation["digests"][:3]
-    assert [one["measures"][0]["before"] for one in result["plans"][1:]] == pytest.approx(validation["values"][:3], abs=1e-12)
+    assert [one["measures"][0]["before"] for one in result["plans"][1:]] == pytest.approx(
+        validation["values"][:3], abs=1e-12
+    )

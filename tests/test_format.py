@@ -25,8 +25,18 @@ def test_nothing_is_less_than_nothing(value: float, digits: int) -> None:
 
 
 def test_numbers_as_text() -> None:
-    assert (signed(-0.00004), signed(0.00004), signed(-0.00005001), signed(None)) == ("+0.0000", "+0.0000", "-0.0001", "nan")
-    assert (plain(-0.0004, 3), plain(0.5756, 3), percent(-0.004), percent(-0.006)) == ("0.000", "0.576", "0%", "-1%")
+    assert (signed(-0.00004), signed(0.00004), signed(-0.00005001), signed(None)) == (
+        "+0.0000",
+        "+0.0000",
+        "-0.0001",
+        "nan",
+    )
+    assert (plain(-0.0004, 3), plain(0.5756, 3), percent(-0.004), percent(-0.006)) == (
+        "0.000",
+        "0.576",
+        "0%",
+        "-1%",
+    )
     assert spread(-1e-6, 0.0722) == "+0.0000 ± 0.0722"
     assert (probability(0.048), probability(2e-5), probability(None)) == ("0.048", "<1e-04", "nan")
 

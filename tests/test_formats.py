@@ -45,16 +45,23 @@ class Format:
     prefix: str = "model.layers."
 
 
-def single(dtypes: dict[str, tuple[str, tuple[int, ...]]], projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")) -> Tensors:
+def single(
+    dtypes: dict[str, tuple[str, tuple[int, ...]]],
+    projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj"),
+) -> Tensors:
     """Tensors of every expert, one by one: `dtypes` has what stands behind a projection's name."""
-    return {f"experts.{e}.{p}.{key}": kind for e in range(E) for p in projections for key, kind in dtypes.items()}
+    return {
+        f"experts.{e}.{p}.{key}": kind for e in range(E) for p in projections for key, kind in dtypes.items()
+    }
 
 
 GATE: Tensors = {"gate.weight": ("BF16", (E, H))}
 FORMATS: dict[str, Format] = {
     "Qwen3-MoE": Format({"num_experts": E}, "mlp", lambda: {**GATE, **single({"weight": ("BF16", (I, H))})}),
     "Mixtral": Format(
-        {"num_local_experts": E}, "block_sparse_moe", lambda: {**GATE, **single({"weight": ("BF16", (I, H))}, ("w1", "w2", "w3"))}
+        {"num_local_experts": E},
+        "block_sparse_moe",
+        lambda: {**GATE, **single({"weight": ("BF16", (I, H))}, ("w1", "w2", "w3"))},
     ),
     "DeepSeek-V3 FP8": Format(
         {"n_routed_experts": E, "n_group": 2, "topk_group": 1, "topk_method": "noaux_tc"},
@@ -72,13 +79,23 @@ FORMATS: dict[str, Format] = {
         "mlp",
         lambda: {
             **GATE,
-            **single({"qweight": ("I32", (2, I)), "qzeros": ("I32", (1, 1)), "scales": ("F16", (1, I)), "g_idx": ("I32", (H,))}),
+            **single(
+                {
+                    "qweight": ("I32", (2, I)),
+                    "qzeros": ("I32", (1, 1)),
+                    "scales": ("F16", (1, I)),
+                    "g_idx": ("I32", (H,)),
+                }
+            ),
         },
     ),
     "AWQ": Format(
         {"num_experts": E, "quantization_config": {"quant_method": "awq", "bits": 4}},
         "mlp",
-        lambda: {**GATE, **single({"qweight": ("I32", (H, 1)), "qzeros": ("I32", (1, 1)), "scales": ("F16", (1, I))})},
+        lambda: {
+            **GATE,
+            **single({"qweight": ("I32", (H, 1)), "qzeros": ("I32", (1, 1)), "scales": ("F16", (1, I))}),
+        },
     ),
     "compressed-tensors": Format(
         {"num_experts": E, "quantization_config": {"quant_method": "compressed-tensors"}},
@@ -172,12 +189,22 @@ def write(folder: Path, config: dict[str, Any], tensors: Tensors, shards: int = 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     names = sorted(tensors)
-    files = ["model.safetensors"] if shards == 1 else [f"model-{n + 1:05d}-of-{shards:05d}.safetensors" for n in range(shards)]
+    files = (
+        ["model.safetensors"]
+        if shards == 1
+        else [f"model-{n + 1:05d}-of-{shards:05d}.safetensors" for n in range(shards)]
+    )
     weight_map = {name: files[place * shards // len(names)] for place, name in enumerate(names)}
     for file in files:
-        save_file({n: data(n, *tensors[n]) for n in names if weight_map[n] == file}, folder / file, {"format": "pt", "shard": file})
+        save_file(
+            {n: data(n, *tensors[n]) for n in names if weight_map[n] == file},
+            folder / file,
+            {"format": "pt", "shard": file},
+        )
     if shards > 1:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map})
+        )
     return folder
 
 
@@ -191,7 +218,11 @@ def read(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 
 def layers(style: Format) -> Tensors:
-    return {f"{style.prefix}{layer}.{style.block}.{name}": kind for layer in (0, 1) for name, kind in style.tensors().items()}
+    return {
+        f"{style.prefix}{layer}.{style.block}.{name}": kind
+        for layer in (0, 1)
+        for name, kind in style.tensors().items()
+    }
 
 
 def expected(
@@ -204,7 +235,10 @@ def expected(
         ids = kept[int(layer.group(1))] if layer else ()
         if one:
             if int(one.group(1)) in ids:
-                yield name.replace(one.group(), f".experts.{ids.index(int(one.group(1)))}."), (dtype, shape, content)
+                yield (
+                    name.replace(one.group(), f".experts.{ids.index(int(one.group(1)))}."),
+                    (dtype, shape, content),
+                )
         elif layer and "shared" not in name and E in shape[:2] and (shape[0] == E or shape[0] == 1):
             axis = shape.index(E)
             rows = np.frombuffer(content, np.uint8).reshape(E, -1)[list(ids)]
@@ -220,8 +254,8 @@ def test_format(name: str, shards: int, tmp_path: Path) -> None:
     config = {"architectures": ["SomeForCausalLM"], "tie_word_embeddings": True, **CONFIG, **style.config}
     write(tmp_path / "source", config, layers(style) | OTHERS, shards)
     layout = lay_out(open_checkpoint(tmp_path / "source"))
-    assert (layout.layers, layout.experts, layout.top_k) == ((0, 1), E, 2)
-    even = (0, 1, 3, 4, 5, 7) if layout.groups > 1 else KEPT
+    assert (layout.shape.layers, layout.shape.num_experts, layout.shape.top_k) == ((0, 1), E, 2)
+    even = (0, 1, 3, 4, 5, 7) if layout.shape.groups > 1 else KEPT
     source = read(tmp_path / "source")
     for kind, kept in (("equal", {0: even, 1: even}), ("unequal", {0: even, 1: (1, 2, 4, 6)})):
         out = tmp_path / kind
@@ -230,7 +264,11 @@ def test_format(name: str, shards: int, tmp_path: Path) -> None:
         after = json.loads((out / "config.json").read_text())
         if kind == "equal":
             text = after.get("text_config", after)
-            key = next(key for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") if key in text)
+            key = next(
+                key
+                for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+                if key in text
+            )
             assert text.pop(key) == 6
             before = json.loads(json.dumps(config))
             before.get("text_config", before).pop(key)
@@ -242,19 +280,27 @@ def test_format(name: str, shards: int, tmp_path: Path) -> None:
         if shards > 1:
             index = json.loads((out / "model.safetensors.index.json").read_text())
             assert index["weight_map"].keys() == read(out).keys()
-            assert index["metadata"]["total_size"] == sum(len(content) for _, _, content in read(out).values())
-        assert {open_checkpoint(out).metadata[file]["shard"] for file in open_checkpoint(out).metadata} <= set(
-            open_checkpoint(out).metadata
-        )
+            assert index["metadata"]["total_size"] == sum(
+                len(content) for _, _, content in read(out).values()
+            )
+        assert {
+            open_checkpoint(out).metadata[file]["shard"] for file in open_checkpoint(out).metadata
+        } <= set(open_checkpoint(out).metadata)
 
 
 def test_counts_under_two_keys_and_in_lists(tmp_path: Path) -> None:
     """Every key that counts the experts follows, in the form it has; a list has the same number for every layer."""
     style = FORMATS["Qwen3-MoE"]
-    config = {"architectures": ["SomeForCausalLM"], **CONFIG, "num_experts": [E, E], "num_local_experts": E, "num_experts_per_tok": [2, 2]}
+    config = {
+        "architectures": ["SomeForCausalLM"],
+        **CONFIG,
+        "num_experts": [E, E],
+        "num_local_experts": E,
+        "num_experts_per_tok": [2, 2],
+    }
     write(tmp_path / "source", config, layers(style) | OTHERS)
     layout = lay_out(open_checkpoint(tmp_path / "source"))
-    assert (layout.experts, layout.top_k) == (E, 2)
+    assert (layout.shape.num_experts, layout.shape.top_k) == (E, 2)
     export(layout, Plan(E, {0: KEPT, 1: KEPT}), tmp_path / "out")
     after = json.loads((tmp_path / "out" / "config.json").read_text())
     assert after == {**config, "num_experts": [6, 6], "num_local_experts": 6}
@@ -277,9 +323,23 @@ def test_unequal_counts_load_in_native_fp8(tmp_path: Path, monkeypatch: pytest.M
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
     monkeypatch.setattr(FineGrainedFP8HfQuantizer, "validate_environment", lambda *_, **__: None)
-    sizes = {"hidden_size": 64, "moe_intermediate_size": 64, "num_experts": E, "num_experts_per_tok": 2, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 32, "eos_token_id": 2}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **sizes, **heads), dtype=torch.bfloat16)
+    sizes = {
+        "hidden_size": 64,
+        "moe_intermediate_size": 64,
+        "num_experts": E,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+    }
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 32,
+        "eos_token_id": 2,
+    }
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen3_moe", **sizes, **heads), dtype=torch.bfloat16
+    )
     model.save_pretrained(tmp_path / "source")
     weights = load_file(tmp_path / "source" / "model.safetensors")
     for name in [name for name in weights if ".experts." in name]:
@@ -288,12 +348,18 @@ def test_unequal_counts_load_in_native_fp8(tmp_path: Path, monkeypatch: pytest.M
     save_file(weights, tmp_path / "source" / "model.safetensors", {"format": "pt"})
     config = json.loads((tmp_path / "source" / "config.json").read_text())
     plain = ["lm_head", *(f"model.layers.{i}.{part}" for i in range(2) for part in ("mlp.gate", "self_attn"))]
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": plain}
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "weight_block_size": [32, 32],
+        "modules_to_not_convert": plain,
+    }
     (tmp_path / "source" / "config.json").write_text(json.dumps(config))
     kept = {0: KEPT, 1: (1, 2, 4, 6)}
     export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, kept), tmp_path / "out")
     source = AutoModelForCausalLM.from_pretrained(tmp_path / "source")
-    pruned, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, output_loading_info=True)
+    pruned, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, output_loading_info=True
+    )
     assert not any(report.values())
     for layer, ids in kept.items():
         whole, cut = (dict(m.model.layers[layer].mlp.experts.named_parameters()) for m in (source, pruned))
@@ -310,7 +376,11 @@ def test_all_parts_of_a_head_are_dropped(tmp_path: Path) -> None:
     style = FORMATS["Qwen3-MoE"]
     parts = ("mtp_block.0.mlp.up_proj", "mtp_emb_norm.0", "mtp_hidden_norm.0", "mtp_linear_proj.0")
     head: Tensors = {f"model.{part}.weight": ("BF16", (H,)) for part in parts}
-    write(tmp_path / "source", {**CONFIG, **style.config, "num_nextn_predict_layers": 1}, layers(style) | OTHERS | head)
+    write(
+        tmp_path / "source",
+        {**CONFIG, **style.config, "num_nextn_predict_layers": 1},
+        layers(style) | OTHERS | head,
+    )
     export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: KEPT, 1: KEPT}), tmp_path / "out")
     assert not [name for name in read(tmp_path / "out") if "mtp" in name]
 
@@ -327,15 +397,19 @@ def test_all_parts_of_a_head_are_dropped(tmp_path: Path) -> None:
 def test_heads_for_more_tokens_are_dropped(key: str, prefix: str, tmp_path: Path) -> None:
     """Behind the last decoder layer, or in a module of their own."""
     style = FORMATS["Qwen3-MoE"]
-    head = {f"{prefix}mlp.{name}": kind for name, kind in style.tensors().items()} | {f"{prefix}norm.weight": ("BF16", (H,))}
+    head = {f"{prefix}mlp.{name}": kind for name, kind in style.tensors().items()} | {
+        f"{prefix}norm.weight": ("BF16", (H,))
+    }
     config = {"architectures": ["SomeForCausalLM"], **CONFIG, **style.config, key: 1}
     write(tmp_path / "source", config, layers(style) | OTHERS | head)
     layout = lay_out(open_checkpoint(tmp_path / "source"))
-    assert layout.layers == (0, 1)
+    assert layout.shape.layers == (0, 1)
     done = export(layout, Plan(E, {0: KEPT, 1: KEPT}), tmp_path / "out")
     assert not [name for name in read(tmp_path / "out") if name.startswith(prefix)]
     assert json.loads((tmp_path / "out" / "config.json").read_text())[key] == 0
-    assert any(f"{len(head)} tensors of multi-token-prediction layers were dropped" in note for note in done.notes)
+    assert any(
+        f"{len(head)} tensors of multi-token-prediction layers were dropped" in note for note in done.notes
+    )
 
 
 def test_lists_of_unquantised_modules_follow_the_experts(tmp_path: Path) -> None:
@@ -348,7 +422,11 @@ def test_lists_of_unquantised_modules_follow_the_experts(tmp_path: Path) -> None
         "model.layers.0.mlp.experts.2.up_proj",
         "model.layers.1.mlp.experts.7",
     ]
-    config = {**CONFIG, **style.config, "quantization_config": {"quant_method": "compressed-tensors", "bits": 4, "ignore": names}}
+    config = {
+        **CONFIG,
+        **style.config,
+        "quantization_config": {"quant_method": "compressed-tensors", "bits": 4, "ignore": names},
+    }
     write(tmp_path / "source", config, layers(style) | OTHERS)
     layout = lay_out(open_checkpoint(tmp_path / "source"))
     export(layout, Plan(E, {0: (0, 2, 3), 1: (1, 5, 7)}), tmp_path / "out")
@@ -363,27 +441,65 @@ def test_other_quantisation_settings_follow_too(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.experts.{}.up_proj".format
     settings = {
         "extra_config": {name(1): {"bits": 16}, name(3): {"bits": 8}, "lm_head": {"bits": 16}},
-        "config_groups": {"group_0": {"targets": [name(0), name(2), r"re:.*experts\.\d+\.down_proj", r"re:.*experts\.[0-9]+\.up_proj"]}},
+        "config_groups": {
+            "group_0": {
+                "targets": [
+                    name(0),
+                    name(2),
+                    r"re:.*experts\.\d+\.down_proj",
+                    r"re:.*experts\.[0-9]+\.up_proj",
+                ]
+            }
+        },
     }
-    write(tmp_path / "source", {**CONFIG, **style.config, "quantization_config": settings}, layers(style) | OTHERS)
-    (tmp_path / "source" / "hf_quant_config.json").write_text(json.dumps({"quantization": {"exclude_modules": [name(2), name(1)]}}))
-    export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: (0, 2, 3), 1: (1, 5, 7)}), tmp_path / "out")
+    write(
+        tmp_path / "source",
+        {**CONFIG, **style.config, "quantization_config": settings},
+        layers(style) | OTHERS,
+    )
+    (tmp_path / "source" / "hf_quant_config.json").write_text(
+        json.dumps({"quantization": {"exclude_modules": [name(2), name(1)]}})
+    )
+    export(
+        lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: (0, 2, 3), 1: (1, 5, 7)}), tmp_path / "out"
+    )
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"] == {
         "extra_config": {name(2): {"bits": 8}, "lm_head": {"bits": 16}},
-        "config_groups": {"group_0": {"targets": [name(0), name(1), r"re:.*experts\.\d+\.down_proj", r"re:.*experts\.[0-9]+\.up_proj"]}},
+        "config_groups": {
+            "group_0": {
+                "targets": [
+                    name(0),
+                    name(1),
+                    r"re:.*experts\.\d+\.down_proj",
+                    r"re:.*experts\.[0-9]+\.up_proj",
+                ]
+            }
+        },
     }
-    assert json.loads((tmp_path / "out" / "hf_quant_config.json").read_text()) == {"quantization": {"exclude_modules": [name(1)]}}
+    assert json.loads((tmp_path / "out" / "hf_quant_config.json").read_text()) == {
+        "quantization": {"exclude_modules": [name(1)]}
+    }
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"re:.*experts\.3\..*", r"+:.*\.experts\.(1|2)\..*", "experts.3.up_proj", r"re:.*experts\.[0-3]\.up_proj"]
+    "pattern",
+    [
+        r"re:.*experts\.3\..*",
+        r"+:.*\.experts\.(1|2)\..*",
+        "experts.3.up_proj",
+        r"re:.*experts\.[0-3]\.up_proj",
+    ],
 )
 def test_patterns_that_mean_single_experts_are_refused(pattern: str, tmp_path: Path) -> None:
     style = FORMATS["compressed-tensors"]
     config = {**CONFIG, **style.config, "quantization_config": {"ignore": [pattern]}}
     write(tmp_path / "source", config, layers(style) | OTHERS)
     with pytest.raises(ExciseError, match="means single experts, whose numbers change"):
-        export(lay_out(open_checkpoint(tmp_path / "source")), Plan(E, {0: (0, 2, 3), 1: (1, 5, 7)}), tmp_path / "out")
+        export(
+            lay_out(open_checkpoint(tmp_path / "source")),
+            Plan(E, {0: (0, 2, 3), 1: (1, 5, 7)}),
+            tmp_path / "out",
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -393,7 +509,10 @@ def test_patterns_that_mean_single_experts_are_refused(pattern: str, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"experts.scale": ("F32", (E + 1, 2))}, "experts.scale has shape .*expected 8 experts on the first axis"),
+        (
+            {"experts.scale": ("F32", (E + 1, 2))},
+            "experts.scale has shape .*expected 8 experts on the first axis",
+        ),
         ({"mystery": ("F32", (E, 3))}, "mystery has 8 rows and is not a known router tensor"),
         ({"gate.tid2eid": ("I64", (32, 2))}, "gate.tid2eid is a table of whole numbers"),
         ({"gate.weight": ("BF16", (E + 1, H))}, "gate.weight has shape .*expected 8 experts"),

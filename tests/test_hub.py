@@ -38,19 +38,25 @@ def test_inspect_reads_only_headers(hub: FakeHub, hub_folder: Path) -> None:
     assert not downloads(hub)
     assert hub.weight_bytes() <= 3 * HEADER
     assert len(hub.sent) == 8, "the listing; config.json and the index, looked up and fetched; three headers"
-    assert look_at("https://huggingface.co/org/tiny")["folder"] == f"org/tiny@{hub.repos['org/tiny'].commit()}"
+    assert (
+        look_at("https://huggingface.co/org/tiny")["folder"] == f"org/tiny@{hub.repos['org/tiny'].commit()}"
+    )
 
 
 def test_one_copy_of_the_weights_and_all_that_belongs_to_them(hub: FakeHub, hub_folder: Path) -> None:
     fetched = model_folder("org/tiny")
     assert names(fetched) == names(hub_folder)
-    assert all((fetched / name).read_bytes() == (hub_folder / name).read_bytes() for name in names(hub_folder))
+    assert all(
+        (fetched / name).read_bytes() == (hub_folder / name).read_bytes() for name in names(hub_folder)
+    )
     assert downloads(hub) == SHARDS
     last = max(number for number, answer in enumerate(hub.sent) if answer.path in COMPANIONS)
     assert not {answer.path for answer in hub.sent[:last]}.intersection(SHARDS), "weights come last"
     hub.forget()
     assert model_folder("org/tiny") == fetched
-    assert [answer.method for answer in hub.sent] == ["GET", "HEAD"], "the listing, and what the branch means now"
+    assert [answer.method for answer in hub.sent] == ["GET", "HEAD"], (
+        "the listing, and what the branch means now"
+    )
 
 
 def test_a_single_file_hides_an_index_and_its_shards(hub: FakeHub, hub_folder: Path, tmp_path: Path) -> None:
@@ -68,7 +74,10 @@ def test_a_single_file_hides_an_index_and_its_shards(hub: FakeHub, hub_folder: P
         ({"config.json": None}, r"no config\.json, so it is no model that transformers could load$"),
         ({"config.json": None, "q4.gguf": b"x"}, r"no config\.json, .* \(GGUF is for llama\.cpp alone\)"),
         ({INDEX: None}, "only pickled weights"),
-        ({INDEX: None, "pytorch_model.bin": None, "optimizer.pt": None}, "neither model.safetensors nor model.safetensors.index.json"),
+        (
+            {INDEX: None, "pytorch_model.bin": None, "optimizer.pt": None},
+            "neither model.safetensors nor model.safetensors.index.json",
+        ),
         ({SHARDS[1]: None}, f"the repository has no {SHARDS[1]}, which {INDEX} names"),
         ({"adapter_config.json": b"{}"}, "holds an adapter"),
         ({"config.json": b"[]"}, "config.json: expected a JSON object"),
@@ -116,7 +125,9 @@ def test_a_branch_that_moves_while_it_is_read(hub: FakeHub, monkeypatch: pytest.
             return found
 
     monkeypatch.setattr("experts.disk.hub.HfApi", Slow)
-    with pytest.raises(ExciseError, match="org/tiny: changed on the hub while it was being read; run the command again"):
+    with pytest.raises(
+        ExciseError, match="org/tiny: changed on the hub while it was being read; run the command again"
+    ):
         find_model("org/tiny")
 
 
@@ -168,20 +179,45 @@ def said(*arguments: object) -> str:
         ("prune", {"finetune": {**teacher("org/tiny"), "checkpoint": "x"}}, "`excise finetune` recovers it"),
         ("prune", {"finetune": teacher("org/mixtral")}, "has another architecture (model_type mixtral)"),
         ("prune", {"finetune": teacher("org/words")}, "has another vocabulary (tokenizer.json)"),
-        ("prune", {"finetune": teacher("org/nope")}, "org/nope: no such folder, and no such model on the hub"),
+        (
+            "prune",
+            {"finetune": teacher("org/nope")},
+            "org/nope: no such folder, and no such model on the hub",
+        ),
         ("prune", {"validate": {"data": {"text": ["nofile.txt"]}}}, "nofile.txt: No such file or directory"),
-        ("prune", {"finetune": {"data": {"jsonl": ["nofile.jsonl"]}}}, "nofile.jsonl: No such file or directory"),
+        (
+            "prune",
+            {"finetune": {"data": {"jsonl": ["nofile.jsonl"]}}},
+            "nofile.jsonl: No such file or directory",
+        ),
         ("prune", {"model": "org/theirs"}, "knows no model_type 'theirs'"),
         ("prune", {"model": "org/code"}, "needs Python code that comes with the checkpoint"),
         ("prune", {"model": "org/mute"}, "org/mute: no tokenizer files"),
         ("compare", {"criteria": ["reap", "random", "reap_sum"]}, "validate.random_plans is 20"),
-        ("audit", {"validate": {"data": {"text": ["b.txt"]}, "audit": {"layers": [7]}}}, "validate.audit.layers: layer 7"),
-        ("audit", {"validate": {"data": {"text": ["b.txt"]}, "audit": {"positions": 3}}}, "validate.audit.positions is 3"),
-        ("finetune", {"finetune": {"data": {"text": ["a.txt"]}, "checkpoint": "nowhere"}}, "nowhere is not a folder"),
+        (
+            "audit",
+            {"validate": {"data": {"text": ["b.txt"]}, "audit": {"layers": [7]}}},
+            "validate.audit.layers: layer 7",
+        ),
+        (
+            "audit",
+            {"validate": {"data": {"text": ["b.txt"]}, "audit": {"positions": 3}}},
+            "validate.audit.positions is 3",
+        ),
+        (
+            "finetune",
+            {"finetune": {"data": {"text": ["a.txt"]}, "checkpoint": "nowhere"}},
+            "nowhere is not a folder",
+        ),
     ],
 )
 def test_a_recipe_is_refused_before_any_weight_is_downloaded(
-    command: str, changes: dict[str, Any], message: str, hub: FakeHub, recipe: Callable[..., Path], tmp_path: Path
+    command: str,
+    changes: dict[str, Any],
+    message: str,
+    hub: FakeHub,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     odd_ones(hub)
     assert message in said(command, recipe(**changes), "-o", tmp_path / "run")
@@ -202,16 +238,22 @@ def odd_ones(hub: FakeHub) -> None:
         "theirs": {"config.json": {**config, "model_type": "theirs"}, "tokenizer.json": {}},
         "code": {"config.json": {**config, "model_type": "theirs", **own}},
     }.items():
-        hub.repos[f"org/{name}"] = Repo({**files, **{file: json.dumps(data).encode() for file, data in changed.items()}})
+        hub.repos[f"org/{name}"] = Repo(
+            {**files, **{file: json.dumps(data).encode() for file, data in changed.items()}}
+        )
     silent = ("tokenizer", "hy.tiktoken")
     hub.repos["org/mute"] = Repo({name: data for name, data in files.items() if not name.startswith(silent)})
 
 
-def test_an_output_that_is_there_is_refused_before_anything_is_asked(hub: FakeHub, recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_output_that_is_there_is_refused_before_anything_is_asked(
+    hub: FakeHub, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("x")
     assert "exists and is not a run of Excise" in said("prune", recipe(), "-o", tmp_path / "taken")
-    assert "the name of the table must end in" in said("effects", "org/tiny", "--text", tmp_path / "a.txt", "-o", tmp_path / "x.txt")
+    assert "the name of the table must end in" in said(
+        "effects", "org/tiny", "--text", tmp_path / "a.txt", "-o", tmp_path / "x.txt"
+    )
     assert not hub.sent
 
 
@@ -227,7 +269,12 @@ def test_an_output_that_is_there_is_refused_before_anything_is_asked(hub: FakeHu
     ],
 )
 def test_effects_and_export_are_refused_before_any_weight_is_downloaded(
-    arguments: list[str], message: str, hub: FakeHub, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    hub: FakeHub,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     odd_ones(hub)
     recipe()
@@ -236,17 +283,25 @@ def test_effects_and_export_are_refused_before_any_weight_is_downloaded(
     Path("plan.json").write_text(json.dumps(plan))
     Path("other.json").write_text(json.dumps({**plan, "experts": 16}))
     Path("taken").mkdir()
-    more = ["-o", "effects.csv", *([] if "--text" in arguments else ["--text", "a.txt"])] if arguments[0] == "effects" else []
+    more = (
+        ["-o", "effects.csv", *([] if "--text" in arguments else ["--text", "a.txt"])]
+        if arguments[0] == "effects"
+        else []
+    )
     assert any(part in said(*arguments, *more) for part in message.split("|"))
     assert not downloads(hub)
 
 
-def test_no_room_for_the_download(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_no_room_for_the_download(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """Student and teacher together; what is in the cache needs no more."""
     hub.add("org/second", None, **hub.repos["org/tiny"].revisions["main"])
     one = find_model("org/tiny").needed()
     assert one == sum(
-        len(data) for name, data in hub.repos["org/tiny"].revisions["main"].items() if name not in {*COPIES, "config.json", INDEX}
+        len(data)
+        for name, data in hub.repos["org/tiny"].revisions["main"].items()
+        if name not in {*COPIES, "config.json", INDEX}
     )
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=one + 1))
@@ -258,7 +313,9 @@ def test_no_room_for_the_download(hub: FakeHub, monkeypatch: pytest.MonkeyPatch,
     assert find_model("org/tiny").needed() == 0
 
 
-def test_a_cache_that_cannot_be_written(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """Looking at a model needs no cache; fetching one is refused before it begins."""
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
@@ -269,7 +326,9 @@ def test_a_cache_that_cannot_be_written(hub: FakeHub, monkeypatch: pytest.Monkey
     assert not downloads(hub)
 
 
-def test_a_shared_cache_that_is_read_only(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shared_cache_that_is_read_only(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The weights are there, the card is not and cannot be kept: a note, and the run goes on."""
     caplog.set_level("INFO", "excise")
     fetched = model_folder("org/tiny")
@@ -285,7 +344,8 @@ def test_a_shared_cache_that_is_read_only(hub: FakeHub, monkeypatch: pytest.Monk
 def test_a_gated_model(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.gated.add("org/tiny")
     with pytest.raises(
-        ExciseError, match=rf"accept their terms: do so at {hub.url}/org/tiny, then log in \(`hf auth login`, or HF_TOKEN\)"
+        ExciseError,
+        match=rf"accept their terms: do so at {hub.url}/org/tiny, then log in \(`hf auth login`, or HF_TOKEN\)",
     ):
         look_at("org/tiny")
     monkeypatch.setenv("HF_TOKEN", hub.token)
@@ -293,14 +353,20 @@ def test_a_gated_model(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_there(hub: FakeHub) -> None:
-    with pytest.raises(ExciseError, match="org/nope: no such folder, and no such model on the hub; if it is a private one, log in"):
+    with pytest.raises(
+        ExciseError,
+        match="org/nope: no such folder, and no such model on the hub; if it is a private one, log in",
+    ):
         look_at("org/nope")
-    with pytest.raises(ExciseError, match="org/tiny@nope: the model on the hub has no branch, tag or commit 'nope'"):
+    with pytest.raises(
+        ExciseError, match="org/tiny@nope: the model on the hub has no branch, tag or commit 'nope'"
+    ):
         look_at("org/tiny@nope")
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, "does not accept the token"), (403, "refuses it to this account"), (400, "refuses the request")]
+    ("status", "message"),
+    [(401, "does not accept the token"), (403, "refuses it to this account"), (400, "refuses the request")],
 )
 @pytest.mark.parametrize("where", ["GET /api/models", "HEAD .*config.json", "GET .*00002-of"])
 def test_refusals(status: int, message: str, where: str, hub: FakeHub) -> None:
@@ -312,7 +378,9 @@ def test_refusals(status: int, message: str, where: str, hub: FakeHub) -> None:
 # A whole run.
 
 
-def test_a_whole_run_keeps_the_licence_and_the_commit(hub: FakeHub, recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_whole_run_keeps_the_licence_and_the_commit(
+    hub: FakeHub, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """And its recipe, run again after the repository went on, reads the same weights."""
     commit = hub.repos["org/tiny"].commit()
     out = tmp_path / "run"
@@ -331,7 +399,9 @@ def test_a_whole_run_keeps_the_licence_and_the_commit(hub: FakeHub, recipe: Call
     assert again.fingerprint == result["model"]["fingerprint"]
 
 
-def test_the_teacher_is_fetched_once_and_recorded(hub: FakeHub, recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_teacher_is_fetched_once_and_recorded(
+    hub: FakeHub, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     hub.add("org/second", None, **hub.repos["org/tiny"].revisions["main"], **{"extra.txt": b"another commit"})
     prepared = prepare(read_recipe(recipe(finetune=teacher("org/second"))), tmp_path / "run")
     commit = hub.repos["org/second"].commit()

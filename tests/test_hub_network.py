@@ -42,14 +42,18 @@ def read(name: str) -> Path:
 @pytest.mark.parametrize("step", STEPS)
 def test_a_fault_at_any_step_is_one_line(step: str, kind: str, hub: FakeHub, hub_folder: Path) -> None:
     hub.fail(STEPS[step], kind)
-    with pytest.raises(ExciseError, match=r"^org/tiny: .*check the connection and run the command again") as caught:
+    with pytest.raises(
+        ExciseError, match=r"^org/tiny: .*check the connection and run the command again"
+    ) as caught:
         read("org/tiny")
     assert "\n" not in str(caught.value)
     hub.faults.clear()
     assert names(read("org/tiny")) == names(hub_folder)
 
 
-@pytest.mark.parametrize("fault", [("429", 0), ("reset", 50_000), ("close", 50_000), ("short", 50_000), ("stall", 0)])
+@pytest.mark.parametrize(
+    "fault", [("429", 0), ("reset", 50_000), ("close", 50_000), ("short", 50_000), ("stall", 0)]
+)
 def test_a_fault_in_the_middle_of_the_weights(
     fault: tuple[str, int], hub: FakeHub, hub_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +80,9 @@ def test_a_connection_that_comes_back_is_taken_up(hub: FakeHub, hub_folder: Path
 def test_the_hub_goes_away_between_small_files_and_weights(hub: FakeHub) -> None:
     """The client contents itself with the folder as it is; it is not whole."""
     hub.fail("GET .*/tree/", 500)
-    with pytest.raises(ExciseError, match=r"org/tiny: the download broke off before LICENSE; check the connection"):
+    with pytest.raises(
+        ExciseError, match=r"org/tiny: the download broke off before LICENSE; check the connection"
+    ):
         model_folder("org/tiny")
 
 
@@ -100,7 +106,9 @@ def test_a_full_disk(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [ValueError(""), RuntimeError("\n"), ImportError(), OSError()])
 @pytest.mark.parametrize("where", ["snapshot_download", "hf_hub_download", "HfApi"])
-def test_an_error_that_says_nothing(where: str, error: Exception, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_says_nothing(
+    where: str, error: Exception, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its type is named: the HTTP library, proxies and storage raise what they like."""
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -124,7 +132,9 @@ def test_a_cached_model_needs_no_hub(hub: FakeHub, offline: Callable[[], None]) 
     assert not hub.sent
 
 
-def test_a_cached_model_and_a_hub_that_is_down(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cached_model_and_a_hub_that_is_down(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "excise")
     fetched = model_folder("org/tiny")
     for kind in ("500", "429", "reset", "junk"):
@@ -139,9 +149,15 @@ def test_a_model_that_is_there_in_part(hub: FakeHub, offline: Callable[[], None]
     look_at("org/tiny")
     offline()
     for ask in (look_at, model_folder):
-        with pytest.raises(ExciseError, match=rf"org/tiny: the local cache lacks {SHARDS[0]} and 2 more files; the hub cannot be reached"):
+        with pytest.raises(
+            ExciseError,
+            match=rf"org/tiny: the local cache lacks {SHARDS[0]} and 2 more files; the hub cannot be reached",
+        ):
             ask("org/tiny")
-    with pytest.raises(ExciseError, match=r"org/nope: no such folder, and the hub cannot be reached \(HF_HUB_OFFLINE is set\)"):
+    with pytest.raises(
+        ExciseError,
+        match=r"org/nope: no such folder, and the hub cannot be reached \(HF_HUB_OFFLINE is set\)",
+    ):
         look_at("org/nope")
 
 
@@ -150,7 +166,8 @@ def test_one_file_that_is_not_there(hub: FakeHub, tmp_path: Path, offline: Calla
     look_at("org/one")
     offline()
     with pytest.raises(
-        ExciseError, match=r"org/one: neither model.safetensors .* \(so it is in the local cache; the hub cannot be reached"
+        ExciseError,
+        match=r"org/one: neither model.safetensors .* \(so it is in the local cache; the hub cannot be reached",
     ):
         look_at("org/one")
 
@@ -162,15 +179,32 @@ UNWAITING = "import time; time.sleep = lambda seconds: None\nfrom prune.entry im
 
 
 def environment(hub: FakeHub, tmp_path: Path, **changes: str) -> dict[str, str]:
-    ours = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
-    quiet = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")  # left in this process by commands that ran in it
+    ours = {
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    quiet = (
+        "TQDM_DISABLE",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+    )  # left in this process by commands that ran in it
     there = {name: value for name, value in os.environ.items() if name not in quiet}
     return {**there, "PYTHONPATH": str(ROOT), **ours, "HF_HUB_DOWNLOAD_TIMEOUT": "2", **changes}
 
 
-def excise(hub: FakeHub, tmp_path: Path, *arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+def excise(
+    hub: FakeHub, tmp_path: Path, *arguments: str, **changes: str
+) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", UNWAITING, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(hub, tmp_path, **changes), cwd=tmp_path, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment(hub, tmp_path, **changes),
+        cwd=tmp_path,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -203,12 +237,23 @@ def test_a_command_and_a_network_that_breaks(hub: FakeHub, tmp_path: Path, expor
         ({"HF_ENDPOINT": "http://127.0.0.1:1"}, "Connection refused"),
         ({"HF_ENDPOINT": "tls"}, "SSL"),
         ({"HTTP_PROXY": "foo://proxy"}, "Unknown scheme for proxy URL"),
-        ({"HF_ENDPOINT": "http://[broken"}, "a setting of the hub in the environment cannot be read (Invalid IPv6 URL)"),
-        ({"HF_HUB_ETAG_TIMEOUT": "soon"}, "a setting of the hub in the environment cannot be read (invalid literal"),
-        ({"HF_HOME": "/dev/null/home"}, "/dev/null/home/token: Not a directory; HF_HOME names another folder"),
+        (
+            {"HF_ENDPOINT": "http://[broken"},
+            "a setting of the hub in the environment cannot be read (Invalid IPv6 URL)",
+        ),
+        (
+            {"HF_HUB_ETAG_TIMEOUT": "soon"},
+            "a setting of the hub in the environment cannot be read (invalid literal",
+        ),
+        (
+            {"HF_HOME": "/dev/null/home"},
+            "/dev/null/home/token: Not a directory; HF_HOME names another folder",
+        ),
     ],
 )
-def test_settings_that_lead_nowhere(changes: dict[str, str], message: str, hub: FakeHub, tmp_path: Path) -> None:
+def test_settings_that_lead_nowhere(
+    changes: dict[str, str], message: str, hub: FakeHub, tmp_path: Path
+) -> None:
     if changes.get("HF_ENDPOINT") == "tls":
         changes = {"HF_ENDPOINT": hub.url.replace("http://", "https://")}
     done = excise(hub, tmp_path, "inspect", "org/tiny", **changes)
@@ -221,7 +266,9 @@ def test_ctrl_c_during_a_download(hub: FakeHub, tmp_path: Path, export: list[str
     """At once, and not at the end of the files that are on their way."""
     hub.slow = 0.5  # a shard takes 4 s
     command = [sys.executable, "-m", "prune.entry", *export, "--quiet"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(hub, tmp_path)) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment(hub, tmp_path)
+    ) as process:
         while not downloads(hub) and process.poll() is None:
             sleep(0.02)
         sleep(1)
@@ -229,4 +276,6 @@ def test_ctrl_c_during_a_download(hub: FakeHub, tmp_path: Path, export: list[str
         _, error = process.communicate(timeout=60)
     assert (process.returncode, error.count("\n")) == (1, 1), error
     assert error.startswith("excise: interrupted")
-    assert not [file for file in (tmp_path / "home").rglob("*") if file.name in SHARDS or file.suffix == ".incomplete"]
+    assert not [
+        file for file in (tmp_path / "home").rglob("*") if file.name in SHARDS or file.suffix == ".incomplete"
+    ]

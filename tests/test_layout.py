@@ -32,5 +32,10 @@ def test_imports_point_down(package: str) -> None:
 
 def test_no_dense_file() -> None:
     """One idea a file: none of the packages' files grows past 300 lines."""
-    long = {str(f): n for p in ORDER for f in (ROOT / p).rglob("*.py") if (n := len(f.read_text(encoding="utf-8").splitlines())) > 300}
+    long = {
+        str(f): n
+        for p in ORDER
+        for f in (ROOT / p).rglob("*.py")
+        if (n := len(f.read_text(encoding="utf-8").splitlines())) > 300
+    }
     assert not long

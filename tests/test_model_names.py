@@ -82,7 +82,10 @@ def test_names_on_the_hub(text: str) -> None:
         ("https://huggingface.co/datasets/org/name", "is a data set, not a model"),
         ("hf://spaces/org/name", "is a space, not a model"),
         ("https://huggingface.co/org/name/tree/main/original", "leads to 'original' inside the repository"),
-        ("https://huggingface.co/org/name/blob/main/original/params.json", "leads to 'original/params.json' inside"),
+        (
+            "https://huggingface.co/org/name/blob/main/original/params.json",
+            "leads to 'original/params.json' inside",
+        ),
         (__file__, "is a file; name the folder"),
         (300 * "n", "File name too long"),
     ],
@@ -139,7 +142,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-@pytest.mark.parametrize("text", ["models/foo", "models/foo/", "./models/foo", "~/models/foo", " models/foo "])
+@pytest.mark.parametrize(
+    "text", ["models/foo", "models/foo/", "./models/foo", "~/models/foo", " models/foo "]
+)
 def test_a_folder_that_is_there_is_always_meant(text: str, folder: Path) -> None:
     found = parse_model(text)
     assert isinstance(found, Path)
@@ -191,7 +196,7 @@ def front(card: str) -> dict[str, Any]:
 
 
 def test_a_card_names_the_hub_only_for_what_is_there(layout: Layout, folder: Path) -> None:
-    plan = uniform_plan(layout.layers)
+    plan = uniform_plan(layout.shape.layers)
     for local in ("models/foo", "models/foo/", "./models/foo", str(folder), "demo"):
         card = plan_card(local, layout, plan)
         assert "base_model" not in front(card), local

@@ -34,7 +34,9 @@ def test_equal_plans_have_the_total_and_equal_counts() -> None:
     assert {tuple(sorted(one.counts.values())) for one in found} == {(4, 4, 5)}
     assert {max(one.counts, key=one.counts.__getitem__) for one in found} == {0, 1, 2}
     assert len({one.digest for one in found}) > 50
-    assert [one.digest for one in found] == [one.digest for one in equal_plans(plan, SHAPE, NOTHING, 60, seed=0)]
+    assert [one.digest for one in found] == [
+        one.digest for one in equal_plans(plan, SHAPE, NOTHING, 60, seed=0)
+    ]
     often = np.sum([[expert in one.kept[1] for expert in range(8)] for one in found], axis=0)
     assert often.min() > 15, "every expert has its chance"
 
@@ -48,7 +50,9 @@ def test_equal_plans_respect_protection_and_groups() -> None:
         assert one.total == 12
         assert sorted(one.counts.values()) == [3, 3, 6]
     grouped = Shape((1, 2), 8, 2, groups=2, top_groups=1)
-    for one in equal_plans(Plan(8, {1: (0, 1, 2, 4, 5, 6), 2: (0, 1, 4, 5)}), grouped, NOTHING[:2], 20, seed=0):
+    for one in equal_plans(
+        Plan(8, {1: (0, 1, 2, 4, 5, 6), 2: (0, 1, 4, 5)}), grouped, NOTHING[:2], 20, seed=0
+    ):
         assert one.total == 10
         for ids in one.kept.values():
             assert sum(i < 4 for i in ids) == sum(i >= 4 for i in ids)
@@ -61,7 +65,9 @@ def test_overlap_by_hand() -> None:
     assert overlap(one, uniform_plan((0,), (2, 3, 4, 5))) == 0
     assert overlap(one, uniform_plan((0,), (4, 5, 6, 7))) == -1
     # METHODS 5, kept 6: (|A∩B|/kept − c)/(1 − c) with 5 shared and c = 6/8.
-    assert overlap(uniform_plan((0,), (0, 1, 2, 3, 4, 5)), uniform_plan((0,), (1, 2, 3, 4, 5, 6))) == pytest.approx((5 / 6 - 0.75) / 0.25)
+    assert overlap(
+        uniform_plan((0,), (0, 1, 2, 3, 4, 5)), uniform_plan((0,), (1, 2, 3, 4, 5, 6))
+    ) == pytest.approx((5 / 6 - 0.75) / 0.25)
     # Unequal counts: 2 of at most 2 shared is all there can be.
     assert overlap(uniform_plan((0,), (0, 1)), one) == 1
     randoms = random_plans(uniform_plan(LAYERS), SHAPE, NOTHING, 80, seed=0)
@@ -115,7 +121,9 @@ class Shifted(Evaluator):
 def test_false_positive_rate(pool: Pool, null: Null) -> None:
     """400 simulated criteria that are random, the whole rule (p and interval): at most 7 % beat random at α = .05."""
     verdicts = [
-        with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0].costs[0].own.verdict
+        with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
+        .costs[0]
+        .own.verdict
         for test in pool.draws(20)
     ]
     rate = {verdict: verdicts.count(verdict) / ROUNDS for verdict in set(verdicts)}
@@ -132,10 +140,20 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
     for number, test in enumerate(pool.draws(20)):
         if number == 150:
             break
-        plain = with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0].costs[0].own
+        plain = (
+            with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
+            .costs[0]
+            .own
+        )
         for factor, hits in found.items():
             shift = Shifted(pool, test.plan, factor * plain.smallest_detectable)
-            judged = with_verdicts([against_random(test, [pool.measure(shift)], null, 0)], Correction.NONE, null)[0].costs[0].own
+            judged = (
+                with_verdicts([against_random(test, [pool.measure(shift)], null, 0)], Correction.NONE, null)[
+                    0
+                ]
+                .costs[0]
+                .own
+            )
             hits.append(judged.verdict == "beats random")
     power = {factor: float(np.mean(hits)) for factor, hits in found.items()}
     print(f"{null}: {power}")  # pytest -rP shows it
@@ -148,17 +166,25 @@ def test_holm_is_over_all_criteria(pool: Pool) -> None:
     tests = list(pool.draws(20))[:200]
     evidence = [against_random(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
     alone = [one.costs[0].own.verdict for one in with_verdicts(evidence, Correction.NONE, Null.NORMAL)]
-    families = [with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL) for start in range(0, 200, 20)]
+    families = [
+        with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL)
+        for start in range(0, 200, 20)
+    ]
     assert alone.count("beats random") > 0
     assert sum(any(one.costs[0].own.verdict == "beats random" for one in family) for family in families) <= 2
 
 
 def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
     one, other = (
-        with_verdicts([against_random(test, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0]
+        with_verdicts(
+            [against_random(test, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED
+        )[0]
         for test in list(pool.draws(20))[:2]
     )
-    same, different = differences([one, one], [pool.measure()], 0)[0], differences([one, other], [pool.measure()], 0)[0]
+    same, different = (
+        differences([one, one], [pool.measure()], 0)[0],
+        differences([one, other], [pool.measure()], 0)[0],
+    )
     assert "same experts" in same.reason
     assert (same.same_plan, different.same_plan) == (True, False)
     assert not same.differ
@@ -171,12 +197,20 @@ def test_what_is_detectable_after_holm(pool: Pool) -> None:
     """Twenty tests: the effect that is printed is found at α / 20, the first step of Holm; by counting 20 plans nothing could be."""
     tests = list(pool.draws(20))[:100]
     evidence = [against_random(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
-    families = [with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL) for start in range(0, 100, 20)]
+    families = [
+        with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL)
+        for start in range(0, 100, 20)
+    ]
     hits = []
     for test, one in zip(tests, (one for family in families for one in family), strict=True):
         own = one.costs[0].own
-        assert own.smallest_detectable > with_verdicts([one], Correction.NONE, Null.NORMAL)[0].costs[0].own.smallest_detectable
-        shift = Shifted(pool, test.plan, own.smallest_detectable + one.costs[0].delta - float(np.mean(own.values)))
+        assert (
+            own.smallest_detectable
+            > with_verdicts([one], Correction.NONE, Null.NORMAL)[0].costs[0].own.smallest_detectable
+        )
+        shift = Shifted(
+            pool, test.plan, own.smallest_detectable + one.costs[0].delta - float(np.mean(own.values))
+        )
         hits.append(against_random(test, [pool.measure(shift)], Null.NORMAL, 0).costs[0].own.p <= 0.05 / 20)
     assert np.mean(hits) >= 0.75, "a plan that is better by so much, on average"
     counted = with_verdicts(evidence[:20], Correction.HOLM, Null.COUNTED)
@@ -187,6 +221,8 @@ def test_two_ends_alike(pool: Pool) -> None:
     """A criterion whose reverse costs the same says nothing, and the report says so."""
     test = next(iter(pool.draws(20)))
     same = Contest(test.plan, test.plan, test.randoms, "", "layer")
-    found = with_verdicts([against_random(same, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[0].to_json()
+    found = with_verdicts(
+        [against_random(same, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED
+    )[0].to_json()
     assert found["ends_alike"]
     assert found["ends_interval"] == [0, 0]

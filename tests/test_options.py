@@ -18,7 +18,12 @@ from prune.checkpoint.write import export, export_notes
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
 
-OPTIONS = {"output_router_logits": True, "return_dict": False, "output_hidden_states": True, "output_attentions": True}
+OPTIONS = {
+    "output_router_logits": True,
+    "return_dict": False,
+    "output_hidden_states": True,
+    "output_attentions": True,
+}
 PLANS = (uniform_plan, unequal_plan)
 
 
@@ -35,11 +40,13 @@ def with_options(source: Path, target: Path, **options: Any) -> Path:
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_forwards_do_not_depend_on_what_else_a_model_could_give(family: str, option: str, saved: dict[str, Path], tmp_path: Path) -> None:
+def test_forwards_do_not_depend_on_what_else_a_model_could_give(
+    family: str, option: str, saved: dict[str, Path], tmp_path: Path
+) -> None:
     """The logits are those of the model without the option, whole and restricted, bit by bit."""
     folder = with_options(saved[family], tmp_path / "model", **{option: OPTIONS[option]})
     plain, changed = dissect(load(saved[family])), dissect(load(folder))
-    for plan in (None, *(make(plain.indices) for make in PLANS)):
+    for plan in (None, *(make(plain.shape.layers) for make in PLANS)):
         expected, found = (logits_under(anatomy, plan) for anatomy in (plain, changed))
         assert torch.equal(expected, found)
 
@@ -60,7 +67,7 @@ def test_what_is_written_runs_in_plain_transformers(
     """With the source's option where it can be kept (the router's loss of equal counts), else with a note that names it."""
     folder = with_options(saved[family], tmp_path / "model", **{option: OPTIONS[option]})
     layout = lay_out(open_checkpoint(folder))
-    plan = make(layout.layers)
+    plan = make(layout.shape.layers)
     export(layout, plan, tmp_path / "out")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     output = model(input_ids=tiny.ids(), labels=tiny.ids())
@@ -78,7 +85,7 @@ def test_options_of_a_model_that_was_built_in_memory() -> None:
     model.generation_config.return_dict_in_generate = True
     model.generation_config.num_return_sequences = 3
     anatomy = dissect(model)
-    with restricted(anatomy, unequal_plan(anatomy.indices)):
+    with restricted(anatomy, unequal_plan(anatomy.shape.layers)):
         assert tiny.logits(model).isfinite().all()
         answer = model.generate(tiny.ids(1, 4), max_new_tokens=2, do_sample=False)
     assert isinstance(answer, torch.Tensor)

@@ -42,9 +42,13 @@ def test_t_and_d_by_hand() -> None:
 
 
 def test_p_is_scipys() -> None:
-    assert paired_t(SAMPLE).p == pytest.approx(stats.ttest_rel(SAMPLE + 5, np.full(60, 5.0)).pvalue, rel=1e-12)
+    assert paired_t(SAMPLE).p == pytest.approx(
+        stats.ttest_rel(SAMPLE + 5, np.full(60, 5.0)).pvalue, rel=1e-12
+    )
     assert wilcoxon(SAMPLE).p == stats.wilcoxon(SAMPLE).pvalue
-    assert wilcoxon(np.array([1.0, 2.0, 3.0, 4.0])).p == 2 / 2**4  # all positive: the most extreme of 16 sign patterns, both tails
+    assert (
+        wilcoxon(np.array([1.0, 2.0, 3.0, 4.0])).p == 2 / 2**4
+    )  # all positive: the most extreme of 16 sign patterns, both tails
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
@@ -102,7 +106,9 @@ def test_spearman_within_is_the_mean_of_scipys() -> None:
     scores, effects = rng.integers(0, 4, (30, 5)).astype(float), rng.normal(size=(30, 5))
     scores[3] = 2.0  # says nothing there
     expected = [
-        stats.spearmanr(one, other).statistic for number, (one, other) in enumerate(zip(scores, effects, strict=True)) if number != 3
+        stats.spearmanr(one, other).statistic
+        for number, (one, other) in enumerate(zip(scores, effects, strict=True))
+        if number != 3
     ]
     found = spearman_within(scores, effects)
     assert found.rows == 29
@@ -164,7 +170,9 @@ def test_mcnemar_is_a_binomial_test() -> None:
 def test_corrections_by_hand() -> None:
     p = [0.01, 0.04, 0.03, 0.005]
     np.testing.assert_allclose(corrected(p, Correction.BONFERRONI), [0.04, 0.16, 0.12, 0.02])
-    np.testing.assert_allclose(corrected(p, Correction.HOLM), [0.03, 0.06, 0.06, 0.02])  # ×4 the smallest, ×3 the next, never falling
+    np.testing.assert_allclose(
+        corrected(p, Correction.HOLM), [0.03, 0.06, 0.06, 0.02]
+    )  # ×4 the smallest, ×3 the next, never falling
     np.testing.assert_allclose(corrected(p, Correction.BENJAMINI_HOCHBERG), [0.02, 0.04, 0.04, 0.02])
     np.testing.assert_array_equal(corrected(p, Correction.NONE), p)
 
@@ -226,6 +234,8 @@ def test_normal_p_is_a_prediction() -> None:
     assert normality_p(null) > 0.05 > normality_p(np.r_[null, 50.0])
 
 
-@pytest.mark.parametrize(("value", "null"), [(1.0, [2.0]), (1.0, [2.0, 2.0]), (math.nan, [1.0, 2.0]), (1.0, [math.nan, 2.0, 3.0])])
+@pytest.mark.parametrize(
+    ("value", "null"), [(1.0, [2.0]), (1.0, [2.0, 2.0]), (math.nan, [1.0, 2.0]), (1.0, [math.nan, 2.0, 3.0])]
+)
 def test_normal_p_of_nothing(value: float, null: list[float]) -> None:
     assert math.isnan(normal_p(value, np.array(null)))

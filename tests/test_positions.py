@@ -50,10 +50,17 @@ def test_the_published_figures(released: Path) -> None:
     assert len(cells) == 20
     for layer, criterion, high, low, d, p_t, p_wilcoxon in PUBLISHED:
         cell = cells[layer, criterion]
-        assert (round(cell["mean_high"], 4), round(cell["mean_low"], 4), round(cell["d"], 3)) == (high, low, d)
+        assert (round(cell["mean_high"], 4), round(cell["mean_low"], 4), round(cell["d"], 3)) == (
+            high,
+            low,
+            d,
+        )
         assert (round(cell["p_t"], 4), round(cell["p_wilcoxon"], 4)) == (p_t, p_wilcoxon)
         assert cell["n"] == 200
-    assert result["passing"] == {"delta": {"cells": 0, "of": 20} | others(0, 0), "absolute": {"cells": 6, "of": 20} | others(8, 10)}
+    assert result["passing"] == {
+        "delta": {"cells": 0, "of": 20} | others(0, 0),
+        "absolute": {"cells": 6, "of": 20} | others(8, 10),
+    }
     absolute = result["outcomes"]["absolute"]
     assert sum(cell["passes"] for cell in absolute) == 6
     by_holm, by_rate = np.ones(20, bool), np.ones(20, bool)
@@ -71,7 +78,9 @@ def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
     with released.open() as file:
         rows = list(csv.DictReader(file))
     for cell in json.loads(invoke("--positions", released, "--ddof", 0, "--json").stdout)["cells"]:
-        mine = [row for row in rows if (row["metric"], int(row["layer"])) == (cell["criterion"], cell["layer"])]
+        mine = [
+            row for row in rows if (row["metric"], int(row["layer"])) == (cell["criterion"], cell["layer"])
+        ]
         high, low = (np.array([float(row[f"{side}_delta"]) for row in mine]) for side in ("high", "low"))
         difference = high - low
         assert cell["d"] == pytest.approx(difference.mean() / difference.std())
@@ -82,10 +91,17 @@ def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
         order = [
             text for text in dict.fromkeys((row["sample"], row["batch"]) for row in rows) if text in texts
         ]  # as they stand in the file
-        sums = np.array([sum(d for d, text in zip(difference, texts, strict=True) if text == one) for one in order])
+        sums = np.array(
+            [sum(d for d, text in zip(difference, texts, strict=True) if text == one) for one in order]
+        )
         rng = np.random.default_rng(0)
         flipped = stats.permutation_test(
-            (sums,), lambda x, axis: x.sum(axis=axis), permutation_type="samples", vectorized=True, rng=rng, batch=1000
+            (sums,),
+            lambda x, axis: x.sum(axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            rng=rng,
+            batch=1000,
         )
         assert cell["p_clustered"] == pytest.approx(flipped.pvalue)
         assert cell["documents"] == len(order)
@@ -100,14 +116,20 @@ def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
         ).confidence_interval  # fmt: skip
         assert (cell["low"], cell["high"]) == pytest.approx((reach.low, reach.high))
         power = stats.nct.sf(
-            stats.t.ppf(1 - 0.00125, cell["needed_n"] - 1), cell["needed_n"] - 1, abs(t / np.sqrt(200)) * np.sqrt(cell["needed_n"])
+            stats.t.ppf(1 - 0.00125, cell["needed_n"] - 1),
+            cell["needed_n"] - 1,
+            abs(t / np.sqrt(200)) * np.sqrt(cell["needed_n"]),
         )
         assert power == pytest.approx(0.8, abs=0.005)
-        assert cell["passes"] == (cell["p_t"] * 20 <= 0.05 and cell["p_wilcoxon"] * 20 <= 0.05 and high.mean() > low.mean())
+        assert cell["passes"] == (
+            cell["p_t"] * 20 <= 0.05 and cell["p_wilcoxon"] * 20 <= 0.05 and high.mean() > low.mean()
+        )
 
 
 def test_ddof_is_a_parameter_and_is_printed(released: Path) -> None:
-    zero, one = (json.loads(invoke("--positions", released, "--ddof", ddof, "--json").stdout) for ddof in (0, 1))
+    zero, one = (
+        json.loads(invoke("--positions", released, "--ddof", ddof, "--json").stdout) for ddof in (0, 1)
+    )
     assert (zero["ddof"], one["ddof"]) == (0, 1)
     assert one["cells"][0]["d"] == pytest.approx(zero["cells"][0]["d"] * np.sqrt(199 / 200))
     assert "d (ddof 0)" in invoke("--positions", released, "--ddof", 0).stdout
@@ -130,7 +152,10 @@ HEAD = "layer,metric,sample,high_delta,low_delta"
     [
         (("layer,metric,high_delta", "0,a,1"), r"no column low_delta; it has layer, metric, high_delta"),
         (("layer,high_delta,low_delta", "0,1,2"), r"no column criterion \(or metric\)"),
-        ((HEAD, "0,a,1,0.5,0.1", "0,a,1,much,0.1"), r"row 3, column high_delta: 'much' is not a finite number \(1 such cells"),
+        (
+            (HEAD, "0,a,1,0.5,0.1", "0,a,1,much,0.1"),
+            r"row 3, column high_delta: 'much' is not a finite number \(1 such cells",
+        ),
         ((HEAD, "0,a,1,0.5,", "0,a,1,0.2,0.1"), r"row 2, column low_delta: '' is not a finite number"),
         ((HEAD, "0,a,1,0.5,inf"), r"row 2, column low_delta: 'inf' is not a finite number"),
         ((HEAD, "0,a,1,nan,0"), r"row 2, column high_delta: 'nan' is not a finite number"),
@@ -145,7 +170,10 @@ HEAD = "layer,metric,sample,high_delta,low_delta"
         ((HEAD, "1e300,a,1,0.5,0.1"), r"row 2, column layer"),
         ((HEAD, "0,a,1,0.5,0.1", "0,,1,0.5,0.1"), r"row 3, column criterion: is empty"),
         ((HEAD, "0,a,,0.5,0.1"), r"row 2, column sample: is empty"),
-        ((f"{HEAD},position", "0,a,1,0.5,0.1,7", "0,a,2,0.5,0.1,7", "0,a,1,0.5,0.1,7"), r"row 4 repeats an earlier one"),
+        (
+            (f"{HEAD},position", "0,a,1,0.5,0.1,7", "0,a,2,0.5,0.1,7", "0,a,1,0.5,0.1,7"),
+            r"row 4 repeats an earlier one",
+        ),
         ((f"model,{HEAD}", "m,0,a,1,0.5,0.1", "n,0,a,1,0.5,0.1"), r"rows of 2 models \(m, n\)"),
     ],
 )
@@ -189,7 +217,13 @@ def test_degenerate_cells_have_a_reason_and_never_pass(rows: list[str], reason: 
 
 def test_documents_may_be_missing(tmp_path: Path) -> None:
     """Then every position is a document of its own."""
-    (cell,) = audit(read_positions(write(tmp_path / "p.csv", "layer,criterion,high_delta,low_delta", "0,a,1,0", "0,a,3,1", "0,a,2,0.5")))
+    (cell,) = audit(
+        read_positions(
+            write(
+                tmp_path / "p.csv", "layer,criterion,high_delta,low_delta", "0,a,1,0", "0,a,3,1", "0,a,2,0.5"
+            )
+        )
+    )
     assert cell.documents == 3
 
 
@@ -203,7 +237,9 @@ def test_positions_of_several_texts_without_their_names(tmp_path: Path) -> None:
     rows = [f"0,a,{n % 10},{high},{low}" for n, (high, low) in enumerate(sides)]
     bare = json.loads(invoke("--positions", write(tmp_path / "bare.csv", POSITIONS, *rows), "--json").stdout)
     named = [f"{row},{n // 10}" for n, row in enumerate(rows)]
-    full = json.loads(invoke("--positions", write(tmp_path / "full.csv", f"{POSITIONS},document", *named), "--json").stdout)
+    full = json.loads(
+        invoke("--positions", write(tmp_path / "full.csv", f"{POSITIONS},document", *named), "--json").stdout
+    )
     (cell,), (other,) = bare["cells"], full["cells"]
     assert (cell["p_clustered"], cell["low"], cell["high"], cell["documents"]) == (None, None, None, None)
     assert other["documents"] == 3
@@ -218,7 +254,9 @@ def test_positions_of_several_texts_without_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["document", "sample", "batch", "window"])
 def test_a_row_that_repeats_is_refused_where_its_text_is_known(column: str, tmp_path: Path) -> None:
     rows = ["0,a,1,0.5,0.1,7", "0,a,1,0.4,0.1,8", "0,a,1,0.3,0.1,7"]
-    with pytest.raises(ExciseError, match=f"row 4 repeats an earlier one .*{column}, position are the same; 1 such rows"):
+    with pytest.raises(
+        ExciseError, match=f"row 4 repeats an earlier one .*{column}, position are the same; 1 such rows"
+    ):
         read_positions(write(tmp_path / "p.csv", f"{POSITIONS},{column}", *rows))
 
 
@@ -232,14 +270,22 @@ def test_without_names_and_repeats_it_is_said_that_positions_count(tmp_path: Pat
 @pytest.mark.parametrize("value", ["1e101", "-1.7e308"])
 def test_numbers_that_are_no_loss(value: str, tmp_path: Path) -> None:
     """Their squares would overflow, and nothing could be said."""
-    with pytest.raises(ExciseError, match=f"row 2, column high_delta: '{value}' is not a loss that a model can have"):
+    with pytest.raises(
+        ExciseError, match=f"row 2, column high_delta: '{value}' is not a loss that a model can have"
+    ):
         read_positions(write(tmp_path / "p.csv", HEAD, f"0,a,1,{value},0.1"))
 
 
 def test_an_inverted_cell_does_not_pass() -> None:
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(
-        {"layer": 0, "criterion": "a", "text": np.arange(300), "high_delta": rng.normal(0, 1, 300), "low_delta": rng.normal(1, 1, 300)}
+        {
+            "layer": 0,
+            "criterion": "a",
+            "text": np.arange(300),
+            "high_delta": rng.normal(0, 1, 300),
+            "low_delta": rng.normal(1, 1, 300),
+        }
     )
     (cell,) = audit(rows)
     assert (cell.passes, cell.inverted) == (False, True)
@@ -252,7 +298,15 @@ def test_controls_have_families_of_their_own() -> None:
     rng = np.random.default_rng(0)
     names = ["a", "b", GATE_WEIGHT, RANDOM_PAIR]
     rows = pd.concat(
-        pd.DataFrame({"layer": layer, "criterion": name, "text": np.arange(50), "high_delta": rng.normal(size=50), "low_delta": 0.0})
+        pd.DataFrame(
+            {
+                "layer": layer,
+                "criterion": name,
+                "text": np.arange(50),
+                "high_delta": rng.normal(size=50),
+                "low_delta": 0.0,
+            }
+        )
         for name in names
         for layer in (0, 3)
     )
@@ -285,7 +339,15 @@ def test_options_of_a_recipe_do_not_go_with_a_file(tmp_path: Path) -> None:
 def effects_table(k: int = 3, positions: int = 400) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     rows = [
-        {"layer": 2, "document": p % 7, "window": p % 7, "position": p, "expert": int(e), "rank": rank, "gate_weight": 0.5 - 0.1 * rank}
+        {
+            "layer": 2,
+            "document": p % 7,
+            "window": p % 7,
+            "position": p,
+            "expert": int(e),
+            "rank": rank,
+            "gate_weight": 0.5 - 0.1 * rank,
+        }
         | {"baseline_loss": 1.0, "delta": float(e), "kl": float(e) / 10}
         for p in range(positions)
         for rank, e in enumerate(rng.permutation(6)[:k])
@@ -307,7 +369,9 @@ def test_high_and_low_are_the_extremes_of_the_active_set() -> None:
         active = table[(table["window"] == row["window"]) & (table["position"] == row["position"])]["expert"]
         assert row["high_expert"] == active.min()
         assert row["low_expert"] == active.max(), "an expert without score (nan) is lowest"
-        assert (row["high_delta"], row["low_delta"]) == (row["high_expert"], row["low_expert"]), "the effect belongs to the expert"
+        assert (row["high_delta"], row["low_delta"]) == (row["high_expert"], row["low_expert"]), (
+            "the effect belongs to the expert"
+        )
     by_gate = found[found["criterion"] == GATE_WEIGHT].merge(
         table, left_on=["window", "position", "high_expert"], right_on=["window", "position", "expert"]
     )

@@ -10,9 +10,18 @@ from criteria.text.sources import Source
 from experts.disk.names import model_folder, recipes_folder
 from experts.errors import ExciseError
 from experts.units import parse_size
-from finetune.settings import Teacher
 from prune.recipe.read import read_recipe, recipe_file
-from prune.recipe.schema import Audit, Compare, Finetune, Progressive, Prune, Recipe, Tasks, Text, Validate
+from prune.recipe.schema import (
+    AuditSettings,
+    CompareSettings,
+    FinetuneSettings,
+    ProgressiveSettings,
+    PruneSettings,
+    Recipe,
+    TaskSettings,
+    TextSettings,
+    ValidateSettings,
+)
 from prune.session.prepare import default_output
 
 GOOD: dict[str, Any] = {
@@ -42,18 +51,33 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
     [
         ({"calibratoin": {}}, r"r\.yaml: unknown key 'calibratoin'; did you mean 'calibration'\?"),
         ({"prune": {"fracton": 0.5}}, r"unknown key 'prune\.fracton'; did you mean 'fraction'\?"),
-        ({"validate": {**GOOD["validate"], "random_plan": 9}}, r"unknown key 'validate\.random_plan'; did you mean 'random_plans'\?"),
-        ({"calibration": {"data": {"txt": ["a"]}}}, r"unknown key 'calibration\.data\.0\.txt'; did you mean 'text'\?"),
+        (
+            {"validate": {**GOOD["validate"], "random_plan": 9}},
+            r"unknown key 'validate\.random_plan'; did you mean 'random_plans'\?",
+        ),
+        (
+            {"calibration": {"data": {"txt": ["a"]}}},
+            r"unknown key 'calibration\.data\.0\.txt'; did you mean 'text'\?",
+        ),
         ({"zzz": {"zzz": 1}}, "unknown key 'zzz'; known here: model, dtype"),
         ({"prune": {}}, "prune: give exactly one of fraction, keep, target_size"),
         ({"prune": {"fraction": 0.5, "keep": 4}}, "prune: give exactly one of"),
         *(
-            ({"prune": {"keep": keep}}, r"prune\.keep: expected experts per layer \(keep: 32\), or layer: count")
+            (
+                {"prune": {"keep": keep}},
+                r"prune\.keep: expected experts per layer \(keep: 32\), or layer: count",
+            )
             for keep in ({"a": 4}, {0: -1}, {0: 4.5}, [4], True, 0, {}, "many")
         ),
         ({"prune": {"fraction": "half"}}, r"prune\.fraction: input should be a valid number.*got 'half'"),
-        ({"prune": {"target_size": "8 parsecs"}}, "target_size '8 parsecs' is not a size; write for example 8GB"),
-        ({"prune": {"fraction": 0.5, "scope": "model"}}, r"prune\.scope: input should be 'layer' or 'global', got 'model'"),
+        (
+            {"prune": {"target_size": "8 parsecs"}},
+            "target_size '8 parsecs' is not a size; write for example 8GB",
+        ),
+        (
+            {"prune": {"fraction": 0.5, "scope": "model"}},
+            r"prune\.scope: input should be 'layer' or 'global', got 'model'",
+        ),
         (
             {"validate": {**GOOD["validate"], "random_plans": 5}},
             r"validate\.random_plans: input should be greater than or equal to 20, got 5",
@@ -63,7 +87,10 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
             {"calibration": {"data": {"stdlib": "code", "split": "validation"}}},
             "stdlib needs split: train, calibration or test, got 'validation'",
         ),
-        ({"calibration": {"data": {"text": ["a"], "separator": "("}}}, r"separator '\(' is not a regular expression"),
+        (
+            {"calibration": {"data": {"text": ["a"], "separator": "("}}},
+            r"separator '\(' is not a regular expression",
+        ),
         ({"prune": {"fraction": 0.5, "floor": 4}}, "floor belongs to scope: global"),
         ({"calibration": {"data": []}}, r"calibration\.data: .*at least 1 item"),
     ],
@@ -113,7 +140,14 @@ def test_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("8GB", 8 * 10**9), ("500 MiB", 500 * 2**20), ("1.5e9", 1_500_000_000), ("12345", 12345), ("2tb", 2 * 10**12)]
+    ("text", "size"),
+    [
+        ("8GB", 8 * 10**9),
+        ("500 MiB", 500 * 2**20),
+        ("1.5e9", 1_500_000_000),
+        ("12345", 12345),
+        ("2tb", 2 * 10**12),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
@@ -126,14 +160,21 @@ def test_every_shipped_recipe_is_valid(monkeypatch: pytest.MonkeyPatch, tmp_path
     for file in files:
         assert read_recipe(file).criteria
         head = file.read_text().splitlines()[:12]
-        others = {"demo-compare": "compare", "demo-scopes": "compare", "demo-blimp": "compare", "demo-causal": "compare"}
+        others = {
+            "demo-compare": "compare",
+            "demo-scopes": "compare",
+            "demo-blimp": "compare",
+            "demo-causal": "compare",
+        }
         command = {**others, "demo-audit": "audit", "demo-heal": "finetune"}.get(file.stem, "prune")
         for word in (f"excise {command} {file.stem}", "Hardware:", "Expect:"):
             assert any(word in line for line in head), f"{file.name} does not say {word!r} in its header"
 
 
 def test_names_that_lead_nowhere() -> None:
-    with pytest.raises(ExciseError, match=r"nope: no such recipe file, and no recipe of that name; there are .*demo"):
+    with pytest.raises(
+        ExciseError, match=r"nope: no such recipe file, and no recipe of that name; there are .*demo"
+    ):
         recipe_file("nope")
     for name in ("./nope", "/nope/nope", "nope"):
         with pytest.raises(ExciseError, match="no such model folder"):
@@ -145,7 +186,19 @@ def test_names_that_lead_nowhere() -> None:
 def test_every_key_is_documented() -> None:
     """With its meaning, word for word as the model has it."""
     text = (recipes_folder() / "README.md").read_text()
-    for table in (Recipe, Text, Prune, Validate, Audit, Progressive, Tasks, Compare, Finetune, Teacher, Source):
+    for table in (
+        Recipe,
+        TextSettings,
+        PruneSettings,
+        ValidateSettings,
+        AuditSettings,
+        ProgressiveSettings,
+        TaskSettings,
+        CompareSettings,
+        FinetuneSettings,
+        TeacherSettings,
+        Source,
+    ):
         for name, field in table.model_fields.items():
             assert f"| `{field.alias or name}` |" in text
             assert (field.description or "").replace("|", "/") in text
@@ -155,13 +208,18 @@ def test_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TEXTS", str(tmp_path))
     data = {**GOOD, "calibration": {"data": {"text": ["$TEXTS/a.txt", "${TEXTS}/b.txt"]}}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(data))
-    assert read_recipe(tmp_path / "r.yaml").calibration.data[0].text == (tmp_path / "a.txt", tmp_path / "b.txt")
+    assert read_recipe(tmp_path / "r.yaml").calibration.data[0].text == (
+        tmp_path / "a.txt",
+        tmp_path / "b.txt",
+    )
     monkeypatch.delenv("TEXTS")
     with pytest.raises(ExciseError, match="the environment variable TEXTS is not set"):
         read_recipe(tmp_path / "r.yaml")
 
 
-@pytest.mark.parametrize("order", [("prune.keep=3", "prune.fraction=null"), ("prune.fraction=null", "prune.keep=3")])
+@pytest.mark.parametrize(
+    "order", [("prune.keep=3", "prune.fraction=null"), ("prune.fraction=null", "prune.keep=3")]
+)
 def test_budgets_that_are_set_and_taken_away(order: tuple[str, ...]) -> None:
     assert read_recipe(recipe_file("demo"), order).prune.keep == 3
 

@@ -13,7 +13,6 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from prune.console.cli import app
-from tests.test_run import recipe_path  # noqa: F401 - a fixture
 
 Rows = dict[str, np.ndarray[Any, Any]]
 
@@ -35,7 +34,12 @@ def by_digest(rows: list[dict[str, str]], column: str) -> Rows:
 def interval(differences: Any, weights: Any, clusters: Any, seed: int) -> tuple[float, float]:
     """Percentile bootstrap of the weighted mean over clusters in the order of their first row."""
     order = list(dict.fromkeys(clusters))
-    sums = np.array([sum(d * w for d, w, c in zip(differences, weights, clusters, strict=True) if c == one) for one in order])
+    sums = np.array(
+        [
+            sum(d * w for d, w, c in zip(differences, weights, clusters, strict=True) if c == one)
+            for one in order
+        ]
+    )
     sizes = np.array([sum(w for w, c in zip(weights, clusters, strict=True) if c == one) for one in order])
     found = stats.bootstrap(
         (sums, sizes),
@@ -66,12 +70,17 @@ def chance(kind: str, delta: float, null: Any) -> tuple[float, float]:
 
 
 @pytest.fixture
-def compared(recipe_path: Path, tmp_path: Path) -> Callable[[str], tuple[dict[str, Any], Path]]:  # noqa: F811
+def compared(recipe_path: Path, tmp_path: Path) -> Callable[[str], tuple[dict[str, Any], Path]]:
     """A comparison with a task, in both scopes."""
     (tmp_path / "tasks").mkdir()
     rng = np.random.default_rng(0)
     items = [
-        {"context": f"{rng.integers(1e6)} is", "choices": [f" {a}" for a in rng.integers(1000, size=3)], "answer": 1} for _ in range(24)
+        {
+            "context": f"{rng.integers(1e6)} is",
+            "choices": [f" {a}" for a in rng.integers(1000, size=3)],
+            "answer": 1,
+        }
+        for _ in range(24)
     ]
     (tmp_path / "tasks" / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
     task = {
@@ -95,9 +104,15 @@ def compared(recipe_path: Path, tmp_path: Path) -> Callable[[str], tuple[dict[st
 
     def run(kind: str) -> tuple[dict[str, Any], Path]:
         plans = {"counted": 119, "normal": 20}[kind]
-        data["validate"] |= {"chance": kind, "random_plans": plans, "tasks": {"names": "guess", "include": "tasks"}}
+        data["validate"] |= {
+            "chance": kind,
+            "random_plans": plans,
+            "tasks": {"names": "guess", "include": "tasks"},
+        }
         recipe_path.write_text(yaml.safe_dump(data))
-        done = CliRunner().invoke(app, ["compare", str(recipe_path), "-o", str(tmp_path / kind), "--quiet", "--json"])
+        done = CliRunner().invoke(
+            app, ["compare", str(recipe_path), "-o", str(tmp_path / kind), "--quiet", "--json"]
+        )
         assert done.exit_code == 0, done.output
         return json.loads(done.stdout), tmp_path / kind
 
@@ -110,17 +125,26 @@ def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any],
     losses, items = rows_of(folder / "losses.csv"), rows_of(folder / "items.csv")
     first = [row for row in losses if row["digest"] == "full"]
     tokens, documents = np.array([float(row["tokens"]) for row in first]), [row["document"] for row in first]
-    loss, scores = by_digest(losses, "loss"), {digest: -values for digest, values in by_digest(items, "score").items()}
+    loss, scores = (
+        by_digest(losses, "loss"),
+        {digest: -values for digest, values in by_digest(items, "score").items()},
+    )
     measures = {"loss": (loss, tokens, documents), "guess": (scores, np.ones(24), list(range(24)))}
     for name, (values, weights, clusters) in measures.items():
         costs = [(plan, plan if name == "loss" else plan["tasks"][0]) for plan in result["plans"]]
         for plan, cost in costs:
             own, full = values[plan["digest"]], values["full"]
             assert cost["delta"] == pytest.approx(np.average(own - full, weights=weights), abs=1e-12)
-            np.testing.assert_allclose(cost["delta_interval"], interval(own - full, weights, clusters, 0), atol=1e-12)
-            assert cost["reversed_delta"] == pytest.approx(np.average(values[plan["reversed_digest"]] - full, weights=weights), abs=1e-12)
+            np.testing.assert_allclose(
+                cost["delta_interval"], interval(own - full, weights, clusters, 0), atol=1e-12
+            )
+            assert cost["reversed_delta"] == pytest.approx(
+                np.average(values[plan["reversed_digest"]] - full, weights=weights), abs=1e-12
+            )
             reverse = values[plan["reversed_digest"]]
-            np.testing.assert_allclose(cost["ends_interval"], interval(reverse - own, weights, clusters, 0), atol=1e-12)
+            np.testing.assert_allclose(
+                cost["ends_interval"], interval(reverse - own, weights, clusters, 0), atol=1e-12
+            )
             assert cost["p_full"] == pytest.approx(paired_p(name, own, full, weights, clusters))
             for against in filter(None, (cost, cost["equal_counts"])):
                 randoms = np.array([values[digest] for digest in against["random"]["digests"]])
@@ -130,18 +154,32 @@ def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any],
                     chance(kind, cost["delta"], np.array(against["random"]["values"]))
                 )
                 assert against["effect"] == pytest.approx((null.mean() - cost["delta"]) / null.std(ddof=1))
-                np.testing.assert_allclose(against["interval"], interval(randoms.mean(axis=0) - own, weights, clusters, 0), atol=1e-12)
+                np.testing.assert_allclose(
+                    against["interval"],
+                    interval(randoms.mean(axis=0) - own, weights, clusters, 0),
+                    atol=1e-12,
+                )
                 assert against["random"]["normality_p"] == pytest.approx(stats.shapiro(null).pvalue, rel=1e-6)
                 family = len(costs) if against is cost else sum(bool(one["equal_counts"]) for _, one in costs)
-                reach = stats.t.ppf(1 - 0.05 / family, len(null) - 1) * math.sqrt(1 + 1 / len(null)) + stats.norm.ppf(0.8)
+                reach = stats.t.ppf(1 - 0.05 / family, len(null) - 1) * math.sqrt(
+                    1 + 1 / len(null)
+                ) + stats.norm.ppf(0.8)
                 assert against["smallest_detectable"] == pytest.approx(reach * null.std(ddof=1))
-        assert [cost["p_corrected"] for _, cost in costs] == pytest.approx(holm([cost["p"] for _, cost in costs]))
-        assert [cost["p_worse_corrected"] for _, cost in costs] == pytest.approx(holm([cost["p_worse"] for _, cost in costs]))
+        assert [cost["p_corrected"] for _, cost in costs] == pytest.approx(
+            holm([cost["p"] for _, cost in costs])
+        )
+        assert [cost["p_worse_corrected"] for _, cost in costs] == pytest.approx(
+            holm([cost["p_worse"] for _, cost in costs])
+        )
         unequal = [cost["equal_counts"] for _, cost in costs if cost["equal_counts"]]
         assert unequal, "scope global gives unequal counts"
         assert [one["p_corrected"] for one in unequal] == pytest.approx(holm([one["p"] for one in unequal]))
         recompute_pairs(result, name, values, weights, clusters)
-    assert {plan["verdict"] for plan in result["plans"]} <= {"beats random", "not distinguishable", "worse than random"}
+    assert {plan["verdict"] for plan in result["plans"]} <= {
+        "beats random",
+        "not distinguishable",
+        "worse than random",
+    }
 
 
 def paired_p(name: str, one: Any, other: Any, weights: Any, clusters: list[Any]) -> Any:
@@ -150,11 +188,18 @@ def paired_p(name: str, one: Any, other: Any, weights: Any, clusters: list[Any])
         b, c = int(((one < 0) & (other == 0)).sum()), int(((one == 0) & (other < 0)).sum())
         return stats.binomtest(b, b + c, 0.5).pvalue if b + c else None
     order = list(dict.fromkeys(clusters))
-    sums = [sum(w * d for w, d, c in zip(weights, one - other, clusters, strict=True) if c == document) for document in order]
-    return stats.permutation_test((sums,), np.sum, permutation_type="samples", vectorized=False, rng=np.random.default_rng(0)).pvalue
+    sums = [
+        sum(w * d for w, d, c in zip(weights, one - other, clusters, strict=True) if c == document)
+        for document in order
+    ]
+    return stats.permutation_test(
+        (sums,), np.sum, permutation_type="samples", vectorized=False, rng=np.random.default_rng(0)
+    ).pvalue
 
 
-def recompute_pairs(result: dict[str, Any], name: str, values: Rows, weights: Any, clusters: list[Any]) -> None:
+def recompute_pairs(
+    result: dict[str, Any], name: str, values: Rows, weights: Any, clusters: list[Any]
+) -> None:
     found = {(plan["criterion"], plan["scope"]): values[plan["digest"]] for plan in result["plans"]}
     pairs = [pair for pair in result["pairs"] if pair["name"] == name]
     assert len(pairs) == 2 * 3
@@ -162,7 +207,9 @@ def recompute_pairs(result: dict[str, Any], name: str, values: Rows, weights: An
     for pair in pairs:
         one, other = (found[pair[side], pair["scope"]] for side in ("first", "second"))
         assert pair["difference"] == pytest.approx(np.average(one - other, weights=weights), abs=1e-12)
-        np.testing.assert_allclose([pair["low"], pair["high"]], interval(one - other, weights, clusters, 0), atol=1e-12)
+        np.testing.assert_allclose(
+            [pair["low"], pair["high"]], interval(one - other, weights, clusters, 0), atol=1e-12
+        )
         p = paired_p(name, one, other, weights, clusters)
         p = math.nan if p is None else p
         assert (math.nan if pair["p"] is None else pair["p"]) == pytest.approx(p, nan_ok=True)

@@ -24,12 +24,12 @@ from experts.plan import Plan
 from experts.sharing import kept_counts, sharing
 from experts.surgery import cut
 from finetune.adapters import adapt, find_targets, merged, remove
-from finetune.losses import Targets, best, cross_entropy, divergence, log_softened
+from finetune.losses import TeacherLogits, best, cross_entropy, divergence, log_softened
 from finetune.settings import Training
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import check_teacher, pruned_plan
 from prune.checkpoint.slices import slice_layout
-from prune.checkpoint.write import Recovered, export
+from prune.checkpoint.write import TrainedWeights, export
 from prune.recover.stored_weights import Storage
 from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan, windows
@@ -42,7 +42,7 @@ EVEN = (0, 1, 3, 4, 5, 7)  # three experts of either router group
 
 
 def plan_for(anatomy: Anatomy) -> Plan:
-    return uniform_plan(anatomy.indices, EVEN)
+    return uniform_plan(anatomy.shape.layers, EVEN)
 
 
 # Losses.
@@ -52,17 +52,22 @@ def test_divergence_by_hand() -> None:
     """Teacher (1/2, 1/4, 1/4), student (1/4, 1/4, 1/2): KL = 1/2·ln 2 + 0 + 1/4·ln(1/2) = 1/4·ln 2."""
     teacher = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
     student = torch.tensor([[[0.25, 0.25, 0.5], [1.0, 0.0, 0.0]]]).log()  # the last position predicts nothing
-    assert float(divergence(Targets(teacher), student, 1.0)) == pytest.approx(math.log(2) / 4)
+    assert float(divergence(TeacherLogits(teacher), student, 1.0)) == pytest.approx(math.log(2) / 4)
     # One cached token: two outcomes, (1/2, 1/2) against (1/4, 3/4).
     expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    assert float(divergence(Targets(teacher[..., :1], torch.tensor([[[0]]])), student, 1.0)) == pytest.approx(expected)
+    assert float(
+        divergence(TeacherLogits(teacher[..., :1], torch.tensor([[[0]]])), student, 1.0)
+    ) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_divergence_is_that_of_torch_and_its_gradient(temperature: float) -> None:
     torch.manual_seed(0)
-    one, other = torch.randn(2, 5, 11, dtype=torch.float64), torch.randn(2, 5, 11, dtype=torch.float64, requires_grad=True)
-    found = divergence(Targets(log_softened(one[:, :-1], temperature)), other, temperature)
+    one, other = (
+        torch.randn(2, 5, 11, dtype=torch.float64),
+        torch.randn(2, 5, 11, dtype=torch.float64, requires_grad=True),
+    )
+    found = divergence(TeacherLogits(log_softened(one[:, :-1], temperature)), other, temperature)
     flat = [torch.log_softmax(logits[:, :-1] / temperature, -1).reshape(-1, 11) for logits in (one, other)]
     expected = temperature**2 * functional.kl_div(flat[1], flat[0], reduction="batchmean", log_target=True)
     assert found.item() == pytest.approx(expected.item(), abs=1e-12)
@@ -73,7 +78,7 @@ def test_divergence_is_that_of_torch_and_its_gradient(temperature: float) -> Non
 def test_cached_tokens_bound_the_divergence_from_below() -> None:
     torch.manual_seed(1)
     one, other = 3 * torch.randn(2, 5, 11), torch.randn(2, 5, 11)
-    whole = float(divergence(Targets(log_softened(one[:, :-1], 2.0)), other, 2.0))
+    whole = float(divergence(TeacherLogits(log_softened(one[:, :-1], 2.0)), other, 2.0))
     parts = [float(divergence(best(one[:, :-1], 2.0, k), other, 2.0)) for k in (1, 4, 10, 11, 50)]
     assert parts == sorted(parts)
     assert parts[0] < whole
@@ -94,7 +99,7 @@ def test_cross_entropy_is_the_models_own_loss() -> None:
 def test_twins(family: str, unequal: bool) -> None:
     model, surgical = tiny.build(family), tiny.build(family)
     anatomy = dissect(model)
-    plan = unequal_plan(anatomy.indices) if unequal else plan_for(anatomy)
+    plan = unequal_plan(anatomy.shape.layers) if unequal else plan_for(anatomy)
     cut(dissect(surgical), plan)
     whole, state = tiny.logits(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with suppress(KeyboardInterrupt), sharing(anatomy, plan) as twin:
@@ -132,7 +137,9 @@ def test_teacher_on_disk_says_what_the_one_in_memory_says(tmp_path: Path) -> Non
         shared = SharedTeacher(twin, 2.0, adapted.peft.disable_adapter).targets(rows, tokens)
     cached = CachedTeacher(tmp_path).targets(rows, tokens)
     assert cached.ids is not None
-    assert torch.allclose(shared.logs, torch.empty_like(shared.logs).scatter(-1, cached.ids, cached.logs), atol=1e-5)
+    assert torch.allclose(
+        shared.logs, torch.empty_like(shared.logs).scatter(-1, cached.ids, cached.logs), atol=1e-5
+    )
 
 
 # Adapters.
@@ -151,17 +158,21 @@ def stirred(model: PreTrainedModel, seed: int = 0) -> None:
 def test_adapter_and_merge_and_reload(family: str, saved: dict[str, Path], tmp_path: Path) -> None:
     """Merge differs by rounding; the saved adapter on the exported checkpoint by nothing; the merged checkpoint by nothing."""
     layout = lay_out(open_checkpoint(saved[family]))
-    plan = uniform_plan(layout.layers, EVEN)
+    plan = uniform_plan(layout.shape.layers, EVEN)
     export(layout, plan, tmp_path / "pruned")
     anatomy = dissect(AutoModelForCausalLM.from_pretrained(saved[family]))
     pieces = {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard}
     with sharing(anatomy, plan):
-        adapted = adapt(anatomy.model, find_targets(anatomy, ("attention", "router", "experts")), Training(rank=4), 0)
+        adapted = adapt(
+            anatomy.model, find_targets(anatomy, ("attention", "router", "experts")), Training(rank=4), 0
+        )
         stirred(adapted.peft)
         bare = tiny.logits(AutoModelForCausalLM.from_pretrained(tmp_path / "pruned"))
         trained = tiny.logits(adapted.peft)
         adapted.peft.save_pretrained(tmp_path / "adapter")
-        again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "pruned"), tmp_path / "adapter")
+        again = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "pruned"), tmp_path / "adapter"
+        )
         assert torch.equal(tiny.logits(again), trained)
         assert (trained - bare).abs().max() > 0.05
         storage = Storage(anatomy.model, pieces)
@@ -169,14 +180,16 @@ def test_adapter_and_merge_and_reload(family: str, saved: dict[str, Path], tmp_p
             assert weights.keys() == set(adapted.targets.weights)
             inside = tiny.logits(anatomy.model)
             changed = storage.write(weights, tmp_path / "merged")
-            export(layout, plan, tmp_path / "out", recovered=Recovered(changed, {"plan": plan.digest}))
+            export(layout, plan, tmp_path / "out", recovered=TrainedWeights(changed, {"plan": plan.digest}))
         assert torch.equal(tiny.logits(anatomy.model), bare)
     assert (inside - trained).abs().max() < 5e-5
     assert torch.equal(tiny.logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), inside)
     before, after = (open_checkpoint(tmp_path / name).tensors for name in ("pruned", "out"))
     assert before.keys() == after.keys()
     for name in before.keys() - changed.keys():
-        one, other = (stored.file.read_bytes()[stored.start : stored.end] for stored in (before[name], after[name]))
+        one, other = (
+            stored.file.read_bytes()[stored.start : stored.end] for stored in (before[name], after[name])
+        )
         assert one == other, name
     assert json.loads((tmp_path / "out" / "excise_recovery.json").read_text()) == {"plan": plan.digest}
 
@@ -206,8 +219,15 @@ def test_targets_by_name() -> None:
 
 def test_an_adapters_configuration_names_no_layers() -> None:
     anatomy = dissect(tiny.build("olmoe"))
-    config = adapt(anatomy.model, find_targets(anatomy, ("attention", "experts")), Training(), 0).peft.peft_config["default"]
-    assert config.target_modules == {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"}
+    config = adapt(
+        anatomy.model, find_targets(anatomy, ("attention", "experts")), Training(), 0
+    ).peft.peft_config["default"]
+    assert config.target_modules == {
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+    }
     assert config.target_parameters == {"mlp.experts.down_proj", "mlp.experts.gate_up_proj"}
 
 
@@ -223,7 +243,9 @@ def test_a_merge_rounds_once_and_refuses_what_is_not_finite() -> None:
     adapted = adapt(anatomy.model, find_targets(anatomy, ("router",)), Training(), 0)
     stirred(adapted.peft)
     with (
-        pytest.raises(ExciseError, match=r"model\.layers\.0\.mlp\.gate\.weight: the merged weight is not finite"),
+        pytest.raises(
+            ExciseError, match=r"model\.layers\.0\.mlp\.gate\.weight: the merged weight is not finite"
+        ),
         merged(adapted, lambda _, weight: weight * math.inf),
     ):
         pass
@@ -236,7 +258,11 @@ def test_a_merge_rounds_once_and_refuses_what_is_not_finite() -> None:
 def test_weights_that_cannot_be_written_back_are_refused(saved: dict[str, Path]) -> None:
     layout = lay_out(open_checkpoint(saved["olmoe"]))
     model = AutoModelForCausalLM.from_pretrained(saved["olmoe"])
-    pieces = {piece.name: piece for shard in slice_layout(layout, uniform_plan(layout.layers, tuple(range(8)))).values() for piece in shard}
+    pieces = {
+        piece.name: piece
+        for shard in slice_layout(layout, uniform_plan(layout.shape.layers, tuple(range(8)))).values()
+        for piece in shard
+    }
     weights = {"model.layers.0.mlp.experts.down_proj": model.model.layers[0].mlp.experts.down_proj}
     name = "model.layers.0.mlp.experts.3.down_proj.weight"
     Storage(model, pieces).check(weights)
@@ -244,7 +270,9 @@ def test_weights_that_cannot_be_written_back_are_refused(saved: dict[str, Path])
     def changed(**fields: Any) -> Storage:
         return Storage(model, {**pieces, name: replace(pieces[name], **fields)})
 
-    with pytest.raises(ExciseError, match=rf"experts\.down_proj is stored quantised \({name} is F8_E4M3\).*unquantised"):
+    with pytest.raises(
+        ExciseError, match=rf"experts\.down_proj is stored quantised \({name} is F8_E4M3\).*unquantised"
+    ):
         changed(dtype="F8_E4M3").check(weights)
     with pytest.raises(ExciseError, match=r"has shape \[32, 12\], needs \[32, 24\]"):
         changed(shape=(32, 12)).check(weights)
@@ -256,14 +284,17 @@ def test_weights_that_cannot_be_written_back_are_refused(saved: dict[str, Path])
 
 def test_an_export_refuses_changes_that_do_not_fit(saved: dict[str, Path], tmp_path: Path) -> None:
     layout = lay_out(open_checkpoint(saved["olmoe"]))
-    plan = uniform_plan(layout.layers)
+    plan = uniform_plan(layout.shape.layers)
     stored = layout.checkpoint.tensors["model.layers.0.mlp.gate.weight"]
     for changed, message in (
-        ({"model.layers.9.mlp.gate.weight": stored}, "the pruned checkpoint has no tensor model.layers.9.mlp.gate.weight"),
+        (
+            {"model.layers.9.mlp.gate.weight": stored},
+            "the pruned checkpoint has no tensor model.layers.9.mlp.gate.weight",
+        ),
         ({stored.name: stored}, r"changed to F32 \[8, 32\], stored as F32 \[6, 32\]"),
     ):
         with pytest.raises(ExciseError, match=message):
-            export(layout, plan, tmp_path / "out", recovered=Recovered(changed, {}))
+            export(layout, plan, tmp_path / "out", recovered=TrainedWeights(changed, {}))
         assert not (tmp_path / "out").exists()
 
 
@@ -272,7 +303,7 @@ def test_an_export_refuses_changes_that_do_not_fit(saved: dict[str, Path], tmp_p
 
 def test_a_folder_says_where_it_comes_from(saved: dict[str, Path], tmp_path: Path) -> None:
     layout = lay_out(open_checkpoint(saved["olmoe"]))
-    plan, mark = uniform_plan(layout.layers), fingerprint(layout.checkpoint)
+    plan, mark = uniform_plan(layout.shape.layers), fingerprint(layout.checkpoint)
     export(layout, plan, tmp_path / "pruned")
     assert pruned_plan(tmp_path / "pruned", layout, mark) == plan
     with pytest.raises(ExciseError, match="is not a folder"):
@@ -280,19 +311,25 @@ def test_a_folder_says_where_it_comes_from(saved: dict[str, Path], tmp_path: Pat
     other = lay_out(open_checkpoint(tiny.save(tiny.build("olmoe", seed=1), tmp_path / "other")))
     with pytest.raises(ExciseError, match=r"is not that of .*other; was it trained or edited since"):
         pruned_plan(tmp_path / "pruned", other, "")
-    (tmp_path / "pruned" / "excise_plan.json").write_text(json.dumps(uniform_plan(layout.layers, (0, 1, 2, 3)).to_json()))
+    (tmp_path / "pruned" / "excise_plan.json").write_text(
+        json.dumps(uniform_plan(layout.shape.layers, (0, 1, 2, 3)).to_json())
+    )
     with pytest.raises(ExciseError, match="does not hold the tensors its excise_plan.json promises"):
         pruned_plan(tmp_path / "pruned", layout, mark)
     (tmp_path / "pruned" / "excise_recovery.json").write_text("{}")
     with pytest.raises(ExciseError, match="was recovered already"):
         pruned_plan(tmp_path / "pruned", layout, mark)
-    with pytest.raises(ExciseError, match=r"no excise_plan\.json, so it cannot be told which experts of which model it keeps"):
+    with pytest.raises(
+        ExciseError, match=r"no excise_plan\.json, so it cannot be told which experts of which model it keeps"
+    ):
         pruned_plan(saved["olmoe"], layout, mark)
 
 
 def test_another_teacher(saved: dict[str, Path], tmp_path: Path) -> None:
     check_teacher(tiny.save(tiny.build("olmoe", seed=1), tmp_path / "same"), saved["olmoe"])
-    with pytest.raises(ExciseError, match=r"has another architecture \(model_type mixtral\) than .*\(olmoe\)"):
+    with pytest.raises(
+        ExciseError, match=r"has another architecture \(model_type mixtral\) than .*\(olmoe\)"
+    ):
         check_teacher(saved["mixtral"], saved["olmoe"])
     with pytest.raises(ExciseError, match=r"has another vocabulary \(vocab_size 300\) than .*\(259\)"):
         check_teacher(tiny.save(tiny.build("olmoe", vocab_size=300), tmp_path / "larger"), saved["olmoe"])
@@ -329,12 +366,24 @@ def named(name: str, expert: int) -> Plan:
 
 VERDICTS: tuple[Verdict, ...] = ("beats random", "not distinguishable", "worse than random")
 OWN, RANDOMS = named("own", 1), [named(f"r{i}", 2 + i) for i in range(3)]
-BEFORE = {"full": [1.0, 2, 3, 4], "own": [2.0, 3, 4, 5.2], "r0": [4.0, 5, 6, 7], "r1": [4.1, 5, 6, 7.1], "r2": [3.9, 5, 6, 6.9]}
+BEFORE = {
+    "full": [1.0, 2, 3, 4],
+    "own": [2.0, 3, 4, 5.2],
+    "r0": [4.0, 5, 6, 7],
+    "r1": [4.1, 5, 6, 7.1],
+    "r2": [3.9, 5, 6, 6.9],
+}
 
 
 def test_the_lead_by_hand() -> None:
     """Before: own +1.05, random +3 ± .05; after: own +.5, random +1 ± .05. Lead 1.95 → .5, of which .5 / 1.95 is kept."""
-    after = {"full": BEFORE["full"], "own": [1.5, 2.5, 3.5, 4.5], "r0": [2.0, 3, 4, 5], "r1": [2.1, 3, 4, 5.1], "r2": [1.9, 3, 4, 4.9]}
+    after = {
+        "full": BEFORE["full"],
+        "own": [1.5, 2.5, 3.5, 4.5],
+        "r0": [2.0, 3, 4, 5],
+        "r1": [2.1, 3, 4, 5.1],
+        "r2": [1.9, 3, 4, 4.9],
+    }
     found = lead(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0)
     assert (found.lead_before, found.lead_after) == (pytest.approx(1.95), pytest.approx(0.5))
     assert found.kept == pytest.approx(0.5 / 1.95)
@@ -346,15 +395,26 @@ def test_the_lead_by_hand() -> None:
     assert found.verdict == "survives"
     assert found.interval_before == found.before.interval, "the same random plans"
     own = healed(OWN, measure(BEFORE), measure(after), 0)
-    assert (own.before, own.after, own.share) == (pytest.approx(1.05), pytest.approx(0.5), pytest.approx(0.55 / 1.05))
+    assert (own.before, own.after, own.share) == (
+        pytest.approx(1.05),
+        pytest.approx(0.5),
+        pytest.approx(0.55 / 1.05),
+    )
     assert own.share_interval.low <= own.share <= own.share_interval.high
 
 
 @pytest.mark.parametrize(
-    ("own_after", "verdict"), [([1.99, 3, 4, 5.01], "not shown"), ([4.0, 5, 6, 7], "reversed"), ([1.2, 2.2, 3.2, 4.2], "survives")]
+    ("own_after", "verdict"),
+    [([1.99, 3, 4, 5.01], "not shown"), ([4.0, 5, 6, 7], "reversed"), ([1.2, 2.2, 3.2, 4.2], "survives")],
 )
 def test_what_becomes_of_a_lead(own_after: list[float], verdict: str) -> None:
-    after = {"full": BEFORE["full"], "own": own_after, "r0": [2.0, 3, 4, 5], "r1": [2.1, 3, 4, 5.1], "r2": [1.9, 3, 4, 4.9]}
+    after = {
+        "full": BEFORE["full"],
+        "own": own_after,
+        "r0": [2.0, 3, 4, 5],
+        "r1": [2.1, 3, 4, 5.1],
+        "r2": [1.9, 3, 4, 4.9],
+    }
     assert lead(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0).verdict == verdict
 
 
@@ -363,7 +423,11 @@ def test_no_lead_to_keep() -> None:
     for before, after in itertools.product(VERDICTS[1:], VERDICTS):
         assert survival(before, after) == "no lead before"
     found = {after: survival("beats random", after) for after in VERDICTS}
-    expected = {"beats random": "survives", "not distinguishable": "not shown", "worse than random": "reversed"}
+    expected = {
+        "beats random": "survives",
+        "not distinguishable": "not shown",
+        "worse than random": "reversed",
+    }
     assert found == expected
     same = {**BEFORE, "own": [4.0, 5.0, 6.0, 7.0]}
     found = lead(OWN, RANDOMS, RANDOMS, measure(same), measure(BEFORE), 0)
@@ -374,7 +438,9 @@ def test_no_lead_to_keep() -> None:
 
 def test_share_over_documents_by_hand() -> None:
     """Documents (2 + 2) / (4 + 4) and 6 / 8 with weights 1 and 2: (4 + 12) / (8 + 16) = 2/3; each alone is 1/2 and 3/4."""
-    share, interval = clustered_share(np.array([2.0, 2, 6]), np.array([4.0, 4, 8]), np.array([1.0, 1, 2]), np.array([0, 0, 1]), seed=0)
+    share, interval = clustered_share(
+        np.array([2.0, 2, 6]), np.array([4.0, 4, 8]), np.array([1.0, 1, 2]), np.array([0, 0, 1]), seed=0
+    )
     assert share == pytest.approx(2 / 3)
     assert (interval.low, interval.high) == (pytest.approx(1 / 2), pytest.approx(3 / 4))
     assert math.isnan(clustered_share(np.ones(2), np.array([-1.0, 1.0]), np.ones(2), np.arange(2))[0])
@@ -399,6 +465,8 @@ def test_a_share_that_some_resamples_cannot_have_is_nan_without_a_warning() -> N
     share, interval = clustered_share(back, lost + 0.0, np.ones(10), np.arange(10))
     assert math.isnan(share)
     assert interval.reason == "what it is a share of is not told from 0"
-    share, interval = clustered_share(np.array([1.0, 0.0]), np.array([2.0, 1e-300]), np.array([1.0, 1.0]), np.arange(2))
+    share, interval = clustered_share(
+        np.array([1.0, 0.0]), np.array([2.0, 1e-300]), np.array([1.0, 1.0]), np.arange(2)
+    )
     assert share == pytest.approx(0.5)
     assert interval.low >= 0

@@ -42,7 +42,9 @@ def test_random_is_seeded() -> None:
 
 def test_reversed_of_reversed() -> None:
     found = micro_statistics()
-    np.testing.assert_array_equal(resolve("reversed:reversed:reap").score(found), resolve("reap").score(found))
+    np.testing.assert_array_equal(
+        resolve("reversed:reversed:reap").score(found), resolve("reap").score(found)
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,10 @@ def test_user_function(tmp_path: Path) -> None:
 
 def test_families_are_those_of_the_moments() -> None:
     """Every name that is accepted has a score, before any text is read."""
-    found, digits = micro_statistics(), ["", *"0123", *(a + b for a in "012" for b in "012"), "012", "-1", "²"]
+    found, digits = (
+        micro_statistics(),
+        ["", *"0123", *(a + b for a in "012" for b in "012"), "012", "-1", "²"],
+    )
     accepted = []
     for alpha, beta, kind in itertools.product(digits, digits, ("mean", "sum")):
         with suppress(ExciseError):
@@ -109,7 +114,13 @@ def test_families_are_those_of_the_moments() -> None:
 
 @pytest.mark.parametrize(
     ("docstring", "formula"),
-    [("", "mine"), ("   ", "mine"), ("\\n\\n   \\n", "mine"), ("\\n  Rare first.\\n\\n  And more.\\n", "Rare first."), ("Rare.", "Rare.")],
+    [
+        ("", "mine"),
+        ("   ", "mine"),
+        ("\\n\\n   \\n", "mine"),
+        ("\\n  Rare first.\\n\\n  And more.\\n", "Rare first."),
+        ("Rare.", "Rare."),
+    ],
 )
 def test_docstrings_that_say_nothing(docstring: str, formula: str, tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text(f'def mine(statistics):\n    "{docstring}"\n    return statistics.count\n')
@@ -124,7 +135,9 @@ def test_descriptions_that_are_no_text(tmp_path: Path) -> None:
 
 def test_no_data_is_no_reason_to_keep(tmp_path: Path) -> None:
     """A share of nothing, x / 0: an infinite score of an expert that no token reached would be kept before all others."""
-    (tmp_path / "f.py").write_text("import numpy as np\ndef mine(s):\n    with np.errstate(all='ignore'):\n        return 1 / s.count\n")
+    (tmp_path / "f.py").write_text(
+        "import numpy as np\ndef mine(s):\n    with np.errstate(all='ignore'):\n        return 1 / s.count\n"
+    )
     found = micro_statistics()
     moments = found.moments.copy()
     moments[0, 1] = 0

@@ -54,10 +54,22 @@ def link_to_nothing(folder: Path) -> None:
 
 PATTERN = {"quant_method": "awq", "modules_to_not_convert": ["model.layers.0.mlp.experts.(0|1)."]}
 FAULTS: dict[str, tuple[Edit, str, str]] = {
-    "a pattern that means single experts": (config_with(quantization_config=PATTERN), "layer", "means single experts"),
+    "a pattern that means single experts": (
+        config_with(quantization_config=PATTERN),
+        "layer",
+        "means single experts",
+    ),
     "a companion that is a broken link": (link_to_nothing, "layer", "which does not exist"),
-    "no architecture for unequal counts": (config_with(architectures=None), "global", "no architecture named"),
-    "an architecture the library lacks": (config_with(architectures=["NobodyForCausalLM"]), "global", "could not be loaded"),
+    "no architecture for unequal counts": (
+        config_with(architectures=None),
+        "global",
+        "no architecture named",
+    ),
+    "an architecture the library lacks": (
+        config_with(architectures=["NobodyForCausalLM"]),
+        "global",
+        "could not be loaded",
+    ),
     "a type the library lacks": (config_with(model_type="nobody"), "layer", "cannot be loaded.*nobody"),
 }
 
@@ -100,11 +112,17 @@ def test_a_full_disk_is_found_first(source: Path, tmp_path: Path, monkeypatch: p
         rehearse(source, tmp_path / "out")
 
 
-@given(st.integers(1, 5), st.sampled_from([1, 2, 4]), st.integers(2, 8), st.sampled_from(["layer", "global"]), st.data())
+@given(
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 4]),
+    st.integers(2, 8),
+    st.sampled_from(["layer", "global"]),
+    st.data(),
+)
 def test_trial_plans_can_route(layers: int, groups: int, width: int, scope: str, data: st.DataObject) -> None:
     """Of every budget that is allowed, with groups: no trial plan is refused, and scope global tries unequal counts if it can."""
     shape = Shape(tuple(range(layers)), groups * width, 2, groups, max(1, groups // 2))
-    keep = data.draw(st.integers(shape.smallest, max(shape.smallest, shape.experts - 1)))
+    keep = data.draw(st.integers(shape.smallest, max(shape.smallest, shape.num_experts - 1)))
     try:
         budget = from_total(shape, keep * layers, scope, None, "trial")  # type: ignore[arg-type]
     except ExciseError:

@@ -20,11 +20,16 @@ from prune.recover import students as students_module
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
 from tests import tiny
-from tests.test_finetune import healing, without_time  # noqa: F401 - a fixture
-from tests.test_run import recipe_path  # noqa: F401 - a fixture
-from tests.test_tasks import task_file
+from tests.tasks import task_file
+from tests.test_finetune import without_time
 
-SHORT = ("finetune.steps=2", "finetune.measure=1", "finetune.save_steps=50", "finetune.sequences=8", "validate.sequences=4")
+SHORT = (
+    "finetune.steps=2",
+    "finetune.measure=1",
+    "finetune.save_steps=50",
+    "finetune.sequences=8",
+    "validate.sequences=4",
+)
 DISK = (*SHORT, "finetune.teacher.keep=disk")
 
 
@@ -43,10 +48,19 @@ def audit(path: Path, out: Path, *overrides: str) -> dict[str, Any]:
 def numbers(result: dict[str, Any]) -> Any:
     """Everything but times and places."""
     recovery = result["recovery"] and without_time(result["recovery"])
-    return {**{key: value for key, value in result.items() if key not in ("run", "checkpoint")}, "recovery": recovery}
+    return {
+        **{key: value for key, value in result.items() if key not in ("run", "checkpoint")},
+        "recovery": recovery,
+    }
 
 
-def killed(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any], module: Any, name: str, when: Callable[..., bool]) -> None:
+def killed(
+    monkeypatch: pytest.MonkeyPatch,
+    work: Callable[[], Any],
+    module: Any,
+    name: str,
+    when: Callable[..., bool],
+) -> None:
     """Runs `work` until module.name is called with arguments that fit."""
     original = getattr(module, name)
 
@@ -69,27 +83,47 @@ def in_training(name: str) -> Callable[..., bool]:
 # Recovery.
 
 
-def test_recovery_after_a_kill_with_other_settings(healing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_recovery_after_a_kill_with_other_settings(
+    recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed while a random plan trains, its pruned checkpoint on disk: other random plans, text or teacher are what is measured."""
-    killed(monkeypatch, lambda: run(healing, tmp_path / "killed", *DISK), recover_module, "_train", in_training("random-1"))
+    killed(
+        monkeypatch,
+        lambda: run(recovery_recipe, tmp_path / "killed", *DISK),
+        recover_module,
+        "_train",
+        in_training("random-1"),
+    )
     assert (tmp_path / "killed" / "recovery" / "random-1-pruned").is_dir()
-    for number, changes in enumerate((["validate.random_seed=1"], ["validate.seed=1", "finetune.teacher.top_k=3"])):
-        fresh = run(healing, tmp_path / f"fresh-{number}", *DISK, *changes)
+    for number, changes in enumerate(
+        (["validate.random_seed=1"], ["validate.seed=1", "finetune.teacher.top_k=3"])
+    ):
+        fresh = run(recovery_recipe, tmp_path / f"fresh-{number}", *DISK, *changes)
         shutil.copytree(tmp_path / "killed", tmp_path / f"on-{number}")
-        assert numbers(run(healing, tmp_path / f"on-{number}", *DISK, *changes, force=number > 0)) == numbers(fresh), changes
+        assert numbers(
+            run(recovery_recipe, tmp_path / f"on-{number}", *DISK, *changes, force=number > 0)
+        ) == numbers(fresh), changes
         assert not list((tmp_path / f"on-{number}" / "recovery").glob("*-pruned"))
 
 
-def test_a_folder_of_that_name_is_not_yet_that_plan(healing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_folder_of_that_name_is_not_yet_that_plan(
+    recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the fault did: experts 8 to 15 were asked for, and 0 to 7 stood in memory."""
-    prepared = prepare(read_recipe(healing, DISK), tmp_path / "run")
+    prepared = prepare(read_recipe(recovery_recipe, DISK), tmp_path / "run")
     session, folder = Run(prepared).session, tmp_path / "recovery" / "random-0"
     keep = {"asked": (4, 5, 6, 7), "written": (0, 1, 2, 3)}
-    plans = {name: Plan(8, dict.fromkeys((0, 1, 2), ids), prepared.fingerprint, name) for name, ids in keep.items()}
+    plans = {
+        name: Plan(8, dict.fromkeys((0, 1, 2), ids), prepared.fingerprint, name) for name, ids in keep.items()
+    }
     settings = prepared.recipe.finetune
     assert settings is not None
     source = students_module.FromDisk(
-        session, settings.model_copy(update={"kl": 0.0}), session.training, tmp_path / "none", plans["written"]
+        session,
+        settings.model_copy(update={"kl": 0.0}),
+        session.training,
+        tmp_path / "none",
+        plans["written"],
     )
     export(prepared.layout, plans["written"], tmp_path / "recovery" / "random-0-pruned")
     with source.student(plans["asked"], folder) as student:
@@ -97,60 +131,89 @@ def test_a_folder_of_that_name_is_not_yet_that_plan(healing: Path, tmp_path: Pat
         stored = load_file(prepared.source / "model.safetensors")["model.layers.0.mlp.gate.weight"]
         assert torch.equal(rows, stored[4:8])
     shutil.copytree(prepared.source, tmp_path / "none")
-    with pytest.raises(ExciseError, match=r"none: no excise_plan\.json"), source.student(plans["written"], folder):
+    with (
+        pytest.raises(ExciseError, match=r"none: no excise_plan\.json"),
+        source.student(plans["written"], folder),
+    ):
         pass
 
 
-def test_there_and_back_again(healing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_there_and_back_again(recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of folders are used again by other plans: the curves, adapters and checkpoints of the first are not the second's."""
-    first = run(healing, tmp_path / "run", *SHORT)
-    kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("healing.csv", "recovered/model.safetensors", "validation.json")}
+    first = run(recovery_recipe, tmp_path / "run", *SHORT)
+    kept = {
+        name: (tmp_path / "run" / name).read_bytes()
+        for name in ("healing.csv", "recovered/model.safetensors", "validation.json")
+    }
 
     def back() -> None:
-        assert numbers(run(healing, tmp_path / "run", *SHORT, force=True)) == numbers(first)
+        assert numbers(run(recovery_recipe, tmp_path / "run", *SHORT, force=True)) == numbers(first)
         for name in ("recovered/model.safetensors", "validation.json"):
             assert (tmp_path / "run" / name).read_bytes() == kept[name], name
 
     other = (*SHORT, "validate.random_seed=1")
-    killed(monkeypatch, lambda: run(healing, tmp_path / "run", *other), recover_module, "_train", in_training("random-1"))
+    killed(
+        monkeypatch,
+        lambda: run(recovery_recipe, tmp_path / "run", *other),
+        recover_module,
+        "_train",
+        in_training("random-1"),
+    )
     back()
     trained = (*SHORT, "finetune.learning_rate=0.02")
     with pytest.raises(ExciseError, match="holds the result of another training"):
-        run(healing, tmp_path / "run", *trained)
-    again = lambda: run(healing, tmp_path / "run", *trained, force=True)  # noqa: E731
+        run(recovery_recipe, tmp_path / "run", *trained)
+    again = lambda: run(recovery_recipe, tmp_path / "run", *trained, force=True)  # noqa: E731
     killed(monkeypatch, again, recovery_module.shutil, "copytree", lambda *_: True)
     with pytest.raises(ExciseError, match="holds the result of another training"):
-        run(healing, tmp_path / "run", *SHORT)
+        run(recovery_recipe, tmp_path / "run", *SHORT)
     back()
 
 
-def test_what_auto_chose_stays_chosen(healing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_what_auto_chose_stays_chosen(
+    recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Less memory is free when an interrupted training goes on: that is no other training, and nothing is refused."""
-    whole = run(healing, tmp_path / "whole", *SHORT)
-    killed(monkeypatch, lambda: run(healing, tmp_path / "run", *SHORT), recover_module, "_train", in_training("random-0"))
+    whole = run(recovery_recipe, tmp_path / "whole", *SHORT)
+    killed(
+        monkeypatch,
+        lambda: run(recovery_recipe, tmp_path / "run", *SHORT),
+        recover_module,
+        "_train",
+        in_training("random-0"),
+    )
     monkeypatch.setattr(students_module, "_fits", lambda *_: False)
-    assert numbers(run(healing, tmp_path / "run", *SHORT)) == numbers(whole)
+    assert numbers(run(recovery_recipe, tmp_path / "run", *SHORT)) == numbers(whole)
 
 
-def test_what_the_report_says_depends_on_all_that_was_asked(healing: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_the_report_says_depends_on_all_that_was_asked(recovery_recipe: Path, tmp_path: Path) -> None:
     """Fewer random plans behind a task, a moved folder, another teacher of the same name: nothing old is shown."""
     tasks = f"validate.tasks={{names: [guess], include: {task_file(tmp_path / 'tasks')}, random_plans: 6}}"
-    first = run(healing, tmp_path / "run", *SHORT, tasks)["recovery"]
-    fewer = run(healing, tmp_path / "run", *SHORT, tasks.replace("6", "5"))["recovery"]
+    first = run(recovery_recipe, tmp_path / "run", *SHORT, tasks)["recovery"]
+    fewer = run(recovery_recipe, tmp_path / "run", *SHORT, tasks.replace("6", "5"))["recovery"]
     counts = [len(found["leads"][1]["before"]["random"]["values"]) for found in (first, fewer)]
     assert counts == [6, 5]
     (tmp_path / "run").rename(tmp_path / "moved")
-    moved = run(healing, tmp_path / "moved", *SHORT, tasks.replace("6", "5"))["recovery"]
+    moved = run(recovery_recipe, tmp_path / "moved", *SHORT, tasks.replace("6", "5"))["recovery"]
     assert {moved[name] for name in ("run", "checkpoint", "adapter")} == {
         str(tmp_path / "moved" / name) for name in ("", "recovered", "adapter")
     }
     assert without_time(moved) == without_time(fewer)
 
 
-def test_a_teacher_is_known_by_its_weights(healing: Path, tmp_path: Path) -> None:  # noqa: F811
-    own = (*SHORT, "finetune.random_plans=0", f"finetune.teacher.model={tmp_path / 'teacher'}", "finetune.ce=0")
+def test_a_teacher_is_known_by_its_weights(recovery_recipe: Path, tmp_path: Path) -> None:
+    own = (
+        *SHORT,
+        "finetune.random_plans=0",
+        f"finetune.teacher.model={tmp_path / 'teacher'}",
+        "finetune.ce=0",
+    )
     found = []
     for seed, folder in ((3, "run"), (4, "run"), (4, "fresh")):
         tiny.save(tiny.build("olmoe", seed=seed), tmp_path / "teacher")
-        found.append(run(healing, tmp_path / folder, *own, force=True)["recovery"]["plans"][0]["measures"][0]["after"])
+        found.append(
+            run(recovery_recipe, tmp_path / folder, *own, force=True)["recovery"]["plans"][0]["measures"][0][
+                "after"
+            ]
+        )
     assert found[0] != found[1] == found[2]

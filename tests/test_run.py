@@ -21,30 +21,20 @@ from prune.console.cli import app
 from prune.recipe.read import read_recipe
 from prune.recipe.schema import Recipe
 from prune.run import pipeline as run_module
-from prune.run.pipeline import Run
 from prune.session import session as session_module
 from prune.session.prepare import prepare
+from tests.recipes import execute
 
-FILES = ("recipe.yaml", "environment.json", "scores.safetensors", "plan.json", "losses.csv", "validation.json", "report.md", "checkpoint")
-
-
-@pytest.fixture
-def recipe_path(saved: dict[str, Path], tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("calibration", "test"):
-        words = ["".join(chr(97 + i) for i in rng.integers(0, 26, 6)) for _ in range(900)]
-        (tmp_path / f"{name}.txt").write_text("\n\n".join(" ".join(words[i : i + 90]) for i in range(0, 900, 90)))
-    recipe = {
-        "model": str(saved["olmoe"]),
-        "dtype": "float32",
-        "calibration": {"data": {"text": ["calibration.txt"], "separator": r"(?<=\n)\n"}, "sequences": 8, "length": 64},
-        "criteria": ["reap", "random"],
-        "prune": {"fraction": 0.5},
-        "validate": {"data": {"text": ["test.txt"], "separator": r"(?<=\n)\n"}, "sequences": 8, "length": 64},
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+FILES = (
+    "recipe.yaml",
+    "environment.json",
+    "scores.safetensors",
+    "plan.json",
+    "losses.csv",
+    "validation.json",
+    "report.md",
+    "checkpoint",
+)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -65,10 +55,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return calls
 
 
-def execute(path: Path, out: Path, *overrides: str, force: bool = False) -> dict[str, Any]:
-    return Run(prepare(read_recipe(path, overrides), out, force)).execute().result
-
-
 def test_a_run_and_what_it_leaves(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
     out = tmp_path / "run"
     result = execute(recipe_path, out)
@@ -76,7 +62,17 @@ def test_a_run_and_what_it_leaves(recipe_path: Path, tmp_path: Path, saved: dict
     assert not list(out.glob("*.new")) + list(out.glob("*partial*"))
     written = json.loads((out / "validation.json").read_text())
     first = written["plans"][0]
-    assert {"criterion", "fraction", "kept", "delta", "reversed_delta", "random", "p", "interval", "verdict"} <= first.keys()
+    assert {
+        "criterion",
+        "fraction",
+        "kept",
+        "delta",
+        "reversed_delta",
+        "random",
+        "p",
+        "interval",
+        "verdict",
+    } <= first.keys()
     assert (first["criterion"], first["fraction"], first["kept"]) == ("reap", 0.5, 12)
     assert len(first["random"]["values"]) == 20
     assert first["random"]["mean"] == pytest.approx(np.mean(first["random"]["values"]))
@@ -97,17 +93,23 @@ def test_same_recipe_same_numbers(recipe_path: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "other-cache"))
     second = execute(recipe_path, tmp_path / "two")
     places = ("run", "checkpoint")
-    assert {k: v for k, v in first.items() if k not in places} == {k: v for k, v in second.items() if k not in places}
+    assert {k: v for k, v in first.items() if k not in places} == {
+        k: v for k, v in second.items() if k not in places
+    }
 
 
-def test_second_run_loads_no_model(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_run_loads_no_model(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = execute(recipe_path, tmp_path / "run")
     calls = counted(monkeypatch)
     assert execute(recipe_path, tmp_path / "run") == first
     assert calls == {"load": 0, "observe": 0, "check_rig": 0, "export": 0}
 
 
-def test_other_fraction_reuses_the_calibration(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_fraction_reuses_the_calibration(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execute(recipe_path, tmp_path / "run")
     calls = counted(monkeypatch)
     result = execute(recipe_path, tmp_path / "quarter", "prune.fraction=0.25")
@@ -116,7 +118,9 @@ def test_other_fraction_reuses_the_calibration(recipe_path: Path, tmp_path: Path
     assert calls["export"] == 1
 
 
-def test_more_random_plans_reuse_rows_and_checkpoint(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_random_plans_reuse_rows_and_checkpoint(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execute(recipe_path, tmp_path / "run")
     calls = counted(monkeypatch)
     before = len((tmp_path / "run" / "losses.csv").read_text().splitlines())
@@ -127,8 +131,13 @@ def test_more_random_plans_reuse_rows_and_checkpoint(recipe_path: Path, tmp_path
 
 
 def test_global_scope_shows_both_and_reloads(recipe_path: Path, tmp_path: Path) -> None:
-    result = execute(recipe_path, tmp_path / "run", "prune.scope=global", "prune.fraction=0.4", "criteria=[reap_sum]")
-    assert [(plan["criterion"], plan["scope"]) for plan in result["plans"]] == [("reap_sum", "global"), ("reap_sum", "layer")]
+    result = execute(
+        recipe_path, tmp_path / "run", "prune.scope=global", "prune.fraction=0.4", "criteria=[reap_sum]"
+    )
+    assert [(plan["criterion"], plan["scope"]) for plan in result["plans"]] == [
+        ("reap_sum", "global"),
+        ("reap_sum", "layer"),
+    ]
     counts = result["plans"][0]["kept_per_layer"]
     assert len(set(counts.values())) > 1
     assert sum(counts.values()) == 24 - 10
@@ -146,29 +155,54 @@ def test_target_size(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) 
     assert result["size"]["before"] - result["size"]["removed"] + one_more > size * 0.8
 
 
-def test_target_size_is_kept_where_layers_weigh_differently(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+def test_target_size_is_kept_where_layers_weigh_differently(
+    recipe_path: Path, tmp_path: Path, saved: dict[str, Path]
+) -> None:
     """One layer is stored in float32, the others in float16, and the scores keep the heavy one: still below the size that was asked for."""
     odd = shutil.copytree(saved["olmoe"], tmp_path / "odd")
     weights = load_file(odd / "model.safetensors")
     light = {
-        name: array.astype(np.float16) if ".experts." in name and "layers.2." not in name else array for name, array in weights.items()
+        name: array.astype(np.float16) if ".experts." in name and "layers.2." not in name else array
+        for name, array in weights.items()
     }
     save_file(light, odd / "model.safetensors", {"format": "pt"})
-    (tmp_path / "heavy.py").write_text("import numpy as np\ndef last(s):\n    return s.count * 0 + np.arange(len(s.count))[:, None]\n")
+    (tmp_path / "heavy.py").write_text(
+        "import numpy as np\ndef last(s):\n    return s.count * 0 + np.arange(len(s.count))[:, None]\n"
+    )
     size, target = sum(array.nbytes for array in light.values()), 0.8
-    sets = [f"model={odd}", f"prune.target_size={int(size * target)}", "prune.scope=global", f"criteria=[{tmp_path}/heavy.py:last]"]
+    sets = [
+        f"model={odd}",
+        f"prune.target_size={int(size * target)}",
+        "prune.scope=global",
+        f"criteria=[{tmp_path}/heavy.py:last]",
+    ]
     result = execute(recipe_path, tmp_path / "run", *sets, "prune.protect_super_experts=false")
     counts = result["plans"][0]["kept_per_layer"]
     assert counts["2"] > counts["0"]
-    written = sum(array.nbytes for array in load_file(Path(result["checkpoint"]) / "model.safetensors").values())
+    written = sum(
+        array.nbytes for array in load_file(Path(result["checkpoint"]) / "model.safetensors").values()
+    )
     assert written == result["plans"][0]["size"] <= size * target
     assert [plan["size"] for plan in result["plans"]][1] != written, "scope layer has a size of its own"
 
 
 @pytest.mark.parametrize(
-    "stage", ["load", "read_windows", "observe", "score", "check_rig", "against_random", "export", "check_reloaded", "markdown"]
+    "stage",
+    [
+        "load",
+        "read_windows",
+        "observe",
+        "score",
+        "check_rig",
+        "against_random",
+        "export",
+        "check_reloaded",
+        "markdown",
+    ],
 )
-def test_ctrl_c_at_any_stage_then_resume(stage: str, recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_at_any_stage_then_resume(
+    stage: str, recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -176,7 +210,9 @@ def test_ctrl_c_at_any_stage_then_resume(stage: str, recipe_path: Path, tmp_path
         broken.setattr(session_module if hasattr(session_module, stage) else run_module, stage, interrupt)
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet"])
         assert done.exit_code == 1
-        assert done.stderr.endswith("excise: interrupted; the same command resumes after the last finished stage\n")
+        assert done.stderr.endswith(
+            "excise: interrupted; the same command resumes after the last finished stage\n"
+        )
         assert "Traceback" not in done.stderr
         assert done.stdout == ""
     checkpoint = tmp_path / "run" / "checkpoint"
@@ -185,7 +221,9 @@ def test_ctrl_c_at_any_stage_then_resume(stage: str, recipe_path: Path, tmp_path
     assert checkpoint.exists()
 
 
-def test_interrupted_calibration_resumes_in_the_middle(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_calibration_resumes_in_the_middle(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("criteria.observe.KEEP_EVERY", 0.0)
     whole = execute(recipe_path, tmp_path / "whole", "calibration.batch=2")
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "fresh"))
@@ -204,7 +242,9 @@ def test_interrupted_calibration_resumes_in_the_middle(recipe_path: Path, tmp_pa
     assert (tmp_path / "run" / "calibration.partial.safetensors").exists()
     starts = []
     observe = session_module.observe
-    monkeypatch.setattr(session_module, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1])
+    monkeypatch.setattr(
+        session_module, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1]
+    )
     result = execute(recipe_path, tmp_path / "run", "calibration.batch=2")
     assert starts == [4 * 64]
     assert result["plans"][0]["delta"] == whole["plans"][0]["delta"]
@@ -257,41 +297,63 @@ def test_a_note_is_told_once(recipe_path: Path, tmp_path: Path, monkeypatch: pyt
         assert any("do not divide by 8" in note for note in notes)
         assert any("protect_super_experts: auto protects none of 24 experts" in note for note in notes)
         assert [done.stderr.count(f"note: {note}\n") for note in notes] == [1] * len(notes)
-    again = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "layer"), "--set", "criteria=[reap_sum]"])
+    again = CliRunner().invoke(
+        app, ["prune", str(recipe_path), "-o", str(tmp_path / "layer"), "--set", "criteria=[reap_sum]"]
+    )
     assert again.stderr.count("do not divide by 8") == 1, "in another run it is told again"
 
 
 @pytest.mark.parametrize(("setting", "protected"), [("auto", 0), ("true", 1), ("false", 0)])
-def test_super_experts_of_a_small_model(setting: str, protected: int, recipe_path: Path, tmp_path: Path) -> None:
+def test_super_experts_of_a_small_model(
+    setting: str, protected: int, recipe_path: Path, tmp_path: Path
+) -> None:
     """24 experts: the rule would take the largest, outlier or not; only who asks for it gets it."""
-    result = execute(recipe_path, tmp_path / "run", f"prune.protect_super_experts={setting}", "criteria=[reap]")
+    result = execute(
+        recipe_path, tmp_path / "run", f"prune.protect_super_experts={setting}", "criteria=[reap]"
+    )
     assert result["protected"] == protected
     assert any("auto protects none" in note for note in result["notes"]) == (setting == "auto")
 
 
 def test_super_experts_need_yes_no_or_auto(recipe_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExciseError, match=r"prune\.protect_super_experts: input should be 'auto', True or False, got 'often'"):
+    with pytest.raises(
+        ExciseError, match=r"prune\.protect_super_experts: input should be 'auto', True or False, got 'often'"
+    ):
         execute(recipe_path, tmp_path / "run", "prune.protect_super_experts=often")
 
 
 def test_the_reverse_is_that_of_these_scores(recipe_path: Path, tmp_path: Path) -> None:
     """A function that gives other numbers every time: its reverse keeps exactly what the tested plan removes."""
-    (tmp_path / "dice.py").write_text("import numpy as np\ndef throw(s):\n    return np.random.default_rng().random(s.count.shape)\n")
+    (tmp_path / "dice.py").write_text(
+        "import numpy as np\ndef throw(s):\n    return np.random.default_rng().random(s.count.shape)\n"
+    )
     execute(recipe_path, tmp_path / "run", f"criteria=['{tmp_path}/dice.py:throw']")
     plan = Plan.read(tmp_path / "run" / "plan.json")
     mirrored = Plan(8, {layer: tuple(sorted(set(range(8)) - set(ids))) for layer, ids in plan.kept.items()})
-    assert json.loads((tmp_path / "run" / "validation.json").read_text())["plans"][0]["reversed_digest"] == mirrored.digest
+    assert (
+        json.loads((tmp_path / "run" / "validation.json").read_text())["plans"][0]["reversed_digest"]
+        == mirrored.digest
+    )
 
 
-def test_the_other_scope_is_left_out_where_it_cannot_be(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+def test_the_other_scope_is_left_out_where_it_cannot_be(
+    recipe_path: Path, tmp_path: Path, saved: dict[str, Path]
+) -> None:
     """Ten of 16 stay in two router groups; five in each of two layers cannot be shared by them, and nobody asked for that."""
-    sets = (f"model={saved['deepseek_v3']}", "prune.fraction=0.4", "prune.scope=global", "criteria=[reap_sum]")
+    sets = (
+        f"model={saved['deepseek_v3']}",
+        "prune.fraction=0.4",
+        "prune.scope=global",
+        "criteria=[reap_sum]",
+    )
     result = execute(recipe_path, tmp_path / "run", *sets)
     assert [(plan["scope"], plan["kept"]) for plan in result["plans"]] == [("global", 10)]
 
 
 def test_uneven_groups_are_refused(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
-    with pytest.raises(ExciseError, match="keeps 5 experts per layer, which 2 router groups cannot share evenly"):
+    with pytest.raises(
+        ExciseError, match="keeps 5 experts per layer, which 2 router groups cannot share evenly"
+    ):
         execute(recipe_path, tmp_path / "run", f"model={saved['deepseek_v3']}", "prune.keep=5")
 
 
@@ -311,7 +373,9 @@ def test_a_folder_that_is_no_run_is_not_touched(recipe_path: Path, tmp_path: Pat
 def test_a_checkpoint_of_another_recipe_is_not_replaced(recipe_path: Path, tmp_path: Path) -> None:
     execute(recipe_path, tmp_path / "run")
     before = (tmp_path / "run" / "checkpoint" / "model.safetensors").read_bytes()
-    with pytest.raises(ExciseError, match=r"holds a checkpoint made with prune: .*0\.5.*, now .*0\.25.*--force"):
+    with pytest.raises(
+        ExciseError, match=r"holds a checkpoint made with prune: .*0\.5.*, now .*0\.25.*--force"
+    ):
         execute(recipe_path, tmp_path / "run", "prune.fraction=0.25")
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").read_bytes() == before
     execute(recipe_path, tmp_path / "run", "prune.fraction=0.25", force=True)
@@ -324,11 +388,15 @@ def test_recipe_is_kept_resolved(recipe_path: Path, tmp_path: Path) -> None:
     assert Recipe.model_validate(kept) == read_recipe(recipe_path, ["calibration.seed=3"])
 
 
-def test_killed_between_export_and_its_check(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_export_and_its_check(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A checkpoint that is whole but not recorded (SIGKILL) is checked, not refused and not written again."""
     execute(recipe_path, tmp_path / "run")
     stages = tmp_path / "run" / "stages.json"
-    stages.write_text(json.dumps({name: key for name, key in json.loads(stages.read_text()).items() if name != "export"}))
+    stages.write_text(
+        json.dumps({name: key for name, key in json.loads(stages.read_text()).items() if name != "export"})
+    )
     calls = counted(monkeypatch)
     execute(recipe_path, tmp_path / "run")
     assert calls["export"] == 0
@@ -343,7 +411,9 @@ def test_other_first_criterion_does_not_replace_a_checkpoint(recipe_path: Path, 
 
 
 def test_a_single_document_gives_nan_intervals_and_valid_json(recipe_path: Path, tmp_path: Path) -> None:
-    result = execute(recipe_path, tmp_path / "run", f"validate.data={{text: [{tmp_path}/test.txt]}}", "criteria=[reap]")
+    result = execute(
+        recipe_path, tmp_path / "run", f"validate.data={{text: [{tmp_path}/test.txt]}}", "criteria=[reap]"
+    )
     plan = result["plans"][0]
     assert plan["interval"] == [None, None]
     assert "one document only" in plan["interval_note"]
@@ -380,7 +450,8 @@ def test_broken_weights_are_noticed(recipe_path: Path, tmp_path: Path) -> None:
         model.model.layers[1].mlp.experts.down_proj[2] = float("nan")
     tiny.save(model, tmp_path / "broken")
     with pytest.raises(
-        ExciseError, match=r"criterion reap: gave nan to expert \d of layer 1, which \d+ tokens reached; are the model's weights finite"
+        ExciseError,
+        match=r"criterion reap: gave nan to expert \d of layer 1, which \d+ tokens reached; are the model's weights finite",
     ):
         execute(recipe_path, tmp_path / "run", f"model={tmp_path / 'broken'}")
 
@@ -416,7 +487,9 @@ def test_a_refused_text_changes_nothing(recipe_path: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "recipe.yaml").read_text() == before
 
 
-def test_the_kept_recipe_can_be_run_again(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kept_recipe_can_be_run_again(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = execute(recipe_path, tmp_path / "run")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -424,12 +497,16 @@ def test_the_kept_recipe_can_be_run_again(recipe_path: Path, tmp_path: Path, mon
     assert again["plans"] == first["plans"]
 
 
-def test_paths_start_from_the_recipe(recipe_path: Path, tmp_path: Path, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_start_from_the_recipe(
+    recipe_path: Path, tmp_path: Path, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "m").symlink_to(saved["olmoe"])
     (tmp_path / "mine.py").write_text("def score(statistics):\n    return statistics.count\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    result = execute(recipe_path, tmp_path / "run", "model=./m", "criteria=['mine.py:score', 'reversed:mine.py:score']")
+    result = execute(
+        recipe_path, tmp_path / "run", "model=./m", "criteria=['mine.py:score', 'reversed:mine.py:score']"
+    )
     assert result["model"]["name"] == str(tmp_path / "m")
 
 
@@ -441,7 +518,9 @@ def test_a_damaged_run_folder_is_one_line(name: str, recipe_path: Path, tmp_path
         execute(recipe_path, tmp_path / "run")
 
 
-def test_one_domain_is_refused_before_the_work(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_domain_is_refused_before_the_work(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = counted(monkeypatch)
     with pytest.raises(ExciseError, match="specialization compares domains"):
         execute(recipe_path, tmp_path / "run", "criteria=[specialization]")
@@ -449,7 +528,14 @@ def test_one_domain_is_refused_before_the_work(recipe_path: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "change", [{"hidden_size": 48}, {"num_attention_heads": 3}, {"hidden_size": "a"}, {"pad_token_id": 999999}, {"model_type": "nope"}]
+    "change",
+    [
+        {"hidden_size": 48},
+        {"num_attention_heads": 3},
+        {"hidden_size": "a"},
+        {"pad_token_id": 999999},
+        {"model_type": "nope"},
+    ],
 )
 def test_configurations_that_do_not_fit_are_one_line(
     change: dict[str, Any], recipe_path: Path, tmp_path: Path, saved: dict[str, Path]
@@ -466,26 +552,37 @@ def test_configurations_that_do_not_fit_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_without_some_weights_is_refused(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:
+def test_a_checkpoint_without_some_weights_is_refused(
+    recipe_path: Path, tmp_path: Path, saved: dict[str, Path]
+) -> None:
     """transformers would fill them with random numbers, with a warning."""
     odd = shutil.copytree(saved["olmoe"], tmp_path / "odd")
     weights = load_file(odd / "model.safetensors")
     del weights["model.layers.1.self_attn.q_proj.weight"], weights["model.norm.weight"]
     save_file(weights, odd / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        ExciseError, match=r"odd: .*2 weights of OlmoeForCausalLM are not in it.*, model\.layers\.1\.self_attn\.q_proj\.weight"
+        ExciseError,
+        match=r"odd: .*2 weights of OlmoeForCausalLM are not in it.*, model\.layers\.1\.self_attn\.q_proj\.weight",
     ):
         execute(recipe_path, tmp_path / "run", f"model={odd}")
 
 
 def test_counts_by_hand_and_multiples(recipe_path: Path, tmp_path: Path) -> None:
     """Of three layers one is pruned, by hand; then counts that divide by 4, with the note that they do not divide by 8."""
-    by_hand = execute(recipe_path, tmp_path / "hand", "prune.keep={1: 5}", "criteria=[reap]", "prune.protect_super_experts=false")
+    by_hand = execute(
+        recipe_path,
+        tmp_path / "hand",
+        "prune.keep={1: 5}",
+        "criteria=[reap]",
+        "prune.protect_super_experts=false",
+    )
     assert by_hand["plans"][0]["kept_per_layer"] == {"0": 8, "1": 5, "2": 8}
     assert any("5 experts per layer do not divide by 8" in note for note in by_hand["notes"])
     model = AutoModelForCausalLM.from_pretrained(by_hand["checkpoint"], trust_remote_code=True)
     assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers] == [8, 5, 8]
-    wide = execute(recipe_path, tmp_path / "wide", "prune.fraction=0.4", "prune.multiple_of=4", "criteria=[reap]")
+    wide = execute(
+        recipe_path, tmp_path / "wide", "prune.fraction=0.4", "prune.multiple_of=4", "criteria=[reap]"
+    )
     assert wide["plans"][0]["kept_per_layer"] == {"0": 4, "1": 4, "2": 4}
     with pytest.raises(ExciseError, match="counts by hand leaves nothing for scope: global"):
         execute(recipe_path, tmp_path / "no", "prune.keep={1: 5}", "prune.scope=global")
@@ -497,10 +594,17 @@ def test_another_model_or_text_in_the_same_place(
     """A folder with a checkpoint of what was there before is refused before the work; of another text before the tests."""
     model = shutil.copytree(saved["olmoe"], tmp_path / "model")
     execute(recipe_path, tmp_path / "run", f"model={model}")
-    kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("plan.json", "validation.json", "stages.json")}
+    kept = {
+        name: (tmp_path / "run" / name).read_bytes()
+        for name in ("plan.json", "validation.json", "stages.json")
+    }
     calls = counted(monkeypatch)
     weights = load_file(model / "model.safetensors")
-    save_file({name: value[..., ::-1].copy() for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value[..., ::-1].copy() for name, value in weights.items()},
+        model / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(ExciseError, match="was made of another model .* --force to replace it"):
         execute(recipe_path, tmp_path / "run", f"model={model}")
     assert sum(calls.values()) == 0

@@ -26,7 +26,7 @@ from experts.plan import Plan
 from prune.checkpoint import atomic_folder as place
 from prune.checkpoint import ranges
 from prune.checkpoint import write as checkpoint_module
-from prune.checkpoint.write import Recovered, export
+from prune.checkpoint.write import TrainedWeights, export
 from prune.console.cli import app
 from prune.console.exits import printable
 from prune.effects.request import Request
@@ -106,7 +106,9 @@ def test_hidden_folders_of_dead_exports_go(source: Path, tmp_path: Path) -> None
     out = tmp_path / "out[1]"
     for kind in ("partial", "replaced"):
         out.with_name(f".{out.name}.1-abc.{kind}").mkdir()
-    with subprocess.Popen([sys.executable, "-c", FILLING, str(out)], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", FILLING, str(out)], stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None
         alive = Path(other.stdout.readline().strip())
         export(*opened(source), out)
@@ -134,7 +136,9 @@ def test_two_exports_to_one_place(source: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("swaps", [True, False])
-def test_force_never_leaves_the_place_empty(swaps: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_never_leaves_the_place_empty(
+    swaps: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the system swaps two folders in one step, `out` exists at every moment; where it cannot, the new one still arrives."""
     export(*opened(source), tmp_path / "out")
     seen, rename = [], Path.rename
@@ -154,7 +158,9 @@ def test_force_never_leaves_the_place_empty(swaps: bool, source: Path, tmp_path:
     assert leftovers(tmp_path) == ["out"]
 
 
-def test_the_new_name_is_on_disk_before_it_is_done(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_new_name_is_on_disk_before_it_is_done(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last thing that is synced is the folder with the new entry."""
     seen: list[tuple[Path, bool]] = []
     monkeypatch.setattr(place, "sync", lambda path: seen.append((path, (tmp_path / "out").exists())))
@@ -183,11 +189,13 @@ def test_config_gets_its_name_last(source: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(checkpoint_module, "_sync", look)
     layout, plan = opened(source)
-    export(layout, plan, tmp_path / "out", recovered=Recovered({}, {"training": "none"}))
+    export(layout, plan, tmp_path / "out", recovered=TrainedWeights({}, {"training": "none"}))
     assert {path.name for path in (tmp_path / "out").iterdir()} - set(seen) == {"config.json"}
 
 
-def test_what_is_removed_stops_being_a_checkpoint_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_removed_stops_being_a_checkpoint_first(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder that --force replaces: a kill in the middle of its removal leaves no config.json beside half of the weights."""
     export(*opened(source), tmp_path / "out")
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
@@ -223,7 +231,13 @@ def failing(code: int, at: int, real: Callable[..., Any]) -> Callable[..., Any]:
     ],
 )
 def test_a_disk_that_fails(
-    module: Any, function: str, code: int, at: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any,
+    function: str,
+    code: int,
+    at: int,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The n-th write, sync or read fails: one line, and nothing is left; the export works once the disk does."""
     layout, plan = opened(source)
@@ -248,7 +262,9 @@ def test_a_disk_that_is_really_full(source: Path, tmp_path: Path, monkeypatch: p
     """A file system of 256 KiB, which says that it has more."""
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**40})())
@@ -259,7 +275,9 @@ def test_a_disk_that_is_really_full(source: Path, tmp_path: Path, monkeypatch: p
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_reading_that_fails_before_the_export(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_that_fails_before_the_export(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Headers and fingerprint: the command ends with one line that names the file."""
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({**opened(source)[1].to_json(), "model": "of some model"}))
@@ -271,7 +289,7 @@ def test_reading_that_fails_before_the_export(source: Path, tmp_path: Path, monk
 
 
 def test_ranges_of_one_file_for_two_shards(tmp_path: Path) -> None:
-    """Recovered weights stand in one file, and go to the shards their tensors are in."""
+    """TrainedWeights weights stand in one file, and go to the shards their tensors are in."""
     (tmp_path / "source").write_bytes(b"abcdef")
     targets = [tmp_path / "one", tmp_path / "two"]
     for target in targets:
@@ -294,17 +312,28 @@ def replace_by_another(path: Path) -> None:
 CHANGES: list[tuple[str, Callable[[Path], Any]]] = [
     ("model-00002-of-00003.safetensors", flip_last_byte),
     ("model-00002-of-00003.safetensors", replace_by_another),
-    ("config.json", lambda path: path.write_text(path.read_text().replace('"vocab_size": 64', '"vocab_size": 65'))),
+    (
+        "config.json",
+        lambda path: path.write_text(path.read_text().replace('"vocab_size": 64', '"vocab_size": 65')),
+    ),
     ("tokenizer.json", lambda path: path.write_text("{}")),
 ]
 
 
 @pytest.mark.parametrize(
     ("moment", "name", "change"),
-    [*(("during the copy", *change) for change in CHANGES), *(("before the first byte", *change) for change in CHANGES[:3])],
+    [
+        *(("during the copy", *change) for change in CHANGES),
+        *(("before the first byte", *change) for change in CHANGES[:3]),
+    ],
 )
 def test_a_source_that_changes(
-    moment: str, name: str, change: Callable[[Path], Any], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str,
+    name: str,
+    change: Callable[[Path], Any],
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the reading of the headers on; beside shards the configuration and, while it is copied, the tokenizer count too."""
     layout, plan = opened(source)
@@ -349,11 +378,17 @@ def test_a_hub_cache_is_copied_as_content(cached: Path, tmp_path: Path) -> None:
     assert content(tmp_path / "out") == wanted
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json", "model-00002-of-00003.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.json", "model.safetensors.index.json", "model-00002-of-00003.safetensors"],
+)
 def test_a_broken_link_is_refused(name: str, cached: Path, tmp_path: Path) -> None:
     """A cache that lost a blob; a tokenizer that silently stays away would be found out only when the model is used."""
     (cached / name).resolve().unlink()
-    with pytest.raises(ExciseError, match=rf"{name}: a link to \.\./\.\./blobs/0+\d, which does not exist; download the checkpoint again"):
+    with pytest.raises(
+        ExciseError,
+        match=rf"{name}: a link to \.\./\.\./blobs/0+\d, which does not exist; download the checkpoint again",
+    ):
         export(*opened(cached), tmp_path / "out")
     assert leftovers(tmp_path) == []
 
@@ -442,7 +477,12 @@ def recipe_of(folder: Path, tmp_path: Path) -> Path:
         "calibration": {"data": {"text": [str(tmp_path / "a.txt")]}, "sequences": 2, "length": 32},
         "criteria": ["reap"],
         "prune": {"fraction": 0.5},
-        "validate": {"data": {"text": [str(tmp_path / "b.txt")]}, "sequences": 2, "length": 32, "random_plans": 20},
+        "validate": {
+            "data": {"text": [str(tmp_path / "b.txt")]},
+            "sequences": 2,
+            "length": 32,
+            "random_plans": 20,
+        },
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return tmp_path / "recipe.yaml"
@@ -461,7 +501,9 @@ def commands(folder: Path, tmp_path: Path) -> dict[str, list[str]]:
     }
 
 
-def test_code_of_a_checkpoint_is_not_run(with_code: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+def test_code_of_a_checkpoint_is_not_run(
+    with_code: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
     """A model type that only its own code knows: read and exported without it, refused in one line where it would be needed."""
     folder, marker = with_code("theirs")
     asked = commands(folder, tmp_path)
@@ -478,7 +520,9 @@ def test_code_of_a_checkpoint_is_not_run(with_code: Callable[[str], tuple[Path, 
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(("name", "option"), [("effects", ["--trust-remote-code"]), ("prune", ["--set", "trust_remote_code=true"])])
+@pytest.mark.parametrize(
+    ("name", "option"), [("effects", ["--trust-remote-code"]), ("prune", ["--set", "trust_remote_code=true"])]
+)
 def test_code_of_a_checkpoint_runs_when_the_user_says_so(
     name: str, option: list[str], with_code: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -501,11 +545,13 @@ def test_a_known_model_is_loaded_by_the_library(with_code: Callable[[str], tuple
     assert not marker.exists()
 
 
-def test_the_reload_of_unequal_counts_runs_our_code_only(with_code: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+def test_the_reload_of_unequal_counts_runs_our_code_only(
+    with_code: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
     """Such a checkpoint is checked with our modeling_excise.py trusted; code of the source must not come in by the same door."""
     folder, marker = with_code("olmoe")
     prepared = prepare(read_recipe(recipe_of(folder, tmp_path), ()), tmp_path / "run")
-    plan = unequal_plan(prepared.layout.layers)
+    plan = unequal_plan(prepared.layout.shape.layers)
     export(prepared.layout, plan, tmp_path / "out")
     logits = Session(prepared).reloaded_logits(tmp_path / "out", plan, torch.device("cpu"))
     assert logits.shape[-1] == tiny.VOCABULARY

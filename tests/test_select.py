@@ -19,9 +19,17 @@ from validate.draw import equal_plans
 SHAPE = Shape((0, 1), 4, 2)
 
 
-def scores(values: list[list[float]], protected: list[list[bool]] | None = None, layers: tuple[int, ...] = (0, 1)) -> Scores:
+def scores(
+    values: list[list[float]], protected: list[list[bool]] | None = None, layers: tuple[int, ...] = (0, 1)
+) -> Scores:
     array = np.array(values, dtype=np.float64)
-    return Scores(array, np.zeros(array.shape, bool) if protected is None else np.array(protected), layers, "test", "by hand")
+    return Scores(
+        array,
+        np.zeros(array.shape, bool) if protected is None else np.array(protected),
+        layers,
+        "test",
+        "by hand",
+    )
 
 
 def test_layer_scope_keeps_the_best_of_each_layer() -> None:
@@ -34,7 +42,9 @@ def test_global_scope_removes_the_lowest_of_the_model_down_to_the_floor() -> Non
     values = [[1, 9, 3, 7], [0.4, 0.1, 0.3, 0.2]]
     plan = select(scores(values), from_keep(SHAPE, 3, "global"), SHAPE)  # 6 of 8 stay: 0.1 and 0.2 go
     assert plan.kept == {0: (0, 1, 2, 3), 1: (0, 2)}
-    plan = select(scores(values), from_keep(SHAPE, 2, "global"), SHAPE)  # 4 stay; the floor of 2 saves layer 1
+    plan = select(
+        scores(values), from_keep(SHAPE, 2, "global"), SHAPE
+    )  # 4 stay; the floor of 2 saves layer 1
     assert plan.kept == {0: (1, 3), 1: (0, 2)}
 
 
@@ -46,9 +56,14 @@ def test_no_data_goes_first_and_ties_keep_the_lower_id() -> None:
 def test_groups_lose_equally() -> None:
     shape = Shape((0, 1), 8, 2, groups=2, top_groups=1)
     values = [[8, 7, 6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7, 8]]
-    assert select(scores(values), from_fraction(shape, 0.5, "layer"), shape).kept == {0: (0, 1, 4, 5), 1: (2, 3, 6, 7)}
+    assert select(scores(values), from_fraction(shape, 0.5, "layer"), shape).kept == {
+        0: (0, 1, 4, 5),
+        1: (2, 3, 6, 7),
+    }
     # Global, 12 of 16: whole ranks go, two experts at a time, so every layer stays even over its groups.
-    plan = select(scores([[80, 70, 60, 50, 40, 30, 20, 10], values[1]]), from_fraction(shape, 0.25, "global"), shape)
+    plan = select(
+        scores([[80, 70, 60, 50, 40, 30, 20, 10], values[1]]), from_fraction(shape, 0.25, "global"), shape
+    )
     assert plan.kept == {0: (0, 1, 2, 3, 4, 5, 6, 7), 1: (2, 3, 6, 7)}
 
 
@@ -63,7 +78,9 @@ def test_protection_never_breaks_the_floor_of_another_layer() -> None:
     protected = [[True] * 6 + [False] * 2, [False] * 8]
     values = [[1.0] * 8, [2.0] * 8]
     assert select(scores(values, protected), from_keep(shape, 4, "global"), shape).counts == {0: 6, 1: 2}
-    with pytest.raises(ExciseError, match="6 protected super experts do not fit above the floor of the other layers"):
+    with pytest.raises(
+        ExciseError, match="6 protected super experts do not fit above the floor of the other layers"
+    ):
         select(scores(values, protected), from_keep(shape, 4, "global", floor=3), shape)
 
 
@@ -77,14 +94,24 @@ def test_groups_with_protection_and_missing_data() -> None:
 
 
 def test_more_protected_than_kept_is_refused() -> None:
-    with pytest.raises(ExciseError, match=r"3 super experts are protected, up to 3 where 2 may stay; .*protect_super_experts: false"):
-        select(scores([[1] * 4, [1] * 4], [[True, True, True, False], [False] * 4]), from_fraction(SHAPE, 0.5, "layer"), SHAPE)
+    with pytest.raises(
+        ExciseError,
+        match=r"3 super experts are protected, up to 3 where 2 may stay; .*protect_super_experts: false",
+    ):
+        select(
+            scores([[1] * 4, [1] * 4], [[True, True, True, False], [False] * 4]),
+            from_fraction(SHAPE, 0.5, "layer"),
+            SHAPE,
+        )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: from_fraction(SHAPE, 1.5, "layer"), r"prune\.fraction is 1\.5; it is the share .* between 0 and 1"),
+        (
+            lambda: from_fraction(SHAPE, 1.5, "layer"),
+            r"prune\.fraction is 1\.5; it is the share .* between 0 and 1",
+        ),
         (lambda: from_fraction(SHAPE, 0.0, "layer"), r"prune\.fraction is 0\.0"),
         (lambda: from_fraction(SHAPE, 0.05, "layer"), "removes no expert: all 4 per layer would be kept"),
         (lambda: from_keep(SHAPE, 4, "layer"), "removes no expert"),
@@ -93,14 +120,23 @@ def test_more_protected_than_kept_is_refused() -> None:
             r"keeps 1 of 4 experts per layer, but every token uses top_k = 2; keep at least 2 \(fraction ≤ 0\.5\)",
         ),
         (lambda: from_fraction(SHAPE, 0.75, "global"), "top_k = 2"),
-        (lambda: from_keep(Shape((0,), 16, 2, 4, 2), 10, "layer"), "keeps 10 experts per layer, which 4 router groups cannot share evenly"),
-        (lambda: from_keep(Shape((0,), 32, 2, 4, 2), 13, "layer"), r"use keep: 12 \(fraction 0\.625\) or keep: 16 \(fraction 0\.5\)"),
+        (
+            lambda: from_keep(Shape((0,), 16, 2, 4, 2), 10, "layer"),
+            "keeps 10 experts per layer, which 4 router groups cannot share evenly",
+        ),
+        (
+            lambda: from_keep(Shape((0,), 32, 2, 4, 2), 13, "layer"),
+            r"use keep: 12 \(fraction 0\.625\) or keep: 16 \(fraction 0\.5\)",
+        ),
         (
             lambda: from_keep(Shape((0,), 8, 3, 2, 1), 4, "layer"),
             r"in 2 router groups, of which a token uses 1: too few for top_k = 3; keep at least 6",
         ),
         (lambda: from_keep(Shape((0,), 8, 2, 2, 2), 2, "layer"), "keep at least 4"),
-        (lambda: from_keep(SHAPE, 3, "global", floor=1), r"prune\.floor is 1; it must lie between 2 and the mean number kept, 3"),
+        (
+            lambda: from_keep(SHAPE, 3, "global", floor=1),
+            r"prune\.floor is 1; it must lie between 2 and the mean number kept, 3",
+        ),
         (lambda: from_keep(SHAPE, 3, "global", floor=4), r"prune\.floor is 4"),
     ],
 )
@@ -117,13 +153,15 @@ def test_impossible_budgets_are_refused_with_the_numbers(make, message: str) -> 
     fraction=st.floats(0.05, 0.95),
     seed=st.integers(0, 99),
 )
-def test_every_accepted_budget_is_met_exactly(layers: int, per_group: int, groups: int, scope, fraction: float, seed: int) -> None:
+def test_every_accepted_budget_is_met_exactly(
+    layers: int, per_group: int, groups: int, scope, fraction: float, seed: int
+) -> None:
     shape = Shape(tuple(range(layers)), per_group * groups, 2, groups, max(1, groups // 2))
     try:
         budget = from_fraction(shape, fraction, scope)
     except ExciseError:
         return
-    values = np.random.default_rng(seed).random((layers, shape.experts))
+    values = np.random.default_rng(seed).random((layers, shape.num_experts))
     plan = select(scores(values.tolist(), layers=shape.layers), budget, shape)
     assert plan.total == budget.total
     for ids in plan.kept.values():
@@ -170,7 +208,11 @@ def test_global_counts_always_divide(seed: int, multiple: int, fraction: float) 
 def test_an_expert_count_that_is_no_multiple_itself() -> None:
     """Of 10 experts in units of 4 a layer keeps 8 at most."""
     shape = Shape((0, 1), 10, 2)
-    plan = select(scores([[i + 100.0 for i in range(10)], list(range(10))]), from_keep(shape, 6, "global", multiple=4), shape)
+    plan = select(
+        scores([[i + 100.0 for i in range(10)], list(range(10))]),
+        from_keep(shape, 6, "global", multiple=4),
+        shape,
+    )
     assert plan.counts == {0: 8, 1: 4}
 
 
@@ -181,7 +223,10 @@ def test_what_multiple_of_changes_is_said() -> None:
     for scope in scopes:
         budget = from_keep(shape, 9, scope, multiple=4)
         assert budget.total == 16
-        assert budget.notes(2)[0] == f"keep=9 scope={scope} multiple_of=4 keeps 16 experts in all, 18 without multiple_of"
+        assert (
+            budget.notes(2)[0]
+            == f"keep=9 scope={scope} multiple_of=4 keeps 16 experts in all, 18 without multiple_of"
+        )
         assert select(scores([list(range(10))] * 2), budget, shape).total == 16
     assert from_keep(shape, 8, "layer", multiple=4).notes(2) == []
     assert from_keep(shape, 7, "global").notes(2) == []
@@ -192,10 +237,20 @@ def test_what_multiple_of_changes_is_said() -> None:
 @pytest.mark.parametrize(
     ("keep", "scope", "multiple", "message"),
     [
-        (5, "layer", 16, r"prune\.multiple_of is 16: no number of experts from 2 \(fewest that can route\) to 10 divides by it"),
+        (
+            5,
+            "layer",
+            16,
+            r"prune\.multiple_of is 16: no number of experts from 2 \(fewest that can route\) to 10 divides by it",
+        ),
         (5, "global", 16, r"prune\.multiple_of is 16: no number of experts from 2"),
         (2, "layer", 8, "multiple_of=8 keeps 0 of 10 experts per layer"),
-        (2, "global", 8, "multiple_of=8 keeps 4 experts per layer, and the fewest that can route are 8; keep more"),
+        (
+            2,
+            "global",
+            8,
+            "multiple_of=8 keeps 4 experts per layer, and the fewest that can route are 8; keep more",
+        ),
     ],
 )
 def test_multiples_that_cannot_be(keep: int, scope: Scope, multiple: int, message: str) -> None:
@@ -245,7 +300,7 @@ def drawn_budget(draw: st.DrawFn) -> tuple[Shape, Budget, np.ndarray]:
     groups = draw(st.sampled_from([1, 2]))
     shape = Shape(tuple(range(draw(st.integers(1, 4)))), groups * draw(st.integers(3, 7)), 2, groups, 1)
     multiple, scope = draw(st.sampled_from([1, 2, 3, 4])), draw(st.sampled_from(["layer", "global"]))
-    kind, most = draw(st.sampled_from(["fraction", "keep", "counts"])), shape.experts
+    kind, most = draw(st.sampled_from(["fraction", "keep", "counts"])), shape.num_experts
     try:
         if kind == "counts":
             named = draw(st.dictionaries(st.sampled_from(shape.layers), st.integers(1, most), min_size=1))
@@ -257,7 +312,9 @@ def drawn_budget(draw: st.DrawFn) -> tuple[Shape, Budget, np.ndarray]:
             budget = from_fraction(shape, draw(st.floats(0.05, 0.9)), scope, multiple=multiple)
     except ExciseError:
         budget = reject()
-    marks = draw(st.lists(st.booleans(), min_size=len(shape.layers) * most, max_size=len(shape.layers) * most))
+    marks = draw(
+        st.lists(st.booleans(), min_size=len(shape.layers) * most, max_size=len(shape.layers) * most)
+    )
     rare = draw(st.lists(st.sampled_from([0, 0, 0, 1]), min_size=len(marks), max_size=len(marks)))
     return shape, budget, (np.array(marks) & np.array(rare, bool)).reshape(len(shape.layers), most)
 
@@ -280,7 +337,10 @@ def test_every_promise_about_counts_is_kept(drawn: tuple[Shape, Budget, np.ndarr
     assert budget.counts is None or tuple(counts) == budget.counts
     for row, ids in enumerate(plan.kept.values()):
         assert set(np.flatnonzero(protected[row])) <= set(ids)
-        assert len(set(np.bincount(np.array(ids) * shape.groups // shape.experts, minlength=shape.groups))) == 1
+        assert (
+            len(set(np.bincount(np.array(ids) * shape.groups // shape.num_experts, minlength=shape.groups)))
+            == 1
+        )
     for one in equal_plans(plan, shape, protected, 3, seed):
         assert one.total == plan.total
         shape.check_kept(one.kept)
@@ -290,7 +350,8 @@ def test_layers_that_are_not_named_count_too() -> None:
     """60 experts: a layer that keeps all of them keeps no multiple of 8, whatever the others keep."""
     shape = Shape((0, 1, 2), 60, 4)
     with pytest.raises(
-        ExciseError, match=r"does not name layer 0, which so keeps all 60 experts, not a multiple of prune\.multiple_of = 8"
+        ExciseError,
+        match=r"does not name layer 0, which so keeps all 60 experts, not a multiple of prune\.multiple_of = 8",
     ):
         from_counts(shape, {1: 48}, 8)
     assert from_counts(shape, {0: 56, 1: 48, 2: 56}, 8).counts == (56, 48, 56)
@@ -302,7 +363,10 @@ def test_a_plan_that_breaks_a_promise_is_not_given_out() -> None:
     budget = from_keep(WIDE, 8, "global", floor=4, multiple=4)
     budget.check_kept([4, 8, 12])
     for counts in ([6, 8, 10], [0, 12, 12], [4, 8, 8]):
-        with pytest.raises(ExciseError, match=r"promised 24 experts in all, at least 4 a layer, multiples of 4; the plan keeps"):
+        with pytest.raises(
+            ExciseError,
+            match=r"promised 24 experts in all, at least 4 a layer, multiples of 4; the plan keeps",
+        ):
             budget.check_kept(counts)
     with pytest.raises(ExciseError, match="please report it"):
         from_keep(WIDE, 8, "layer").check_kept([8, 7, 9])
@@ -315,15 +379,22 @@ def test_budgets_are_one_exactly_where_they_always_make_one_plan() -> None:
     """Some hundred budgets of three layers of six: equal `kept` is the same plan for all of 40 scores, another `kept` is not."""
     shape, scopes = Shape((0, 1, 2), 6, 2), ("layer", "global")
     asked = [
-        lambda f=f, s=s, m=m: from_fraction(shape, f, s, multiple=m) for f in np.arange(0.1, 0.7, 0.04) for s in scopes for m in (1, 2)
+        lambda f=f, s=s, m=m: from_fraction(shape, f, s, multiple=m)
+        for f in np.arange(0.1, 0.7, 0.04)
+        for s in scopes
+        for m in (1, 2)
     ]
     asked += [lambda k=k, f=f: from_keep(shape, k, "global", f) for k in range(2, 6) for f in (2, 3, 4)]
-    asked += [lambda k=k: from_counts(shape, {0: k, 1: k, 2: k}) for k in range(2, 6)] + [lambda: from_counts(shape, {1: 4})]
+    asked += [lambda k=k: from_counts(shape, {0: k, 1: k, 2: k}) for k in range(2, 6)] + [
+        lambda: from_counts(shape, {1: 4})
+    ]
     budgets = []
     for make in asked:
         with suppress(ExciseError):
             budgets.append(make())
-    tables = [scores(np.random.default_rng(seed).random((3, 6)).tolist(), layers=(0, 1, 2)) for seed in range(40)]
+    tables = [
+        scores(np.random.default_rng(seed).random((3, 6)).tolist(), layers=(0, 1, 2)) for seed in range(40)
+    ]
     made = {budget: tuple(select(table, budget, shape).digest for table in tables) for budget in budgets}
     assert len(budgets) > 60
     for one, other in itertools.combinations(made, 2):
@@ -347,13 +418,19 @@ def test_which_budgets_are_one() -> None:
     everywhere = from_fraction(shape, 0.5, "global")
     assert kept(everywhere) != kept(half), "the scores decide where"
     assert kept(from_fraction(shape, 0.5, "global", floor=6)) != kept(everywhere)
-    assert kept(from_fraction(shape, 0.5, "global", floor=8)) == kept(half), "every layer at its floor: nothing to decide"
+    assert kept(from_fraction(shape, 0.5, "global", floor=8)) == kept(half), (
+        "every layer at its floor: nothing to decide"
+    )
     assert kept(from_fraction(shape, 0.75, "global")) == kept(from_keep(shape, 4, "layer"))
-    assert kept(from_fraction(single, 0.5, "global"), single) == kept(from_fraction(single, 0.5, "layer"), single)
+    assert kept(from_fraction(single, 0.5, "global"), single) == kept(
+        from_fraction(single, 0.5, "layer"), single
+    )
 
 
 def test_the_deepest_budget_of_a_scope() -> None:
-    budgets = [from_fraction(WIDE, fraction, scope) for fraction in (0.25, 0.5) for scope in ("layer", "global")]  # type: ignore[arg-type]
+    budgets = [
+        from_fraction(WIDE, fraction, scope) for fraction in (0.25, 0.5) for scope in ("layer", "global")
+    ]  # type: ignore[arg-type]
     assert deepest(budgets) == {"layer": budgets[2], "global": budgets[3]}
 
 

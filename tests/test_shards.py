@@ -16,7 +16,11 @@ from experts.disk.fingerprint import fingerprint
 from experts.disk.shards import open_checkpoint, read_header
 from experts.errors import ExciseError
 
-TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, dtype=np.int64), "c": np.zeros((0, 4), np.float16)}
+TENSORS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b": np.array(7, dtype=np.int64),
+    "c": np.zeros((0, 4), np.float16),
+}
 
 
 def shard(folder: Path, name: str = "model.safetensors") -> Path:
@@ -49,7 +53,10 @@ def test_agrees_with_the_reference_reader(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda h: h["a"].update(data_offsets=[0, 20]), r"tensor a: F32 \[2, 3\] needs 24 bytes, the header gives it 20"),
+        (
+            lambda h: h["a"].update(data_offsets=[0, 20]),
+            r"tensor a: F32 \[2, 3\] needs 24 bytes, the header gives it 20",
+        ),
         (lambda h: h["a"].update(shape=[2, 4]), "needs 32 bytes"),
         (lambda h: h["a"].update(dtype="F7"), "unknown dtype"),
         (lambda h: h["a"].update(shape=[2, -3]), "malformed"),
@@ -66,7 +73,9 @@ def test_agrees_with_the_reference_reader(tmp_path: Path) -> None:
         (lambda h: "[" * 100_000, "not valid JSON"),
     ],
 )
-def test_damaged_headers_are_refused(tmp_path: Path, edit: Callable[[dict[str, Any]], Any], message: str) -> None:
+def test_damaged_headers_are_refused(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], Any], message: str
+) -> None:
     path = shard(tmp_path)
 
     def quiet(header: dict[str, Any]) -> Any:
@@ -101,7 +110,9 @@ def test_random_corruption_never_crashes(tmp_path: Path, data: st.DataObject) ->
     path = shard(tmp_path)
     raw = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(st.integers(0, 8 + int.from_bytes(raw[:2], "little") - 1)) % len(raw)] = data.draw(st.integers(0, 255))
+        raw[data.draw(st.integers(0, 8 + int.from_bytes(raw[:2], "little") - 1)) % len(raw)] = data.draw(
+            st.integers(0, 255)
+        )
     path.write_bytes(raw)
     try:
         tensors, _ = read_header(path)
@@ -115,7 +126,9 @@ def checkpoint(folder: Path) -> Path:
     (folder / "config.json").write_text('{"model_type": "olmoe"}')
     shard(folder, "model-00001-of-00002.safetensors")
     save_file({"d": np.ones(3, np.float32)}, folder / "model-00002-of-00002.safetensors")
-    names = dict.fromkeys(TENSORS, "model-00001-of-00002.safetensors") | {"d": "model-00002-of-00002.safetensors"}
+    names = dict.fromkeys(TENSORS, "model-00001-of-00002.safetensors") | {
+        "d": "model-00002-of-00002.safetensors"
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     return folder
 
@@ -129,7 +142,10 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), r"model-00002-of-00002\.safetensors: the shard is missing"),
+        (
+            lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
+            r"model-00002-of-00002\.safetensors: the shard is missing",
+        ),
         (lambda f: (f / "config.json").unlink(), r"config\.json: no such file"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json: not valid JSON"),
         (lambda f: (f / "config.json").write_bytes(b"\xff"), r"config\.json: not valid JSON"),
@@ -140,7 +156,9 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
         (lambda f: shard(f, "model-00002-of-00002.safetensors"), "also stands in another shard"),
     ],
 )
-def test_broken_checkpoints_are_refused(tmp_path: Path, break_it: Callable[[Path], Any], message: str) -> None:
+def test_broken_checkpoints_are_refused(
+    tmp_path: Path, break_it: Callable[[Path], Any], message: str
+) -> None:
     break_it(checkpoint(tmp_path))
     with pytest.raises(ExciseError, match=message):
         open_checkpoint(tmp_path)

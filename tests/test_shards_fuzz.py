@@ -19,7 +19,16 @@ from criteria.budget import from_fraction
 from experts.disk import strict_json
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import lay_out
-from experts.disk.shards import BITS, INDEX, LONGEST_NAME, MOST_AXES, SINGLE, Stored, open_checkpoint, read_header
+from experts.disk.shards import (
+    BITS,
+    INDEX,
+    LONGEST_NAME,
+    MOST_AXES,
+    SINGLE,
+    Stored,
+    open_checkpoint,
+    read_header,
+)
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.checkpoint.slices import Piece, header
@@ -27,8 +36,15 @@ from prune.checkpoint.write import export
 from prune.inspect import describe
 
 WHOLE_BYTES = {dtype: bits // 8 for dtype, bits in BITS.items() if bits % 8 == 0}
-FIXED = settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=20).filter(lambda name: name != "__metadata__")
+FIXED = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=20).filter(
+    lambda name: name != "__metadata__"
+)
 SHAPES = st.lists(st.integers(0, 5), max_size=4)
 JSON = st.recursive(
     st.none()
@@ -49,7 +65,11 @@ def tensors(draw: st.DrawFn) -> dict[str, tuple[str, list[int], bytes]]:
     for name in draw(st.lists(NAMES, unique=True, max_size=6)):
         dtype, shape = draw(st.sampled_from(sorted(WHOLE_BYTES))), draw(SHAPES)
         length = WHOLE_BYTES[dtype] * math.prod(shape)
-        found[name] = (dtype, shape, draw(st.binary(min_size=length, max_size=length)) if length < 64 else bytes(range(256)) * length)
+        found[name] = (
+            dtype,
+            shape,
+            draw(st.binary(min_size=length, max_size=length)) if length < 64 else bytes(range(256)) * length,
+        )
         found[name] = (dtype, shape, found[name][2][:length])
     return found
 
@@ -57,7 +77,13 @@ def tensors(draw: st.DrawFn) -> dict[str, tuple[str, list[int], bytes]]:
 def write(path: Path, stored: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str]) -> None:
     """By the export's own header writer, as if every tensor were kept whole."""
     pieces = [
-        Piece(name, dtype, tuple(shape), Stored(name, dtype, tuple(shape), path, 0, len(data)), ((0, len(data)),))
+        Piece(
+            name,
+            dtype,
+            tuple(shape),
+            Stored(name, dtype, tuple(shape), path, 0, len(data)),
+            ((0, len(data)),),
+        )
         for name, (dtype, shape, data) in stored.items()
     ]
     path.write_bytes(header(pieces, metadata) + b"".join(data for _, _, data in stored.values()))
@@ -65,7 +91,9 @@ def write(path: Path, stored: dict[str, tuple[str, list[int], bytes]], metadata:
 
 @settings(FIXED, max_examples=300)
 @given(stored=tensors(), metadata=st.dictionaries(NAMES, NAMES, max_size=3))
-def test_what_is_written_reads_back(stored: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str], tmp_path: Path) -> None:
+def test_what_is_written_reads_back(
+    stored: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str], tmp_path: Path
+) -> None:
     """By our reader and by the reference: names, types, shapes, bytes, metadata."""
     path = tmp_path / "x.safetensors"
     write(path, stored, metadata)
@@ -91,7 +119,9 @@ def check_consistent(path: Path) -> bool:
         found, metadata = read_header(path)
     except ExciseError as error:
         assert str(path) in str(error)
-        assert len(str(error)) < 5_500, "a line, not a file; the longest name that is let in has 4096 characters"
+        assert len(str(error)) < 5_500, (
+            "a line, not a file; the longest name that is let in has 4096 characters"
+        )
         return False
     position = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     for tensor in sorted(found.values(), key=lambda tensor: (tensor.start, tensor.end)):
@@ -103,7 +133,11 @@ def check_consistent(path: Path) -> bool:
     return True
 
 
-EXAMPLE = {"a.weight": ("F32", [2, 3], bytes(range(24))), "b": ("I64", [], bytes(8)), "c é": ("BF16", [0, 4], b"")}
+EXAMPLE = {
+    "a.weight": ("F32", [2, 3], bytes(range(24))),
+    "b": ("I64", [], bytes(8)),
+    "c é": ("BF16", [0, 4], b""),
+}
 
 
 @settings(FIXED, max_examples=400)
@@ -124,7 +158,8 @@ def test_damaged_shards(data: st.DataObject, tmp_path: Path) -> None:
                 del raw[at:]
             case _:
                 raw[at:at] = data.draw(
-                    st.binary(min_size=1, max_size=9) | st.sampled_from([b'"', b"{", b"]", b"9" * 9, b"\\ud800", b"NaN"])
+                    st.binary(min_size=1, max_size=9)
+                    | st.sampled_from([b'"', b"{", b"]", b"9" * 9, b"\\ud800", b"NaN"])
                 )
     path.write_bytes(raw)
     check_consistent(path)
@@ -154,7 +189,10 @@ def test_headers_of_odd_values(data: st.DataObject, tmp_path: Path) -> None:
     entries = []
     for name in data.draw(st.lists(names, max_size=3)):
         dtype = data.draw(st.sampled_from(['"F32"', '"F4"', '"I64"']) | odd)
-        values = {key: data.draw(odd | items.map(lambda found: "[" + ",".join(found) + "]")) for key, items in listed.items()}
+        values = {
+            key: data.draw(odd | items.map(lambda found: "[" + ",".join(found) + "]"))
+            for key, items in listed.items()
+        }
         inside = ", ".join(f'"{key}": {value}' for key, value in {"dtype": dtype, **values}.items())
         entries.append(f"{name}: {data.draw(odd | st.just('{' + inside + '}'))}")
     raw = ("{" + ", ".join(entries) + "}").encode("utf-8", "surrogatepass")
@@ -166,14 +204,23 @@ def test_headers_of_odd_values(data: st.DataObject, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ('{"dtype": "F32", "shape": [' + "9" * 4000 + "," + "9" * 4000 + '], "data_offsets": [0, 0]}', "malformed"),
+        (
+            '{"dtype": "F32", "shape": [' + "9" * 4000 + "," + "9" * 4000 + '], "data_offsets": [0, 0]}',
+            "malformed",
+        ),
         ('{"dtype": "F32", "shape": [' + "9" * 5000 + '], "data_offsets": [0, 0]}', "not valid JSON"),
-        ('{"dtype": "F32", "shape": [' + ",".join(["9" * 18] * 200) + '], "data_offsets": [0, 0]}', "malformed"),
+        (
+            '{"dtype": "F32", "shape": [' + ",".join(["9" * 18] * 200) + '], "data_offsets": [0, 0]}',
+            "malformed",
+        ),
         ('{"dtype": "F32", "shape": {}, "data_offsets": [0, 4]}', "malformed"),
         ('{"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}', "malformed"),
         ('{"dtype": "F32", "shape": [1], "data_offsets": {"0": 0, "4": 4}}', "malformed"),
         ('{"dtype": ' + "[" * 90 + "]" * 90 + ', "shape": [1], "data_offsets": [0, 4]}', "malformed"),
-        ('{"dtype": ' + "[" * 200 + "]" * 200 + ', "shape": [1], "data_offsets": [0, 4]}', "nested deeper than 100 levels"),
+        (
+            '{"dtype": ' + "[" * 200 + "]" * 200 + ', "shape": [1], "data_offsets": [0, 4]}',
+            "nested deeper than 100 levels",
+        ),
         ('{"dtype": "' + "F" * 9000 + '", "shape": [1], "data_offsets": [0, 4]}', "malformed"),
         ('{"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}', "NaN is no JSON"),
         ('{"dtype": "F32", "shape": [1], "shape": [1], "data_offsets": [0, 4]}', "names shape twice"),
@@ -191,7 +238,11 @@ def test_headers_that_once_crashed_or_passed(entry: str, message: str, tmp_path:
 
 def test_limits_of_names_and_axes(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    for characters, axes, fine in [(LONGEST_NAME, MOST_AXES, True), (LONGEST_NAME + 1, 1, False), (1, MOST_AXES + 1, False)]:
+    for characters, axes, fine in [
+        (LONGEST_NAME, MOST_AXES, True),
+        (LONGEST_NAME + 1, 1, False),
+        (1, MOST_AXES + 1, False),
+    ]:
         write(path, {"n" * characters: ("F32", [1] * axes, bytes(4))}, {})
         assert check_consistent(path) is fine
 
@@ -220,12 +271,19 @@ def folder(tmp_path: Path) -> Path:
     """Two shards and an index: two MoE layers and one behind them."""
     root = tmp_path / "model"
     root.mkdir()
-    shards: dict[str, dict[str, tuple[str, list[int], bytes]]] = {"model-1.safetensors": {}, "model-2.safetensors": {}}
+    shards: dict[str, dict[str, tuple[str, list[int], bytes]]] = {
+        "model-1.safetensors": {},
+        "model-2.safetensors": {},
+    }
     for layer in range(3):
         inside = shards["model-2.safetensors" if layer == 1 else "model-1.safetensors"]
         inside[f"model.layers.{layer}.mlp.gate.weight"] = ("F32", [EXPERTS, 2], bytes(range(8 * EXPERTS)))
         for expert in range(EXPERTS):
-            inside[f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"] = ("BF16", [2, 2], bytes([expert] * 8))
+            inside[f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"] = (
+                "BF16",
+                [2, 2],
+                bytes([expert] * 8),
+            )
     for name, inside in shards.items():
         write(root / name, inside, {"format": "pt"})
     weights = {tensor: name for name, inside in shards.items() for tensor in inside}
@@ -242,14 +300,16 @@ def use(folder: Path, kept: dict[int, tuple[int, ...]]) -> bool:
         layout = lay_out(checkpoint)
         json.dumps(describe(layout), ensure_ascii=False).encode()
         from_fraction(layout.shape, 0.25, "global")
-        export(layout, Plan(layout.experts, kept), out, fingerprint=fingerprint(checkpoint))
+        export(layout, Plan(layout.shape.num_experts, kept), out, fingerprint=fingerprint(checkpoint))
     except ExciseError as error:
         assert str(error).strip()
         assert not out.exists()
         return False
     written = open_checkpoint(out).tensors
     shutil.rmtree(out)
-    assert {int(name.split(".")[5]) for name in written if ".experts." in name} == set(range(max(map(len, kept.values()))))
+    assert {int(name.split(".")[5]) for name in written if ".experts." in name} == set(
+        range(max(map(len, kept.values())))
+    )
     return True
 
 
@@ -268,7 +328,9 @@ ODD = [-1, 0, 1, 3, 7, 8, 9, 2**40, 2**63, 10**18, 10**4000, 1.0, 8.0, float("na
 
 @settings(FIXED, max_examples=250)
 @given(
-    changes=st.dictionaries(st.sampled_from(sorted(CONFIG)), st.sampled_from(ODD) | JSON, min_size=1, max_size=3),
+    changes=st.dictionaries(
+        st.sampled_from(sorted(CONFIG)), st.sampled_from(ODD) | JSON, min_size=1, max_size=3
+    ),
     dropped=st.sets(st.sampled_from(sorted(CONFIG)), max_size=1),
     nested=st.booleans(),
     kept=st.sampled_from([EVEN, UNEVEN]),
@@ -300,7 +362,21 @@ def test_damaged_json(data: st.DataObject, name: str, folder: Path) -> None:
             raw[at : at + data.draw(st.integers(0, 6))] = data.draw(st.binary(max_size=4))
         else:
             raw[at:at] = data.draw(
-                st.sampled_from([b"0", b"-", b"[", b'"', b"\\ud800", b"\\n", b"NaN", b"../", b"\x00", b"\xff", b"9" * 5000])
+                st.sampled_from(
+                    [
+                        b"0",
+                        b"-",
+                        b"[",
+                        b'"',
+                        b"\\ud800",
+                        b"\\n",
+                        b"NaN",
+                        b"../",
+                        b"\x00",
+                        b"\xff",
+                        b"9" * 5000,
+                    ]
+                )
             )
     (folder / name).write_bytes(raw)
     try:
@@ -310,7 +386,12 @@ def test_damaged_json(data: st.DataObject, name: str, folder: Path) -> None:
 
 
 @settings(FIXED, max_examples=300)
-@given(weights=st.dictionaries(st.text(max_size=6), st.text(max_size=6).map(lambda name: name + ".safetensors") | JSON, max_size=3) | JSON)
+@given(
+    weights=st.dictionaries(
+        st.text(max_size=6), st.text(max_size=6).map(lambda name: name + ".safetensors") | JSON, max_size=3
+    )
+    | JSON
+)
 def test_odd_indices(weights: Any, folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": weights}))
     assert not use(folder, EVEN)
@@ -323,27 +404,52 @@ def test_odd_names_and_shapes(data: st.DataObject, tmp_path: Path) -> None:
     root = tmp_path / "odd"
     root.mkdir(exist_ok=True)
     number = st.sampled_from(["0", "1", "2", "7", "01", "٣", "-1", "9" * 30, "9" * 4090, "x", ""])
-    part = st.sampled_from(["mlp", "experts", "gate", "router", "shared_experts", "layers", "weight", "up_proj", "e_score_correction_bias"])
-    name = st.lists(part | number, min_size=1, max_size=7).map(lambda parts: "model.layers.0." + ".".join(parts))
+    part = st.sampled_from(
+        [
+            "mlp",
+            "experts",
+            "gate",
+            "router",
+            "shared_experts",
+            "layers",
+            "weight",
+            "up_proj",
+            "e_score_correction_bias",
+        ]
+    )
+    name = st.lists(part | number, min_size=1, max_size=7).map(
+        lambda parts: "model.layers.0." + ".".join(parts)
+    )
     stored = {}
     for layer, expert in ((layer, expert) for layer in range(2) for expert in range(2)):
         stored[f"model.layers.{layer}.mlp.experts.{expert}.w"] = ("U8", [1], b"x")
-        stored[f"model.layers.{layer}.mlp.gate.weight"] = ("U8" if data.draw(st.booleans()) else "F16", [2, 1], b"abcd")
+        stored[f"model.layers.{layer}.mlp.gate.weight"] = (
+            "U8" if data.draw(st.booleans()) else "F16",
+            [2, 1],
+            b"abcd",
+        )
     for odd in data.draw(st.lists(name.filter(lambda found: len(found) <= LONGEST_NAME), max_size=3)):
         shape = data.draw(st.sampled_from([[2], [1], [], [0], [2, 0], [1, 2], [3]]))
         stored[odd] = ("U8", shape, bytes(math.prod(shape)))
-    stored = {name: (dtype, shape, data[: WHOLE_BYTES[dtype] * math.prod(shape)]) for name, (dtype, shape, data) in stored.items()}
+    stored = {
+        name: (dtype, shape, data[: WHOLE_BYTES[dtype] * math.prod(shape)])
+        for name, (dtype, shape, data) in stored.items()
+    }
     write(root / SINGLE, stored, {})
-    (root / "config.json").write_text(json.dumps({"num_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 2}))
+    (root / "config.json").write_text(
+        json.dumps({"num_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 2})
+    )
     try:
         layout = lay_out(open_checkpoint(root))
         describe(layout)
-        export(layout, Plan(2, dict.fromkeys(layout.layers, (1,))), tmp_path / "out")
+        export(layout, Plan(2, dict.fromkeys(layout.shape.layers, (1,))), tmp_path / "out")
     except ExciseError:
         assert not (tmp_path / "out").exists()
     else:
         written = open_checkpoint(tmp_path / "out").tensors
-        assert {name for name in written if name.endswith(".experts.0.w")} == {f"model.layers.{i}.mlp.experts.0.w" for i in layout.layers}
+        assert {name for name in written if name.endswith(".experts.0.w")} == {
+            f"model.layers.{i}.mlp.experts.0.w" for i in layout.shape.layers
+        }
     finally:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
@@ -363,7 +469,9 @@ def test_odd_names_and_shapes(data: st.DataObject, tmp_path: Path) -> None:
         ({"model_type": "\ud800"}, "surrogates not allowed"),
     ],
 )
-def test_configurations_that_once_crashed_or_passed(change: dict[str, Any], message: str, folder: Path) -> None:
+def test_configurations_that_once_crashed_or_passed(
+    change: dict[str, Any], message: str, folder: Path
+) -> None:
     (folder / "config.json").write_text(json.dumps({**CONFIG, **change}))
     with pytest.raises(ExciseError, match=message):
         export(lay_out(open_checkpoint(folder)), Plan(EXPERTS, UNEVEN), folder.parent / "out")
@@ -372,10 +480,15 @@ def test_configurations_that_once_crashed_or_passed(change: dict[str, Any], mess
 
 def test_a_promise_of_countless_experts(tmp_path: Path) -> None:
     """A router of 10^18 empty rows keeps the promise; nothing of that length may be built."""
-    tensors = {"model.layers.0.mlp.gate.weight": ("F32", [10**18, 0], b""), "model.layers.0.mlp.experts.0.w": ("U8", [1], b"x")}
+    tensors = {
+        "model.layers.0.mlp.gate.weight": ("F32", [10**18, 0], b""),
+        "model.layers.0.mlp.experts.0.w": ("U8", [1], b"x"),
+    }
     write(tmp_path / SINGLE, tensors, {})
     (tmp_path / "config.json").write_text(json.dumps({"num_experts": 10**18, "num_experts_per_tok": 1}))
-    with pytest.raises(ExciseError, match=r"holds experts 0\.\.0 \(1 of them\), config\.json promises 1000000000000000000"):
+    with pytest.raises(
+        ExciseError, match=r"holds experts 0\.\.0 \(1 of them\), config\.json promises 1000000000000000000"
+    ):
         lay_out(open_checkpoint(tmp_path))
 
 

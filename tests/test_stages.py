@@ -8,12 +8,13 @@ import pytest
 from prune.session import session as session_module
 from prune.session.run_folder import RunFolder
 from tests.test_resume import audit, killed, numbers, run
-from tests.test_run import recipe_path  # noqa: F401 - a fixture
 from validate.loss import window_losses
 from validate.rows import LossEvaluator
 
 
-def test_a_stage_that_was_interrupted_belongs_to_nothing(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_stage_that_was_interrupted_belongs_to_nothing(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its file is the new one and its record the old one: with the old settings the old numbers are measured again, not the new ones shown."""
     first = run(recipe_path, tmp_path / "run")
     killed(
@@ -27,22 +28,37 @@ def test_a_stage_that_was_interrupted_belongs_to_nothing(recipe_path: Path, tmp_
     assert numbers(run(recipe_path, tmp_path / "run")) == numbers(first)
 
 
-def test_effects_of_an_audit_that_was_interrupted(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    sets = ("validate.audit.positions=20", "validate.audit.layers=[0]", "validate.sequences=1", "criteria=[reap]")
+def test_effects_of_an_audit_that_was_interrupted(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = (
+        "validate.audit.positions=20",
+        "validate.audit.layers=[0]",
+        "validate.sequences=1",
+        "criteria=[reap]",
+    )
     first, other = audit(recipe_path, tmp_path / "run", *sets), (*sets, "validate.audit.mode=renormalize")
-    killed(monkeypatch, lambda: audit(recipe_path, tmp_path / "run", *other), RunFolder, "finish", lambda *a: a[1] == "audit")
+    killed(
+        monkeypatch,
+        lambda: audit(recipe_path, tmp_path / "run", *other),
+        RunFolder,
+        "finish",
+        lambda *a: a[1] == "audit",
+    )
     assert audit(recipe_path, tmp_path / "run", *sets) == first
     assert audit(recipe_path, tmp_path / "run", *other)["cells"] != first["cells"]
 
 
-def test_a_result_that_cannot_be_read_is_made_again(recipe_path: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_result_that_cannot_be_read_is_made_again(recipe_path: Path, tmp_path: Path) -> None:
     first = run(recipe_path, tmp_path / "run")
     for damage in ("{", "[]"):
         (tmp_path / "run" / "validation.json").write_text(damage)
         assert numbers(run(recipe_path, tmp_path / "run")) == numbers(first)
 
 
-def test_rows_belong_to_what_made_them(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_rows_belong_to_what_made_them(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calibration, experiments and losses are not mixed over versions, nor over whose model code ran."""
     settings = ("criteria=[gradient]", "validate.sequences=2")
 
@@ -53,7 +69,9 @@ def test_rows_belong_to_what_made_them(recipe_path: Path, tmp_path: Path, monkey
                 work = getattr(session_module, name)
                 counting.setattr(session_module, name, lambda *a, work=work: (calls.append(1), work(*a))[1])
             counting.setattr(
-                LossEvaluator, "measure", lambda self, anatomy: (calls.append(1), window_losses(anatomy.model, self.windows))[1]
+                LossEvaluator,
+                "measure",
+                lambda self, anatomy: (calls.append(1), window_losses(anatomy.model, self.windows))[1],
             )
             run(recipe_path, tmp_path / "run", *settings, *more)
         return len(calls)
@@ -65,7 +83,9 @@ def test_rows_belong_to_what_made_them(recipe_path: Path, tmp_path: Path, monkey
     assert measured() == 25
 
 
-def test_searches_of_an_older_version_are_not_used(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_searches_of_an_older_version_are_not_used(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They may have been interrupted, and then they are wrong under the right key."""
     searched: list[str] = []
     work = session_module.measure

@@ -32,7 +32,10 @@ def micro_statistics() -> Statistics:
     """
     tokens = np.array([[0, 2], [1, 2]])
     mask = np.array([[True, False], [True, True]])
-    return observe(dissect(MicroModel()), Windows(tokens, mask, np.array([0, 1]), np.array([0, 1]), ("a", "b"), ("x", "y")))
+    return observe(
+        dissect(MicroModel()),
+        Windows(tokens, mask, np.array([0, 1]), np.array([0, 1]), ("a", "b"), ("x", "y")),
+    )
 
 
 # 1 − cos(h, h + y): token 0: y = (1, 0), no turn. Token 1: y = (4, −4), h + y = (4, −2): 1 + 4 / (2√20) = 1 + 1/√5.
@@ -69,12 +72,17 @@ BY_HAND = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_formula_by_hand(name: str) -> None:
     np.testing.assert_allclose(
-        resolve(name).score(micro_statistics()), [BY_HAND[name]], rtol=1e-12, atol=1e-7 if name == "activation_std" else 1e-12
+        resolve(name).score(micro_statistics()),
+        [BY_HAND[name]],
+        rtol=1e-12,
+        atol=1e-7 if name == "activation_std" else 1e-12,
     )
 
 
 def test_every_observational_criterion_is_worked_out_by_hand() -> None:
-    observed = {name for name, row in CRITERIA.items() if row.measurement is None}  # the measured ones have tests/test_causal.py
+    observed = {
+        name for name, row in CRITERIA.items() if row.measurement is None
+    }  # the measured ones have tests/test_causal.py
     assert observed - {"random"} <= set(BY_HAND)
 
 
@@ -95,7 +103,9 @@ def test_against_replay(family: str, implementation: str) -> None:
     anatomy, text = dissect(model), windows(count=2)
     calls = []
     hooks = [
-        layer.experts.register_forward_hook(lambda module, args, kwargs, output: calls.append((module, args, kwargs)), with_kwargs=True)
+        layer.experts.register_forward_hook(
+            lambda module, args, kwargs, output: calls.append((module, args, kwargs)), with_kwargs=True
+        )
         for layer in anatomy.layers
     ]
     tiny.logits(model, torch.from_numpy(text.tokens))
@@ -107,13 +117,19 @@ def test_against_replay(family: str, implementation: str) -> None:
         expected, peak = np.zeros((8, 3, 3)), np.zeros(8)
         for token in range(len(hidden)):
             for e, g in zip(index[token].tolist(), gate[token].tolist(), strict=True):
-                alone = module(hidden[token : token + 1], torch.tensor([[e]]), torch.ones(1, 1, dtype=hidden.dtype)).detach().numpy()
+                alone = (
+                    module(
+                        hidden[token : token + 1], torch.tensor([[e]]), torch.ones(1, 1, dtype=hidden.dtype)
+                    )
+                    .detach()
+                    .numpy()
+                )
                 norm = np.linalg.norm(alone)
                 expected[e] += np.outer([1, g, g * g], [1, norm, norm**2])
                 peak[e] = max(peak[e], np.abs(alone).max())
         np.testing.assert_allclose(found.moments[layer], expected, rtol=precision)
         np.testing.assert_allclose(found.peak[layer], peak, rtol=precision)
-        assert found.moments[layer, :, 0, 0].sum() == len(hidden) * anatomy.top_k
+        assert found.moments[layer, :, 0, 0].sum() == len(hidden) * anatomy.shape.top_k
 
 
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss"])
@@ -138,7 +154,9 @@ def test_split_order_and_padding_do_not_matter(family: str) -> None:
     }
     for name, other in others.items():
         for field in SUMS:
-            np.testing.assert_allclose(getattr(other, field), getattr(whole, field), rtol=1e-9, atol=1e-9, err_msg=f"{name}: {field}")
+            np.testing.assert_allclose(
+                getattr(other, field), getattr(whole, field), rtol=1e-9, atol=1e-9, err_msg=f"{name}: {field}"
+            )
 
 
 def test_interrupted_pass_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +186,9 @@ def test_a_pass_ends_alike_wherever_it_was_interrupted(monkeypatch: pytest.Monke
             for batch in (1, 2, 4):
                 resumed = observe(anatomy, text, batch=batch, done=part)
                 for field in SUMS:
-                    np.testing.assert_allclose(getattr(resumed, field), getattr(whole, field), rtol=1e-5, err_msg=field)
+                    np.testing.assert_allclose(
+                        getattr(resumed, field), getattr(whole, field), rtol=1e-5, err_msg=field
+                    )
                     assert batch != 2 or np.array_equal(getattr(resumed, field), getattr(whole, field)), field
     with pytest.raises(ExciseError, match="of other windows"):
         observe(anatomy, replace(full, mask=padding), done=observe(anatomy, full))
@@ -185,7 +205,9 @@ def test_observation_is_the_plain_forward(family: str) -> None:
     sums = [Sums(8, 2, torch.device("cpu")) for _ in anatomy.layers]
     hidden = []
     with torch.no_grad(), watched(anatomy, sums) as forward:
-        hook = model.base_model.register_forward_hook(lambda _module, _args, output: hidden.append(output.last_hidden_state))
+        hook = model.base_model.register_forward_hook(
+            lambda _module, _args, output: hidden.append(output.last_hidden_state)
+        )
         forward(windows())
         hook.remove()
     plain = model.base_model(input_ids=torch.from_numpy(windows().tokens), use_cache=False).last_hidden_state
@@ -198,7 +220,10 @@ def test_observation_is_the_plain_forward(family: str) -> None:
 def test_unreached_experts_have_no_score() -> None:
     """No token reaches expert 0: means and sums are nan there, never 0 or a division by zero; frequency is a true 0."""
     tokens = np.array([[1, 2]])
-    found = observe(dissect(MicroModel()), Windows(tokens, np.ones_like(tokens, bool), np.array([0]), np.array([0]), ("a",), ("x",)))
+    found = observe(
+        dissect(MicroModel()),
+        Windows(tokens, np.ones_like(tokens, bool), np.array([0]), np.array([0]), ("a",), ("x",)),
+    )
     assert found.unreached.tolist() == [[True, False, False]]
     for name in ("routing_weight", "reap", "reap_sum", "activation_std", "easy_ep", "max_activation", "hub"):
         score = CRITERIA[name].score(found)
@@ -228,7 +253,9 @@ def test_easy_ep_without_a_visible_residual_is_an_error() -> None:
     """A block that no norm feeds: every other criterion still has its numbers."""
     model = MicroModel()
     layer = model.layers[0]
-    layer.forward = lambda hidden: hidden + layer.mlp(hidden * 1)  # nothing but the block itself touches the stream
+    layer.forward = lambda hidden: (
+        hidden + layer.mlp(hidden * 1)
+    )  # nothing but the block itself touches the stream
     found = observe(dissect(model), windows_of_micro())
     with pytest.raises(ExciseError, match="easy_ep: .* no norm feeds"):
         formulas.easy_ep(found)
@@ -241,9 +268,16 @@ def test_super_experts() -> None:
     shape = (8, 100)
     peak = np.ones(shape)
     peak[1, 7], peak[7, 3] = 500.0, 500.0
-    blank = {name: np.zeros(shape) for name in ("turning", "router_norm", "weight_l1", "weight_l2", "weight_count")}
+    blank = {
+        name: np.zeros(shape) for name in ("turning", "router_norm", "weight_l1", "weight_l2", "weight_count")
+    }
     statistics = Statistics(
-        found.tokens, np.ones((*shape, 3, 3)), peak, together=np.ones((8, 100, 100)), by_domain=np.ones((8, 100, 2)), **blank
+        found.tokens,
+        np.ones((*shape, 3, 3)),
+        peak,
+        together=np.ones((8, 100, 100)),
+        by_domain=np.ones((8, 100, 2)),
+        **blank,
     )
     assert np.argwhere(formulas.super_experts(statistics)).tolist() == [[1, 7]]
 

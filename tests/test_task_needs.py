@@ -12,9 +12,9 @@ import yaml
 from experts.anatomy import dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from tests import tiny
-from tests.test_finetune import invoke
-from tests.test_run import counted, execute, recipe_path  # noqa: F401 - a fixture
-from tests.test_tasks import task_file
+from tests.recipes import execute, invoke
+from tests.tasks import task_file
+from tests.test_run import counted
 from validate.task_needs import ALLOWED, check_tasks, check_tokenizer, refusal_of_code
 from validate.tasks import Benchmark
 
@@ -23,7 +23,9 @@ def writing(folder: Path, **changes: Any) -> Path:
     """A task that has the model write; `doc_to_target` is compared with what it wrote."""
     metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
     generation = {"max_gen_toks": 3, "until": ["\n"], "do_sample": False}
-    return task_file(folder, output_type="generate_until", generation_kwargs=generation, metric_list=metrics, **changes)
+    return task_file(
+        folder, output_type="generate_until", generation_kwargs=generation, metric_list=metrics, **changes
+    )
 
 
 def without_tokens(source: Path, target: Path, *names: str) -> Path:
@@ -36,7 +38,7 @@ def without_tokens(source: Path, target: Path, *names: str) -> Path:
 
 
 def test_code_that_a_model_writes_is_run_with_consent_only(
-    recipe_path: Path,  # noqa: F811
+    recipe_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -44,7 +46,9 @@ def test_code_that_a_model_writes_is_run_with_consent_only(
     calls = counted(monkeypatch)
     folder = writing(tmp_path / "tasks", unsafe_code=True)
     tasks = f"validate.tasks={{names: [guess], include: {folder}, limit: 8, random_plans: 5}}"
-    with pytest.raises(ExciseError, match=r"guess runs code .* set validate\.tasks\.confirm_unsafe_code=true"):
+    with pytest.raises(
+        ExciseError, match=r"guess runs code .* set validate\.tasks\.confirm_unsafe_code=true"
+    ):
         execute(recipe_path, tmp_path / "run", tasks)
     assert sum(calls.values()) == 0
     assert not (tmp_path / "run").exists()
@@ -65,8 +69,13 @@ def test_tasks_with_images_are_refused() -> None:
         check_tasks({"mmmu": SimpleNamespace(MULTIMODAL=True)}, confirmed=True)
 
 
-@pytest.mark.parametrize(("kind", "missing"), [("generate_until", "no eos_token"), ("multiple_choice", "neither bos_token nor eos_token")])
-def test_a_tokenizer_without_end_of_text(kind: str, missing: str, saved: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [("generate_until", "no eos_token"), ("multiple_choice", "neither bos_token nor eos_token")],
+)
+def test_a_tokenizer_without_end_of_text(
+    kind: str, missing: str, saved: dict[str, Path], tmp_path: Path
+) -> None:
     """Found when the tasks are read; lm-eval would fail at the first request, after the calibration."""
     tokenizer = load_tokenizer(without_tokens(saved["olmoe"], tmp_path / "model", "eos_token", "bos_token"))
     assert tokenizer.eos_token_id is None
@@ -78,7 +87,7 @@ def test_a_tokenizer_without_end_of_text(kind: str, missing: str, saved: dict[st
 
 
 def test_a_tokenizer_without_end_of_text_stops_a_run_before_the_work(
-    recipe_path: Path,  # noqa: F811
+    recipe_path: Path,
     tmp_path: Path,
     saved: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -86,12 +95,17 @@ def test_a_tokenizer_without_end_of_text_stops_a_run_before_the_work(
     calls, folder = counted(monkeypatch), writing(tmp_path / "tasks")
     model = without_tokens(saved["olmoe"], tmp_path / "model", "eos_token")
     with pytest.raises(ExciseError, match="has no eos_token; add it to tokenizer_config.json"):
-        execute(recipe_path, tmp_path / "run", f"model={model}", f"validate.tasks={{names: [guess], include: {folder}}}")
+        execute(
+            recipe_path,
+            tmp_path / "run",
+            f"model={model}",
+            f"validate.tasks={{names: [guess], include: {folder}}}",
+        )
     assert sum(calls.values()) == 0
 
 
 def test_answers_belong_to_a_tokenizer_and_its_generation_settings(
-    recipe_path: Path,  # noqa: F811
+    recipe_path: Path,
     tmp_path: Path,
     saved: dict[str, Path],
 ) -> None:
@@ -103,7 +117,9 @@ def test_answers_belong_to_a_tokenizer_and_its_generation_settings(
         path = model / "generation_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
         execute(recipe_path, tmp_path / "run", f"model={model}", tasks)
-        keys.append({line.partition(",")[0] for line in (tmp_path / "run" / "items.csv").read_text().splitlines()[1:]})
+        keys.append(
+            {line.partition(",")[0] for line in (tmp_path / "run" / "items.csv").read_text().splitlines()[1:]}
+        )
     assert all(len(found) == 1 for found in keys)
     assert keys[0] != keys[1]
 
@@ -124,25 +140,27 @@ def test_a_tokenizer_that_reads_nothing_is_refused(saved: dict[str, Path], tmp_p
 @pytest.mark.parametrize("command", ["prune", "effects"])
 def test_a_larger_vocabulary_than_the_models(
     command: str,
-    recipe_path: Path,  # noqa: F811
+    recipe_path: Path,
     tmp_path: Path,
 ) -> None:
     """The embedding would be read behind its end."""
     model = tiny.build("olmoe", vocab_size=64)  # bytes go to 255
-    assert dissect(model).experts == 8
+    assert dissect(model).shape.num_experts == 8
     folder = tiny.save(model, tmp_path / "small")
     if command == "prune":
         data = yaml.safe_load(recipe_path.read_text()) | {"model": str(folder)}
         recipe_path.write_text(yaml.safe_dump(data))
         found = invoke("prune", recipe_path, "-o", tmp_path / "run")
     else:
-        found = invoke("effects", folder, "--text", tmp_path / "test.txt", "-o", tmp_path / "e.csv", "--window", 24)
+        found = invoke(
+            "effects", folder, "--text", tmp_path / "test.txt", "-o", tmp_path / "e.csv", "--window", 24
+        )
     assert found.exit_code == 1
     assert "config.json says vocab_size = 64: it belongs to another model" in found.stderr
 
 
 def test_settings_of_generate_that_lm_eval_cannot_give(
-    recipe_path: Path,  # noqa: F811
+    recipe_path: Path,
     tmp_path: Path,
     saved: dict[str, Path],
 ) -> None:
@@ -150,8 +168,17 @@ def test_settings_of_generate_that_lm_eval_cannot_give(
     model = shutil.copytree(saved["olmoe"], tmp_path / "model")
     path = model / "generation_config.json"
     before = json.loads(path.read_text())
-    odd = {"stop_strings": ["zz"], "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "penalty_alpha": 0.6, "top_k": 4}
-    path.write_text(json.dumps({**before, **odd, "cache_implementation": "quantized", "repetition_penalty": 1.3}))
+    odd = {
+        "stop_strings": ["zz"],
+        "num_beams": 4,
+        "num_beam_groups": 2,
+        "diversity_penalty": 0.5,
+        "penalty_alpha": 0.6,
+        "top_k": 4,
+    }
+    path.write_text(
+        json.dumps({**before, **odd, "cache_implementation": "quantized", "repetition_penalty": 1.3})
+    )
     settings = load(model).generation_config
     assert settings.repetition_penalty == 1.3
     assert settings.eos_token_id == before["eos_token_id"]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
@@ -16,31 +15,8 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from tests import tiny
 from tests.conftest import uniform_plan
+from tests.tasks import ITEMS, task_file
 from validate.tasks import Benchmark, ItemEvaluator
-
-ITEMS = [
-    {"context": f"{a} and {b}", "choices": [f" is {c}" for c in others], "answer": (a + b) % 3}
-    for a, b, *others in np.random.default_rng(0).integers(100, 1000, (30, 5)).tolist()
-]
-
-
-def task_file(folder: Path, name: str = "guess", **changes: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, ITEMS)))
-    task: dict[str, Any] = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "items.jsonl"}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{context}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "answer",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | changes))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +40,10 @@ def by_hand(anatomy: Anatomy) -> list[float]:
 
 def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Path) -> None:
     """Also of a restricted one, bit by bit the model that is written; and afterwards of the whole one again."""
-    benchmark, plan = Benchmark(("guess",), task_file(tmp_path / "tasks"), None, None), uniform_plan((0, 1, 2), (0, 2, 3, 5))
+    benchmark, plan = (
+        Benchmark(("guess",), task_file(tmp_path / "tasks"), None, None),
+        uniform_plan((0, 1, 2), (0, 2, 3, 5)),
+    )
     evaluator = ItemEvaluator(anatomy, benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k", 8)
     whole, pruned = evaluator.values(None), evaluator.values(plan)
     assert whole.tolist() == by_hand(anatomy)
@@ -73,7 +52,9 @@ def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Pat
     assert not np.array_equal(whole, pruned)
     assert 0 < whole.mean() < 1
     assert [(part.task, part.metric, part.items) for part in benchmark.parts] == [("guess", "acc", 30)]
-    assert benchmark.scores(anatomy.model, tiny.tokenizer(), 3).tolist() == whole.tolist(), "the batch does not matter"
+    assert benchmark.scores(anatomy.model, tiny.tokenizer(), 3).tolist() == whole.tolist(), (
+        "the batch does not matter"
+    )
 
 
 def test_items_are_kept(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,16 +64,25 @@ def test_items_are_kept(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.Mo
     again = ItemEvaluator(anatomy, benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k")
     np.testing.assert_array_equal(again.values(None), first)
     with pytest.raises(pytest.fail.Exception):
-        ItemEvaluator(anatomy, benchmark, tiny.tokenizer(), tmp_path / "items.csv", "another model").values(None)
+        ItemEvaluator(anatomy, benchmark, tiny.tokenizer(), tmp_path / "items.csv", "another model").values(
+            None
+        )
 
 
 def test_several_tasks_and_a_limit(anatomy: Anatomy, tmp_path: Path) -> None:
     """Rows stand task after task; a limit takes the first items."""
     task_file(tmp_path / "tasks")
-    task_file(tmp_path / "tasks", "backwards", metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": False}])
+    task_file(
+        tmp_path / "tasks",
+        "backwards",
+        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": False}],
+    )
     both = Benchmark(("guess", "backwards"), tmp_path / "tasks", 10, None)
     scores = both.scores(anatomy.model, tiny.tokenizer(), 8)
-    assert [(part.task, part.start, part.stop) for part in both.parts] == [("guess", 0, 10), ("backwards", 10, 20)]
+    assert [(part.task, part.start, part.stop) for part in both.parts] == [
+        ("guess", 0, 10),
+        ("backwards", 10, 20),
+    ]
     np.testing.assert_array_equal(scores[:10], by_hand(anatomy)[:10])
     np.testing.assert_array_equal(scores[10:], -scores[:10], "a metric where less is better is turned round")
 
@@ -101,7 +91,9 @@ def test_identity_follows_the_items(tmp_path: Path) -> None:
     folder = task_file(tmp_path / "tasks")
     before = Benchmark(("guess",), folder, None, None).hash
     assert Benchmark(("guess",), folder, None, None).hash == before
-    assert Benchmark(("guess",), task_file(tmp_path / "elsewhere"), None, None).hash == before, "where the file lies is not what it asks"
+    assert Benchmark(("guess",), task_file(tmp_path / "elsewhere"), None, None).hash == before, (
+        "where the file lies is not what it asks"
+    )
     assert Benchmark(("guess",), folder, 5, None).hash != before
     task_file(tmp_path / "tasks", doc_to_text="Well, {{context}}")
     assert Benchmark(("guess",), folder, None, None).hash != before
@@ -154,7 +146,10 @@ def test_task_files_that_do_not_parse(text: str, message: str, tmp_path: Path) -
         ),
         ({"output_type": "riddle"}, r"guess\.yaml\) cannot be loaded: .*riddle"),
         ({"test_split": "train"}, r"guess\.yaml\) cannot be loaded: KeyError"),
-        ({"doc_to_text": "{{nokey"}, r"guess\.yaml\) cannot be loaded: TemplateSyntaxError: unexpected end of template"),
+        (
+            {"doc_to_text": "{{nokey"},
+            r"guess\.yaml\) cannot be loaded: TemplateSyntaxError: unexpected end of template",
+        ),
     ],
 )
 def test_tasks_that_cannot_be_built(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -170,9 +165,12 @@ def test_damaged_items(tmp_path: Path) -> None:
 
 
 def test_tasks_without_items_to_compare(tmp_path: Path) -> None:
-    folder = task_file(tmp_path / "tasks", output_type="loglikelihood_rolling", metric_list=None, doc_to_target="{{context}}")
+    folder = task_file(
+        tmp_path / "tasks", output_type="loglikelihood_rolling", metric_list=None, doc_to_target="{{context}}"
+    )
     with pytest.raises(
-        ExciseError, match=r"guess has no score per item \(loglikelihood_rolling\); losses of text belong in validate\.data"
+        ExciseError,
+        match=r"guess has no score per item \(loglikelihood_rolling\); losses of text belong in validate\.data",
     ):
         _ = Benchmark(("guess",), folder, None, None).parts
 
@@ -191,7 +189,9 @@ def test_the_demo_ships_a_task() -> None:
     """400 items of four choices, half code and half prose, all from documents of the test split."""
     from criteria.text.standard_library import split_of
 
-    lines = (recipes_folder() / "demo" / "tasks" / "continuation.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (recipes_folder() / "demo" / "tasks" / "continuation.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     items = [json.loads(line) for line in lines]
     assert len(items) == 400
     assert {split_of(item["document"]) for item in items} == {"test"}

@@ -28,7 +28,9 @@ def test_long_documents_are_cut_and_short_ones_joined(tmp_path: Path) -> None:
     long = write(tmp_path, "long.txt", "a" * 50 + "b" * 50 + "c" * 20)
     windows = read_windows([Source(text=(long,))], TOKENIZER, 50, 2, 0)
     assert [text_of(windows, row) for row in (0, 1)] == ["a" * 50, "b" * 50]
-    lines = write(tmp_path, "lines.jsonl", "\n".join(json.dumps({"text": letter * 20}) for letter in "abcdef"))
+    lines = write(
+        tmp_path, "lines.jsonl", "\n".join(json.dumps({"text": letter * 20}) for letter in "abcdef")
+    )
     packed = read_windows([Source(jsonl=(lines,))], TOKENIZER, 50, 2, 0)
     assert text_of(packed, 0) == "a" * 20 + "<eos>" + "b" * 20 + "<eos>" + "c" * 8
     assert packed.documents == (f"{lines}:1 … {lines}:3", f"{lines}:4 … {lines}:6")
@@ -67,7 +69,9 @@ def test_overlap_is_found_at_any_offset(shift: int) -> None:
 
     def cut(start: int, count: int) -> Windows:
         rows = tokens[start : start + count * 50].reshape(count, 50)
-        return Windows(rows, np.ones_like(rows, bool), np.zeros(count, int), np.zeros(count, int), ("doc",), ("x",))
+        return Windows(
+            rows, np.ones_like(rows, bool), np.zeros(count, int), np.zeros(count, int), ("doc",), ("x",)
+        )
 
     assert overlap(cut(0, 8), cut(200 + shift, 2)) == [0, 1]
     with pytest.raises(ExciseError, match=r"overlap: 2 of 2 validation windows \(the first in doc\)"):
@@ -83,7 +87,9 @@ def test_overlap_is_found_at_any_offset(shift: int) -> None:
         (b"good \xff\xfe bad", (5, 1), r"bad\.txt: not UTF-8 text \(byte 5\)"),
     ],
 )
-def test_bad_text_is_one_clear_line(tmp_path: Path, content: bytes, ask: tuple[int, int], message: str) -> None:
+def test_bad_text_is_one_clear_line(
+    tmp_path: Path, content: bytes, ask: tuple[int, int], message: str
+) -> None:
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(ExciseError, match=message):
         read_windows([Source(text=(tmp_path / "bad.txt",))], TOKENIZER, *ask, 0)
@@ -99,7 +105,8 @@ def test_bad_jsonl_names_the_line(tmp_path: Path) -> None:
 
 def test_standard_library_splits_by_file() -> None:
     names = {
-        split: {name for domain in ("code", "prose") for name, _ in documents(domain, split)} for split in ("train", "calibration", "test")
+        split: {name for domain in ("code", "prose") for name, _ in documents(domain, split)}
+        for split in ("train", "calibration", "test")
     }
     assert all(split_of(name) == split for split, found in names.items() for name in found)
     assert len(names["train"]) > len(names["calibration"]) + len(names["test"])

@@ -45,7 +45,9 @@ def text(tmp_path: Path) -> Path:
         (WITHOUT, Bos.NEVER, False),
     ],
 )
-def test_every_window_begins_with_it(text: Path, tmp_path: Path, tokenizer: Any, bos: Bos, begins: bool) -> None:
+def test_every_window_begins_with_it(
+    text: Path, tmp_path: Path, tokenizer: Any, bos: Bos, begins: bool
+) -> None:
     """It counts as one of the tokens; nothing of the text is lost, or said twice."""
     all_ = 400 // (20 - begins)
     for windows in (
@@ -60,7 +62,9 @@ def test_every_window_begins_with_it(text: Path, tmp_path: Path, tokenizer: Any,
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join(json.dumps({"text": letter * 8}) for letter in "abcdef"))
     joined = read_windows([Source(jsonl=(short,))], tokenizer, 20, 2, 0, bos).tokens
-    assert tokenizer.decode(joined[0]) == ("<bos>" * begins + "aaaaaaaa<eos>bbbbbbbb<eos>c" + "c" * (not begins))
+    assert tokenizer.decode(joined[0]) == (
+        "<bos>" * begins + "aaaaaaaa<eos>bbbbbbbb<eos>c" + "c" * (not begins)
+    )
 
 
 def test_always_needs_one(text: Path) -> None:
@@ -88,13 +92,17 @@ def recipe_of(model: Path, text: Path, **part: Any) -> dict[str, Any]:
     }
 
 
-def test_recipes_and_effects_begin_as_the_tokenizer_does(begins_model: Path, text: Path, tmp_path: Path) -> None:
+def test_recipes_and_effects_begin_as_the_tokenizer_does(
+    begins_model: Path, text: Path, tmp_path: Path
+) -> None:
     recipe = parse_recipe(recipe_of(begins_model, text), "recipe", tmp_path)
     session = Session(prepare(recipe, tmp_path / "run"))
     assert (session.read_part(recipe.calibration).tokens[:, 0] == 258).all()
     never = parse_recipe(recipe_of(begins_model, text, bos="never"), "recipe", tmp_path)
     assert (session.read_part(never.calibration).tokens != 258).all()
-    with pytest.raises(ExciseError, match=r"calibration\.bos: input should be 'auto', 'always' or 'never', got 'maybe'"):
+    with pytest.raises(
+        ExciseError, match=r"calibration\.bos: input should be 'auto', 'always' or 'never', got 'maybe'"
+    ):
         parse_recipe(recipe_of(begins_model, text, bos="maybe"), "recipe", tmp_path)
     tables = {}
     for bos in ("auto", "never"):
@@ -126,7 +134,9 @@ def test_context() -> None:
             match="a window of 65 tokens is longer than the 64 positions the model has; take shorter windows",
         ):
             context_note(65, config, table)
-    with pytest.raises(ExciseError, match="than the 64 positions"):  # OPT's table has two rows more than positions
+    with pytest.raises(
+        ExciseError, match="than the 64 positions"
+    ):  # OPT's table has two rows more than positions
         context_note(65, {"max_position_embeddings": 64}, {"model.decoder.embed_positions.weight": (66, 8)})
 
 
@@ -147,7 +157,9 @@ def test_windows_that_do_not_fit_are_said_or_refused(
     tensors["model.wpe.weight"] = tensors["model.embed_tokens.weight"][:100].clone()
     save_file(tensors, learned / "model.safetensors", {"format": "pt"})
     recipe = parse_recipe(recipe_of(learned, text, length=110, sequences=1), "recipe", tmp_path)
-    with pytest.raises(ExciseError, match="a window of 110 tokens is longer than the 100 positions the model has"):
+    with pytest.raises(
+        ExciseError, match="a window of 110 tokens is longer than the 100 positions the model has"
+    ):
         Session(prepare(recipe, tmp_path / "run2")).read_part(recipe.calibration)
     asked = ("--text", text, "--window", 110, "-o", tmp_path / "e.csv")
     done = CliRunner().invoke(app, list(map(str, ("effects", learned, *asked))))
@@ -177,7 +189,9 @@ def test_windows_without_content(tmp_path: Path) -> None:
     notes: list[str] = []
     path.write_text("strange " * 20 + "known " * 20 + "<eos>" * 20)
     assert len(read_windows([Source(text=(path,))], unknowing(), 20, 3, 0, say=notes.append)) == 3
-    assert notes == [f"data (text): 2 of 3 windows hold nothing but the special token <unk> (the first in {path})"]
+    assert notes == [
+        f"data (text): 2 of 3 windows hold nothing but the special token <unk> (the first in {path})"
+    ]
     path.write_text("<eos>" * 60)
     for tokenizer in (WITHOUT, BEGINS):
         with pytest.raises(ExciseError, match=r"nothing but the special token <eos>"):

@@ -86,7 +86,11 @@ def written(folder: Path, row: Any, tokenizer: Any = FREE, length: int = 40, **s
             "<user>a\nb<eos>",
         ),
         (
-            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]},
+            {
+                "messages": [
+                    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+                ]
+            },
             {},
             "<assistant>f()<eos>",
         ),
@@ -136,7 +140,9 @@ def test_who_decides(tmp_path: Path) -> None:
     path, notes = file(tmp_path, [OPENAI] * 9), []
     own = read(path, SEVERAL, 60, notes=notes)
     assert len(notes) == 1
-    assert notes[0].startswith("data (jsonl): its rows are conversations, written by the tokenizer's chat template")
+    assert notes[0].startswith(
+        "data (jsonl): its rows are conversations, written by the tokenizer's chat template"
+    )
     quiet: list[str] = []
     assert read(path, SEVERAL, 60, notes=quiet, chat_template=True).hash == own.hash
     assert read(path, SEVERAL, 60, notes=quiet, part=True).hash == own.hash

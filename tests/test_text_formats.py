@@ -101,7 +101,9 @@ def test_folders(tmp_path: Path) -> None:
         write(tmp_path, other, b"\xff\xfe\x00")
     assert texts(read(3, text=tmp_path)) == ["a" * 30, "b" * 30, "c" * 30]
     assert texts(read(1, jsonl=tmp_path)) == ["a" * 30]
-    with pytest.raises(ExciseError, match=r"b: no file in this folder ends in \.jsonl, \.ndjson, \.json, \.parquet"):
+    with pytest.raises(
+        ExciseError, match=r"b: no file in this folder ends in \.jsonl, \.ndjson, \.json, \.parquet"
+    ):
         read(1, jsonl=tmp_path / "b")
 
 
@@ -117,7 +119,9 @@ def test_several_fields_and_fields_to_choose_from(tmp_path: Path) -> None:
     other = write(tmp_path, "f/2.jsonl", json.dumps({"content": "b" * 30, "n": 1}))
     assert texts(read(2, jsonl=tmp_path / "f", field="text|content")) == ["a" * 30, "b" * 30]
     way = r"name the one to read \(field: content\), or several to choose from \(field: text\|content\)"
-    with pytest.raises(ExciseError, match=rf"{other}:1: no text in field 'text'; it has \['content', 'n'\]; {way}"):
+    with pytest.raises(
+        ExciseError, match=rf"{other}:1: no text in field 'text'; it has \['content', 'n'\]; {way}"
+    ):
         read(2, jsonl=tmp_path / "f")
 
 
@@ -139,7 +143,8 @@ def test_rows_without_text_are_counted_and_said_once(tmp_path: Path) -> None:
     for empty in ([], [None] * 3, [{"text": ""}]):
         with pytest.raises(
             ExciseError,
-            match=r"data \(jsonl\): there is no text" + (f", its {len(empty)} rows are null" if empty else ""),
+            match=r"data \(jsonl\): there is no text"
+            + (f", its {len(empty)} rows are null" if empty else ""),
         ):
             read(1, jsonl=write(tmp_path, "b.json", json.dumps(empty)))
 
@@ -205,7 +210,9 @@ def test_parts_of_a_split(tmp_path: Path, name: str) -> None:
     assert texts(read(4, dataset=str(path), documents=5)) == TEXTS[:4]
     assert texts(read(2, dataset=str(path), split="train[1:]", documents=2)) == TEXTS[1:3]
     assert texts(read(3, dataset=str(path), split="train[5:7]+train[:1]")) == [*TEXTS[4:], TEXTS[0]]
-    with pytest.raises(ExciseError, match=r"train\[:10%\] needs the number of rows of 'train', .*like train\[:200\]"):
+    with pytest.raises(
+        ExciseError, match=r"train\[:10%\] needs the number of rows of 'train', .*like train\[:200\]"
+    ):
         read(dataset=str(path), split="train[:10%]")
 
 
@@ -228,7 +235,9 @@ def test_parts_are_those_of_the_library() -> None:
         ends = [min(one.stop or size, size) for one, size in zip(found, length, strict=True)]
         theirs = [sizes[one.splitname] if one.to is None else one.to for one in expected]
         assert ends == theirs
-        assert [(one.name, one.begin) for one in found] == [(one.splitname, one.from_ or 0) for one in expected]
+        assert [(one.name, one.begin) for one in found] == [
+            (one.splitname, one.from_ or 0) for one in expected
+        ]
     assert parts("train[:5]", lambda: pytest.fail("not needed")) == [Part("train", 0, 5)]
     for wrong in ("train[", "train[:200", "train[a:b]", "train[5]", "[:3]"):
         with pytest.raises(ValidationError, match=r"is not one; write train, train\[:200\]"):
@@ -282,7 +291,9 @@ def test_shares_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Streamed(ROWS))
     assert texts(read(3, dataset="org/name", split="train[:50%]")) == TEXTS[:3]
     assert texts(read(2, dataset="org/name", split="train[-2:]")) == TEXTS[4:]
-    with pytest.raises(ExciseError, match="split dev\\[:50%\\] needs the number of rows of 'dev', which is not told"):
+    with pytest.raises(
+        ExciseError, match="split dev\\[:50%\\] needs the number of rows of 'dev', which is not told"
+    ):
         read(dataset="org/name", split="dev[:50%]")
 
 
@@ -352,7 +363,9 @@ def test_bad_files_are_one_true_line(tmp_path: Path, name: str, content: str | b
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     pd.DataFrame({"content": TEXTS, "n": range(6)}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ExciseError, match=r"a\.parquet: no text in field 'text'; it has \['content', 'n'\]; name the one"):
+    with pytest.raises(
+        ExciseError, match=r"a\.parquet: no text in field 'text'; it has \['content', 'n'\]; name the one"
+    ):
         read(1, jsonl=tmp_path / "a.parquet")
     pd.DataFrame({"text": [b"\xff"]}).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(ExciseError, match=r"b\.parquet\[0\]: field 'text' holds bytes"):
@@ -363,7 +376,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read(1, jsonl=tmp_path / "nothing.jsonl")
     with pytest.raises(ExciseError, match=r"nowhere: cannot be read \(|nowhere.*: cannot be read \("):
         read(1, dataset=str(tmp_path / "nowhere"))
-    with pytest.raises(ExciseError, match="1 windows for 2 sources, which give one each at least; raise sequences"):
+    with pytest.raises(
+        ExciseError, match="1 windows for 2 sources, which give one each at least; raise sequences"
+    ):
         read_windows([Source(stdlib=kind, split="test") for kind in ("code", "prose")], TOKENIZER, 20, 1, 0)
 
 

@@ -31,14 +31,18 @@ def written(row: Any, choice: bool | None = None, **source: Any) -> str:
 
 def many(path: Path, rows: int = 400, width: int = 60) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps({"text": f"{row} {'x' * (row % width)} {row * 7919}"}) for row in range(rows)))
+    path.write_text(
+        "\n".join(json.dumps({"text": f"{row} {'x' * (row % width)} {row * 7919}"}) for row in range(rows))
+    )
     return path
 
 
 # What is chosen.
 
 
-def test_a_seed_chooses_the_same_rows_wherever_a_data_set_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_chooses_the_same_rows_wherever_a_data_set_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows that are kept in a temporary file are cut into cells by their texts, not by the names of their documents."""
     monkeypatch.setattr("criteria.text.reading.SMALL", 2**10)
     monkeypatch.setattr("criteria.text.sampling.SMALL", 2**10)
@@ -49,8 +53,14 @@ def test_a_seed_chooses_the_same_rows_wherever_a_data_set_lies(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"jsonl": "a", "split": "train[:4]"}, "split belongs to dataset and stdlib; a file of rows can stand under dataset"),
-        ({"jsonl": "a", "documents": 4}, "documents belongs to dataset; a file of rows can stand under dataset"),
+        (
+            {"jsonl": "a", "split": "train[:4]"},
+            "split belongs to dataset and stdlib; a file of rows can stand under dataset",
+        ),
+        (
+            {"jsonl": "a", "documents": 4},
+            "documents belongs to dataset; a file of rows can stand under dataset",
+        ),
         ({"text": "a", "config": "en"}, "config belongs to dataset"),
         ({"jsonl": "a", "separator": "x"}, "separator belongs to text"),
         ({"stdlib": "code", "split": "test", "separator": "x"}, "separator belongs to text"),
@@ -73,7 +83,9 @@ def test_a_text_in_two_places(tmp_path: Path) -> None:
     notes.clear()
     whole = len(text.read_text()) // 30
     read(2 * whole, text=[str(text), str(tmp_path / "c.txt")], notes=notes)
-    assert notes[0].startswith(f"data: {whole} of {2 * whole} windows hold the same text as another one (the first in {tmp_path / 'c.txt'}")
+    assert notes[0].startswith(
+        f"data: {whole} of {2 * whole} windows hold the same text as another one (the first in {tmp_path / 'c.txt'}"
+    )
 
 
 def test_folders_behind_links_are_read_and_circles_end(tmp_path: Path) -> None:
@@ -93,13 +105,28 @@ def test_folders_behind_links_are_read_and_circles_end(tmp_path: Path) -> None:
     ("row", "field", "expected"),
     [
         (
-            {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
+            {
+                "prompt": [{"role": "user", "content": "q"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
             ["prompt", "completion"],
             "<user>q<assistant>a<eos>",
         ),
-        ({"question": "q", "chosen": [{"role": "assistant", "content": "a"}]}, ["question", "chosen"], "<user>q<assistant>a<eos>"),
-        ({"prompt": [{"role": "user", "content": "q"}], "answer": "a"}, ["prompt", "answer"], "<user>q<assistant>a<eos>"),
-        ({"messages": [{"role": "human", "value": "q"}, {"from": "gpt", "text": "a"}]}, ["text"], "<user>q<assistant>a<eos>"),
+        (
+            {"question": "q", "chosen": [{"role": "assistant", "content": "a"}]},
+            ["question", "chosen"],
+            "<user>q<assistant>a<eos>",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "q"}], "answer": "a"},
+            ["prompt", "answer"],
+            "<user>q<assistant>a<eos>",
+        ),
+        (
+            {"messages": [{"role": "human", "value": "q"}, {"from": "gpt", "text": "a"}]},
+            ["text"],
+            "<user>q<assistant>a<eos>",
+        ),
         ({"text": "", "messages": [{"role": "user", "content": "q"}]}, ["text"], "<user>q<eos>"),
     ],
 )
@@ -130,8 +157,14 @@ def test_windows_of_several_special_tokens_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "only a pointer of Git LFS; fetch the file itself"),
-        (b"text\0and more" * 20, r"no text, it holds a zero byte \(at byte 4\); is it packed, or in UTF-16\?"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
+            "only a pointer of Git LFS; fetch the file itself",
+        ),
+        (
+            b"text\0and more" * 20,
+            r"no text, it holds a zero byte \(at byte 4\); is it packed, or in UTF-16\?",
+        ),
     ],
 )
 def test_what_is_no_text(content: bytes, said: str, tmp_path: Path) -> None:
@@ -144,7 +177,9 @@ def test_what_is_no_text(content: bytes, said: str, tmp_path: Path) -> None:
 def test_a_text_that_every_row_repeats_is_not_read_whole(tmp_path: Path) -> None:
     """Parquet stores it once: 40 kB of file are 60 MB of text, and eight windows cost eight windows."""
     path = tmp_path / "a.parquet"
-    pd.DataFrame({"system": ["s" * 60_000] * 1000, "text": [f"row {row}" for row in range(1000)]}).to_parquet(path)
+    pd.DataFrame({"system": ["s" * 60_000] * 1000, "text": [f"row {row}" for row in range(1000)]}).to_parquet(
+        path
+    )
     assert path.stat().st_size < 200_000
     read: list[int] = []
 

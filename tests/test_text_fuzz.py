@@ -60,14 +60,17 @@ VALUES = st.recursive(
 )
 SENDERS = st.sampled_from(["user", "assistant", "system", "tool", "human", "gpt"])
 MESSAGES = st.lists(
-    st.fixed_dictionaries({"role": SENDERS, "content": SCALARS | VALUES}) | st.fixed_dictionaries({"from": SENDERS, "value": SCALARS}),
+    st.fixed_dictionaries({"role": SENDERS, "content": SCALARS | VALUES})
+    | st.fixed_dictionaries({"from": SENDERS, "value": SCALARS}),
     max_size=4,
 )
 ROWS = st.lists(
     VALUES | st.fixed_dictionaries({"messages": MESSAGES}) | st.fixed_dictionaries({"text": SCALARS}),
     max_size=6,
 )
-NAMES = st.sampled_from(["a.txt", "a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "a.json.gz", "a.parquet", "a"])
+NAMES = st.sampled_from(
+    ["a.txt", "a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "a.json.gz", "a.parquet", "a"]
+)
 
 
 def outcome(**source: Any) -> Windows | str:
@@ -111,7 +114,9 @@ def test_any_bytes(tmp_path: Path, name: str, key: str, content: bytes, packed: 
     st.sampled_from(["lines", "array", "pretty"]),
     st.sampled_from([None, True, False]),
 )
-def test_any_rows(tmp_path: Path, name: str, key: str, rows: list[Any], way: str, choice: bool | None) -> None:
+def test_any_rows(
+    tmp_path: Path, name: str, key: str, rows: list[Any], way: str, choice: bool | None
+) -> None:
     text = json.dumps(rows, indent=1 if way == "pretty" else None)
     text = "\n".join(map(json.dumps, rows)) if way == "lines" else text
     raw = text.encode()
@@ -148,7 +153,9 @@ def test_damaged_parquet(tmp_path: Path, places: list[int], signs: bytes) -> Non
 @settings(FUZZ, max_examples=60)
 @given(
     st.lists(
-        st.sampled_from(["f.jsonl", "f.txt", "g/h.json", "broken.jsonl", "none.parquet", "empty.txt", "dir.jsonl/"]),
+        st.sampled_from(
+            ["f.jsonl", "f.txt", "g/h.json", "broken.jsonl", "none.parquet", "empty.txt", "dir.jsonl/"]
+        ),
         unique=True,
     )
 )

@@ -90,7 +90,9 @@ def test_cells_hold_the_text_and_its_documents(tmp_path: Path, part: str, times:
     as_read = text.replace("\r\n", "\n").replace("\r", "\n")
     for separator in ("", "^=", "=\n"):
         pieces = [piece for _, found in in_cells(PlainText(path, separator)) for piece in found]
-        starts = [match.start() for match in re.finditer(separator, as_read, re.MULTILINE)] if separator else []
+        starts = (
+            [match.start() for match in re.finditer(separator, as_read, re.MULTILINE)] if separator else []
+        )
         bounds = [0, *(start for start in starts if start), len(as_read)]
         expected = [as_read[a:b] for a, b in pairwise(bounds)]
         assert list(filter(str.strip, documents(pieces))) == list(filter(str.strip, expected))
@@ -177,7 +179,9 @@ def place_of(window: NDArray[np.int64], tokens: NDArray[np.int64]) -> int:
     return next(at for at in begins if np.array_equal(tokens[at : at + len(window)], window))
 
 
-def test_windows_are_text_and_the_seed_decides(prose: Path, tokens: NDArray[np.int64], tmp_path: Path) -> None:
+def test_windows_are_text_and_the_seed_decides(
+    prose: Path, tokens: NDArray[np.int64], tmp_path: Path
+) -> None:
     windows = read(text=prose)
     places = [place_of(row, tokens) for row in windows.tokens]
     assert places == sorted(places)

@@ -14,7 +14,7 @@ from prune.recipe.read import parse_recipe
 from prune.session.prepare import prepare
 from prune.session.session import Session
 from tests import talking, tiny
-from tests.test_tasks import ITEMS, task_file
+from tests.tasks import ITEMS, task_file
 from validate.tasks import Benchmark
 
 FEW = 12  # items
@@ -26,7 +26,9 @@ def anatomy() -> Anatomy:
     return dissect(tiny.build("olmoe"))
 
 
-def benchmark(folder: Path, template: str, limit: int | None = None, shots: int | None = None, **task: Any) -> Benchmark:
+def benchmark(
+    folder: Path, template: str, limit: int | None = None, shots: int | None = None, **task: Any
+) -> Benchmark:
     return Benchmark(("guess",), task_file(folder / "tasks", **task), limit, shots, None, template)
 
 
@@ -90,7 +92,9 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return Session(prepare(parse_recipe(recipe, "recipe", tmp_path), tmp_path / "run"))
 
-    with pytest.raises(ExciseError, match=r"validate\.tasks\.chat_template: the tokenizer has no chat template"):
+    with pytest.raises(
+        ExciseError, match=r"validate\.tasks\.chat_template: the tokenizer has no chat template"
+    ):
         _ = session(True).benchmark
     templates = {"default": talking.STRICT, "terse": TERSE, "mute": "{{ raise_exception('no') }}"}
     talking.tokenizer(templates).save_pretrained(model)

@@ -49,27 +49,31 @@ def test_padding_does_not_count(anatomy: Anatomy) -> None:
     from dataclasses import replace
 
     text = windows()
-    padded = replace(text, tokens=np.pad(text.tokens, ((0, 0), (0, 4))), mask=np.pad(text.mask, ((0, 0), (0, 4))))
-    np.testing.assert_allclose(window_losses(anatomy.model, padded), window_losses(anatomy.model, text), atol=1e-5)
+    padded = replace(
+        text, tokens=np.pad(text.tokens, ((0, 0), (0, 4))), mask=np.pad(text.mask, ((0, 0), (0, 4)))
+    )
+    np.testing.assert_allclose(
+        window_losses(anatomy.model, padded), window_losses(anatomy.model, text), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_rig_passes(family: str) -> None:
     found = dissect(tiny.build(family))
-    checks = rig.check_rig(found, windows(), uniform_plan(found.indices))
+    checks = rig.check_rig(found, windows(), uniform_plan(found.shape.layers))
     assert [check.name[0] for check in checks] == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_rig_check_1_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rig, "window_losses", lambda model, text: window_losses(model, text) + 0.01)
     with pytest.raises(ExciseError, match="failed its check \"1 own loss = model's loss\": own .*, model's"):
-        rig.check_rig(anatomy, windows(), uniform_plan(anatomy.indices))
+        rig.check_rig(anatomy, windows(), uniform_plan(anatomy.shape.layers))
 
 
 def test_rig_check_2_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = itertools.count()
     monkeypatch.setattr(rig, "window_losses", lambda *_: np.array([float(next(losses))]))
-    assert not rig.check_lifted(anatomy, windows(1), uniform_plan(anatomy.indices)).passed
+    assert not rig.check_lifted(anatomy, windows(1), uniform_plan(anatomy.shape.layers)).passed
 
 
 def test_rig_check_3_can_fail() -> None:
@@ -83,13 +87,17 @@ def test_rig_check_4_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch)
     """An instrument that removes an expert everywhere, or never."""
     everywhere = Instrument.everywhere
     monkeypatch.setattr(
-        Instrument, "everywhere", lambda self, clean, removed: everywhere(self, clean, {k: v.any(0) for k, v in removed.items()})
+        Instrument,
+        "everywhere",
+        lambda self, clean, removed: everywhere(self, clean, {k: v.any(0) for k, v in removed.items()}),
     )
     check = rig.check_local(anatomy, windows(1))
     assert not check.passed
     assert not check.evidence.startswith("0 losses")
     monkeypatch.setattr(
-        Instrument, "everywhere", lambda self, clean, removed: everywhere(self, clean, {k: v & False for k, v in removed.items()})
+        Instrument,
+        "everywhere",
+        lambda self, clean, removed: everywhere(self, clean, {k: v & False for k, v in removed.items()}),
     )
     check = rig.check_local(anatomy, windows(1))
     assert not check.passed
@@ -99,7 +107,11 @@ def test_rig_check_4_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch)
 def test_rig_check_5_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instrument that removes the wrong expert sees an effect where there is none."""
     everywhere = Instrument.everywhere
-    monkeypatch.setattr(Instrument, "everywhere", lambda self, clean, removed: everywhere(self, clean, {k: ~v for k, v in removed.items()}))
+    monkeypatch.setattr(
+        Instrument,
+        "everywhere",
+        lambda self, clean, removed: everywhere(self, clean, {k: ~v for k, v in removed.items()}),
+    )
     before = tiny.logits(anatomy.model)
     check = rig.check_planted(anatomy, windows(1))
     assert not check.passed
@@ -110,7 +122,7 @@ def test_rig_check_5_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch)
 def test_rig_check_6_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     cut = rig.cut_layer
     monkeypatch.setattr(rig, "cut_layer", lambda layer, kept, experts: cut(layer, kept[::-1], experts))
-    check = rig.check_restricted_is_cut(anatomy, windows(1), uniform_plan(anatomy.indices))
+    check = rig.check_restricted_is_cut(anatomy, windows(1), uniform_plan(anatomy.shape.layers))
     assert not check.passed
     assert "3 of 3 blocks differ, first model.layers.0.mlp" in check.evidence
     assert not rig.check_reloaded(torch.zeros(2), torch.tensor([0.0, 1e-7])).passed
@@ -124,8 +136,12 @@ def test_random_plans_have_exactly_the_same_sizes() -> None:
     randoms = random_plans(plan, SHAPE, NOTHING, 50, seed=3)
     assert all(random.counts == plan.counts for random in randoms)
     assert len({random.digest for random in randoms}) == 50
-    assert [random.digest for random in randoms] == [random.digest for random in random_plans(plan, SHAPE, NOTHING, 50, seed=3)]
-    assert {random.digest for random in randoms}.isdisjoint(random.digest for random in random_plans(plan, SHAPE, NOTHING, 50, seed=4))
+    assert [random.digest for random in randoms] == [
+        random.digest for random in random_plans(plan, SHAPE, NOTHING, 50, seed=3)
+    ]
+    assert {random.digest for random in randoms}.isdisjoint(
+        random.digest for random in random_plans(plan, SHAPE, NOTHING, 50, seed=4)
+    )
 
 
 def test_random_plans_are_uniform() -> None:
@@ -260,7 +276,9 @@ def test_everything_can_be_recomputed_from_the_raw_rows(anatomy: Anatomy, tmp_pa
         table.setdefault(row["digest"], []).append(float(row["loss"]))
     full = np.mean(table["full"])
     delta = np.mean(table[found.plan.digest]) - full
-    null = np.array([np.mean(table[r.digest]) - full for r in random_plans(found.plan, SHAPE, NOTHING, 20, 0)])
+    null = np.array(
+        [np.mean(table[r.digest]) - full for r in random_plans(found.plan, SHAPE, NOTHING, 20, 0)]
+    )
     cost = found.costs[0]
     assert cost.delta == pytest.approx(delta, abs=1e-12)
     np.testing.assert_allclose(cost.own.values, null, atol=1e-12)
@@ -269,14 +287,20 @@ def test_everything_can_be_recomputed_from_the_raw_rows(anatomy: Anatomy, tmp_pa
         np.testing.assert_array_equal(window_losses(anatomy.model, windows()), table[found.plan.digest])
 
 
-def test_rows_are_used_again_and_only_under_the_same_key(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_used_again_and_only_under_the_same_key(
+    anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = run_test(anatomy, tmp_path / "losses.csv")
     # Interrupted: the last plan is incomplete, and a line was being written.
     lines = (tmp_path / "losses.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "losses.csv").write_text("".join(lines)[: -len("123\n")])  # the last number lost some of its digits
+    (tmp_path / "losses.csv").write_text(
+        "".join(lines)[: -len("123\n")]
+    )  # the last number lost some of its digits
     measured = []
     measure = LossEvaluator.measure
-    monkeypatch.setattr(LossEvaluator, "measure", lambda self, anatomy: (measured.append(1), measure(self, anatomy))[1])
+    monkeypatch.setattr(
+        LossEvaluator, "measure", lambda self, anatomy: (measured.append(1), measure(self, anatomy))[1]
+    )
     again = run_test(anatomy, tmp_path / "losses.csv")
     assert again == first
     assert len(measured) == 1

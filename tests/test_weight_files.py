@@ -74,7 +74,9 @@ def place(folder: Path, name: str, kind: str) -> None:
 KINDS = ("absent", "file", "link", "broken", "folder")
 SHAPES = [
     shape
-    for shape in itertools.product(KINDS, KINDS, ("absent", "file"), (None, NAMED, INDEX), (False, True), (False, True))
+    for shape in itertools.product(
+        KINDS, KINDS, ("absent", "file"), (None, NAMED, INDEX), (False, True), (False, True)
+    )
     if shape.count("folder") + shape.count("broken") <= 1
 ]
 
@@ -118,7 +120,13 @@ def test_an_adapter_is_found_where_transformers_finds_it(tmp_path: Path) -> None
                 ours(folder, {})
 
 
-@given(st.text(max_size=20) | st.integers() | st.lists(st.text(max_size=4), max_size=2) | st.none() | st.booleans())
+@given(
+    st.text(max_size=20)
+    | st.integers()
+    | st.lists(st.text(max_size=4), max_size=2)
+    | st.none()
+    | st.booleans()
+)
 def test_any_named_file_stays_in_the_folder_or_is_refused(named: Any) -> None:
     config = {"transformers_weights": named}
     try:
@@ -143,7 +151,7 @@ def test_a_single_file_hides_an_older_index_and_its_shards(tmp_path: Path) -> No
     loaded = load(folder).state_dict()["model.embed_tokens.weight"]
     torch.testing.assert_close(loaded, torch.from_numpy(newer["model.embed_tokens.weight"]), rtol=0, atol=0)
     layout = lay_out(open_checkpoint(folder))
-    plan = uniform_plan(layout.layers)
+    plan = uniform_plan(layout.shape.layers)
     export(layout, plan, tmp_path / "out")
     written = load_file(tmp_path / "out" / SINGLE)
     np.testing.assert_array_equal(written["model.embed_tokens.weight"], newer["model.embed_tokens.weight"])
@@ -168,7 +176,7 @@ def test_a_file_named_in_config_is_read_fingerprinted_and_exported(tmp_path: Pat
     (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": NAMED}))
     assert fingerprint(open_checkpoint(folder)) != other
     layout = lay_out(open_checkpoint(folder))
-    export(layout, uniform_plan(layout.layers), tmp_path / "out")
+    export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     expected = torch.from_numpy(changed["model.embed_tokens.weight"])
     torch.testing.assert_close(model.get_input_embeddings().weight.detach(), expected, rtol=0, atol=0)
@@ -184,7 +192,9 @@ def test_an_adapter_beside_the_weights_is_refused_before_any_work(command: str, 
     text.write_text("a b c " * 4000)
     recipe = tmp_path / "recipe.yaml"
     part = f"{{data: {{text: {text}}}, length: 24, sequences: 8}}"
-    recipe.write_text(f"model: {folder}\ncalibration: {part}\nvalidate: {part}\nprune: {{keep: 4}}\nfinetune: {part}\n")
+    recipe.write_text(
+        f"model: {folder}\ncalibration: {part}\nvalidate: {part}\nprune: {{keep: 4}}\nfinetune: {part}\n"
+    )
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(uniform_plan((0, 1, 2)).to_json()))
     arguments = {
@@ -204,7 +214,9 @@ def test_load_refuses_what_the_export_would_read_differently(tmp_path: Path) -> 
     folder = tiny.save(tiny.build("olmoe"), tmp_path / "model")
     (folder / DISTRIBUTED).write_bytes(b"x")
     for read in (load, open_checkpoint):
-        with pytest.raises(ExciseError, match=r"belongs to a distributed checkpoint, which is loaded instead"):
+        with pytest.raises(
+            ExciseError, match=r"belongs to a distributed checkpoint, which is loaded instead"
+        ):
             read(folder)
     (folder / DISTRIBUTED).unlink()
     config = json.loads((folder / "config.json").read_text())
@@ -222,7 +234,9 @@ def test_the_fingerprint_covers_code_that_config_names(tmp_path: Path) -> None:
     (folder / "modeling_own.py").write_text("one = 1\n")
     assert fingerprint(open_checkpoint(folder)) == plain
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}})
+    )
     first = fingerprint(open_checkpoint(folder))
     (folder / "modeling_own.py").write_text("one = 2\n")
     second = fingerprint(open_checkpoint(folder))
@@ -263,10 +277,14 @@ def test_one_bit_in_the_middle_is_another_model(keep_times: bool, large: Path) -
     assert fingerprint(open_checkpoint(large)) != before
 
 
-def test_what_was_read_is_remembered_and_only_then_not_read_again(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_read_is_remembered_and_only_then_not_read_again(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     digest_ranges = identity.digest_ranges
-    monkeypatch.setattr(identity, "digest_ranges", lambda file, *rest: (read.append(file), digest_ranges(file, *rest)))
+    monkeypatch.setattr(
+        identity, "digest_ranges", lambda file, *rest: (read.append(file), digest_ranges(file, *rest))
+    )
     first = fingerprint(open_checkpoint(large))
     assert (fingerprint(open_checkpoint(large)), len(read)) == (first, 1)
     copy = shutil.copytree(large, tmp_path / "copy")
@@ -280,9 +298,9 @@ def test_what_was_read_is_remembered_and_only_then_not_read_again(large: Path, t
 
 def test_a_pruned_folder_is_compared_byte_by_byte(large: Path, tmp_path: Path) -> None:
     layout = lay_out(open_checkpoint(large))
-    export(layout, uniform_plan(layout.layers), tmp_path / "pruned")
+    export(layout, uniform_plan(layout.shape.layers), tmp_path / "pruned")
     print_of = fingerprint(layout.checkpoint)
-    assert pruned_plan(tmp_path / "pruned", layout, print_of) == uniform_plan(layout.layers)
+    assert pruned_plan(tmp_path / "pruned", layout, print_of) == uniform_plan(layout.shape.layers)
     edited(tmp_path / "pruned")
     with pytest.raises(ExciseError, match="was it trained or edited since"):
         pruned_plan(tmp_path / "pruned", layout, print_of)

@@ -30,7 +30,14 @@ GROUPED = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
 }
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 24},
@@ -41,12 +48,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size": 40,
         "shared_expert_intermediate_size": 20,
     },
-    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "intermediate_size": 40, "head_dim": 8},
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "intermediate_size": 40,
+        "head_dim": 8,
+    },
     "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 24},
     "deepseek_v2": {**GROUPED, **LATENT},
-    "deepseek_v3": {**GROUPED, **LATENT, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
+    "deepseek_v3": {
+        **GROUPED,
+        **LATENT,
+        "n_group": 2,
+        "topk_group": 1,
+        "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True,
+    },
     "glm4_moe": {**GROUPED, "n_group": 1, "topk_group": 1, "head_dim": 8},
-    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 24, "head_dim": 8, "sliding_window": 8},
+    "gpt_oss": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 24,
+        "head_dim": 8,
+        "sliding_window": 8,
+    },
 }
 
 
@@ -54,10 +80,14 @@ def build(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model in float32; correction biases are random too, so that they matter."""
     torch.manual_seed(seed)
     settings = {**COMMON, **FAMILIES[family], **changes}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **settings), dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name.endswith(("e_score_correction_bias", "gate_up_proj_bias", "down_proj_bias", "router.bias", "sinks")):
+            if name.endswith(
+                ("e_score_correction_bias", "gate_up_proj_bias", "down_proj_bias", "router.bias", "sinks")
+            ):
                 tensor.normal_(std=0.3)
     return model
 
@@ -77,7 +107,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>")
 
 
-def save(model: PreTrainedModel, folder: Path, edit_config: Callable[[dict[str, Any]], None] | None = None, **options: Any) -> Path:
+def save(
+    model: PreTrainedModel,
+    folder: Path,
+    edit_config: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> Path:
     model.save_pretrained(folder, **options)
     tokenizer().save_pretrained(folder)
     return folder

@@ -37,18 +37,51 @@ TOWER: dict[str, Any] = {
     "adapter_input_size": 32,
     "adapter_out_dim": 32,
 }
-MARKERS = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index")
-SECTIONED = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}}
+MARKERS = (
+    "image_token_id",
+    "video_token_id",
+    "audio_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "image_token_index",
+)
+SECTIONED = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [1, 1, 2],
+        "partial_rotary_factor": 1.0,
+    }
+}
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
-WINDOWED = {"output_channels": 16, "image_size": 64, "window_size": 2, "global_attn_indexes": [0], "mlp_dim": 40}  # SAM
+WINDOWED = {
+    "output_channels": 16,
+    "image_size": 64,
+    "window_size": 2,
+    "global_attn_indexes": [0],
+    "mlp_dim": 40,
+}  # SAM
 # What a wrapper needs besides: of its own, and of its parts.
 OWN: dict[str, dict[str, Any]] = {
     "aria": {},
-    "deepseek_ocr2": {"text_config": SPARSE, "vision_config": {"sam_config": WINDOWED | {"downsample_channels": [16, 32]}}},
-    "diffusion_gemma": {
-        "text_config": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 8}
+    "deepseek_ocr2": {
+        "text_config": SPARSE,
+        "vision_config": {"sam_config": WINDOWED | {"downsample_channels": [16, 32]}},
     },
-    "dots3_note": {"vision_config": {"num_hidden_layers": 2, "mlp_layer_types": ["dense", "sparse"], "num_local_experts": 8}},
+    "diffusion_gemma": {
+        "text_config": {
+            "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "global_head_dim": 8,
+        }
+    },
+    "dots3_note": {
+        "vision_config": {
+            "num_hidden_layers": 2,
+            "mlp_layer_types": ["dense", "sparse"],
+            "num_local_experts": 8,
+        }
+    },
     "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [24, 16], **SECTIONED}},
     "gemma4": {
         "text_config": {
@@ -79,7 +112,11 @@ OWN: dict[str, dict[str, Any]] = {
     "inkling_mm_model": {},
     "kimi_k25": {"text_config": {"model_type": "deepseek_v3"}},
     "lfm2_vl": {
-        "text_config": {"model_type": "lfm2_moe", "layer_types": ["conv", "full_attention", "full_attention"], "num_dense_layers": 1}
+        "text_config": {
+            "model_type": "lfm2_moe",
+            "layer_types": ["conv", "full_attention", "full_attention"],
+            "num_dense_layers": 1,
+        }
     },
     "llava": {"text_config": {"model_type": "mixtral"}, "vision_config": {"model_type": "clip_vision_model"}},
     "minimax_m3_vl": {},
@@ -87,7 +124,12 @@ OWN: dict[str, dict[str, Any]] = {
     "muse_spark": {
         "text_config": {"moe_hidden_size": 16},  # experts in a space of their own size
         "vision_config": {"max_position_embeddings": 16},
-        "audio_config": {"patch_sizes": [4, 4], "hidden_sizes": [8, 16], "depths": [1, 1], "num_hidden_layers": 2},
+        "audio_config": {
+            "patch_sizes": [4, 4],
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "num_hidden_layers": 2,
+        },
         "out_hidden_size": 128,
         "projector_hidden_size": 32,
     },
@@ -95,7 +137,10 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_omni_moe_thinker": {"text_config": SECTIONED},
     "qwen3_vl_moe": {"text_config": SECTIONED},
     "qwen4_exp": {},
-    "unlimited_ocr": {"text_config": SPARSE, "vision_config": {"sam_config": WINDOWED | {"downsample_channels": [16, 32]}}},
+    "unlimited_ocr": {
+        "text_config": SPARSE,
+        "vision_config": {"sam_config": WINDOWED | {"downsample_channels": [16, 32]}},
+    },
 }
 
 
@@ -103,7 +148,11 @@ def build(model_type: str) -> PreTrainedModel:
     """A random float32 wrapper: its language model as small as the others, its towers of one layer."""
     own = OWN[model_type]
     whole = type(AutoConfig.for_model(model_type))
-    parts = {name: _part(whole, name, own.get(name, {})) for name in whole.sub_configs if name in own or _default(whole, name)}
+    parts = {
+        name: _part(whole, name, own.get(name, {}))
+        for name in whole.sub_configs
+        if name in own or _default(whole, name)
+    }
     rest = {key: value for key, value in own.items() if key not in parts}
     config = AutoConfig.for_model(model_type, **known(whole, dict.fromkeys(MARKERS, 251)), **parts, **rest)
     return randomised(AutoModelForImageTextToText, config)
@@ -115,7 +164,9 @@ def _default(owner: type, name: str) -> Any:
 
 def _part(owner: type, name: str, own: dict[str, Any]) -> dict[str, Any]:
     """Sizes of a part of a configuration, and of the parts of that."""
-    kind = type(AutoConfig.for_model(own["model_type"])) if "model_type" in own else type(_default(owner, name))
+    kind = (
+        type(AutoConfig.for_model(own["model_type"])) if "model_type" in own else type(_default(owner, name))
+    )
     if name == "text_config":
         return language(kind) | own
     parts = {inner: _part(kind, inner, own.get(inner, {})) for inner in kind.sub_configs}

@@ -15,7 +15,18 @@ from experts.effects.stream import CleanForward
 from experts.memory import in_chunks
 from experts.modes import Scope
 
-COLUMNS = ("document", "position", "token", "layer", "expert", "gate_weight", "rank", "baseline_loss", "delta", "kl")
+COLUMNS = (
+    "document",
+    "position",
+    "token",
+    "layer",
+    "expert",
+    "gate_weight",
+    "rank",
+    "baseline_loss",
+    "delta",
+    "kl",
+)
 MOST_WINDOWS = 8  # at once: more is not faster
 Table = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Keep = Callable[[int, int, Table], None]
@@ -41,10 +52,16 @@ class Cells:
     def read(self, layer: int, window: int, experts: Tensor) -> Tensor:
         """Which of the active experts [W − 1, k] of a window are measured (bool, same shape)."""
         wanted = self.wanted(experts)
-        return wanted if self.positions is None else wanted & torch.from_numpy(self.positions[layer, window]).to(experts.device)[:, None]
+        return (
+            wanted
+            if self.positions is None
+            else wanted & torch.from_numpy(self.positions[layer, window]).to(experts.device)[:, None]
+        )
 
 
-def measure(instrument: Instrument, tokens: Tensor, missing: Mapping[int, Sequence[int]], cells: Cells, keep: Keep) -> None:
+def measure(
+    instrument: Instrument, tokens: Tensor, missing: Mapping[int, Sequence[int]], cells: Cells, keep: Keep
+) -> None:
     """Calls keep(window, layer position, table) for every window and layer in `missing`, of tokens [N, W].
 
     Columns. document: number of the window; position: in the window, 0-based; token: its id; layer: decoder layer; gate_weight: applied;
@@ -66,48 +83,74 @@ def measure(instrument: Instrument, tokens: Tensor, missing: Mapping[int, Sequen
     in_chunks(len(numbers), size, work, "window")
 
 
-def _position(instrument: Instrument, clean: CleanForward, layer: int, windows: list[int], cells: Cells) -> list[Table]:
+def _position(
+    instrument: Instrument,
+    clean: CleanForward,
+    layer: int,
+    windows: list[int],
+    cells: Cells,
+) -> list[Table]:
     """One window: every position that has a next token, every active expert that is asked for."""
     active = _Active(clean, layer, 0, cells, windows[0])
-    marks = torch.nn.functional.one_hot(active.expert, instrument.anatomy.experts).bool()
+    marks = torch.nn.functional.one_hot(active.expert, instrument.anatomy.shape.num_experts).bool()
     delta, divergence = instrument.at_positions(clean, active.position, {layer: marks})
-    return [active.table(instrument.anatomy.indices[layer], delta, divergence)]
+    return [active.table(instrument.anatomy.shape.layers[layer], delta, divergence)]
 
 
-def _sequence(instrument: Instrument, clean: CleanForward, layer: int, windows: list[int], cells: Cells) -> list[Table]:
+def _sequence(
+    instrument: Instrument,
+    clean: CleanForward,
+    layer: int,
+    windows: list[int],
+    cells: Cells,
+) -> list[Table]:
     """Each expert removed at every position, read wherever it is active."""
     found = [_Active(clean, layer, number, cells, window) for number, window in enumerate(windows)]
     measured = torch.unique(torch.cat([active.expert for active in found]))
     shape = (len(measured), *clean.losses.shape)
-    delta, divergence = (torch.empty(shape, dtype=torch.float64, device=clean.tokens.device) for _ in range(2))
+    delta, divergence = (
+        torch.empty(shape, dtype=torch.float64, device=clean.tokens.device) for _ in range(2)
+    )
     for row, expert in enumerate(measured):
-        delta[row], divergence[row] = instrument.everywhere(clean, {layer: marked(instrument.anatomy, int(expert))})
+        delta[row], divergence[row] = instrument.everywhere(
+            clean, {layer: marked(instrument.anatomy, int(expert))}
+        )
     tables = []
     for number, active in enumerate(found):
         which = torch.searchsorted(measured, active.expert)
         at = (which, torch.full_like(which, number), active.position)
-        tables.append(active.table(instrument.anatomy.indices[layer], delta[at], divergence[at]))
+        tables.append(active.table(instrument.anatomy.shape.layers[layer], delta[at], divergence[at]))
     return tables
 
 
-def _corpus(instrument: Instrument, clean: CleanForward, layer: int, windows: list[int], cells: Cells) -> list[Table]:  # noqa: ARG001
+def _corpus(
+    instrument: Instrument,
+    clean: CleanForward,
+    layer: int,
+    windows: list[int],  # noqa: ARG001 - the other scopes take some of them
+    cells: Cells,
+) -> list[Table]:
     """Each expert removed at every token; means over the window."""
     device = clean.tokens.device
-    experts = torch.arange(instrument.anatomy.experts, device=device)
+    experts = torch.arange(instrument.anatomy.shape.num_experts, device=device)
     experts = experts[cells.wanted(experts)]
-    both = [instrument.everywhere(clean, {layer: marked(instrument.anatomy, int(expert))}) for expert in experts]
+    both = [
+        instrument.everywhere(clean, {layer: marked(instrument.anatomy, int(expert))}) for expert in experts
+    ]
     found = []
     for number in range(len(clean.tokens)):
         index, weight = clean.index[layer][number], clean.weight[layer][number].double()
         hits = index[..., None] == experts  # [W, k, experts]
         count = hits.sum(dim=(0, 1))
-        gate = torch.where(count > 0, (weight[..., None] * hits).sum(dim=(0, 1)) / count.clamp(min=1), torch.nan)
+        gate = torch.where(
+            count > 0, (weight[..., None] * hits).sum(dim=(0, 1)) / count.clamp(min=1), torch.nan
+        )
         nothing = np.full(len(experts), -1)
         found.append(
             {
                 "position": nothing,
                 "token": nothing,
-                "layer": np.full(len(experts), instrument.anatomy.indices[layer]),
+                "layer": np.full(len(experts), instrument.anatomy.shape.layers[layer]),
                 "expert": experts.cpu().numpy(),
                 "gate_weight": gate.cpu().numpy(),
                 "rank": nothing,
@@ -127,7 +170,9 @@ class _Active:
 
     def __init__(self, clean: CleanForward, layer: int, window: int, cells: Cells, number: int) -> None:
         index, weight = clean.index[layer][window, :-1], clean.weight[layer][window, :-1]
-        order = torch.argsort(weight, dim=1, descending=True, stable=True)  # routers need not sort their choice
+        order = torch.argsort(
+            weight, dim=1, descending=True, stable=True
+        )  # routers need not sort their choice
         index, weight = index.gather(1, order), weight.gather(1, order)
         self.position, self.rank = torch.nonzero(cells.read(layer, number, index), as_tuple=True)
         self.expert, self.weight = index[self.position, self.rank], weight[self.position, self.rank]

@@ -86,16 +86,23 @@ def healed(plan: Plan | None, before: Measure, after: Measure, seed: int) -> Hea
     full, old, new = before.values(None), before.values(plan), after.values(plan)
     gain = clustered_interval(old - new, before.weights, before.clusters, seed)
     share, interval = clustered_share(old - new, old - full, before.weights, before.clusters, seed)
-    return Healed(before.name, before.metric, before.mean(old - full), before.mean(new - full), gain, share, interval)
+    return Healed(
+        before.name, before.metric, before.mean(old - full), before.mean(new - full), gain, share, interval
+    )
 
 
-def lead(plan: Plan, randoms: list[Plan], known: list[Plan], before: Measure, after: Measure, seed: int) -> Lead:
+def lead(
+    plan: Plan, randoms: list[Plan], known: list[Plan], before: Measure, after: Measure, seed: int
+) -> Lead:
     """The criterion's plan against random plans that got the same recovery.
 
     known: random plans measured before recovery, `randoms` first: more of them tell better whether there was a lead. p: from a t
     distribution through the random plans (counting would need 19 of them for p ≤ 0.05).
     """
-    old, new = _mean_random(before, randoms) - before.values(plan), _mean_random(after, randoms) - after.values(plan)
+    old, new = (
+        _mean_random(before, randoms) - before.values(plan),
+        _mean_random(after, randoms) - after.values(plan),
+    )
     kept, interval = clustered_share(new, old, before.weights, before.clusters, seed)
     return Lead(
         name=before.name,

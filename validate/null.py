@@ -108,7 +108,11 @@ class Judged(Chance):
 
     def to_json(self) -> dict[str, Any]:
         values = np.array(self.values)
-        spread = {"mean": float(values.mean()), "sd": float(values.std(ddof=1)), "normality_p": number(self.normality)}
+        spread = {
+            "mean": float(values.mean()),
+            "sd": float(values.std(ddof=1)),
+            "normality_p": number(self.normality),
+        }
         return {
             "random": {"values": list(self.values), "digests": list(self.digests), **spread},
             "p": number(self.p),
@@ -182,7 +186,7 @@ class Evidence:
             "scope": self.scope,
             "fraction": round(self.plan.fraction, 6),
             "kept": self.plan.total,
-            "of": self.plan.experts * len(self.plan.kept),
+            "of": self.plan.num_experts * len(self.plan.kept),
             "kept_per_layer": {str(layer): count for layer, count in self.plan.counts.items()},
             "digest": self.plan.digest,
             "reversed_digest": self.reversed_plan.digest,
@@ -207,14 +211,27 @@ def against_random(test: Contest, measures: list[Measure], null: Null, seed: int
     """Measures the plan, its reverse and the random plans by every measure. Verdicts come with `with_verdicts`."""
     costs = []
     for measure in measures:
-        for plan in tqdm(_measured(test, measure), desc=f"{measure.name}: {test.plan.criterion}, scope {test.scope}", unit="plan", delay=2):
+        for plan in tqdm(
+            _measured(test, measure),
+            desc=f"{measure.name}: {test.plan.criterion}, scope {test.scope}",
+            unit="plan",
+            delay=2,
+        ):
             measure.values(plan)
         costs.append(_cost(test, measure, null, seed))
-    return Evidence(test.plan.criterion, test.formula, test.plan, test.reversed_plan, test.scope, tuple(costs))
+    return Evidence(
+        test.plan.criterion, test.formula, test.plan, test.reversed_plan, test.scope, tuple(costs)
+    )
 
 
 def _measured(test: Contest, measure: Measure) -> list[Plan | None]:
-    return [None, test.plan, test.reversed_plan, *test.randoms[: measure.randoms], *(test.equal or [])[: measure.randoms]]
+    return [
+        None,
+        test.plan,
+        test.reversed_plan,
+        *test.randoms[: measure.randoms],
+        *(test.equal or [])[: measure.randoms],
+    ]
 
 
 def _cost(test: Contest, measure: Measure, null: Null, seed: int) -> Cost:
@@ -235,7 +252,11 @@ def _cost(test: Contest, measure: Measure, null: Null, seed: int) -> Cost:
 
 
 def _p_full(measure: Measure, own: Array, full: Array, seed: int) -> float:
-    return (mcnemar(own < 0, full < 0) if measure.binary else clustered_p(own - full, measure.weights, measure.clusters, seed)).p
+    return (
+        mcnemar(own < 0, full < 0)
+        if measure.binary
+        else clustered_p(own - full, measure.weights, measure.clusters, seed)
+    ).p
 
 
 def chance_of(own: Array, randoms: list[Plan], measure: Measure, null: Null, seed: int) -> Chance:
@@ -268,15 +289,22 @@ def with_verdicts(evidence: list[Evidence], correction: Correction, null: Null) 
     return found
 
 
-def _family(evidence: list[Evidence], measure: int, name: str, correction: Correction, null: Null) -> list[Evidence]:
+def _family(
+    evidence: list[Evidence], measure: int, name: str, correction: Correction, null: Null
+) -> list[Evidence]:
     members = [number for number, one in enumerate(evidence) if getattr(one.costs[measure], name) is not None]
     chances: list[Chance] = [getattr(evidence[member].costs[measure], name) for member in members]
-    p, worse = (corrected(values, correction) for values in ([one.p for one in chances], [one.p_worse for one in chances]))
+    p, worse = (
+        corrected(values, correction)
+        for values in ([one.p for one in chances], [one.p_worse for one in chances])
+    )
     found, tests = list(evidence), 1 if correction is Correction.NONE else len(members)
     for place, (member, chance) in enumerate(zip(members, chances, strict=True)):
         ruled = with_verdict(chance, float(p[place]), float(worse[place]), tests, null)
         costs = list(found[member].costs)
-        costs[measure] = replace(costs[measure], own=ruled) if name == "own" else replace(costs[measure], equal=ruled)
+        costs[measure] = (
+            replace(costs[measure], own=ruled) if name == "own" else replace(costs[measure], equal=ruled)
+        )
         found[member] = replace(found[member], costs=tuple(costs))
     return found
 

@@ -14,7 +14,7 @@ def overlap(one: Plan, other: Plan) -> float:
     """
     both = [(set(one.kept[layer]), set(other.kept[layer])) for layer in one.kept]
     shared = sum(len(a & b) for a, b in both)
-    chance = sum(len(a) * len(b) for a, b in both) / one.experts
+    chance = sum(len(a) * len(b) for a, b in both) / one.num_experts
     most = sum(min(len(a), len(b)) for a, b in both)
     return (shared - chance) / (most - chance) if most > chance else float("nan")
 

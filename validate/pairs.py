@@ -8,7 +8,15 @@ import numpy as np
 
 from criteria.statistics import Array
 from validate.null import Evidence, Measure, number
-from validate.statistics import Interval, Test, clustered_interval, clustered_p, corrected, mcnemar, resamples_for
+from validate.statistics import (
+    Interval,
+    Test,
+    clustered_interval,
+    clustered_p,
+    corrected,
+    mcnemar,
+    resamples_for,
+)
 from validate.verdict import ALPHA, Correction, differ
 
 
@@ -41,7 +49,9 @@ class Difference(Compared):
     differ: bool
 
     def to_json(self) -> dict[str, Any]:
-        return {name: number(value) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        return {
+            name: number(value) if isinstance(value, float) else value for name, value in asdict(self).items()
+        }
 
 
 def count(criteria: int, budgets: int) -> int:
@@ -76,24 +86,32 @@ def between_scopes(evidence: list[Evidence], measures: list[Measure], seed: int)
     return _tested(pairs, measures, seed)
 
 
-def _tested(pairs: list[tuple[tuple[str, float], Evidence, Evidence]], measures: list[Measure], seed: int) -> list[Difference]:
+def _tested(
+    pairs: list[tuple[tuple[str, float], Evidence, Evidence]], measures: list[Measure], seed: int
+) -> list[Difference]:
     found = []
     for measure in measures:
-        tested = [_difference(measure, budget, first, second, len(pairs), seed) for budget, first, second in pairs]
+        tested = [
+            _difference(measure, budget, first, second, len(pairs), seed) for budget, first, second in pairs
+        ]
         after = corrected([difference.p for difference in tested], Correction.HOLM)
         for one, p in zip(tested, map(float, after), strict=True):
             found.append(Difference(**vars(one), p_corrected=p, differ=differ(p)))
     return found
 
 
-def _difference(measure: Measure, budget: tuple[str, float], first: Evidence, second: Evidence, family: int, seed: int) -> Compared:
+def _difference(
+    measure: Measure, budget: tuple[str, float], first: Evidence, second: Evidence, family: int, seed: int
+) -> Compared:
     one, other = measure.values(first.plan), measure.values(second.plan)
     same = first.plan.digest == second.plan.digest
     if same:
         interval, tested = Interval(0.0, 0.0, 0), Test(np.nan, np.nan, len(one), "both keep the same experts")
     else:
         interval = clustered_interval(one - other, measure.weights, measure.clusters, seed)
-        tested = mcnemar(one < 0, other < 0) if measure.binary else _sign_flip(measure, one - other, family, seed)
+        tested = (
+            mcnemar(one < 0, other < 0) if measure.binary else _sign_flip(measure, one - other, family, seed)
+        )
     return Compared(
         name=measure.name,
         scope=budget[0],

@@ -16,11 +16,26 @@ from experts.errors import ExciseError, one_line
 
 GATE_WEIGHT, RANDOM_PAIR = "control:gate_weight", "control:random_pair"
 CONTROLS = (GATE_WEIGHT, RANDOM_PAIR)
-COLUMNS = ("layer", "criterion", "document", "window", "position", "high_expert", "low_expert", "baseline_loss", "high_delta", "low_delta")
+COLUMNS = (
+    "layer",
+    "criterion",
+    "document",
+    "window",
+    "position",
+    "high_expert",
+    "low_expert",
+    "baseline_loss",
+    "high_delta",
+    "low_delta",
+)
 KL_COLUMNS = ("high_kl", "low_kl")
 NEEDED = ("layer", "high_delta", "low_delta")
 LARGEST = 1e100  # nats; sums of squares of larger numbers overflow
-TEXT_OF = ("document", "sample", "batch")  # what a text is called: ours, and batch number and row in the released files
+TEXT_OF = (
+    "document",
+    "sample",
+    "batch",
+)  # what a text is called: ours, and batch number and row in the released files
 
 
 def read_positions(path: Path) -> pd.DataFrame:
@@ -35,23 +50,31 @@ def read_positions(path: Path) -> pd.DataFrame:
     if "criterion" not in table and "metric" in table:
         table = table.rename(columns={"metric": "criterion"})
     if missing := [name for name in ("criterion", *NEEDED) if name not in table]:
-        raise ExciseError(f"{path}: no column {' or '.join(missing)}{' (or metric)' if 'criterion' in missing else ''}; {has}")
+        raise ExciseError(
+            f"{path}: no column {' or '.join(missing)}{' (or metric)' if 'criterion' in missing else ''}; {has}"
+        )
     if table.empty:
         raise ExciseError(f"{path}: no rows below its header")
     if "model" in table and len(models := table["model"].unique()) > 1:
-        raise ExciseError(f"{path}: rows of {len(models)} models ({', '.join(models)}); the correction is per model, so give one file each")
+        raise ExciseError(
+            f"{path}: rows of {len(models)} models ({', '.join(models)}); the correction is per model, so give one file each"
+        )
     for column in (*NEEDED, *(name for name in KL_COLUMNS if name in table)):
         table[column] = _numbers(path, table, column)
     table["layer"] = table["layer"].astype(int)
     named = [name for name in TEXT_OF if name in table]
     for column in ("criterion", *named):
         if len(empty := np.flatnonzero(table[column] == "")):
-            raise ExciseError(f"{path}: row {int(empty[0]) + 2}, column {column}: is empty ({len(empty)} such cells; row 1 is the header)")
+            raise ExciseError(
+                f"{path}: row {int(empty[0]) + 2}, column {column}: is empty ({len(empty)} such cells; row 1 is the header)"
+            )
     key = ["layer", "criterion", *named, *(name for name in ("window", "position") if name in table)]
     twice = np.flatnonzero(table.duplicated(key)) if "position" in table else np.array([])
     told_apart = bool(named) or "window" in table  # rows of different texts
     if len(twice) and told_apart:
-        raise ExciseError(f"{path}: row {int(twice[0]) + 2} repeats an earlier one ({', '.join(key)} are the same; {len(twice)} such rows)")
+        raise ExciseError(
+            f"{path}: row {int(twice[0]) + 2} repeats an earlier one ({', '.join(key)} are the same; {len(twice)} such rows)"
+        )
     alone = -1 if len(twice) else np.arange(len(table))
     table["text"] = table.groupby(named, sort=False).ngroup() if named else alone
     return table
@@ -73,12 +96,18 @@ def _read(path: Path) -> pd.DataFrame:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells than the header has names
             # Blank lines are kept, so that a row's number is its line's.
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False
+            )
     except FileNotFoundError as error:
         raise ExciseError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise ExciseError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:  # EmptyDataError is a ValueError
+    except (
+        ValueError,
+        pd.errors.ParserError,
+        pd.errors.ParserWarning,
+    ) as error:  # EmptyDataError is a ValueError
         raise ExciseError(f"{path}: not a CSV table ({one_line(error)})") from error
     table = table.fillna("")  # cells that a short line lacks
     while len(table) and (table.iloc[-1] == "").all():
@@ -94,7 +123,9 @@ def _numbers(path: Path, table: pd.DataFrame, column: str) -> NDArray[np.float64
         what = "finite number" if not np.isfinite(values[row]) else "loss that a model can have"
         what = "layer number" if column == "layer" else what
         found = f"{table[column].iloc[row]!r} is not a {what}"
-        raise ExciseError(f"{path}: row {row + 2}, column {column}: {found} ({len(wrong)} such cells; row 1 is the header)")
+        raise ExciseError(
+            f"{path}: row {row + 2}, column {column}: {found} ({len(wrong)} such cells; row 1 is the header)"
+        )
     return values
 
 
@@ -136,7 +167,9 @@ def _picked(rows: pd.DataFrame, criterion: str, values: Array, ties: Array, k: i
         chosen: NDArray[np.float64] = rows[name].to_numpy().reshape(-1, k)[at, which]
         return chosen
 
-    columns = {name: column(name, low) for name in ("layer", "document", "window", "position", "baseline_loss")}
+    columns = {
+        name: column(name, low) for name in ("layer", "document", "window", "position", "baseline_loss")
+    }
     for side, which in (("high", high), ("low", low)):
         columns |= {f"{side}_{name}": column(name, which) for name in ("expert", "delta", "kl")}
     return pd.DataFrame({"criterion": criterion, **columns})[[*COLUMNS, *KL_COLUMNS]]

@@ -45,7 +45,14 @@ class Curve:
         return next((number for number, value in enumerate(self.mean, 1) if value > CLIFF), None)
 
 
-def curve(layer: int, order: str, rows: Array, weights: Array, clusters: NDArray[np.int64], chance: Array | None = None) -> Curve:
+def curve(
+    layer: int,
+    order: str,
+    rows: Array,
+    weights: Array,
+    clusters: NDArray[np.int64],
+    chance: Array | None = None,
+) -> Curve:
     """The curve of raw rows [J, N]; chance: the means of random orders [R, J]."""
     means = tuple(float(np.average(row, weights=weights)) for row in rows)
     intervals = tuple(clustered_interval(row, weights, clusters) for row in rows)
@@ -57,13 +64,15 @@ def curve(layer: int, order: str, rows: Array, weights: Array, clusters: NDArray
     return Curve(layer, order, means, intervals, p, worse)
 
 
-def by_gate_weight(instrument: Instrument, tokens: Tensor, layer: int, chosen: NDArray[np.bool_], removed: int) -> Array:
+def by_gate_weight(
+    instrument: Instrument, tokens: Tensor, layer: int, chosen: NDArray[np.bool_], removed: int
+) -> Array:
     """ΔCE [J, P] at the chosen positions (bool [N, W − 1]) with the 1, 2, … largest active experts of the token gone, there alone.
 
     J = min(removed, k − 1): without its last expert a token would have no routed output at all.
     """
     anatomy = instrument.anatomy
-    most = min(removed, anatomy.top_k - 1)
+    most = min(removed, anatomy.shape.top_k - 1)
     if most == 0:
         return np.zeros((0, int(chosen.sum())))
     found = []
@@ -72,14 +81,16 @@ def by_gate_weight(instrument: Instrument, tokens: Tensor, layer: int, chosen: N
         position = torch.from_numpy(np.flatnonzero(chosen[number])).to(tokens.device)
         index, weight = (part[layer][0, position] for part in (clean.index, clean.weight))
         ranked = index.gather(1, torch.argsort(weight, dim=1, descending=True, stable=True))
-        marks = torch.nn.functional.one_hot(ranked, anatomy.experts).bool()
+        marks = torch.nn.functional.one_hot(ranked, anatomy.shape.num_experts).bool()
         gone = [marks[:, :count].any(dim=1) for count in range(1, most + 1)]
         delta, _ = instrument.at_positions(clean, position.repeat(most), {layer: torch.cat(gone)})
         found.append(delta.reshape(most, -1).cpu().numpy())
     return np.concatenate(found, axis=1)
 
 
-def by_order(instrument: Instrument, tokens: Tensor, layer: int, orders: Mapping[str, Order], removed: int) -> dict[str, Array]:
+def by_order(
+    instrument: Instrument, tokens: Tensor, layer: int, orders: Mapping[str, Order], removed: int
+) -> dict[str, Array]:
     """Mean ΔCE of every window [J, N] with the first 1, 2, … experts of each order gone for every token. Equal sets are measured once."""
     rows = {name: np.empty((removed, len(tokens))) for name in orders}
 
@@ -98,7 +109,7 @@ def by_order(instrument: Instrument, tokens: Tensor, layer: int, orders: Mapping
 
 
 def _without(instrument: Instrument, clean: CleanForward, layer: int, experts: Sequence[int]) -> Array:
-    marks = torch.zeros(instrument.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
+    marks = torch.zeros(instrument.anatomy.shape.num_experts, dtype=torch.bool, device=clean.tokens.device)
     marks[list(experts)] = True
     found: Array = instrument.everywhere(clean, {layer: marks})[0].mean(dim=1).cpu().numpy()
     return found

@@ -67,7 +67,9 @@ def check_own_loss(anatomy: Anatomy, first: Windows) -> Check:
     """|own mean − the model's own loss| ≤ 1e-4 (1e-2 in half precision, whose loss the model itself rounds)."""
     tokens = _tokens(anatomy, first)
     # The language-model loss without the router's auxiliary loss, which some configurations switch on.
-    theirs = float(anatomy.model(input_ids=tokens, labels=tokens, use_cache=False, output_router_logits=False).loss)
+    theirs = float(
+        anatomy.model(input_ids=tokens, labels=tokens, use_cache=False, output_router_logits=False).loss
+    )
     ours = float(window_losses(anatomy.model, first)[0])
     tolerance = 1e-4 if anatomy.model.dtype in (torch.float32, torch.float64) else 1e-2
     evidence = f"own {ours:.6f}, model's {theirs:.6f}, tolerance {tolerance:g}"
@@ -79,9 +81,14 @@ def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
     before = window_losses(anatomy.model, first)[0]
     with restricted(anatomy, plan):
         inside = window_losses(anatomy.model, first)[0]
-    means = torch.zeros(len(anatomy.layers), anatomy.experts, 1, device=next(anatomy.model.parameters()).device)
+    means = torch.zeros(
+        len(anatomy.layers), anatomy.shape.num_experts, 1, device=next(anatomy.model.parameters()).device
+    )
     for mode in Mode:
-        with suppress(ExciseError), ablated(anatomy, {0: marked(anatomy, 0)}, mode, means):  # not every router can do without one expert
+        with (
+            suppress(ExciseError),
+            ablated(anatomy, {0: marked(anatomy, 0)}, mode, means),
+        ):  # not every router can do without one expert
             window_losses(anatomy.model, first)
     after = window_losses(anatomy.model, first)[0]
     evidence = f"before {before:.17g}, restricted {inside:.17g}, after {after:.17g}"
@@ -94,7 +101,11 @@ def check_unique(anatomy: Anatomy, first: Windows) -> Check:
     tokens = _tokens(anatomy, first)
     losses = token_losses(anatomy.model(input_ids=tokens, use_cache=False).logits, tokens).flatten()
     share = len(torch.unique(losses)) / len(losses)
-    return Check("3 losses differ across positions", share > 0.5, f"{share:.0%} of {len(losses)} losses are unique, more than 50 % needed")
+    return Check(
+        "3 losses differ across positions",
+        share > 0.5,
+        f"{share:.0%} of {len(losses)} losses are unique, more than 50 % needed",
+    )
 
 
 @torch.no_grad()
@@ -103,23 +114,29 @@ def check_local(anatomy: Anatomy, first: Windows) -> Check:
 
     Exactly 0 before the position; exactly 0 everywhere for the inactive one; not 0 for at least one active one.
     """
-    instrument, tokens = Instrument(anatomy, probabilities=False, enters=False), _tokens(anatomy, first)[:, :LOCAL]
+    instrument, tokens = (
+        Instrument(anatomy, probabilities=False, enters=False),
+        _tokens(anatomy, first)[:, :LOCAL],
+    )
     where, wrong, moved = (tokens.shape[1] - 1) // 2, 0, 0
     with intercepted(anatomy, _token_by_token):
         clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
         cells = [(layer, active) for layer in _some_layers(anatomy) for active in (True, False)]
         for layer, active in cells:
             chosen = clean.index[layer][0, where]
-            inactive = next((e for e in range(anatomy.experts) if e not in chosen), None)
+            inactive = next((e for e in range(anatomy.shape.num_experts) if e not in chosen), None)
             expert = int(chosen[0]) if active else inactive
             if expert is not None:
-                gone = torch.zeros(tokens.shape[1], anatomy.experts, dtype=torch.bool, device=tokens.device)
+                gone = torch.zeros(
+                    tokens.shape[1], anatomy.shape.num_experts, dtype=torch.bool, device=tokens.device
+                )
                 gone[where, expert] = True
                 delta = instrument.everywhere(clean, {layer: gone})[0][0]
                 wrong += int((delta[:where] if active else delta).count_nonzero())
                 moved += int(active and bool(delta[where:].any()))
     evidence = (
-        f"{wrong} losses of {len(cells)} cells moved that must not, {moved} of {len(cells) // 2} removals of an active expert did something"
+        f"{wrong} losses of {len(cells)} cells moved that must not, "
+        f"{moved} of {len(cells) // 2} removals of an active expert did something"
     )
     return Check("4 effects only where they can be", wrong == 0 and moved > 0, evidence)
 
@@ -127,7 +144,10 @@ def check_local(anatomy: Anatomy, first: Windows) -> Check:
 @torch.no_grad()
 def check_planted(anatomy: Anatomy, first: Windows) -> Check:
     """The most used expert of a layer is overwritten with zeros: its removal (mode zero) then moves no loss; before, it moved some."""
-    instrument, tokens = Instrument(anatomy, probabilities=False, enters=False), _tokens(anatomy, first)[:, :LOCAL]
+    instrument, tokens = (
+        Instrument(anatomy, probabilities=False, enters=False),
+        _tokens(anatomy, first)[:, :LOCAL],
+    )
     alive, dead = 0, 0
     for layer in _some_layers(anatomy):
         clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
@@ -135,7 +155,11 @@ def check_planted(anatomy: Anatomy, first: Windows) -> Check:
         removed = {layer: marked(anatomy, expert)}
         alive += int(instrument.everywhere(clean, removed)[0].count_nonzero())
         with _emptied(anatomy.layers[layer], expert):
-            dead += int(instrument.everywhere(instrument.clean_forward(tokens, Scope.SEQUENCE), removed)[0].count_nonzero())
+            dead += int(
+                instrument.everywhere(instrument.clean_forward(tokens, Scope.SEQUENCE), removed)[
+                    0
+                ].count_nonzero()
+            )
     evidence = f"{dead} losses moved by removing an empty expert, {alive} when it was not empty"
     return Check("5 a planted expert has no effect", dead == 0 and alive > 0, evidence)
 
@@ -147,25 +171,35 @@ def check_restricted_is_cut(anatomy: Anatomy, first: Windows, plan: Plan) -> Che
     different = []
     for layer, (args, kwargs, restricted_output) in zip(anatomy.layers, entered, strict=True):
         twin = _twin(layer)
-        cut_layer(twin, plan.kept[layer.index], anatomy.experts)
+        cut_layer(twin, plan.kept[layer.index], anatomy.shape.num_experts)
         if not torch.equal(_first(twin.block(*args, **kwargs)), restricted_output):
             different.append(layer.name)
-    evidence = f"{len(different)} of {len(anatomy.layers)} blocks differ" + (f", first {different[0]}" if different else "")
+    evidence = f"{len(different)} of {len(anatomy.layers)} blocks differ" + (
+        f", first {different[0]}" if different else ""
+    )
     return Check("6 restricted = cut", not different, evidence)
 
 
 @torch.no_grad()
 def last_logits(anatomy: Anatomy, windows: Windows) -> Tensor:
     """Logits of the first window, for comparing a restricted model with a reloaded one bit by bit."""
-    logits: Tensor = anatomy.model(input_ids=_tokens(anatomy, windows.select(np.array([0]))), use_cache=False).logits
+    logits: Tensor = anatomy.model(
+        input_ids=_tokens(anatomy, windows.select(np.array([0]))), use_cache=False
+    ).logits
     return logits
 
 
 def check_reloaded(expected: Tensor, found: Tensor) -> Check:
     """The written checkpoint, loaded again, gives the restricted model's logits [1, W, V] bit by bit."""
     same = torch.equal(expected, found)
-    gap = float((expected.double() - found.double()).abs().max()) if expected.shape == found.shape else float("nan")
-    return Check("6 restricted = reloaded", same, "logits bit-equal" if same else f"logits differ by up to {gap:g}")
+    gap = (
+        float((expected.double() - found.double()).abs().max())
+        if expected.shape == found.shape
+        else float("nan")
+    )
+    return Check(
+        "6 restricted = reloaded", same, "logits bit-equal" if same else f"logits differ by up to {gap:g}"
+    )
 
 
 def _some_layers(anatomy: Anatomy) -> list[int]:
@@ -174,7 +208,9 @@ def _some_layers(anatomy: Anatomy) -> list[int]:
 
 def _token_by_token(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
     """Grouped kernels round by the size of a group, so a token that is edited would move the last bit of others."""
-    return torch.cat([run(hidden[i : i + 1], index[i : i + 1], weight[i : i + 1]) for i in range(len(hidden))])
+    return torch.cat(
+        [run(hidden[i : i + 1], index[i : i + 1], weight[i : i + 1]) for i in range(len(hidden))]
+    )
 
 
 @contextmanager
@@ -221,4 +257,10 @@ def _twin(layer: MoELayer) -> MoELayer:
     memo: dict[int, Any] = {id(config): config}  # shared, not copied: it names the experts implementation
     block = copy.deepcopy(layer.block, memo)
     tensors = tuple((memo[id(module)], key) for module, key in layer.router_tensors)
-    return replace(layer, block=block, experts=memo[id(layer.experts)], router=memo[id(layer.router)], router_tensors=tensors)
+    return replace(
+        layer,
+        block=block,
+        experts=memo[id(layer.experts)],
+        router=memo[id(layer.router)],
+        router_tensors=tensors,
+    )

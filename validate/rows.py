@@ -33,7 +33,9 @@ class Evaluator(ABC):
     value: str
     columns: tuple[str, ...]
 
-    def __init__(self, anatomy: Anatomy | None, path: Path, key: str, labels: Sequence[tuple[object, ...]]) -> None:
+    def __init__(
+        self, anatomy: Anatomy | None, path: Path, key: str, labels: Sequence[tuple[object, ...]]
+    ) -> None:
         self.anatomy, self.path, self.key, self.labels = anatomy, path, key, labels
         self.known: dict[str, Array] = {}
         self._names: dict[str, str] = {}
@@ -67,13 +69,20 @@ class Evaluator(ABC):
     def _finite(self, values: Array, name: str) -> Array:
         if not np.isfinite(values).all():
             wrong = int(np.flatnonzero(~np.isfinite(values))[0])
-            row = ", ".join(f"{column} {label}" for column, label in zip(self.columns, self.labels[wrong], strict=True))
-            raise ExciseError(f"validation: the {self.value} of {row} under {name!r} is {values[wrong]}; is the model sound in this dtype?")
+            row = ", ".join(
+                f"{column} {label}" for column, label in zip(self.columns, self.labels[wrong], strict=True)
+            )
+            raise ExciseError(
+                f"validation: the {self.value} of {row} under {name!r} is {values[wrong]}; is the model sound in this dtype?"
+            )
         return values
 
     def _rows(self, digest: str) -> list[tuple[object, ...]]:
         head = self.key, self._names[digest], digest
-        return [(*head, *label, repr(float(value))) for label, value in zip(self.labels, self.known[digest], strict=True)]
+        return [
+            (*head, *label, repr(float(value)))
+            for label, value in zip(self.labels, self.known[digest], strict=True)
+        ]
 
     def _restore(self) -> None:
         """Takes over complete plans of the same key and rewrites the file without the rest."""
@@ -91,8 +100,13 @@ class Evaluator(ABC):
                 found = {}
         labels = [tuple(map(str, label)) for label in self.labels]
         complete = {digest: rows for digest, rows in found.items() if rows.keys() == set(labels)}
-        self.known = {digest: np.array([rows[label] for label in labels]) for digest, rows in complete.items()}
-        with replacing(self.path) as fresh, fresh.open("w", newline="", encoding="utf-8", errors=BYTES) as file:
+        self.known = {
+            digest: np.array([rows[label] for label in labels]) for digest, rows in complete.items()
+        }
+        with (
+            replacing(self.path) as fresh,
+            fresh.open("w", newline="", encoding="utf-8", errors=BYTES) as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(("key", "plan", "digest", *self.columns, self.value))
             for digest in self.known:
@@ -104,11 +118,15 @@ class LossEvaluator(Evaluator):
 
     value, columns = "loss", ("window", "document", "tokens")
 
-    def __init__(self, anatomy: Anatomy | None, windows: Windows, path: Path, key: str, batch: int = 8) -> None:
+    def __init__(
+        self, anatomy: Anatomy | None, windows: Windows, path: Path, key: str, batch: int = 8
+    ) -> None:
         self.windows, self.batch = windows, batch
         self.weights: Array = (windows.mask[:, 1:] & windows.mask[:, :-1]).sum(axis=1).astype(np.float64)
         names = [windows.documents[document] for document in windows.document]
-        super().__init__(anatomy, path, key, [(i, name, int(self.weights[i])) for i, name in enumerate(names)])
+        super().__init__(
+            anatomy, path, key, [(i, name, int(self.weights[i])) for i, name in enumerate(names)]
+        )
 
     def measure(self, anatomy: Anatomy) -> Array:
         return window_losses(anatomy.model, self.windows, self.batch)

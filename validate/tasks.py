@@ -100,8 +100,14 @@ class Benchmark:
         asked: list[Any] = [self.template] if self.template else []
         for task in self.tasks.values():
             config = task.dump_config()
-            metadata = {name: value for name, value in (config.get("metadata") or {}).items() if name != "config_source"}  # where, not what
-            asked.append(({**config, "metadata": metadata}, [doc for _, doc in task.doc_iterator(limit=self.limit)]))
+            metadata = {
+                name: value
+                for name, value in (config.get("metadata") or {}).items()
+                if name != "config_source"
+            }  # where, not what
+            asked.append(
+                ({**config, "metadata": metadata}, [doc for _, doc in task.doc_iterator(limit=self.limit)])
+            )
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def scores(self, model: Any, tokenizer: Any, batch: int) -> Array:
@@ -120,7 +126,9 @@ class Benchmark:
                 samples = evaluate(lm, self.loaded, **options)["samples"]
             except Exception as error:
                 let_through(error)
-                what = f"{', '.join(self.tasks)} cannot be evaluated ({type(error).__name__}: {one_line(error)})"
+                what = (
+                    f"{', '.join(self.tasks)} cannot be evaluated ({type(error).__name__}: {one_line(error)})"
+                )
                 raise ExciseError(f"validate.tasks: {what}") from error
         return np.concatenate([self._of(part, samples[part.task]) for part in self.parts])
 
@@ -144,7 +152,9 @@ class ItemEvaluator(Evaluator):
 
     value, columns = "score", ("task", "metric", "item")
 
-    def __init__(self, anatomy: Anatomy, benchmark: Benchmark, tokenizer: Any, path: Path, key: str, batch: int = 16) -> None:
+    def __init__(
+        self, anatomy: Anatomy, benchmark: Benchmark, tokenizer: Any, path: Path, key: str, batch: int = 16
+    ) -> None:
         self.tokenizer, self.benchmark, self.batch = tokenizer, benchmark, batch
         labels = [(part.task, part.metric, item) for part in benchmark.parts for item in range(part.items)]
         super().__init__(anatomy, path, key, labels)
@@ -166,8 +176,16 @@ def _check_files(folder: Path) -> None:
         except (yaml.YAMLError, ValueError) as error:
             raise ExciseError(f"{file}: not a task file: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
-            raise ExciseError(f"{file}: not a task file: a mapping of keys is expected, found {type(found).__name__}")
-        if "task" in found and not found.keys() & {"group", "include", "class", "dataset_path", "custom_dataset"}:
+            raise ExciseError(
+                f"{file}: not a task file: a mapping of keys is expected, found {type(found).__name__}"
+            )
+        if "task" in found and not found.keys() & {
+            "group",
+            "include",
+            "class",
+            "dataset_path",
+            "custom_dataset",
+        }:
             raise ExciseError(f"{file}: not a task file: it names no dataset_path, so there are no items")
 
 
@@ -196,7 +214,9 @@ def _manager(names: tuple[str, ...], include: Path | None) -> TaskManager:
 def _cause(error: BaseException) -> str:
     """The message, and that of what it came from: datasets says what is wrong only there."""
     inner = error.__cause__ or error.__context__
-    return one_line(error) + (f" ({one_line(inner)})" if inner is not None and one_line(inner) not in one_line(error) else "")
+    return one_line(error) + (
+        f" ({one_line(inner)})" if inner is not None and one_line(inner) not in one_line(error) else ""
+    )
 
 
 def _load(manager: TaskManager, names: list[str]) -> Any:
@@ -204,18 +224,28 @@ def _load(manager: TaskManager, names: list[str]) -> Any:
         return manager.load(names)
     except Exception as error:
         let_through(error)
-        files = [str(entry.yaml_path) for name in names if (entry := manager.task_index.get(name)) and entry.yaml_path]
+        files = [
+            str(entry.yaml_path)
+            for name in names
+            if (entry := manager.task_index.get(name)) and entry.yaml_path
+        ]
         where = f" ({', '.join(files)})" if files else ""
         if refusal := refusal_of_code(str(error)):
-            raise ExciseError(f"validate.tasks: {', '.join(names)}{where} cannot be loaded: {refusal}") from error
-        raise ExciseError(f"validate.tasks: {', '.join(names)}{where} cannot be loaded: {type(error).__name__}: {_cause(error)}") from error
+            raise ExciseError(
+                f"validate.tasks: {', '.join(names)}{where} cannot be loaded: {refusal}"
+            ) from error
+        raise ExciseError(
+            f"validate.tasks: {', '.join(names)}{where} cannot be loaded: {type(error).__name__}: {_cause(error)}"
+        ) from error
 
 
 def _metric(name: str, task: Any) -> str:
     """The metric that is compared. Raises ExciseError for tasks without a number per item (perplexities of whole documents)."""
     known = list(task.higher_is_better())
     if task.OUTPUT_TYPE in ("loglikelihood_rolling",) or not known:
-        raise ExciseError(f"validate.tasks: {name} has no score per item ({task.OUTPUT_TYPE}); losses of text belong in validate.data")
+        raise ExciseError(
+            f"validate.tasks: {name} has no score per item ({task.OUTPUT_TYPE}); losses of text belong in validate.data"
+        )
     return next((metric for metric in PREFERRED if metric in known), known[0])
 
 

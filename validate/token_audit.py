@@ -112,7 +112,9 @@ def audit(rows: pd.DataFrame, outcome: Outcome = Outcome.DELTA, ddof: int = 1) -
     """
     families: dict[str, list[Tested]] = {}
     for (criterion, layer), group in rows.groupby(["criterion", "layer"], sort=False):
-        families.setdefault(criterion if criterion in CONTROLS else "", []).append(_cell(criterion, int(layer), group, outcome, ddof))
+        families.setdefault(criterion if criterion in CONTROLS else "", []).append(
+            _cell(criterion, int(layer), group, outcome, ddof)
+        )
     found = [cell for cells in families.values() for cell in _judged(cells)]
     order = list(dict.fromkeys(rows["criterion"]))
     return sorted(found, key=lambda cell: (cell.is_control, order.index(cell.criterion), cell.layer))
@@ -162,12 +164,17 @@ def _sides(group: pd.DataFrame, outcome: Outcome) -> tuple[Array, Array]:
 def _judged(cells: list[Tested]) -> list[Cell]:
     """The family's cells with their verdicts: both tests must hold, and high must cost more than low."""
     after = {
-        correction: [corrected([getattr(cell, name) for cell in cells], correction) for name in ("p_t", "p_wilcoxon")]
+        correction: [
+            corrected([getattr(cell, name) for cell in cells], correction) for name in ("p_t", "p_wilcoxon")
+        ]
         for correction in CORRECTIONS
     }
     level, fewest, found = ALPHA / len(cells), documents_needed(len(cells), ALPHA), []
     for number, cell in enumerate(cells):
-        p = {correction.value: (float(t[number]), float(signed[number])) for correction, (t, signed) in after.items()}
+        p = {
+            correction.value: (float(t[number]), float(signed[number]))
+            for correction, (t, signed) in after.items()
+        }
         few = f"n = {cell.n}: after correction for {len(cells)} cells the Wilcoxon test cannot pass with fewer than {fewest} positions"
         pairs_needed = needed_n(cell.d, level)
         found.append(
@@ -178,7 +185,9 @@ def _judged(cells: list[Tested]) -> list[Cell]:
                 needed_n=pairs_needed and max(pairs_needed, fewest),
                 passes=cell_passes(*p[Correction.BONFERRONI.value], cell.mean_high, cell.mean_low),
                 inverted=cell_passes(*p[Correction.BONFERRONI.value], cell.mean_low, cell.mean_high),
-                passes_by={name: cell_passes(*both, cell.mean_high, cell.mean_low) for name, both in p.items()},
+                passes_by={
+                    name: cell_passes(*both, cell.mean_high, cell.mean_low) for name, both in p.items()
+                },
             )
         )
     return found

@@ -18,7 +18,10 @@ FIELDS = ("messages", "conversations")
 USERS = ("human", "user")
 ASSISTANTS = ("gpt", "assistant", "chatgpt", "model", "bot", "bing", "bard", "function_call")
 TOOLS = ("tool", "function", "observation", "function_response")
-NICKNAMES = {"human": "user", **dict.fromkeys(("gpt", "chatgpt", "bot", "bing", "bard"), "assistant")}  # under `role`
+NICKNAMES = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "bing", "bard"), "assistant"),
+}  # under `role`
 CONTENTS = ("value", "text")  # what some call the content of a message
 ROLES = {
     **dict.fromkeys(USERS, "user"),
@@ -63,7 +66,12 @@ def _joined(values: Sequence[Any]) -> Messages:
         if turns:
             found += [_message(turn) for turn in turns]
         elif isinstance(value, str) and value.strip():
-            found.append({"role": "assistant" if any(message["role"] != "system" for message in found) else "user", "content": value})
+            found.append(
+                {
+                    "role": "assistant" if any(message["role"] != "system" for message in found) else "user",
+                    "content": value,
+                }
+            )
     return found
 
 

@@ -53,8 +53,12 @@ class Source(BaseModel):
         gt=0,
         description="rows taken from a data set, the first ones; a part of a split is taken whole",
     )
-    stdlib: Literal["code", "prose", ""] = Field(default="", description="text of this Python's standard library")
-    domain: str = Field(default="", description="label for criteria that compare domains; default: the kind of source")
+    stdlib: Literal["code", "prose", ""] = Field(
+        default="", description="text of this Python's standard library"
+    )
+    domain: str = Field(
+        default="", description="label for criteria that compare domains; default: the kind of source"
+    )
 
     @field_validator("text", "jsonl", "field", mode="before")
     @classmethod
@@ -80,9 +84,26 @@ class Source(BaseModel):
 
     def _check_keys(self) -> None:
         """Keys of another kind would be passed over in silence."""
-        own = {"split": self.dataset or self.stdlib, "documents": self.dataset, "config": self.dataset, "separator": self.text}
-        kinds = {"split": "dataset and stdlib", "documents": "dataset", "config": "dataset", "separator": "text"}
-        if wrong := next((key for key, there in own.items() if key in self.model_fields_set and getattr(self, key) and not there), ""):
+        own = {
+            "split": self.dataset or self.stdlib,
+            "documents": self.dataset,
+            "config": self.dataset,
+            "separator": self.text,
+        }
+        kinds = {
+            "split": "dataset and stdlib",
+            "documents": "dataset",
+            "config": "dataset",
+            "separator": "text",
+        }
+        if wrong := next(
+            (
+                key
+                for key, there in own.items()
+                if key in self.model_fields_set and getattr(self, key) and not there
+            ),
+            "",
+        ):
             way = "; a file of rows can stand under dataset" if self.jsonl and wrong != "separator" else ""
             raise ValueError(f"{wrong} belongs to {kinds[wrong]}{way}")
 
@@ -107,6 +128,8 @@ def anchor(path: Path, folder: Path) -> Path:
     """
     path = Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111 - that of Path raises where there is no home
     if unset := re.search(r"\$(\w+|\{\w+\})", str(path)):
-        raise ExciseError(f"{path}: the environment variable {unset.group(1).strip('{}')} is not set; export it, or write the path out")
+        raise ExciseError(
+            f"{path}: the environment variable {unset.group(1).strip('{}')} is not set; export it, or write the path out"
+        )
     beside = (folder / path).absolute()
     return path.absolute() if not beside.exists() and path.exists() else beside

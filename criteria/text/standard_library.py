@@ -19,7 +19,18 @@ Split = Literal["train", "calibration", "test"]
 
 # Folders that some distributions leave out, that are mere tables, or that quote other files.
 SKIPPED = frozenset(
-    {"test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data", "encodings", "tkinter", "msilib"}
+    {
+        "test",
+        "tests",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "ensurepip",
+        "pydoc_data",
+        "encodings",
+        "tkinter",
+        "msilib",
+    }
     | {"site-packages", "dist-packages", "__pycache__", "lib-dynload", "distutils"}
 )
 SHORTEST = 400  # characters; below this a document is a stub
@@ -69,7 +80,11 @@ def _docstring_nodes(source: str) -> Iterator[ast.Constant]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 yield first.value
 
 
@@ -80,5 +95,9 @@ def _docstrings(source: str) -> str:
 
 def _code(source: str) -> str:
     lines = source.splitlines()
-    hidden = {line for node in _docstring_nodes(source) for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    hidden = {
+        line
+        for node in _docstring_nodes(source)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
     return "\n".join(line for number, line in enumerate(lines, 1) if number not in hidden).strip() + "\n"

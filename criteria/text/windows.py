@@ -51,10 +51,19 @@ class Windows:
     def hash(self) -> str:
         """Identity of the content: tokens, padding and domains."""
         parts = (self.tokens, self.mask, self.domain)
-        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:16]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[
+            :16
+        ]
 
     def select(self, rows: NDArray[np.int64]) -> "Windows":
-        return Windows(self.tokens[rows], self.mask[rows], self.document[rows], self.domain[rows], self.documents, self.domains)
+        return Windows(
+            self.tokens[rows],
+            self.mask[rows],
+            self.document[rows],
+            self.domain[rows],
+            self.documents,
+            self.domains,
+        )
 
 
 def read_windows(
@@ -88,7 +97,9 @@ def read_windows(
             document.append(documents.setdefault(name, len(documents)))
             domain.append(domains.index(source.label))
     tokens = np.stack(rows)
-    found = Windows(tokens, np.ones_like(tokens, bool), np.array(document), np.array(domain), tuple(documents), domains)
+    found = Windows(
+        tokens, np.ones_like(tokens, bool), np.array(document), np.array(domain), tuple(documents), domains
+    )
     _tell_repeats(found, say)
     return found
 
@@ -100,7 +111,9 @@ def _tell_repeats(windows: Windows, say: Callable[[str], None]) -> None:
         again = min(set(range(len(windows))) - set(first.tolist()))
         name = windows.documents[windows.document[again]]
         count = f"{len(windows) - len(first)} of {len(windows)} windows"
-        say(f"data: {count} hold the same text as another one (the first in {name}); does a text stand in two places?")
+        say(
+            f"data: {count} hold the same text as another one (the first in {name}); does a text stand in two places?"
+        )
 
 
 def _windows_of(

@@ -8,9 +8,16 @@ import re
 from pathlib import PurePosixPath
 
 PLAN, RECOVERY, MODELING = "excise_plan.json", "excise_recovery.json", "modeling_excise.py"
-OURS = frozenset({PLAN, RECOVERY, MODELING})  # they tell of the checkpoint they stand in, never of one that is made from it
+OURS = frozenset(
+    {PLAN, RECOVERY, MODELING}
+)  # they tell of the checkpoint they stand in, never of one that is made from it
 # Written beside config.json by quantisation tools.
-QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
+QUANTIZATION_FILES = (
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "quantization_config.json",
+)
 MADE_ANEW = frozenset({"config.json", "README.md", ".gitattributes"})
 FOLDERS = frozenset({"additional_chat_templates"})  # all others hold the model in other formats, or pictures
 WEIGHTS = re.compile(
@@ -19,7 +26,9 @@ WEIGHTS = re.compile(
 TRAINING = re.compile(
     r"^(optimizer|scheduler|scaler|rng_state|training_args|trainer_state|adapter_config|adapter_model|events\.out\.tfevents)\b"
 )
-OTHER_FORMATS = frozenset({"params.json", "dtypes.json"})  # of Mistral's and gpt-oss' own weights: they count the experts too
+OTHER_FORMATS = frozenset(
+    {"params.json", "dtypes.json"}
+)  # of Mistral's and gpt-oss' own weights: they count the experts too
 PICTURES = re.compile(r"\.(png|jpe?g|gif|svg|webp|pdf|mp4|wav|mp3)$", re.IGNORECASE)
 
 

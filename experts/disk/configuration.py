@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experts.disk.strict_json import is_count
@@ -16,10 +16,19 @@ TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk
 ROUTERS = frozenset({"gate", "router", "moe_statics"})
 ROUTER_TENSORS = frozenset({"weight", "bias", "e_score_correction_bias", "expert_bias", "per_expert_scale"})
 COMMON = "post_expert_norm"
-LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)(?:\.|$)")  # a decoder layer in a name of a module or tensor
-TOWER = re.compile(r"(?:^|\.)[^.]*(?:vision|visual|audio)[^.]*\.")  # what sees and hears, in front of a layer; its experts are not pruned
+LAYER = re.compile(
+    r"(?:^|\.)(?:layers|blocks)\.(\d+)(?:\.|$)"
+)  # a decoder layer in a name of a module or tensor
+TOWER = re.compile(
+    r"(?:^|\.)[^.]*(?:vision|visual|audio)[^.]*\."
+)  # what sees and hears, in front of a layer; its experts are not pruned
 UNEQUAL = "excise_experts"  # decoder layer -> experts, in the config.json of a checkpoint whose layers keep unequal numbers
-PREDICTING_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules")  # multi-token prediction
+PREDICTING_KEYS = (
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_hidden_layers",
+    "num_mtp_modules",
+)  # multi-token prediction
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -52,7 +61,14 @@ def expert_axis(shape: Sequence[int], experts: int) -> int | None:
 
     Either way an expert's part is one run of bytes.
     """
-    return next((axis for axis, size in enumerate(shape) if size == experts and all(before == 1 for before in shape[:axis])), None)
+    return next(
+        (
+            axis
+            for axis, size in enumerate(shape)
+            if size == experts and all(before == 1 for before in shape[:axis])
+        ),
+        None,
+    )
 
 
 def positive_int(config: Mapping[str, Any], key: str) -> int | None:
@@ -68,3 +84,8 @@ def positive_int(config: Mapping[str, Any], key: str) -> int | None:
     if not is_count(value):
         raise ExciseError(f"config.json: {key} is {reprlib.repr(value)}, expected a whole number")
     return int(value)
+
+
+def first_positive(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    """The number under the first of several names that has one."""
+    return next((number for key in keys if (number := positive_int(config, key))), None)

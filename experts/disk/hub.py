@@ -102,7 +102,14 @@ class Repository:
             found = dict(zip(shards, pool.map(self._header, shards), strict=True))
         tensors = {name: tensor for header, _ in found.values() for name, tensor in header.items()}
         metadata = {shard: described for shard, (_, described) in found.items()}
-        return Checkpoint(Path(self.name), self.config, tensors, metadata, self._entry, tuple(unread(self.names, self._entry)))
+        return Checkpoint(
+            Path(self.name),
+            self.config,
+            tensors,
+            metadata,
+            self._entry,
+            tuple(unread(self.names, self._entry)),
+        )
 
     def _header(self, shard: str) -> tuple[dict[str, Stored], dict[str, str]]:
         """Tensors and metadata of one file; on the hub offsets count from the end of the header."""
@@ -150,7 +157,11 @@ class Repository:
 
     def _known(self, blob: str) -> bool:
         """Whether the cache has some content, under whatever name."""
-        return self.snapshot is not None and blob != "" and (self.snapshot.parent.parent / "blobs" / blob).is_file()
+        return (
+            self.snapshot is not None
+            and blob != ""
+            and (self.snapshot.parent.parent / "blobs" / blob).is_file()
+        )
 
     def _held(self, name: str) -> int | None:
         """Bytes of a file in the cache; None where it is not there."""

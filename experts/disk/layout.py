@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from experts.disk.configuration import (
     COMMON,
@@ -20,6 +21,7 @@ from experts.disk.configuration import (
     TOP_K_KEYS,
     UNEQUAL,
     expert_axis,
+    first_positive,
     in_tower,
     positive_int,
     router_groups,
@@ -30,12 +32,18 @@ from experts.errors import ExciseError
 from experts.shape import Shape
 
 SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
-BESIDE = frozenset({"e_score_correction_bias", "expert_bias"})  # router tensors that may stand beside the experts themselves
-QUANTISED = re.compile(r"weight_scale|scale_inv|qweight|qzeros|packed|g_idx|\.scales$")  # in the name of a tensor beside a quantised weight
+BESIDE = frozenset(
+    {"e_score_correction_bias", "expert_bias"}
+)  # router tensors that may stand beside the experts themselves
+QUANTISED = re.compile(
+    r"weight_scale|scale_inv|qweight|qzeros|packed|g_idx|\.scales$"
+)  # in the name of a tensor beside a quantised weight
 ONE_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<id>\d+)\.(?P<rest>.+)$")
 FUSED = re.compile(r"^(?P<block>.+)\.experts\.(?P<rest>[^.\d].*)$")
 PREDICTING = re.compile(r"(^|\.)mtp(_\w+)?\.")  # a head for multi-token prediction in a module of its own
-STACKED = re.compile(r"^(?P<block>.+)\.(input|output)_linear\.weight$")  # all experts of a layer, as Granite names them
+STACKED = re.compile(
+    r"^(?P<block>.+)\.(input|output)_linear\.weight$"
+)  # all experts of a layer, as Granite names them
 
 
 @dataclass(frozen=True)
@@ -56,46 +64,44 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """The L MoE blocks by decoder layer. predicting: tensors of heads for multi-token prediction."""
+    """A checkpoint as a model's shape and its MoE blocks.
+
+    shape: L, E, k and router groups, as config.json and the tensors agree on them
+    blocks: decoder layer -> its MoE block, L of them
+    predicting: tensors of heads for multi-token prediction, which an export drops
+    """
 
     checkpoint: Checkpoint
+    shape: Shape
     blocks: Mapping[int, Block]
-    experts: int
-    top_k: int
-    groups: int
-    top_groups: int
     predicting: tuple[Stored, ...]
-
-    @property
-    def shape(self) -> Shape:
-        """The numbers a budget is checked against."""
-        return Shape(self.layers, self.experts, self.top_k, self.groups, self.top_groups)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(sorted(self.blocks))
 
     @cached_property
     def bytes_per_expert(self) -> dict[int, int]:
-        return {layer: block.expert_bytes(self.experts) for layer, block in self.blocks.items()}
+        """Decoder layer -> bytes that go when one of its experts goes."""
+        return {layer: block.expert_bytes(self.shape.num_experts) for layer, block in self.blocks.items()}
 
     @property
     def expert_parameters(self) -> int:
         """Stored elements inside routed experts (quantised formats count packed elements and scales)."""
-        tensors = [tensor for block in self.blocks.values() for group in block.single.values() for tensor in group]
-        return sum(tensor.elements for tensor in tensors) + sum(t.elements for block in self.blocks.values() for t in block.fused)
+        blocks = self.blocks.values()
+        single = sum(
+            tensor.elements for block in blocks for group in block.single.values() for tensor in group
+        )
+        return single + sum(tensor.elements for block in blocks for tensor in block.fused)
 
     @property
     def shared(self) -> int:
         """Experts that every token passes, besides the routed ones."""
         config = text_config(self.checkpoint.config)
-        counted = next((n for key in SHARED_KEYS if (n := positive_int(config, key))), None)
+        counted = first_positive(config, SHARED_KEYS)
         if counted is not None:
             return counted
         return int(any(re.search(r"\.shared_expert\.", name) for name in self.checkpoint.tensors))
 
     @property
     def family(self) -> str:
+        """The model's type, as config.json names it."""
         return str(self.checkpoint.config.get("model_type", "unknown"))
 
 
@@ -107,43 +113,79 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
             "pruned or measured again: prune the model it was made from, with a smaller budget"
         )
     config = text_config(checkpoint.config)
-    depth = positive_int(config, "num_hidden_layers")
     homes = {name: home for name, tensor in checkpoint.tensors.items() if (home := _home(tensor))}
-    stems = {found.string[: found.start()] for name in homes if (found := LAYER.search(name))}
-    names = [tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth, stems)]
-    heads = [tensor for name, tensor in checkpoint.tensors.items() if PREDICTING.search(name)]
-    expert_names = [name for name in homes if not _behind(name, depth, stems)]
-    count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
-    if not expert_names or count_key is None:
-        raise ExciseError(_why_none(checkpoint, count_key, bool(expert_names)))
-    experts, top_k = positive_int(config, count_key), next((k for key in TOP_K_KEYS if (k := positive_int(config, key))), None)
-    if experts is None or top_k is None:
-        raise ExciseError(f"{checkpoint.folder}/config.json: none of {', '.join(TOP_K_KEYS)}: how many experts are active per token?")
-    if top_k > experts:
-        raise ExciseError(f"{checkpoint.folder}/config.json: {top_k} active of {experts} experts per token cannot be")
-    if names and not any(positive_int(config, key) for key in PREDICTING_KEYS):
-        raise ExciseError(
-            f"{checkpoint.folder}: {names[0].name} stands behind num_hidden_layers = {depth}, and config.json names no layers for "
-            f"multi-token prediction ({PREDICTING_KEYS[0]}); one of them is wrong"
-        )
-    prefixes, inside = sorted({homes[name] for name in expert_names}), _by_layer(checkpoint)
-    blocks = [_block(checkpoint, prefix, experts, inside) for prefix in prefixes]
+    predicting = _predicting(checkpoint, config, homes)
+    prefixes = sorted({home for name, home in homes.items() if name not in predicting.behind})
+    num_experts, top_k = _counts(checkpoint, config, bool(prefixes))
+    _check_behind(checkpoint, config, predicting)
+    blocks = _blocks(checkpoint, prefixes, num_experts)
     groups, top_groups = router_groups(config)
-    if experts % groups or top_groups > groups:
+    if num_experts % groups or top_groups > groups:
         where = f"{checkpoint.folder}/config.json"
-        raise ExciseError(f"{where}: {experts} experts in {groups} groups, of which a token may use {top_groups}, cannot be")
+        raise ExciseError(
+            f"{where}: {num_experts} experts in {groups} groups, of which a token may use {top_groups}, cannot be"
+        )
+    shape = Shape(tuple(sorted(blocks)), num_experts, top_k, groups, top_groups)
+    return Layout(checkpoint, shape, blocks, tuple(predicting.tensors.values()))
+
+
+@dataclass(frozen=True)
+class _Predicting:
+    """Tensors of heads for multi-token prediction. behind: those known by a layer number beyond the model's depth."""
+
+    behind: Mapping[str, Stored]
+    named: Mapping[str, Stored]
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        return {**self.behind, **self.named}
+
+
+def _predicting(checkpoint: Checkpoint, config: Mapping[str, Any], homes: Mapping[str, str]) -> _Predicting:
+    depth = positive_int(config, "num_hidden_layers")
+    stems = {found.string[: found.start()] for name in homes if (found := LAYER.search(name))}
+    behind = {name: tensor for name, tensor in checkpoint.tensors.items() if _behind(name, depth, stems)}
+    named = {name: tensor for name, tensor in checkpoint.tensors.items() if PREDICTING.search(name)}
+    return _Predicting(behind, named)
+
+
+def _counts(checkpoint: Checkpoint, config: Mapping[str, Any], has_experts: bool) -> tuple[int, int]:
+    """E and k of config.json."""
+    count_key = next((key for key in COUNT_KEYS if config.get(key)), None)
+    if not has_experts or count_key is None:
+        raise ExciseError(_why_none(checkpoint, count_key, has_experts))
+    num_experts, top_k = positive_int(config, count_key), first_positive(config, TOP_K_KEYS)
+    where = f"{checkpoint.folder}/config.json"
+    if num_experts is None or top_k is None:
+        raise ExciseError(f"{where}: none of {', '.join(TOP_K_KEYS)}: how many experts are active per token?")
+    if top_k > num_experts:
+        raise ExciseError(
+            f"{where}: num_experts_per_tok = {top_k} exceeds the {num_experts} experts per layer ({count_key})"
+        )
+    return num_experts, top_k
+
+
+def _check_behind(checkpoint: Checkpoint, config: Mapping[str, Any], predicting: _Predicting) -> None:
+    """Layers beyond the model's depth have to be announced."""
+    if predicting.behind and not first_positive(config, PREDICTING_KEYS):
+        depth = positive_int(config, "num_hidden_layers")
+        raise ExciseError(
+            f"{checkpoint.folder}: {min(predicting.behind)} belongs to layer {depth} or later, but config.json says "
+            f"num_hidden_layers = {depth} and names no layers for multi-token prediction ({PREDICTING_KEYS[0]}); "
+            "fix config.json, or download the checkpoint again"
+        )
+
+
+def _blocks(checkpoint: Checkpoint, prefixes: list[str], num_experts: int) -> dict[int, Block]:
+    """Decoder layer -> its MoE block."""
+    inside = _by_layer(checkpoint)
+    blocks = [_block(checkpoint, prefix, num_experts, inside) for prefix in prefixes]
     by_layer = {block.layer: block for block in blocks}
     if len(by_layer) < len(blocks):
-        raise ExciseError(f"{checkpoint.folder}: two MoE blocks in one decoder layer ({prefixes}); this layout is not supported")
-    return Layout(
-        checkpoint,
-        by_layer,
-        experts,
-        top_k,
-        groups,
-        top_groups,
-        tuple({tensor.name: tensor for tensor in (*names, *heads)}.values()),
-    )
+        raise ExciseError(
+            f"{checkpoint.folder}: two MoE blocks in one decoder layer ({prefixes}); this layout is not supported"
+        )
+    return by_layer
 
 
 def _home(tensor: Stored) -> str | None:
@@ -162,7 +204,12 @@ def _behind(name: str, depth: int | None, stems: set[str]) -> bool:
     stems: what stands before `layers.N.` in the decoder; a vision or audio tower counts its layers for itself.
     """
     found = LAYER.search(name)
-    return depth is not None and found is not None and name[: found.start()] in stems and int(found.group(1)) >= depth
+    return (
+        depth is not None
+        and found is not None
+        and name[: found.start()] in stems
+        and int(found.group(1)) >= depth
+    )
 
 
 def _by_layer(checkpoint: Checkpoint) -> dict[str, list[Stored]]:
@@ -194,19 +241,36 @@ def _block(checkpoint: Checkpoint, prefix: str, experts: int, inside: Mapping[st
         elif FUSED.match(name) or _home(tensor) == prefix:
             _need_rows(tensor, experts)
             fused.append(tensor)
-        elif _belongs_to_router(tensor, name[len(prefix) + 1 :], experts, whole_layer=f"{prefix}." == number.string[: number.end()]):
+        elif _belongs_to_router(
+            tensor,
+            name[len(prefix) + 1 :],
+            experts,
+            whole_layer=f"{prefix}." == number.string[: number.end()],
+        ):
             router.append(tensor)
     _check_experts(checkpoint, prefix, single, experts)
     if not any(len(tensor.shape) == 2 and tensor.shape[0] == experts for tensor in router):
-        raise ExciseError(f"{checkpoint.folder}: {prefix} has experts but no gate or router tensor of {experts} rows")
-    return Block(int(number.group(1)), prefix, {i: tuple(group) for i, group in single.items()}, tuple(fused), tuple(router))
+        raise ExciseError(
+            f"{checkpoint.folder}: {prefix} has experts but no gate or router tensor of {experts} rows"
+        )
+    return Block(
+        int(number.group(1)),
+        prefix,
+        {i: tuple(group) for i, group in single.items()},
+        tuple(fused),
+        tuple(router),
+    )
 
 
 def _routes(path: str) -> bool:
     """Whether a path inside a decoder layer or block leads to one of a router's tensors."""
     *modules, leaf = path.split(".")
     ours = bool(ROUTERS.intersection(modules)) or (not modules and leaf in BESIDE)
-    return ours and leaf in ROUTER_TENSORS and not any("shared" in module or "attn" in module for module in modules)
+    return (
+        ours
+        and leaf in ROUTER_TENSORS
+        and not any("shared" in module or "attn" in module for module in modules)
+    )
 
 
 def _belongs_to_router(tensor: Stored, path: str, experts: int, whole_layer: bool) -> bool:
@@ -216,38 +280,57 @@ def _belongs_to_router(tensor: Stored, path: str, experts: int, whole_layer: boo
     """
     if path in ("gate.weight", "router.weight"):
         _need_rows(tensor, experts)
-    if ROUTERS.intersection(path.split(".")) and tensor.dtype.startswith(("I", "U")) and len(tensor.shape) == 2:
+    if (
+        ROUTERS.intersection(path.split("."))
+        and tensor.dtype.startswith(("I", "U"))
+        and len(tensor.shape) == 2
+    ):
         raise ExciseError(
             f"{tensor.file}: {tensor.name} is a table of whole numbers: a router that chooses experts by token id cannot be cut"
         )
     if expert_axis(tensor.shape, experts) is None:
         if tensor.elements > 1 and ROUTERS.intersection(path.split(".")) and QUANTISED.search(path):
-            raise ExciseError(f"{tensor.file}: {tensor.name} belongs to a quantised router, whose rows cannot be cut")
+            raise ExciseError(
+                f"{tensor.file}: {tensor.name} belongs to a quantised router, whose rows cannot be cut"
+            )
         return False
     if _routes(path):
         _need_rows(tensor, experts)
         return True
     if "shared" in path or whole_layer:
         return False
-    raise ExciseError(f"{tensor.file}: {tensor.name} has {experts} rows and is not a known router tensor: refusing to prune around it")
+    raise ExciseError(
+        f"{tensor.file}: {tensor.name} has {experts} rows and is not a known router tensor: refusing to prune around it"
+    )
 
 
 def _need_rows(tensor: Stored, experts: int) -> None:
     if expert_axis(tensor.shape, experts) is None or tensor.size % experts:
-        raise ExciseError(f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, expected {experts} experts on the first axis")
+        raise ExciseError(
+            f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, expected {experts} experts on the first axis"
+        )
 
 
-def _check_experts(checkpoint: Checkpoint, prefix: str, single: dict[int, list[Stored]], experts: int) -> None:
+def _check_experts(
+    checkpoint: Checkpoint, prefix: str, single: dict[int, list[Stored]], experts: int
+) -> None:
     if not single:
         return
     if len(single) != experts or sorted(single) != list(range(experts)):
-        raise ExciseError(f"{checkpoint.folder}: {prefix} holds experts {_brief(sorted(single))}, config.json promises {experts}")
-    signatures = {i: sorted((t.name.rpartition(f".experts.{i}.")[2], t.dtype, t.shape) for t in group) for i, group in single.items()}
+        raise ExciseError(
+            f"{checkpoint.folder}: {prefix} holds experts {_brief(sorted(single))}, config.json promises {experts}"
+        )
+    signatures = {
+        i: sorted((t.name.rpartition(f".experts.{i}.")[2], t.dtype, t.shape) for t in group)
+        for i, group in single.items()
+    }
     if odd := [i for i in signatures if signatures[i] != signatures[0]]:
         more, less = ({name for name, *_ in signatures[i]} for i in (odd[0], 0))
         shown = ", ".join(sorted(more ^ less)[:3]) or "other types or shapes"
         where = f"{checkpoint.folder}: expert {odd[0]} of {prefix} is not stored like expert 0 ({shown})"
-        raise ExciseError(f"{where}: a shard is missing, or experts have different precisions, which is not supported")
+        raise ExciseError(
+            f"{where}: a shard is missing, or experts have different precisions, which is not supported"
+        )
 
 
 def _brief(ids: list[int]) -> str:

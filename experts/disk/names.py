@@ -32,7 +32,9 @@ class HubName:
 def recipes_folder() -> Path:
     """The recipes of this checkout, or those an installed wheel put under share/."""
     checkout = Path(__file__).resolve().parents[2] / "recipes"
-    return checkout if checkout.is_dir() else Path(sysconfig.get_path("data")) / "share" / "excise" / "recipes"
+    return (
+        checkout if checkout.is_dir() else Path(sysconfig.get_path("data")) / "share" / "excise" / "recipes"
+    )
 
 
 def parse_model(text: str) -> Path | HubName:

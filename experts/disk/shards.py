@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experts.disk.strict_json import LARGEST_CONFIG, LARGEST_INDEX, broken_link, is_count, parse_object, read_object
+from experts.disk.strict_json import (
+    LARGEST_CONFIG,
+    LARGEST_INDEX,
+    broken_link,
+    is_count,
+    parse_object,
+    read_object,
+)
 from experts.disk.weight_files import INDEX, SINGLE, entry_file, is_index, regular_files, shard_names, unread
 from experts.errors import ExciseError
 
@@ -138,10 +145,14 @@ def _read_raw(path: Path) -> tuple[bytes, FileState]:
             state = FileState.of(os.fstat(file.fileno()))
             length = int.from_bytes(file.read(8), "little")
             if state.size < 8 or length > min(LONGEST_HEADER, state.size - 8):
-                raise ExciseError(f"{path}: truncated or damaged: the header claims {length} bytes, the file has {state.size}")
+                raise ExciseError(
+                    f"{path}: truncated or damaged: the header claims {length} bytes, the file has {state.size}"
+                )
             raw = file.read(length)
     except FileNotFoundError as error:
-        raise ExciseError(f"{path}: {broken_link(path) or 'the shard is missing; download the checkpoint again'}") from error
+        raise ExciseError(
+            f"{path}: {broken_link(path) or 'the shard is missing; download the checkpoint again'}"
+        ) from error
     except OSError as error:
         raise ExciseError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(raw) < length:
@@ -151,17 +162,33 @@ def _read_raw(path: Path) -> tuple[bytes, FileState]:
 
 def _entry(path: Path, name: str, entry: Any, data_start: int, state: FileState) -> Stored:
     if len(name) > LONGEST_NAME:
-        raise ExciseError(f"{path}: a tensor's name of {len(name)} characters ({name[:40]}…); the header is damaged")
+        raise ExciseError(
+            f"{path}: a tensor's name of {len(name)} characters ({name[:40]}…); the header is damaged"
+        )
     try:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError) as error:
         raise ExciseError(f"{path}: tensor {name}: malformed header entry ({error!r})") from error
-    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and len(shape) <= MOST_AXES
-    if not lists or not all(map(is_count, (*shape, *offsets))) or not isinstance(dtype, str) or dtype not in BITS:
-        raise ExciseError(f"{path}: tensor {name}: malformed or unknown dtype, shape or offsets in the header: {reprlib.repr(entry)}")
+    lists = (
+        isinstance(shape, list)
+        and isinstance(offsets, list)
+        and len(offsets) == 2
+        and len(shape) <= MOST_AXES
+    )
+    if (
+        not lists
+        or not all(map(is_count, (*shape, *offsets)))
+        or not isinstance(dtype, str)
+        or dtype not in BITS
+    ):
+        raise ExciseError(
+            f"{path}: tensor {name}: malformed or unknown dtype, shape or offsets in the header: {reprlib.repr(entry)}"
+        )
     (start, end), expected = offsets, math.prod(shape) * BITS[dtype]
     if (end - start) * 8 != expected:
-        raise ExciseError(f"{path}: tensor {name}: {dtype} {shape} needs {expected // 8} bytes, the header gives it {end - start}")
+        raise ExciseError(
+            f"{path}: tensor {name}: {dtype} {shape} needs {expected // 8} bytes, the header gives it {end - start}"
+        )
     return Stored(name, dtype, tuple(shape), path, data_start + start, data_start + end, state)
 
 
@@ -172,10 +199,14 @@ def _check_coverage(path: Path, tensors: list[Stored], data_start: int, size: in
             kind = "overlaps the one before it" if tensor.start < position else "leaves a hole before it"
             raise ExciseError(f"{path}: tensor {tensor.name} {kind}; the header is damaged")
         if tensor.end > size:
-            raise ExciseError(f"{path}: truncated: tensor {tensor.name} ends at byte {tensor.end}, the file at {size}; download it again")
+            raise ExciseError(
+                f"{path}: truncated: tensor {tensor.name} ends at byte {tensor.end}, the file at {size}; download it again"
+            )
         position = tensor.end
     if position != size:
-        raise ExciseError(f"{path}: {size - position} bytes behind the last tensor belong to nothing; the file is damaged")
+        raise ExciseError(
+            f"{path}: {size - position} bytes behind the last tensor belong to nothing; the file is damaged"
+        )
 
 
 def _entry_file(folder: Path, names: set[str], config: Mapping[str, Any]) -> str:
@@ -192,4 +223,6 @@ def _entry_file(folder: Path, names: set[str], config: Mapping[str, Any]) -> str
 def _check_index(path: Path, index: dict[str, Any], tensors: Mapping[str, Stored]) -> None:
     for name, shard in index["weight_map"].items():
         if name not in tensors or tensors[name].file.name != shard:
-            raise ExciseError(f"{path}: tensor {name} should stand in {shard} and does not; download the checkpoint again")
+            raise ExciseError(
+                f"{path}: tensor {name} should stand in {shard} and does not; download the checkpoint again"
+            )

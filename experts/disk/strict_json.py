@@ -21,7 +21,9 @@ def read_object(path: Path, missing: str, largest: int = LARGEST_CONFIG) -> dict
             raise ExciseError(f"{path}: not a regular file")
         with path.open("rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > largest:
-                raise ExciseError(f"{path}: {size} bytes; such a file has at most {largest}, so this one is something else or damaged")
+                raise ExciseError(
+                    f"{path}: {size} bytes; such a file has at most {largest}, so this one is something else or damaged"
+                )
             raw = file.read(largest)
     except FileNotFoundError as error:
         raise ExciseError(f"{path}: {broken_link(path) or missing}") from error
@@ -33,15 +35,23 @@ def read_object(path: Path, missing: str, largest: int = LARGEST_CONFIG) -> dict
 def broken_link(path: Path) -> str:
     """What is wrong with a file that is not there although its name is; empty where the name is not there either."""
     broken = path.is_symlink() and not path.exists()
-    return f"a link to {path.readlink()}, which does not exist; download the checkpoint again" if broken else ""
+    return (
+        f"a link to {path.readlink()}, which does not exist; download the checkpoint again" if broken else ""
+    )
 
 
 def parse_object(raw: bytes, where: str, finite: bool = False) -> dict[str, Any]:
     """A JSON object, or an ExciseError that starts with `where`. finite: NaN and Infinity, which some configurations hold, are refused."""
     try:
-        data = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_refuse if finite else None)
+        data = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_refuse if finite else None,
+        )
         if rb"\u" in raw:
-            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair can be read, and not be written
+            json.dumps(
+                data, ensure_ascii=False
+            ).encode()  # half a surrogate pair can be read, and not be written
     except (ValueError, RecursionError) as error:
         raise ExciseError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(data, dict):

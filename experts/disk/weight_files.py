@@ -37,7 +37,9 @@ def entry_file(names: Collection[str], config: Mapping[str, Any], where: str) ->
         if name in names:
             return name
     if any(name.endswith(PICKLED) for name in names):
-        raise ExciseError(f"{where}: only pickled weights (*.bin), which can run code when opened; convert them to safetensors first")
+        raise ExciseError(
+            f"{where}: only pickled weights (*.bin), which can run code when opened; convert them to safetensors first"
+        )
     raise ExciseError(f"{where}: neither {SINGLE} nor {INDEX}; not a safetensors checkpoint")
 
 
@@ -54,13 +56,19 @@ def unread(names: Collection[str], entry: str) -> list[str]:
 def shard_names(index: Mapping[str, Any], where: str) -> list[str]:
     """Files that an index names, each once and sorted. Raises ExciseError where it could not be followed, or leads out of the folder."""
     weights = index.get("weight_map")
-    if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(name, str) for name in weights.values())
+    ):
         raise ExciseError(f"{where}: no weight_map of tensor names to shard names")
     for name in set(weights.values()):
         if not _is_plain(name) or not name.endswith(".safetensors"):
             raise ExciseError(f"{where}: shard {name!r} is not a plain *.safetensors name in this folder")
     if not isinstance(index.get("metadata"), dict):
-        raise ExciseError(f'{where}: no metadata, without which transformers cannot read it; add "metadata": {{}}')
+        raise ExciseError(
+            f'{where}: no metadata, without which transformers cannot read it; add "metadata": {{}}'
+        )
     return sorted(set(weights.values()))
 
 
@@ -99,7 +107,9 @@ def _named(name: Any, names: Collection[str], where: str) -> str:
             f"{where}/config.json: {NAMED} is {reprlib.repr(name)}, expected a *.safetensors file of this folder, or an index of some"
         )
     if name not in names:
-        raise ExciseError(f"{where}: {name}, which config.json names under {NAMED}, is not there; download the checkpoint again")
+        raise ExciseError(
+            f"{where}: {name}, which config.json names under {NAMED}, is not there; download the checkpoint again"
+        )
     return name
 
 

@@ -26,7 +26,17 @@ from experts.notes import suppressed
 # by that much.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 # What a model may raise when it is run in a way it was not made for.
-FAILURES = (ExciseError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError, NotImplementedError)
+FAILURES = (
+    ExciseError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    AssertionError,
+    NotImplementedError,
+)
 MOST_ROWS = {"cpu": 512, "cuda": 8192}  # beyond that a chunk is not faster
 
 
@@ -52,13 +62,17 @@ class Instrument:
 
     # Position scope.
 
-    def at_positions(self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def at_positions(
+        self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """ΔCE and KL [R], float64, of R interventions at single positions of one window.
 
         position: [R], each below W − 1; removed: layer position -> bool [R, E]. Rows that begin at higher layers are cheaper: call once
         per layer.
         """
-        delta, divergence = (torch.empty(len(position), dtype=torch.float64, device=position.device) for _ in range(2))
+        delta, divergence = (
+            torch.empty(len(position), dtype=torch.float64, device=position.device) for _ in range(2)
+        )
 
         def work(start: int, stop: int) -> None:
             part = slice(start, stop)
@@ -69,11 +83,14 @@ class Instrument:
         self.rows = in_chunks(len(position), self._chunk(clean), work, "intervention")
         return delta, divergence
 
-    def _rows(self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def _rows(
+        self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         if self.packs:
             return packed(self.anatomy, clean, position, removed, self.mode, self.means)
         found = [
-            self.replay_position(clean, int(t), {layer: marks[row] for layer, marks in removed.items()}) for row, t in enumerate(position)
+            self.replay_position(clean, int(t), {layer: marks[row] for layer, marks in removed.items()})
+            for row, t in enumerate(position)
         ]
         return torch.stack([loss for loss, _ in found]), torch.stack([divergence for _, divergence in found])
 
@@ -93,23 +110,31 @@ class Instrument:
     def _bytes_per_token(self) -> int:
         """An estimate: logits and their wide copies, what is kept of every layer, the experts' intermediate values."""
         config = self.anatomy.model.config.get_text_config()
-        width = config.hidden_size * (12 + 6 * self.anatomy.top_k + 4 * len(self.anatomy.layers))
+        width = config.hidden_size * (12 + 6 * self.anatomy.shape.top_k + 4 * len(self.anatomy.layers))
         return int(4 * (5 * config.vocab_size + width))
 
     @torch.no_grad()
-    def replay_position(self, clean: CleanForward, position: int, removed: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def replay_position(
+        self, clean: CleanForward, position: int, removed: Mapping[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Loss and KL at one position by a whole forward of the window with one token changed: the plain way, and the reference."""
-        losses, divergences = self._whole(clean, {layer: self._only(clean, position, marks) for layer, marks in removed.items()})
+        losses, divergences = self._whole(
+            clean, {layer: self._only(clean, position, marks) for layer, marks in removed.items()}
+        )
         return losses[0, position], divergences[0, position]
 
     def _only(self, clean: CleanForward, position: int, marks: Tensor) -> Tensor:
-        rows = torch.zeros(clean.tokens.numel(), self.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
+        rows = torch.zeros(
+            clean.tokens.numel(), self.anatomy.shape.num_experts, dtype=torch.bool, device=clean.tokens.device
+        )
         rows[position] = marks
         return rows
 
     # Sequence and corpus scope.
 
-    def everywhere(self, clean: CleanForward, removed: Mapping[int, Tensor], since: int | None = None) -> tuple[Tensor, Tensor]:
+    def everywhere(
+        self, clean: CleanForward, removed: Mapping[int, Tensor], since: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """ΔCE and KL at every position [B, W − 1], float64, with the marked experts (layer position -> bool [E]) removed everywhere.
 
         since: the lowest layer position where `removed` differs from what `clean` was looked at with; without it, its lowest layer.
@@ -121,7 +146,10 @@ class Instrument:
 
     @torch.no_grad()
     def _whole(
-        self, clean: CleanForward, removed: Mapping[int, Tensor], inside: AbstractContextManager[None] | None = None
+        self,
+        clean: CleanForward,
+        removed: Mapping[int, Tensor],
+        inside: AbstractContextManager[None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         with inside or nullcontext(), ablated(self.anatomy, removed, self.mode, self.means):
             logits = self.anatomy.model(input_ids=clean.tokens, use_cache=False).logits
@@ -129,7 +157,14 @@ class Instrument:
         found = []
         for number in range(windows):
             known = None if clean.log_probabilities is None else clean.log_probabilities[number]
-            found.append(row_outcomes(logits[number, :-1], clean.tokens[number, 1:], known, torch.arange(length - 1, device=logits.device)))
+            found.append(
+                row_outcomes(
+                    logits[number, :-1],
+                    clean.tokens[number, 1:],
+                    known,
+                    torch.arange(length - 1, device=logits.device),
+                )
+            )
         return torch.stack([loss for loss, _ in found]), torch.stack([divergence for _, divergence in found])
 
     # The check.
@@ -153,7 +188,9 @@ class Instrument:
         except FAILURES as error:
             if isinstance(error, ExciseError) or is_out_of_memory(error) or is_own_mistake(error):
                 raise
-            raise ExciseError(f"removals in mode {self.mode} cannot be measured on this model ({one_line(error)})") from error
+            raise ExciseError(
+                f"removals in mode {self.mode} cannot be measured on this model ({one_line(error)})"
+            ) from error
         try:
             gap = float((torch.cat(list(self._fast(first, scope, cells))) - plain).abs().max())
             reason = f"differs from plain replay by {gap:.2g} nats on this model"
@@ -169,7 +206,7 @@ class Instrument:
     def _cells(self, clean: CleanForward) -> list[tuple[int, int, Tensor]]:
         """(layer position, position, bool [E]): an active expert at three positions in the lowest, middle and highest MoE layer."""
         last, count = clean.tokens.shape[1] - 2, len(self.anatomy.layers)
-        eye = torch.eye(self.anatomy.experts, dtype=torch.bool, device=clean.tokens.device)
+        eye = torch.eye(self.anatomy.shape.num_experts, dtype=torch.bool, device=clean.tokens.device)
         layers, positions = sorted({0, count // 2, count - 1}), sorted({last // 3, 2 * last // 3, last})
         return [(layer, t, eye[clean.index[layer][0, t, 0]]) for layer in layers for t in positions]
 
@@ -187,11 +224,15 @@ class Instrument:
                 where = torch.tensor([position], device=tokens.device)
                 yield packed(self.anatomy, clean, where, {layer: marks[None]}, self.mode, self.means)[0]
             else:
-                yield self._whole(clean, {layer: marks}, entered(self.anatomy, clean, self.anatomy.layers[layer].index))[0][0]
+                yield self._whole(
+                    clean, {layer: marks}, entered(self.anatomy, clean, self.anatomy.layers[layer].index)
+                )[0][0]
 
     def _fall_back(self, scope: Scope, reason: str, length: int) -> None:
         if scope is Scope.POSITION:
             self.packs, name, factor = False, "packing", f"{length // 2} times"
         else:
             self.enters, name, factor = False, "prefix caching", "twice"
-        self.notes.append(f"{name} {reason}: measuring with whole forwards, which takes about {factor} as long")
+        self.notes.append(
+            f"{name} {reason}: measuring with whole forwards, which takes about {factor} as long"
+        )

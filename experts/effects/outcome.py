@@ -13,7 +13,10 @@ BLOCK = {"cpu": 2**20, "cuda": 2**26}
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     """Cross-entropy of the next token at every position but the last: logits [N, W, V], tokens [N, W] -> [N, W − 1], at least float32."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    rows = [nn.functional.cross_entropy(row[:-1].to(wide), ids[1:], reduction="none") for row, ids in zip(logits, tokens, strict=True)]
+    rows = [
+        nn.functional.cross_entropy(row[:-1].to(wide), ids[1:], reduction="none")
+        for row, ids in zip(logits, tokens, strict=True)
+    ]
     return torch.stack(rows)
 
 
@@ -22,7 +25,9 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def row_outcomes(logits: Tensor, targets: Tensor, clean: Tensor | None, position: Tensor) -> tuple[Tensor, Tensor]:
+def row_outcomes(
+    logits: Tensor, targets: Tensor, clean: Tensor | None, position: Tensor
+) -> tuple[Tensor, Tensor]:
     """Loss and KL of R rows, float64 [R] each. KL is nan where `clean` is not given.
 
     logits: [R, V]; targets: next tokens [R]; clean: log probabilities of the unmodified model [P, V]; position: the row of `clean` that
@@ -36,7 +41,9 @@ def row_outcomes(logits: Tensor, targets: Tensor, clean: Tensor | None, position
         if clean is not None:
             before = clean[position[part]]
             # Rounding can make the sum of a vanishing divergence negative.
-            divergence[part] = (before.exp() * (before - ablated)).sum(dim=-1, dtype=torch.float64).clamp(min=0)
+            divergence[part] = (
+                (before.exp() * (before - ablated)).sum(dim=-1, dtype=torch.float64).clamp(min=0)
+            )
     return loss, divergence
 
 

@@ -24,7 +24,12 @@ from experts.seam import replaced
 
 @torch.no_grad()
 def packed(
-    anatomy: Anatomy, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor], mode: Mode, means: Tensor | None = None
+    anatomy: Anatomy,
+    clean: CleanForward,
+    position: Tensor,
+    removed: Mapping[int, Tensor],
+    mode: Mode,
+    means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of the next token and KL [R], float64, of R interventions on one window (`clean` with B = 1 and a prefix).
 
@@ -39,7 +44,10 @@ def packed(
         stack.enter_context(_masked(anatomy, clean, position, at))
         stack.enter_context(ablated(anatomy, removed, mode, means))
         logits = anatomy.model(
-            input_ids=tokens[None, position], position_ids=position[None], past_key_values=clean.prefix, use_cache=True
+            input_ids=tokens[None, position],
+            position_ids=position[None],
+            past_key_values=clean.prefix,
+            use_cache=True,
         ).logits[0]
     known = None if clean.log_probabilities is None else clean.log_probabilities[0]
     return row_outcomes(logits, tokens[position + 1], known, position)
@@ -55,7 +63,9 @@ def _masked(anatomy: Anatomy, clean: CleanForward, position: Tensor, at: int) ->
             if number > at:  # in the layer itself attention does not run again
                 before = clean.masks[number]
                 if id(before) not in made:
-                    made[id(before)] = row_mask(before, position, clean.tokens.shape[1], clean.streams[at].dtype)
+                    made[id(before)] = row_mask(
+                        before, position, clean.tokens.shape[1], clean.streams[at].dtype
+                    )
                 stack.enter_context(replaced(layer, _with_mask(layer, made[id(before)])))
         yield
 

@@ -35,7 +35,9 @@ class Prefix(Cache):
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.length = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """The rows' keys and values behind those of the prefix; while the prefix is being written, they are the prefix."""
         if not self.length:
             self.kept[layer_idx] = key_states, value_states
@@ -84,10 +86,12 @@ def decoder_layers(anatomy: Anatomy) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def clean_forward(anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probabilities: bool = True) -> CleanForward:
+def clean_forward(
+    anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probabilities: bool = True
+) -> CleanForward:
     """The unmodified model on tokens [B, W]. prefix: also keep keys and values; probabilities: also keep log p [B, W, V]."""
     clean = CleanForward(tokens, tokens.new_empty(0), None, prefix=Prefix() if prefix else None)
-    wanted = set(anatomy.indices)
+    wanted = set(anatomy.shape.layers)
 
     def route(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         assert layer == len(clean.index), "MoE layers run in order"
@@ -105,9 +109,17 @@ def clean_forward(anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probab
 
             stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
         for moe in anatomy.layers:
-            stack.enter_context(_recorded(decoder_layers(anatomy)[moe.index], moe.block, clean.before.setdefault(moe.index, {})))
+            stack.enter_context(
+                _recorded(
+                    decoder_layers(anatomy)[moe.index], moe.block, clean.before.setdefault(moe.index, {})
+                )
+            )
         stack.enter_context(intercepted(anatomy, route))
-        cache = {"past_key_values": clean.prefix, "use_cache": True} if clean.prefix is not None else {"use_cache": False}
+        cache = (
+            {"past_key_values": clean.prefix, "use_cache": True}
+            if clean.prefix is not None
+            else {"use_cache": False}
+        )
         logits = anatomy.model(input_ids=tokens, **cache).logits
     if clean.prefix is not None:
         clean.prefix.length = tokens.shape[1]

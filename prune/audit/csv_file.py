@@ -25,7 +25,9 @@ def judged_cells(rows: pd.DataFrame, ddof: int) -> dict[str, Any]:
         "rule": AUDIT_RULE,
         "ddof": ddof,
         "alpha": ALPHA,
-        "passing": {outcome.value: passing(cells) for outcome, cells in {Outcome.DELTA: signed, **found}.items()},
+        "passing": {
+            outcome.value: passing(cells) for outcome, cells in {Outcome.DELTA: signed, **found}.items()
+        },
         "cells": [cell.to_json() for cell in signed],
         "outcomes": {outcome.value: [cell.to_json() for cell in cells] for outcome, cells in found.items()},
     }

@@ -31,11 +31,17 @@ class Curves:
     def __init__(self, session: Session, table: list[Scores], layers: tuple[int, ...]) -> None:
         settings = session.recipe.validation.progressive
         assert settings is not None, "asked for only where there are some"
-        self.settings, self.session, self.table, self.shape, self.layers = settings, session, table, session.shape, layers
+        self.settings, self.session, self.table, self.shape, self.layers = (
+            settings,
+            session,
+            table,
+            session.shape,
+            layers,
+        )
         count = min(settings.windows, len(session.validation))
         self.numbers = np.unique(np.linspace(0, len(session.validation) - 1, count).round().astype(np.int64))
         self.windows = session.validation.select(self.numbers)
-        self.removed = min(settings.max_removed, self.shape.experts - self.shape.smallest)
+        self.removed = min(settings.max_removed, self.shape.num_experts - self.shape.smallest)
 
     def execute(self) -> dict[str, Any]:
         """Writes the raw rows; gives the curves."""
@@ -66,7 +72,9 @@ class Curves:
             at_token, from_layer = self._instruments(tokens)
             for layer in tqdm(missing, desc="progressive removal", unit="layer", delay=2):
                 found = by_order(from_layer, tokens, layer, self._orders(layer), self.removed)
-                found[AT_TOKEN] = by_gate_weight(at_token, tokens, layer, self._positions(layer), self.settings.max_removed)
+                found[AT_TOKEN] = by_gate_weight(
+                    at_token, tokens, layer, self._positions(layer), self.settings.max_removed
+                )
                 arrays |= {f"{layer}/{name}": rows for name, rows in found.items()}
                 store.write(arrays)
         return arrays
@@ -83,7 +91,7 @@ class Curves:
 
     def _orders(self, layer: int) -> dict[str, NDArray[np.int64]]:
         scores = {scores.criterion: scores.values[layer] for scores in self.table}
-        return orders_of(scores, self.shape.experts, self.settings.draws, [self.settings.seed, layer])
+        return orders_of(scores, self.shape.num_experts, self.settings.draws, [self.settings.seed, layer])
 
     def _positions(self, layer: int) -> NDArray[np.bool_]:
         """The positions read at the token [N, W − 1]."""
@@ -96,8 +104,13 @@ class Curves:
     # Summing up.
 
     def _curves(self, layer: int, arrays: dict[str, Array]) -> list[Curve]:
-        weights, documents = (self.windows.mask[:, 1:] & self.windows.mask[:, :-1]).sum(axis=1).astype(float), self.windows.document
-        draws = np.stack([arrays[f"{layer}/{RANDOM} {draw}"] for draw in range(self.settings.draws)])  # [R, J, N]
+        weights, documents = (
+            (self.windows.mask[:, 1:] & self.windows.mask[:, :-1]).sum(axis=1).astype(float),
+            self.windows.document,
+        )
+        draws = np.stack(
+            [arrays[f"{layer}/{RANDOM} {draw}"] for draw in range(self.settings.draws)]
+        )  # [R, J, N]
         # Row by row, as the curves are: an order with the same experts gone must tie to the last bit.
         chance = np.array([[np.average(row, weights=weights) for row in draw] for draw in draws])
         at = self.windows.document[np.nonzero(self._positions(layer))[0]]
@@ -105,7 +118,9 @@ class Curves:
         found = [curve(index, AT_TOKEN, rows, np.ones(rows.shape[1]), at)]
         for scores in self.table:
             both = (scores.criterion, f"reversed:{scores.criterion}")
-            found += [curve(index, name, arrays[f"{layer}/{name}"], weights, documents, chance) for name in both]
+            found += [
+                curve(index, name, arrays[f"{layer}/{name}"], weights, documents, chance) for name in both
+            ]
         spread = tuple(map(float, chance.std(axis=0, ddof=1)))
         return [*found, replace(curve(index, RANDOM, draws.mean(axis=0), weights, documents), sd=spread)]
 

@@ -15,9 +15,24 @@ def tables(result: dict[str, Any], outcome: str = "delta", intervals: bool = Fal
     cells = cells_of(result, outcome)
     ranked = any("spearman" in cell and cell["spearman"] is not None for cell in cells)
     size = f"d (ddof {result['ddof']}) [95 %]"
-    head: tuple[str, ...] = ("criterion", "layer", "n", "high", "low", size, "p (t)", "p (Wilcoxon)", "p (documents)", "high > low")
+    head: tuple[str, ...] = (
+        "criterion",
+        "layer",
+        "n",
+        "high",
+        "low",
+        size,
+        "p (t)",
+        "p (Wilcoxon)",
+        "p (documents)",
+        "high > low",
+    )
     head += ("smallest d", "n for this d", "passes")
-    yield f"Audit by {NAMES[outcome]}", (*head, *(("Spearman",) if ranked else ())), [_row(cell, ranked) for cell in cells]
+    yield (
+        f"Audit by {NAMES[outcome]}",
+        (*head, *(("Spearman",) if ranked else ())),
+        [_row(cell, ranked) for cell in cells],
+    )
     if "progressive" in result:
         yield from _curves(result["progressive"], intervals)
 
@@ -76,7 +91,9 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"{found['cells_benjamini-hochberg']})"
         for name, found in result["passing"].items()
     ]
-    for control in dict.fromkeys(cell["criterion"] for cell in result["cells"] if cell["criterion"].startswith("control:")):
+    for control in dict.fromkeys(
+        cell["criterion"] for cell in result["cells"] if cell["criterion"].startswith("control:")
+    ):
         counts = []
         for name in result["passing"]:
             cells = [cell for cell in cells_of(result, name) if cell["criterion"] == control]
@@ -87,14 +104,21 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The whole report."""
-    parts = [f"# {result['model']['name']}: token-level audit\n", "\n".join(f"- {line}" for line in summary(result)) + "\n"]
+    parts = [
+        f"# {result['model']['name']}: token-level audit\n",
+        "\n".join(f"- {line}" for line in summary(result)) + "\n",
+    ]
     for outcome in result["passing"]:
         for title, head, lines in tables(
-            result if outcome == "delta" else {**result, "progressive": {"curves": []}}, outcome, intervals=True
+            result if outcome == "delta" else {**result, "progressive": {"curves": []}},
+            outcome,
+            intervals=True,
         ):
             parts.append(f"## {title}\n\n{markdown_table(head, lines)}\n")
     formulas = "\n".join(f"- {name}: {formula}" for name, formula in result["formulas"].items())
-    parts.append(f"## Rule\n{result['rule']}\n\n## Scores\n{formulas}\n\n## How it was computed\n{METHODS.format(**result)}")
+    parts.append(
+        f"## Rule\n{result['rule']}\n\n## Scores\n{formulas}\n\n## How it was computed\n{METHODS.format(**result)}"
+    )
     return "\n".join(parts)
 
 

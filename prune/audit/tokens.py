@@ -52,7 +52,10 @@ class Audit:
             effects = self._effects(chosen)
             rows = pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
-            result = {**self._result(read_positions(self.folder.path / POSITIONS), effects, table), "run": str(self.folder.path)}
+            result = {
+                **self._result(read_positions(self.folder.path / POSITIONS), effects, table),
+                "run": str(self.folder.path),
+            }
             if self.recipe.validation.progressive:
                 result["progressive"] = Curves(self.session, table, self.layers).execute()
             write_json(self.folder.path / "audit.json", result)
@@ -77,10 +80,14 @@ class Audit:
             return chosen
         if self.settings.positions > valid.sum():
             has = f"the validation text has {valid.sum()}"
-            raise ExciseError(f"validate.audit.positions is {self.settings.positions}, {has}; lower it or add text")
+            raise ExciseError(
+                f"validate.audit.positions is {self.settings.positions}, {has}; lower it or add text"
+            )
         for layer in self.layers:
             rng = np.random.default_rng([self.settings.seed, layer])
-            chosen[layer].flat[rng.choice(np.flatnonzero(valid), self.settings.positions, replace=False)] = True
+            chosen[layer].flat[rng.choice(np.flatnonzero(valid), self.settings.positions, replace=False)] = (
+                True
+            )
         return chosen
 
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
@@ -109,8 +116,17 @@ class Audit:
         for note in instrument.notes:
             tell(note)
         if anatomy.model.dtype in HALF:
-            tell(f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; dtype: float32 avoids it")
-        fill(parts, instrument, tokens, missing, Cells(scope, positions=chosen), f"audit ({scope}, {self.settings.mode})")
+            tell(
+                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; dtype: float32 avoids it"
+            )
+        fill(
+            parts,
+            instrument,
+            tokens,
+            missing,
+            Cells(scope, positions=chosen),
+            f"audit ({scope}, {self.settings.mode})",
+        )
 
     def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> dict[str, Any]:
         judged = judged_cells(rows, self.settings.ddof)
@@ -124,7 +140,10 @@ class Audit:
             "scope": self.settings.scope,
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
-            "text": {"calibration": describe(self.session.calibration), "validation": describe(self.session.validation)},
+            "text": {
+                "calibration": describe(self.session.calibration),
+                "validation": describe(self.session.validation),
+            },
             "model": self.prepared.model,
             "notes": self._notes(),
         }
@@ -142,7 +161,13 @@ def _flat(result: dict[str, Any]) -> pd.DataFrame:
     for outcome, cells in {"delta": result["cells"], **result["outcomes"]}.items():
         for cell in cells:
             by = {f"passes_{name}": held for name, held in cell["passes_by"].items()}
-            found.append({"outcome": outcome, **{key: value for key, value in cell.items() if key != "passes_by"}, **by})
+            found.append(
+                {
+                    "outcome": outcome,
+                    **{key: value for key, value in cell.items() if key != "passes_by"},
+                    **by,
+                }
+            )
     return pd.DataFrame(found)
 
 

@@ -68,12 +68,22 @@ def _what(layout: Layout, plan: Plan) -> str:
 
 
 def _kept(layout: Layout, plan: Plan) -> str:
-    each = next(iter(plan.counts.values())) if plan.uniform else f"{min(plan.counts.values())} to {max(plan.counts.values())}"
-    dropped = f" {len(layout.predicting)} tensors of multi-token-prediction layers were dropped." if layout.predicting else ""
+    each = (
+        next(iter(plan.counts.values()))
+        if plan.uniform
+        else f"{min(plan.counts.values())} to {max(plan.counts.values())}"
+    )
+    dropped = (
+        f" {len(layout.predicting)} tensors of multi-token-prediction layers were dropped."
+        if layout.predicting
+        else ""
+    )
     before = in_words(steps_of(layout.checkpoint.folder))
+    history = f" The source has a history: {before}." if before else ""
     return (
-        f"Keeps {plan.total} of {plan.experts * len(plan.kept)} routed experts ({each} of {plan.experts} in each of {len(plan.kept)} MoE "
-        f"layers, top-{layout.top_k}).{dropped}{before and f' The source has a history: {before}.'}"
+        f"Keeps {plan.total} of {plan.num_experts * len(plan.kept)} routed experts "
+        f"({each} of {plan.num_experts} in each of {len(plan.kept)} MoE layers, top-{layout.shape.top_k})."
+        f"{dropped}{history}"
     )
 
 

@@ -22,13 +22,15 @@ def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:
     if not folder.is_dir():
         raise ExciseError(f"finetune.checkpoint: {folder} is not a folder")
     if (folder / RECOVERY).is_file():
-        raise ExciseError(f"{folder}: was recovered already ({RECOVERY} is there); recover the pruned folder it was made from")
+        raise ExciseError(
+            f"{folder}: was recovered already ({RECOVERY} is there); recover the pruned folder it was made from"
+        )
     if not (folder / PLAN).is_file():
         raise ExciseError(
             f"{folder}: no {PLAN}, so it cannot be told which experts of which model it keeps; prune with Excise, or export the plan again"
         )
     plan = Plan.read(folder / PLAN)
-    plan.check_model(layout.layers, layout.experts, fingerprint)
+    plan.check_model(layout.shape.layers, layout.shape.num_experts, fingerprint)
     return plan
 
 
@@ -38,10 +40,14 @@ def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
     found = open_checkpoint(folder).tensors
     pieces = [piece for shard in slice_layout(layout, plan).values() for piece in shard]
     if wrong := {piece.name for piece in pieces} ^ found.keys():
-        raise ExciseError(f"{folder}: does not hold the tensors its {PLAN} promises ({min(wrong)}); export the plan again")
+        raise ExciseError(
+            f"{folder}: does not hold the tensors its {PLAN} promises ({min(wrong)}); export the plan again"
+        )
     for piece in tqdm(pieces, desc="compare with the source", unit="tensor", delay=2):
         if not _alike(piece, found[piece.name]):
-            raise ExciseError(f"{folder}: {piece.name} is not that of {layout.checkpoint.folder}; was it trained or edited since?")
+            raise ExciseError(
+                f"{folder}: {piece.name} is not that of {layout.checkpoint.folder}; was it trained or edited since?"
+            )
     return plan
 
 
@@ -61,10 +67,14 @@ def check_teacher(teacher: Path, student: Path) -> None:
     for what, key in (("architecture", "model_type"), ("vocabulary", "vocab_size")):
         values = [_entry(config, key) for config in (one, other)]
         if values[0] != values[1]:
-            raise ExciseError(f"finetune.teacher.model: {teacher} has another {what} ({key} {values[0]}) than {student} ({values[1]})")
+            raise ExciseError(
+                f"finetune.teacher.model: {teacher} has another {what} ({key} {values[0]}) than {student} ({values[1]})"
+            )
     words = [_vocabulary(folder) for folder in (teacher, student)]
     if words[0] != words[1]:
-        raise ExciseError(f"finetune.teacher.model: {teacher} has another vocabulary (tokenizer.json) than {student}")
+        raise ExciseError(
+            f"finetune.teacher.model: {teacher} has another vocabulary (tokenizer.json) than {student}"
+        )
 
 
 def _entry(config: dict[str, Any], key: str) -> Any:

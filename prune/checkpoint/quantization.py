@@ -13,7 +13,9 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # in config.json
-NAMED_EXPERT = re.compile(r"^(?P<head>[\w.]*\blayers\.(?P<layer>\d+)\.[\w.]*\bexperts\.)(?P<id>\d+)(?P<tail>(\.[\w.]*)?)$")
+NAMED_EXPERT = re.compile(
+    r"^(?P<head>[\w.]*\blayers\.(?P<layer>\d+)\.[\w.]*\bexperts\.)(?P<id>\d+)(?P<tail>(\.[\w.]*)?)$"
+)
 SINGLE = re.compile(r"experts\\?\.(?!\[0-9\][+*])[(\[]?\d")  # in a pattern, or in a name without its layer
 
 
@@ -23,12 +25,18 @@ def renumbered(settings: Any, plan: Plan, where: str) -> Any:
     Raises ExciseError for a pattern that means some experts and not others: it would mean other ones afterwards.
     """
     if isinstance(settings, dict):
-        return {new: renumbered(value, plan, where) for key, value in settings.items() for new in _follow(key, plan, where)}
+        return {
+            new: renumbered(value, plan, where)
+            for key, value in settings.items()
+            for new in _follow(key, plan, where)
+        }
     if isinstance(settings, list):
         return [
             new
             for entry in settings
-            for new in (_follow(entry, plan, where) if isinstance(entry, str) else [renumbered(entry, plan, where)])
+            for new in (
+                _follow(entry, plan, where) if isinstance(entry, str) else [renumbered(entry, plan, where)]
+            )
         ]
     return settings
 

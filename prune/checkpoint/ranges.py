@@ -33,7 +33,10 @@ def copy_all(jobs: Iterable[Copy]) -> None:
     """Every range, verified; several at a time. The targets exist and have their full length."""
     spans = _by_turns(_spans(jobs))
     total = sum(job.length for span in spans for job in span)
-    with tqdm(total=total, desc="export", unit="B", unit_scale=True, delay=2) as bar, ThreadPoolExecutor(THREADS) as pool:
+    with (
+        tqdm(total=total, desc="export", unit="B", unit_scale=True, delay=2) as bar,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
         futures = [pool.submit(_write_span, span) for span in spans]
         try:
             for future in as_completed(futures):
@@ -89,7 +92,9 @@ def _write_span(span: list[Copy]) -> int:
             os.fsync(target.fileno())
         for job, checksum in zip(span, copied, strict=True):
             if _read_back(target.fileno(), job, buffer) != checksum:
-                raise ExciseError(f"{job.target}: bytes from {job.offset} on differ from {job.source} after writing; is the disk failing?")
+                raise ExciseError(
+                    f"{job.target}: bytes from {job.offset} on differ from {job.source} after writing; is the disk failing?"
+                )
     return sum(job.length for job in span)
 
 

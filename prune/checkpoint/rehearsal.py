@@ -24,27 +24,27 @@ def trial_plans(shape: Shape, budget: Budget) -> list[Plan]:
     layers = len(shape.layers)
     if budget.scope == "layer":
         return [_first_of_each_group(shape, budget.of_layers(layers))]
-    even = budget.total // layers // shape.groups * shape.groups
+    even = shape.even_below(budget.total // layers)
     plans = [_first_of_each_group(shape, (even,) * layers)]
     if layers > 1 and budget.floor < even:
-        low = -(-budget.floor // shape.groups) * shape.groups
+        low = shape.even_above(budget.floor)
         plans.append(_first_of_each_group(shape, (low, *(even,) * (layers - 1))))
     return plans
 
 
 def _first_of_each_group(shape: Shape, counts: Iterable[int]) -> Plan:
-    width = shape.experts // shape.groups
     kept = {
-        layer: tuple(group * width + i for group in range(shape.groups) for i in range(count // shape.groups))
-        for layer, count in zip(shape.layers, counts, strict=True)
+        layer: shape.first_of_each_group(count) for layer, count in zip(shape.layers, counts, strict=True)
     }
-    return Plan(shape.experts, kept)
+    return Plan(shape.num_experts, kept)
 
 
 def check_export(layout: Layout, plans: Iterable[Plan], out: Path) -> None:
     """Raises ExciseError for whatever the export of such plans would be refused for. No torch."""
     if out.exists() and not (out / PLAN).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise ExciseError(f"{out}: exists and was not written by Excise (no {PLAN} in it); move it away, or choose another --output")
+        raise ExciseError(
+            f"{out}: exists and was not written by Excise (no {PLAN} in it); move it away, or choose another --output"
+        )
     for file in other_files(layout.checkpoint.folder):
         _check_readable(file)
     for plan in plans:
@@ -62,7 +62,9 @@ def _check_readable(file: Path) -> None:
         with file.open("rb") as opened:
             opened.read(1)
     except OSError as error:
-        raise ExciseError(f"{file}: cannot be read ({error.strerror or error}), and belongs to the new checkpoint") from error
+        raise ExciseError(
+            f"{file}: cannot be read ({error.strerror or error}), and belongs to the new checkpoint"
+        ) from error
 
 
 def check_reload(layout: Layout, plans: Iterable[Plan], trust_remote_code: bool) -> None:
@@ -71,18 +73,24 @@ def check_reload(layout: Layout, plans: Iterable[Plan], trust_remote_code: bool)
 
     for plan in plans:
         with tempfile.TemporaryDirectory(prefix="excise-") as name:
-            folder = Path(name) / "rehearsal"  # transformers keeps code by the name of its folder: always the same
+            folder = (
+                Path(name) / "rehearsal"
+            )  # transformers keeps code by the name of its folder: always the same
             folder.mkdir()
             config = patched_config(layout, plan)
             (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
             for code in layout.checkpoint.folder.glob("*.py"):
                 shutil.copyfile(code, folder / code.name)
             if not plan.uniform:
-                (folder / MODELING).write_text(modeling_source(config["architectures"][0], layout.experts), encoding="utf-8")
+                (folder / MODELING).write_text(
+                    modeling_source(config["architectures"][0], layout.shape.num_experts), encoding="utf-8"
+                )
             try:
                 skeleton(folder, trust_remote_code or not plan.uniform)
             except ExciseError as error:
-                skeleton(layout.checkpoint.folder, trust_remote_code)  # is it the source that cannot be built?
+                skeleton(
+                    layout.checkpoint.folder, trust_remote_code
+                )  # is it the source that cannot be built?
                 kind = "equal" if plan.uniform else "unequal"
                 said = str(error).replace(f"{folder}: ", "")
                 raise ExciseError(

@@ -15,7 +15,11 @@ def corrected_options(config: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """
     wanted = {"return_dict": True} if plan.uniform else {"return_dict": True, "output_router_logits": False}
     tables = (config, text_config(config))
-    return {key: value for key, value in wanted.items() if any(table.get(key, value) not in (None, value) for table in tables)}
+    return {
+        key: value
+        for key, value in wanted.items()
+        if any(table.get(key, value) not in (None, value) for table in tables)
+    }
 
 
 def option_notes(config: Mapping[str, Any], plan: Plan) -> list[str]:
@@ -25,4 +29,7 @@ def option_notes(config: Mapping[str, Any], plan: Plan) -> list[str]:
         "return_dict": "without it transformers cannot run the model",
     }
     changed = corrected_options(config, plan)
-    return [f"config.json: {key} is {str(value).lower()} in the new checkpoint: {why[key]}" for key, value in changed.items()]
+    return [
+        f"config.json: {key} is {str(value).lower()} in the new checkpoint: {why[key]}"
+        for key, value in changed.items()
+    ]

@@ -8,7 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experts.disk.configuration import COUNT_KEYS, PREDICTING_KEYS, UNEQUAL, expert_axis, positive_int, text_config
+from experts.disk.configuration import (
+    COUNT_KEYS,
+    PREDICTING_KEYS,
+    UNEQUAL,
+    expert_axis,
+    positive_int,
+    text_config,
+)
 from experts.disk.layout import ONE_EXPERT, Block, Layout
 from experts.disk.shards import Stored
 from experts.errors import ExciseError
@@ -16,7 +23,10 @@ from experts.plan import Plan
 from prune.checkpoint.quantization import QUANTIZATION_KEYS, renumbered
 from prune.checkpoint.run_options import corrected_options
 
-READERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")  # transformers files some language models under the second only
+READERS = (
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+)  # transformers files some language models under the second only
 
 
 @dataclass(frozen=True)
@@ -34,24 +44,34 @@ class Piece:
         return sum(end - start for start, end in self.ranges)
 
 
-def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = MappingProxyType({})) -> dict[str, list[Piece]]:
+def slice_layout(
+    layout: Layout, plan: Plan, changed: Mapping[str, Stored] = MappingProxyType({})
+) -> dict[str, list[Piece]]:
     """Shard file name -> pieces, in the order of the source's bytes. Multi-token-prediction layers are left out.
 
     changed: tensors of the new checkpoint, by their names there, whose bytes stand elsewhere (recovered weights).
     """
-    plan.check_model(layout.layers, layout.experts)
+    plan.check_model(layout.shape.layers, layout.shape.num_experts)
     dropped = {tensor.name for tensor in layout.predicting}
     owners = {name: block for block in layout.blocks.values() for name in _names(block)}
     shards: dict[str, list[Piece]] = {}
-    for tensor in sorted(layout.checkpoint.tensors.values(), key=lambda tensor: (tensor.file.name, tensor.start)):
+    for tensor in sorted(
+        layout.checkpoint.tensors.values(), key=lambda tensor: (tensor.file.name, tensor.start)
+    ):
         if tensor.name in dropped:
             continue
         block = owners.get(tensor.name)
-        piece = _whole(tensor) if block is None else _cut(tensor, plan.kept[block.layer], layout.experts)
+        piece = (
+            _whole(tensor)
+            if block is None
+            else _cut(tensor, plan.kept[block.layer], layout.shape.num_experts)
+        )
         if piece is not None:
             shards.setdefault(tensor.file.name, []).append(_replaced(piece, changed.get(piece.name)))
     if unknown := changed.keys() - {piece.name for pieces in shards.values() for piece in pieces}:
-        raise ExciseError(f"{layout.checkpoint.folder}: the pruned checkpoint has no tensor {min(unknown)}, so it cannot be changed")
+        raise ExciseError(
+            f"{layout.checkpoint.folder}: the pruned checkpoint has no tensor {min(unknown)}, so it cannot be changed"
+        )
     return shards
 
 
@@ -59,13 +79,18 @@ def _replaced(piece: Piece, other: Stored | None) -> Piece:
     if other is None:
         return piece
     if (other.dtype, other.shape) != (piece.dtype, piece.shape):
-        raise ExciseError(f"{piece.name}: changed to {other.dtype} {list(other.shape)}, stored as {piece.dtype} {list(piece.shape)}")
+        raise ExciseError(
+            f"{piece.name}: changed to {other.dtype} {list(other.shape)}, stored as {piece.dtype} {list(piece.shape)}"
+        )
     return replace(piece, source=other, ranges=((other.start, other.end),))
 
 
 def removed_bytes(layout: Layout, plan: Plan) -> int:
     """Exactly the bytes of the removed experts and router rows, and of dropped prediction layers."""
-    gone = sum(layout.bytes_per_expert[layer] * (layout.experts - len(ids)) for layer, ids in plan.kept.items())
+    gone = sum(
+        layout.bytes_per_expert[layer] * (layout.shape.num_experts - len(ids))
+        for layer, ids in plan.kept.items()
+    )
     return gone + sum(tensor.size for tensor in layout.predicting)
 
 
@@ -74,7 +99,11 @@ def header(pieces: list[Piece], metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for piece in pieces:
-        entries[piece.name] = {"dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": [position, position + piece.size]}
+        entries[piece.name] = {
+            "dtype": piece.dtype,
+            "shape": list(piece.shape),
+            "data_offsets": [position, position + piece.size],
+        }
         position += piece.size
     raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
@@ -90,7 +119,7 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
     text: Any = text_config(config)
     if plan.uniform:
         for key in COUNT_KEYS:
-            if positive_int(text, key) == layout.experts:
+            if positive_int(text, key) == layout.shape.num_experts:
                 text[key] = _counted(text[key], len(next(iter(plan.kept.values()))))
     else:
         config[UNEQUAL] = {str(layer): count for layer, count in sorted(plan.counts.items())}
@@ -99,7 +128,12 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
         for key in QUANTIZATION_KEYS:
             if isinstance(quantized := table.get(key), dict):
                 table[key] = renumbered(quantized, plan, f"{layout.checkpoint.folder}/config.json: {key}")
-    for table, key in ((table, key) for table in (config, text) for key in PREDICTING_KEYS if layout.predicting and table.get(key)):
+    for table, key in (
+        (table, key)
+        for table in (config, text)
+        for key in PREDICTING_KEYS
+        if layout.predicting and table.get(key)
+    ):
         table[key] = 0
     for key, value in corrected_options(config, plan).items():
         for table in (config, text):
@@ -118,9 +152,13 @@ def _auto_map(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     named, found = config.get("architectures"), config.get("auto_map")
     architecture = named[0] if isinstance(named, list) and named else None
     if not isinstance(architecture, str) or not architecture.isidentifier():
-        raise ExciseError(f"{folder}/config.json: no architecture named, which unequal counts per layer need; use scope layer")
+        raise ExciseError(
+            f"{folder}/config.json: no architecture named, which unequal counts per layer need; use scope layer"
+        )
     others = found if isinstance(found, dict) else {}
-    kept = {key: value for key, value in others.items() if key != "AutoConfig" and not key.startswith("AutoModel")}
+    kept = {
+        key: value for key, value in others.items() if key != "AutoConfig" and not key.startswith("AutoModel")
+    }
     return {**kept, **dict.fromkeys(READERS, f"modeling_excise.{architecture}")}
 
 

@@ -12,7 +12,10 @@ import yaml
 LONGEST = 2**20  # bytes that are read of a card; its front matter comes first
 FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 TAKEN_OVER = ("license", "license_name", "license_link", "language")
-LINE = re.compile(rf"^({'|'.join(TAKEN_OVER)}):[ \t]*(?:'([^'\n]*)'|\"([^\"\n]*)\"|([^\s\[{{&*!|>'\"#][^#\n]*))", re.MULTILINE)
+LINE = re.compile(
+    rf"^({'|'.join(TAKEN_OVER)}):[ \t]*(?:'([^'\n]*)'|\"([^\"\n]*)\"|([^\s\[{{&*!|>'\"#][^#\n]*))",
+    re.MULTILINE,
+)
 Entry = str | list[str]
 
 
@@ -26,7 +29,10 @@ class SourceCard:
 
 def read_source_card(folder: Path) -> SourceCard:
     """Of the README.md in a checkpoint's folder. One that cannot be read costs its entries, never the export."""
-    path = next((folder / name for name in ("README.md", "readme.md", "Readme.md") if (folder / name).exists()), folder / "README.md")
+    path = next(
+        (folder / name for name in ("README.md", "readme.md", "Readme.md") if (folder / name).exists()),
+        folder / "README.md",
+    )
     try:
         with path.open("rb") as file:
             raw = file.read(LONGEST)
@@ -50,10 +56,15 @@ def _parsed(path: Path, text: str) -> SourceCard:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(part, str) for part in value)
+    )
 
 
 def _without(entries: dict[str, str], path: Path, why: str) -> SourceCard:
     found = {key: value.strip() for key, value in entries.items()}
     has = f"taken over line by line: {', '.join(found)}" if found else "its licence is not taken over"
-    return SourceCard(dict(found), (f"{path}: the model card cannot be read ({why}); {has}: look at the new card before publishing it",))
+    return SourceCard(
+        dict(found),
+        (f"{path}: the model card cannot be read ({why}); {has}: look at the new card before publishing it",),
+    )

@@ -63,7 +63,7 @@ def export(
 
     Raises ExciseError and leaves nothing behind.
     """
-    plan.check_model(layout.layers, layout.experts, fingerprint)
+    plan.check_model(layout.shape.layers, layout.shape.num_experts, fingerprint)
     layout.shape.check_kept(plan.kept)
     check_output(layout.checkpoint.folder, out, force)
     shards = slice_layout(layout, plan, recovered.changed if recovered else {})
@@ -88,8 +88,12 @@ def export(
             sync(partial)
             settle(partial, place, force)
     except OSError as error:
-        raise ExciseError(f"{error.filename or out}: {error.strerror or error}; nothing was written to {out}") from error
-    remove_abandoned(place, "replaced")  # of an export with --force that was killed: only now is there something better
+        raise ExciseError(
+            f"{error.filename or out}: {error.strerror or error}; nothing was written to {out}"
+        ) from error
+    remove_abandoned(
+        place, "replaced"
+    )  # of an export with --force that was killed: only now is there something better
     return Exported(out, size, removed_bytes(layout, plan), tuple(export_notes(layout, plan)))
 
 
@@ -97,10 +101,16 @@ def export_notes(layout: Layout, plan: Plan) -> list[str]:
     """What a user should know of the checkpoint besides its size."""
     notes = []
     if not plan.uniform:
-        notes.append("unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)")
+        notes.append(
+            "unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)"
+        )
     if layout.predicting:
         notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
-    notes += [*option_notes(layout.checkpoint.config, plan), *layout.checkpoint.notes, *read_source_card(layout.checkpoint.folder).notes]
+    notes += [
+        *option_notes(layout.checkpoint.config, plan),
+        *layout.checkpoint.notes,
+        *read_source_card(layout.checkpoint.folder).notes,
+    ]
     return notes + serving_notes(plan.counts.values())
 
 
@@ -114,7 +124,9 @@ def check_output(source: Path, out: Path, force: bool) -> None:
     if not force:
         raise ExciseError(f"{out}: exists already; choose another output or pass --force to replace it")
     if not (out / PLAN).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise ExciseError(f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, remove it yourself")
+        raise ExciseError(
+            f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, remove it yourself"
+        )
 
 
 def check_space(out: Path, size: int) -> None:
@@ -122,7 +134,9 @@ def check_space(out: Path, size: int) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free, needed = shutil.disk_usage(parent).free, size + 2**20  # tokenizer, configuration and headers too
     if free < needed:
-        raise ExciseError(f"{parent}: {human(needed)} needed, {human(free)} free; free some or choose another output")
+        raise ExciseError(
+            f"{parent}: {human(needed)} needed, {human(free)} free; free some or choose another output"
+        )
 
 
 def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path) -> None:
@@ -149,13 +163,20 @@ def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], part
     if source.sharded:
         weights = {piece.name: name for name, pieces in shards.items() for piece in pieces}
         total = sum(piece.size for pieces in shards.values() for piece in pieces)
-        _write_json(partial / source.entry, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))})
+        _write_json(
+            partial / source.entry,
+            {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))},
+        )
     elif set(shards) != {source.entry}:
         raise ExciseError(f"{source.folder}: nothing is left of {source.entry}")
     config = patched_config(layout, plan)
     if not plan.uniform:
-        (partial / MODELING).write_text(modeling_source(config["architectures"][0], layout.experts), encoding="utf-8")
-    (partial / "README.md").write_text(card, encoding="utf-8", errors="replace")  # a path may hold bytes that are no UTF-8
+        (partial / MODELING).write_text(
+            modeling_source(config["architectures"][0], layout.shape.num_experts), encoding="utf-8"
+        )
+    (partial / "README.md").write_text(
+        card, encoding="utf-8", errors="replace"
+    )  # a path may hold bytes that are no UTF-8
     steps = steps_of(source.folder)
     _write_json(partial / PLAN, {**plan.to_json(), **({STEPS: steps} if steps else {})})
     _write_json(partial / UNNAMED, config)
@@ -178,7 +199,10 @@ def other_files(source: Path) -> list[Path]:
 def _copy_other(file: Path, target: Path, plan: Plan) -> None:
     """As it is; quantisation settings follow the experts' new numbers."""
     target.parent.mkdir(exist_ok=True)
-    if file.name in QUANTIZATION_FILES and (after := renumbered(before := read_json(file), plan, str(file))) != before:
+    if (
+        file.name in QUANTIZATION_FILES
+        and (after := renumbered(before := read_json(file), plan, str(file))) != before
+    ):
         _write_json(target, after)
     else:
         shutil.copyfile(file, target)

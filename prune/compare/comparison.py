@@ -118,7 +118,9 @@ class Comparison:
             },
             "plans": [one.to_json() for one in evidence],
             "pairs": [one.to_json() for one in pairs.differences(evidence, measures, settings.random_seed)],
-            "scopes": [one.to_json() for one in pairs.between_scopes(evidence, measures, settings.random_seed)],
+            "scopes": [
+                one.to_json() for one in pairs.between_scopes(evidence, measures, settings.random_seed)
+            ],
             "rule": f"{RULE} p: {settings.chance}, after Holm over {len(evidence)} tests (criteria × budgets).",
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
@@ -140,7 +142,12 @@ class Comparison:
         chosen = [plans[criterion.name, budget] for criterion in self.prepared.criteria]
         matrix = [[number(value) for value in row] for row in overlaps(chosen).tolist()]
         names = [criterion.name for criterion in self.prepared.criteria]
-        return {"scope": budget.scope, "fraction": round(chosen[0].fraction, 6), "criteria": names, "matrix": matrix}
+        return {
+            "scope": budget.scope,
+            "fraction": round(chosen[0].fraction, 6),
+            "criteria": names,
+            "matrix": matrix,
+        }
 
     def _tests(self, tables: dict[Scope, list[Scores]]) -> Iterator[Contest]:
         for budget in self.prepared.compared:
@@ -162,7 +169,12 @@ def _agreement(tables: dict[Scope, list[Scores]]) -> dict[str, list[float | None
 
 def _task(measure: Measure) -> dict[str, Any]:
     values = measure.sign * measure.values(None)
-    return {"name": measure.name, "metric": measure.metric, "items": len(values), "full": float(np.mean(values))}
+    return {
+        "name": measure.name,
+        "metric": measure.metric,
+        "items": len(values),
+        "full": float(np.mean(values)),
+    }
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -171,7 +183,10 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for plan in result["plans"]:
         loss = {**plan, "name": "loss", "value": result["loss"] + plan["delta"]}
-        found += [_row(plan, cost, stable[plan["criterion"], plan["scope"], plan["fraction"]]) for cost in (loss, *plan["tasks"])]
+        found += [
+            _row(plan, cost, stable[plan["criterion"], plan["scope"], plan["fraction"]])
+            for cost in (loss, *plan["tasks"])
+        ]
     return found
 
 
@@ -179,10 +194,23 @@ def _row(plan: dict[str, Any], cost: dict[str, Any], stable: float | None) -> di
     there = {name: cost[name] for name in COLUMNS if name in cost}
     ends = {"delta_low": cost["delta_interval"][0], "delta_high": cost["delta_interval"][1]}
     low, high = cost["interval"]
-    chance = {"random_mean": cost["random"]["mean"], "random_sd": cost["random"]["sd"], "low": low, "high": high}
+    chance = {
+        "random_mean": cost["random"]["mean"],
+        "random_sd": cost["random"]["sd"],
+        "low": low,
+        "high": high,
+    }
     equal = cost["equal_counts"] and cost["equal_counts"]["verdict"]
     budget = {name: plan[name] for name in ("criterion", "scope", "fraction")}
-    return {**there, **budget, "measure": cost["name"], **ends, **chance, "verdict_equal_counts": equal, "stability": stable}
+    return {
+        **there,
+        **budget,
+        "measure": cost["name"],
+        **ends,
+        **chance,
+        "verdict_equal_counts": equal,
+        "stability": stable,
+    }
 
 
 def _csv(result: dict[str, Any]) -> str:

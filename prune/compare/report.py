@@ -13,7 +13,9 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
     yield from _overlaps(result)
     if result["agreement"]["reference"]:
         head = ("criterion", "mean", *(f"layer {layer}" for layer in result["agreement"]["layers"]))
-        title = f"Rank agreement: Spearman with {result['agreement']['reference']} over the experts of a layer"
+        title = (
+            f"Rank agreement: Spearman with {result['agreement']['reference']} over the experts of a layer"
+        )
         yield title, head, agreement_rows(result["agreement"])
     for name in _measures(result):
         yield _costs(result, name)
@@ -40,9 +42,17 @@ def _overlaps(result: dict[str, Any]) -> Iterator[Table]:
         lines = []
         for number, (name, values) in enumerate(zip(names, block["matrix"], strict=True), 1):
             seeds = stable[name, block["scope"], block["fraction"]]
-            again = f"{signed(seeds['mean'], 2)} ({signed(seeds['smallest'], 2)})" if seeds["mean"] is not None else "not repeated"
+            again = (
+                f"{signed(seeds['mean'], 2)} ({signed(seeds['smallest'], 2)})"
+                if seeds["mean"] is not None
+                else "not repeated"
+            )
             lines.append((f"{number} {name}", *(signed(value, 2) for value in values), again))
-        yield f"Overlap of plans beyond chance, {_budget(block)} (1 = as alike as their counts allow, 0 = as random plans)", head, lines
+        yield (
+            f"Overlap of plans beyond chance, {_budget(block)} (1 = as alike as their counts allow, 0 = as random plans)",
+            head,
+            lines,
+        )
 
 
 def agreement_rows(agreement: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -52,14 +62,22 @@ def agreement_rows(agreement: dict[str, Any]) -> list[tuple[str, ...]]:
         there = [value for value in layers if value is not None]
         means[criterion] = sum(there) / len(there) if there else None
     ordered = sorted(means.items(), key=lambda item: -2.0 if item[1] is None else item[1], reverse=True)
-    return [(name, *(signed(value, 2) for value in (mean, *agreement["spearman"][name]))) for name, mean in ordered]
+    return [
+        (name, *(signed(value, 2) for value in (mean, *agreement["spearman"][name])))
+        for name, mean in ordered
+    ]
 
 
 def costs_of(result: dict[str, Any], name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(plan, its cost by this measure), budget by budget, best first."""
-    pairs = [(plan, plan if name == "loss" else next(task for task in plan["tasks"] if task["name"] == name)) for plan in result["plans"]]
+    pairs = [
+        (plan, plan if name == "loss" else next(task for task in plan["tasks"] if task["name"] == name))
+        for plan in result["plans"]
+    ]
     budgets = list(dict.fromkeys((plan["scope"], plan["fraction"]) for plan in result["plans"]))
-    return sorted(pairs, key=lambda pair: (budgets.index((pair[0]["scope"], pair[0]["fraction"])), pair[1]["delta"]))
+    return sorted(
+        pairs, key=lambda pair: (budgets.index((pair[0]["scope"], pair[0]["fraction"])), pair[1]["delta"])
+    )
 
 
 def _costs(result: dict[str, Any], name: str) -> Table:
@@ -109,14 +127,18 @@ def _equal(cost: dict[str, Any]) -> str:
     equal = cost["equal_counts"]
     if not equal:
         return "counts are equal"
-    return f"{equal['verdict']} ({probability(equal['p_corrected'])}, {probability(equal['p_worse_corrected'])})"
+    return (
+        f"{equal['verdict']} ({probability(equal['p_corrected'])}, {probability(equal['p_worse_corrected'])})"
+    )
 
 
 def _differences(result: dict[str, Any], name: str) -> Iterator[Table]:
     """Which pairs differ: `<` the row's criterion costs significantly less, `>` more, `·` not told apart, `=` same plan."""
     ordered = costs_of(result, name)
     for scope, fraction in dict.fromkeys((plan["scope"], plan["fraction"]) for plan, _ in ordered):
-        names = [plan["criterion"] for plan, _ in ordered if (plan["scope"], plan["fraction"]) == (scope, fraction)]
+        names = [
+            plan["criterion"] for plan, _ in ordered if (plan["scope"], plan["fraction"]) == (scope, fraction)
+        ]
         marks: dict[tuple[str, str], str] = {}
         for pair in result["pairs"]:
             if (pair["name"], pair["scope"], pair["fraction"]) == (name, scope, fraction):
@@ -124,7 +146,10 @@ def _differences(result: dict[str, Any], name: str) -> Iterator[Table]:
                 lower = "<" if pair["difference"] < 0 else ">"
                 mark = lower if pair["differ"] else "=" if pair["same_plan"] else "·"
                 marks[first, second], marks[second, first] = mark, mark.translate(str.maketrans("<>", "><"))
-        rows = [(f"{n} {row}", *(marks.get((row, column), "") for column in names)) for n, row in enumerate(names, 1)]
+        rows = [
+            (f"{n} {row}", *(marks.get((row, column), "") for column in names))
+            for n, row in enumerate(names, 1)
+        ]
         signs = "< the row costs less, > more, · not told apart, = same plan"
         title = f"Which differ by {name}, {_budget({'scope': scope, 'fraction': fraction})}: {signs}"
         if len(names) > 1:
@@ -187,7 +212,9 @@ def _evidence(result: dict[str, Any]) -> Iterator[str]:
         for plan, cost in costs_of(result, name):
             low, high = (signed(value) for value in cost["interval"])
             note = f" ({cost['interval_note']})" if cost["interval_note"] else ""
-            p, worse, p_holm, worse_holm = (probability(cost[key]) for key in ("p", "p_worse", "p_corrected", "p_worse_corrected"))
+            p, worse, p_holm, worse_holm = (
+                probability(cost[key]) for key in ("p", "p_worse", "p_corrected", "p_worse_corrected")
+            )
             yield (
                 f"- **{plan['criterion']}**, {_budget(plan)}, by {name}; score = {plan['formula']}: {cost['verdict']}. Advantage over the "
                 f"mean of {len(cost['random']['values'])} random plans [{low}, {high}] (95 %, {cost['clusters']} clusters{note}), effect "

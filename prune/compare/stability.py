@@ -21,7 +21,9 @@ def affordable(prepared: Prepared) -> tuple[Criterion, ...]:
     return tuple(one for one in prepared.criteria if one.cost <= prepared.recipe.compare.stability_cost)
 
 
-def stabilities(session: Session, budgets: tuple[Budget, ...], known: dict[tuple[str, Budget], Plan]) -> dict[str, Any]:
+def stabilities(
+    session: Session, budgets: tuple[Budget, ...], known: dict[tuple[str, Budget], Plan]
+) -> dict[str, Any]:
     """Mean and smallest chance-corrected overlap of the plans of all seeds, per criterion and budget; None for what was not repeated.
 
     windows_shared_by_seeds: mean share of the first seed's windows that the others drew too. Where a text is used up all seeds draw the
@@ -37,8 +39,13 @@ def stabilities(session: Session, budgets: tuple[Budget, ...], known: dict[tuple
             for key, plan in _plans(other, budgets).items():
                 plans[key].append(plan)
     if shared and min(shared) == 1:
-        tell("stability is not measured: every calibration seed takes the same windows; add calibration text, or lower its sequences")
-    return {"windows_shared_by_seeds": sum(shared) / len(shared) if shared else None, "stability": [_row(*one) for one in plans.items()]}
+        tell(
+            "stability is not measured: every calibration seed takes the same windows; add calibration text, or lower its sequences"
+        )
+    return {
+        "windows_shared_by_seeds": sum(shared) / len(shared) if shared else None,
+        "stability": [_row(*one) for one in plans.items()],
+    }
 
 
 def _row(key: tuple[str, Budget], plans: list[Plan]) -> dict[str, Any]:

@@ -24,7 +24,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 def prune(
     recipe: Recipe,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder; default runs/<recipe>-<criterion>-<budget>-<scope>.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Run folder; default runs/<recipe>-<criterion>-<budget>-<scope>."
+        ),
     ] = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
@@ -54,7 +57,10 @@ def prune(
 @app.command()
 def compare(
     recipe: Recipe,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the comparison; default runs/<recipe>-compare.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the comparison; default runs/<recipe>-compare."),
+    ] = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
     as_json: Json = False,
@@ -68,7 +74,9 @@ def compare(
         from prune.session.prepare import prepare_comparison
 
         file = recipe_file(recipe)
-        prepared = prepare_comparison(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force)
+        prepared = prepare_comparison(
+            read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-compare", force
+        )
         with waiting("loading libraries", quiet):
             from prune.compare.comparison import Comparison
         result = Comparison(prepared).execute()
@@ -80,15 +88,30 @@ def compare(
 
 @app.command()
 def audit(
-    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")
+    ] = None,
     positions: Annotated[
-        Path | None, typer.Option("--positions", help="Measurements made elsewhere, a CSV row per position; instead of a recipe.")
+        Path | None,
+        typer.Option(
+            "--positions", help="Measurements made elsewhere, a CSV row per position; instead of a recipe."
+        ),
     ] = None,
     ddof: Annotated[
-        int | None, typer.Option("--ddof", min=0, max=1, help="Taken off n in the standard deviation of d; default 1, or the recipe's.")
+        int | None,
+        typer.Option(
+            "--ddof",
+            min=0,
+            max=1,
+            help="Taken off n in the standard deviation of d; default 1, or the recipe's.",
+        ),
     ] = None,
-    outcome: Annotated[Shown, typer.Option("--outcome", help="Whose cells the table shows; --json has all.")] = Shown.DELTA,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the audit; default runs/<recipe>-audit.")] = None,
+    outcome: Annotated[
+        Shown, typer.Option("--outcome", help="Whose cells the table shows; --json has all.")
+    ] = Shown.DELTA,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the audit; default runs/<recipe>-audit.")
+    ] = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
     as_json: Json = False,
@@ -99,7 +122,9 @@ def audit(
     if (recipe is None) == (positions is None):
         raise typer.BadParameter("give a recipe, or --positions FILE.csv")
     if positions is not None and (output or overrides or force):
-        raise typer.BadParameter("--positions reads a file and prints: --output, --set and --force belong to a recipe")
+        raise typer.BadParameter(
+            "--positions reads a file and prints: --output, --set and --force belong to a recipe"
+        )
 
     def work() -> int:
         from prune.audit.report import NAMES
@@ -110,21 +135,33 @@ def audit(
             result = of_file(positions, 1 if ddof is None else ddof)
         else:
             assert recipe is not None, "checked above"
-            result = _audit_of(recipe, output, [*overrides, *([f"validate.audit.ddof={ddof}"] if ddof is not None else [])], force, quiet)
+            result = _audit_of(
+                recipe,
+                output,
+                [*overrides, *([f"validate.audit.ddof={ddof}"] if ddof is not None else [])],
+                force,
+                quiet,
+            )
         if outcome not in result["passing"]:
-            raise ExciseError(f"--outcome {outcome}: the rows have no columns high_kl and low_kl, so there is no {NAMES[outcome]}")
+            raise ExciseError(
+                f"--outcome {outcome}: the rows have no columns high_kl and low_kl, so there is no {NAMES[outcome]}"
+            )
         show.print_json(result) if as_json else show.audit(result, outcome)
         return 0
 
     guarded(work, quiet, debug)
 
 
-def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool) -> dict[str, Any]:
+def _audit_of(
+    recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool
+) -> dict[str, Any]:
     from prune.recipe.read import read_recipe, recipe_file
     from prune.session.prepare import prepare_audit
 
     file = recipe_file(recipe)
-    prepared = prepare_audit(read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force)
+    prepared = prepare_audit(
+        read_recipe(file, overrides), output or Path("runs") / f"{file.stem}-audit", force
+    )
     with waiting("loading libraries", quiet):
         from prune.audit.tokens import Audit
     return Audit(prepared).execute()
@@ -132,9 +169,17 @@ def _audit_of(recipe: str, output: Path | None, overrides: list[str], force: boo
 
 @app.command()
 def finetune(
-    recipe: Annotated[str, typer.Argument(help="A YAML file with a finetune block, or the name of a recipe that comes with Excise.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file with a finetune block, or the name of a recipe that comes with Excise."
+        ),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder; default that of `excise prune`, or runs/<recipe>-finetune.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Run folder; default that of `excise prune`, or runs/<recipe>-finetune."
+        ),
     ] = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
@@ -159,7 +204,9 @@ def finetune(
             show.recovery(recover_folder(prepared), as_json)
             return 0
         outcome = Run(prepared).execute()
-        show.verdicts(outcome.result, as_json) if outcome.stopped else show.recovery(outcome.result["recovery"], as_json)
+        show.verdicts(outcome.result, as_json) if outcome.stopped else show.recovery(
+            outcome.result["recovery"], as_json
+        )
         return 3 if outcome.stopped else 0
 
     guarded(work, quiet, debug)
@@ -172,16 +219,25 @@ def effects(
     output: Annotated[Path, typer.Option("--output", "-o", help="The table: NAME.parquet or NAME.csv.")],
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 256,
     sequences: Annotated[int, typer.Option("--sequences", help="Windows; 0 = all of the text.")] = 0,
-    layers: Annotated[str | None, typer.Option("--layers", help="Decoder layers like 0,2,5 or 0-5; default: all with experts.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", help="Decoder layers like 0,2,5 or 0-5; default: all with experts."),
+    ] = None,
     experts: Annotated[
-        str | None, typer.Option("--experts", help="Expert ids like 0,2,5; default: all (in corpus), all active ones.")
+        str | None,
+        typer.Option("--experts", help="Expert ids like 0,2,5; default: all (in corpus), all active ones."),
     ] = None,
     scope: Annotated[
-        Scope, typer.Option("--scope", help="Removed at one position, in the sequence, or in the corpus (means).")
+        Scope,
+        typer.Option("--scope", help="Removed at one position, in the sequence, or in the corpus (means)."),
     ] = Scope.POSITION,
     mode: Annotated[Mode, typer.Option("--mode", help="What removal means.")] = Mode.ZERO,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")] = Dtype.AUTO,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")] = False,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")
+    ] = Dtype.AUTO,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")
+    ] = False,
     bos: Begin = Bos.AUTO,
     force: Force = False,
     as_json: Json = False,
@@ -195,7 +251,20 @@ def effects(
         from prune.session.prepare import prepare_effects
 
         chosen = numbers("--layers", layers), numbers("--experts", experts)
-        request = Request(model, text, output, window, sequences, *chosen, scope, mode, dtype.value, trust_remote_code, force, bos)
+        request = Request(
+            model,
+            text,
+            output,
+            window,
+            sequences,
+            *chosen,
+            scope,
+            mode,
+            dtype.value,
+            trust_remote_code,
+            force,
+            bos,
+        )
         layout = prepare_effects(request)  # refused before torch is loaded
         with waiting("loading libraries", quiet):
             from prune.effects.measurement import run
@@ -231,7 +300,14 @@ def export(
         print_of = fingerprint(layout.checkpoint) if chosen.model else ""  # of no use to a plan for any model
         written = write(layout, chosen, out, plan_card(model, layout, chosen), force, print_of)
         if as_json:
-            show.print_json({"checkpoint": str(out), "size": written.size, "removed": written.removed, "notes": written.notes})
+            show.print_json(
+                {
+                    "checkpoint": str(out),
+                    "size": written.size,
+                    "removed": written.removed,
+                    "notes": written.notes,
+                }
+            )
         else:
             print(f"{out}: {human(written.size)} of tensors, {human(written.removed)} removed")
             show.notes(written.notes)
@@ -267,7 +343,9 @@ def criteria(as_json: Json = False, debug: Debug = False) -> None:
         if as_json:
             for row in listed:
                 options = settings.get(row["name"], {})
-                row["settings"] = {name: {"default": option.default, "help": option.help} for name, option in options.items()}
+                row["settings"] = {
+                    name: {"default": option.default, "help": option.help} for name, option in options.items()
+                }
             show.print_json(listed)
         else:
             show.criteria(listed, settings)

@@ -31,6 +31,13 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a recipe value, for example prune.fraction=0.25.")]
+Set = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Change a recipe value, for example prune.fraction=0.25."
+    ),
+]
 Model = Annotated[str, typer.Argument(help="Folder, `demo`, or organisation/name[@revision] on the hub.")]
-Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")]
+Recipe = Annotated[
+    str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")
+]

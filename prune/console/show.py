@@ -37,9 +37,15 @@ def recovery(result: dict[str, Any], as_json: bool) -> None:
     for title, head, rows in tables(result):
         print(f"\n{title}")
         table(head, rows)
-    print(f"Rule: {result['rule']}" if result["leads"] else "No random plan was recovered, so nothing can be said of the lead.")
+    print(
+        f"Rule: {result['rule']}"
+        if result["leads"]
+        else "No random plan was recovered, so nothing can be said of the lead."
+    )
     print(f"recovered:  {result['checkpoint']}, adapter {result['adapter']}")
-    print(f"report:     {result['run']}/recovery.md, recovery.json, healing.csv; raw rows in losses.csv, recovered_losses.csv")
+    print(
+        f"report:     {result['run']}/recovery.md, recovery.json, healing.csv; raw rows in losses.csv, recovered_losses.csv"
+    )
 
 
 def comparison(result: dict[str, Any]) -> None:
@@ -49,9 +55,13 @@ def comparison(result: dict[str, Any]) -> None:
     for title, head, rows in tables(result):
         print(f"\n{title}")
         table(head, rows)
-    print("Cost (ΔCE in nats per token, or share of items lost): smaller is better. p: that chance does as well, as badly.")
+    print(
+        "Cost (ΔCE in nats per token, or share of items lost): smaller is better. p: that chance does as well, as badly."
+    )
     print(f"Verdict: {result['rule']}")
-    print(f"written: {result['run']}/comparison.md, comparison.json, comparison.csv; raw rows in losses.csv{_items(result)}")
+    print(
+        f"written: {result['run']}/comparison.md, comparison.json, comparison.csv; raw rows in losses.csv{_items(result)}"
+    )
 
 
 def _items(result: dict[str, Any]) -> str:
@@ -68,13 +78,17 @@ def audit(result: dict[str, Any], outcome: str) -> None:
     print(f"Rule: {result['rule']}")
     print("\n".join(summary(result)))
     if "run" in result:
-        print(f"written: {result['run']}/audit.md, audit.json, audit.csv; raw rows in positions.csv, effects.parquet")
+        print(
+            f"written: {result['run']}/audit.md, audit.json, audit.csv; raw rows in positions.csv, effects.parquet"
+        )
 
 
 def effects(done: dict[str, Any]) -> None:
     """What `excise effects` wrote."""
     each = f", {1000 * done['seconds'] / done['rows_now']:.2f} ms per row" if done["rows_now"] else ""
-    print(f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}")
+    print(
+        f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}"
+    )
     if done["rows"]:
         print(f"mean ΔCE {signed(done['mean_delta'], 6)}, mean KL {plain(done['mean_kl'], 6)} nats per row")
 
@@ -86,13 +100,21 @@ def model(found: dict[str, Any]) -> None:
         ("family", found["family"]),
         ("MoE layers", f"{found['moe_layers']} (decoder layers {found['layers'][0]}..{found['layers'][-1]})"),
         *(_unequal(found) if "kept_per_layer" in found else _experts(found)),
-        ("parameters", f"{inside:,} in experts, {elsewhere:,} elsewhere ({inside / (inside + elsewhere):.1%} in experts)"),
+        (
+            "parameters",
+            f"{inside:,} in experts, {elsewhere:,} elsewhere ({inside / (inside + elsewhere):.1%} in experts)",
+        ),
         ("size on disk", f"{human(found['size'])} ({', '.join(found['dtypes'])})"),
     ]
     if found.get("multi_token_prediction_tensors"):
-        lines.append(("multi-token head", f"{found['multi_token_prediction_tensors']} tensors, dropped by an export"))
+        lines.append(
+            ("multi-token head", f"{found['multi_token_prediction_tensors']} tensors, dropped by an export")
+        )
     for saving in found.get("savings", ()):
-        outcome = saving.get("impossible") or f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"
+        outcome = (
+            saving.get("impossible")
+            or f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"
+        )
         lines.append((f"pruned by {saving['fraction']:.0%}", outcome))
     if found["history"]:
         lines.append(("history", found["history"]))
@@ -102,7 +124,9 @@ def model(found: dict[str, Any]) -> None:
 
 
 def _experts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    groups = "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
+    groups = (
+        "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
+    )
     return [
         ("experts per layer", f"{found['experts']}, top-{found['top_k']}"),
         ("router groups", groups),
@@ -124,12 +148,21 @@ def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, O
     """The registry, and the settings of what is measured."""
     head = ("criterion", "score (higher = keep)", "needs", "cost", "source")
     costs = [f"{row['cost']:g}" + (f" ∝ {row['grows']}" if row["grows"] else "") for row in listed]
-    lines = [(row["name"], row["formula"], row["needs"], cost, row["source"]) for row, cost in zip(listed, costs, strict=True)]
+    lines = [
+        (row["name"], row["formula"], row["needs"], cost, row["source"])
+        for row, cost in zip(listed, costs, strict=True)
+    ]
     table(head, lines)
-    print("g: applied gate weight, f: expert output before it, n_e: tokens routed to e, L: MoE layers, E: experts, k: active per token.")
-    print("cost: plain forwards of the calibration text; all rows that need text alone share one pass. Of interventions: on the demo")
+    print(
+        "g: applied gate weight, f: expert output before it, n_e: tokens routed to e, L: MoE layers, E: experts, k: active per token."
+    )
+    print(
+        "cost: plain forwards of the calibration text; all rows that need text alone share one pass. Of interventions: on the demo"
+    )
     print("(L, E, k = 6, 16, 4), and what it grows with.")
-    print("Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.")
+    print(
+        "Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function."
+    )
     print("Settings of interventions, written as name:setting=value,…:")
     for name, options in settings.items():
         for setting, option in options.items():

@@ -37,8 +37,18 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
     tokenizer = load_tokenizer(source, request.trust_remote_code)
     windows = consecutive(request.text, tokenizer, request.window, request.sequences, request.bos)
     check_vocabulary(int(windows.tokens.max()), layout.checkpoint.config)
-    asked = (request.scope, request.mode, layers, request.experts, request.dtype, request.trust_remote_code, *libraries())
-    parts = PartialTable(request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force)
+    asked = (
+        request.scope,
+        request.mode,
+        layers,
+        request.experts,
+        request.dtype,
+        request.trust_remote_code,
+        *libraries(),
+    )
+    parts = PartialTable(
+        request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force
+    )
     missing = parts.missing(len(windows), layers)
     notes: list[str] = []
     seconds = 0.0
@@ -68,7 +78,12 @@ def _mean(table: pa.Table, column: str) -> float | None:
 
 
 def _measure(
-    request: Request, anatomy: Anatomy, windows: Windows, missing: dict[int, list[int]], parts: PartialTable, caution: str
+    request: Request,
+    anatomy: Anatomy,
+    windows: Windows,
+    missing: dict[int, list[int]],
+    parts: PartialTable,
+    caution: str,
 ) -> tuple[float, list[str]]:
     """What is missing; the rig and the fast path are checked before. Gives the seconds of the measurement, and notes."""
     check_rig(anatomy, windows, half_plan(anatomy))
@@ -85,14 +100,23 @@ def _measure(
     return time.monotonic() - begun, notes
 
 
-def fill(parts: PartialTable, instrument: Instrument, tokens: torch.Tensor, missing: dict[int, list[int]], cells: Cells, what: str) -> None:
+def fill(
+    parts: PartialTable,
+    instrument: Instrument,
+    tokens: torch.Tensor,
+    missing: dict[int, list[int]],
+    cells: Cells,
+    what: str,
+) -> None:
     """Measures the missing layers of windows (window -> layers) and keeps each as it is finished. what: beside the progress bar."""
     with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
 
         def keep(number: int, layer: int, table: Table) -> None:
             if not np.isfinite(table["delta"]).all():
                 dtype = instrument.anatomy.model.dtype
-                raise ExciseError(f"window {number}: an effect is not finite; is the model sound in {dtype}? Try float32")
+                raise ExciseError(
+                    f"window {number}: an effect is not finite; is the model sound in {dtype}? Try float32"
+                )
             parts.keep(number, layer, table)
             bar.update()
 
@@ -109,7 +133,7 @@ def _cautions(anatomy: Anatomy) -> list[str]:
 
 def half_plan(anatomy: Anatomy) -> Plan:
     """Keeps the first half of every router group, or as few as can route: a plan to check the instrument with."""
-    per_group = anatomy.experts // anatomy.groups
-    each = min(per_group, max(per_group // 2, -(-anatomy.top_k // anatomy.top_groups), 2))
-    kept = tuple(group * per_group + i for group in range(anatomy.groups) for i in range(each))
-    return Plan(anatomy.experts, dict.fromkeys(anatomy.indices, kept), criterion="check of the instrument")
+    shape = anatomy.shape
+    each = min(shape.group_size, max(shape.group_size // 2, -(-shape.top_k // shape.top_groups), 2))
+    kept = shape.first_of_each_group(each * shape.groups)
+    return Plan(shape.num_experts, dict.fromkeys(shape.layers, kept), criterion="check of the instrument")

@@ -40,7 +40,10 @@ class PartialTable:
 
     def missing(self, windows: int, layers: tuple[int, ...]) -> dict[int, list[int]]:
         """Window -> layers that are not there yet, or cannot be read."""
-        lacking = {number: [layer for layer in layers if self._rows((number, layer)) is None] for number in range(windows)}
+        lacking = {
+            number: [layer for layer in layers if self._rows((number, layer)) is None]
+            for number in range(windows)
+        }
         return {number: found for number, found in lacking.items() if found}
 
     def keep(self, number: int, layer: int, table: Table) -> None:
@@ -71,7 +74,9 @@ class PartialTable:
                 pa.csv.write_csv(table, fresh)
             else:
                 pa.parquet.write_table(table, fresh)
-        shutil.rmtree(self.folder, ignore_errors=True)  # the table is there: what is left of its pieces is no failure
+        shutil.rmtree(
+            self.folder, ignore_errors=True
+        )  # the table is there: what is left of its pieces is no failure
         return table
 
     def _path(self, piece: tuple[int, int]) -> Path:
@@ -82,7 +87,9 @@ class PartialTable:
 def _arrow(table: Table) -> pa.Table:
     columns = {}
     for name in COLUMNS:
-        columns[name] = pa.array(table[name], from_pandas=True)  # nan, where there is no gate weight, becomes empty too
+        columns[name] = pa.array(
+            table[name], from_pandas=True
+        )  # nan, where there is no gate weight, becomes empty too
         if name in WITHOUT_TOKEN:
             columns[name] = pa.array(table[name], mask=table[name] < 0)
     return pa.table(columns)

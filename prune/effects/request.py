@@ -34,18 +34,26 @@ class Request:
         self.check_alone()
         for layer in self.layers:
             if layer not in shape.layers:
-                raise ExciseError(f"--layers: layer {layer} is dense or absent; the layers with experts are {_listed(shape.layers)}")
+                raise ExciseError(
+                    f"--layers: layer {layer} is dense or absent; the layers with experts are {_listed(shape.layers)}"
+                )
         for expert in self.experts:
-            if not 0 <= expert < shape.experts:
-                raise ExciseError(f"--experts: expert {expert} is out of range; a layer has experts 0 to {shape.experts - 1}")
+            if not 0 <= expert < shape.num_experts:
+                raise ExciseError(
+                    f"--experts: expert {expert} is out of range; a layer has experts 0 to {shape.num_experts - 1}"
+                )
         return tuple(sorted({shape.layers.index(layer) for layer in self.layers or shape.layers}))
 
     def check_alone(self) -> None:
         """What no model is needed for: windows, a text that is there, a table that can be written."""
         if self.window < 2:
-            raise ExciseError(f"--window is {self.window}: an effect needs a token and the one that follows it")
+            raise ExciseError(
+                f"--window is {self.window}: an effect needs a token and the one that follows it"
+            )
         if self.sequences < 0:
-            raise ExciseError(f"--sequences is {self.sequences}; it is a number of windows, 0 = all of the text")
+            raise ExciseError(
+                f"--sequences is {self.sequences}; it is a number of windows, 0 = all of the text"
+            )
         if not self.text.exists():
             raise ExciseError(f"{self.text}: No such file or directory")
         check_name(self.output.absolute())
@@ -73,4 +81,6 @@ def numbers(option: str, text: str | None) -> tuple[int, ...]:
 
 def _listed(layers: tuple[int, ...]) -> str:
     whole = tuple(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]} to {layers[-1]}" if layers == whole and len(layers) > 2 else ", ".join(map(str, layers))
+    return (
+        f"{layers[0]} to {layers[-1]}" if layers == whole and len(layers) > 2 else ", ".join(map(str, layers))
+    )

@@ -23,7 +23,9 @@ def budget_of(prune: PruneSettings, layout: Layout, scope: Scope | None = None) 
         return from_keep(shape, prune.keep, scope, floor, multiple=prune.multiple_of)
     assert prune.target_size is not None
     target, unit = parse_size(prune.target_size), prune.multiple_of
-    total = _keep_within(layout, target, shape) // unit * unit * len(shape.layers)  # down: the size is a promise
+    total = (
+        _keep_within(layout, target, shape) // unit * unit * len(shape.layers)
+    )  # down: the size is a promise
     if scope == "global":
         total = min(total, _total_within(layout, target, shape) // unit * unit)
     return from_total(shape, total, scope, floor, f"target_size={prune.target_size} scope={scope}", unit)
@@ -33,24 +35,26 @@ def _keep_within(layout: Layout, target: int, shape: Shape) -> int:
     """Most experts per layer with which all tensors fit into `target` bytes; a multiple of the router groups."""
     size = layout.checkpoint.size - sum(tensor.size for tensor in layout.predicting)
     per_step = sum(layout.bytes_per_expert.values())  # one expert less in every layer
-    smallest = size - per_step * (shape.experts - shape.smallest)
+    smallest = size - per_step * (shape.num_experts - shape.smallest)
     if target < smallest:
         raise ExciseError(
             f"prune.target_size is {human(target)}, but with the fewest experts that can route ({shape.smallest} per layer) "
             f"the model still has {human(smallest)}"
         )
-    keep = min(shape.experts, shape.experts + (target - size) // per_step)
-    if keep == shape.experts:
-        raise ExciseError(f"prune.target_size is {human(target)} and the model has {human(size)}: nothing to prune")
-    return keep // shape.groups * shape.groups
+    keep = min(shape.num_experts, shape.num_experts + (target - size) // per_step)
+    if keep == shape.num_experts:
+        raise ExciseError(
+            f"prune.target_size is {human(target)} and the model has {human(size)}: nothing to prune"
+        )
+    return shape.even_below(keep)
 
 
 def _total_within(layout: Layout, target: int, shape: Shape) -> int:
     """Most experts in all that fit into `target` bytes wherever the scores put them: at worst the lightest go. A multiple of the groups."""
     size = layout.checkpoint.size - sum(tensor.size for tensor in layout.predicting)
-    kept = shape.experts * len(shape.layers)
+    kept = shape.num_experts * len(shape.layers)
     for weight in sorted(layout.bytes_per_expert.values()):
-        for _ in range((shape.experts - shape.smallest) // shape.groups):
+        for _ in range(shape.per_group(shape.num_experts - shape.smallest)):
             if size <= target:
                 return kept
             size, kept = size - weight * shape.groups, kept - shape.groups
@@ -86,7 +90,11 @@ def distinct(budgets: Iterable[Budget], shape: Shape) -> tuple[tuple[Budget, ...
     for budget in budgets:
         known = found.setdefault(budget.kept(shape), budget)
         if known.text != budget.text:
-            merged[f"{budget.text} keeps what {known.text} keeps: one test, under the name of the latter"] = None
+            merged[f"{budget.text} keeps what {known.text} keeps: one test, under the name of the latter"] = (
+                None
+            )
         elif known is not budget:
-            merged[f"{budget.text} is asked for twice, or leaves nothing for another scope to decide: one test"] = None
+            merged[
+                f"{budget.text} is asked for twice, or leaves nothing for another scope to decide: one test"
+            ] = None
     return tuple(found.values()), tuple(merged)

@@ -34,7 +34,9 @@ def recipe_file(name: str) -> Path:
     shipped = {file.stem: file for file in sorted(recipes_folder().glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
-    raise ExciseError(f"{name}: no such recipe file, and no recipe of that name; there are {', '.join(shipped) or 'none'}")
+    raise ExciseError(
+        f"{name}: no such recipe file, and no recipe of that name; there are {', '.join(shipped) or 'none'}"
+    )
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -70,14 +72,18 @@ def _override(data: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ExciseError(f"--set {override}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+        raise ExciseError(
+            f"--set {override}: the value is not valid YAML ({' '.join(str(error).split())})"
+        ) from error
     *parents, last = path.split(".")
     table = data
     for key in parents:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise ExciseError(f"--set {override}: {key} is not a table of keys")
-    if parents == ["prune"] and last in BUDGETS and value is not None:  # the budgets exclude each other: the new one replaces the old
+    if (
+        parents == ["prune"] and last in BUDGETS and value is not None
+    ):  # the budgets exclude each other: the new one replaces the old
         for other in BUDGETS:
             table.pop(other, None)
     table[last] = value
@@ -90,7 +96,9 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = _known_keys([str(part) for part in first["loc"][:-1]])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        return f"unknown key {where!r}; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+        return f"unknown key {where!r}; " + (
+            f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        )
     message = first["msg"].removeprefix("Value error, ")
     shown = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     return f"{where or 'recipe'}: {message[0].lower()}{message[1:]}{shown}"
@@ -132,12 +140,19 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
 
     tasks, finetune = recipe.validation.tasks, recipe.finetune
     if tasks:
-        folders = {key: path and anchor(path, folder) for key, path in (("include", tasks.include), ("data", tasks.data))}
+        folders = {
+            key: path and anchor(path, folder)
+            for key, path in (("include", tasks.include), ("data", tasks.data))
+        }
         tasks = tasks.model_copy(update=folders)
     if finetune:
-        teacher = finetune.teacher.model_copy(update={"model": finetune.teacher.model and name(finetune.teacher.model)})
+        teacher = finetune.teacher.model_copy(
+            update={"model": finetune.teacher.model and name(finetune.teacher.model)}
+        )
         checkpoint = finetune.checkpoint and anchor(finetune.checkpoint, folder)
-        finetune = finetune.model_copy(update={**text(finetune), "teacher": teacher, "checkpoint": checkpoint})
+        finetune = finetune.model_copy(
+            update={**text(finetune), "teacher": teacher, "checkpoint": checkpoint}
+        )
     return recipe.model_copy(
         update={
             "model": name(recipe.model),

@@ -46,12 +46,18 @@ def check_targets(session: Session) -> None:
     """Names that match nothing and weights that could not be written back, before any work: a model without weights is enough."""
     settings, prepared = session.recipe.finetune, session.prepared
     assert settings is not None, "asked for only where there is one"
-    check_stored(dissect(skeleton(prepared.source, session.recipe.trust_remote_code)), prepared.layout, settings.targets)
+    check_stored(
+        dissect(skeleton(prepared.source, session.recipe.trust_remote_code)),
+        prepared.layout,
+        settings.targets,
+    )
 
 
 def check_stored(anatomy: Anatomy, layout: Layout, targets: tuple[str, ...]) -> None:
     """Whether every weight that `targets` mean has its place in the checkpoint. anatomy: of the whole model, with or without weights."""
-    whole = Plan(layout.experts, dict.fromkeys(layout.layers, tuple(range(layout.experts))))
+    whole = Plan(
+        layout.shape.num_experts, dict.fromkeys(layout.shape.layers, tuple(range(layout.shape.num_experts)))
+    )
     pieces = {piece.name: piece for shard in slice_layout(layout, whole).values() for piece in shard}
     weights = dict(anatomy.model.named_parameters())
     found = {name: weights[name] for name in find_targets(anatomy, targets).weights}
@@ -65,7 +71,13 @@ class Recovery:
         settings = session.recipe.finetune
         if settings is None:
             raise ExciseError("the recipe has no finetune block; add one with at least `data`")
-        self.session, self.plan, self.protected, self.pruned, self.settings = session, plan, protected, pruned, settings
+        self.session, self.plan, self.protected, self.pruned, self.settings = (
+            session,
+            plan,
+            protected,
+            pruned,
+            settings,
+        )
         self.folder = session.folder
 
     @property
@@ -122,11 +134,13 @@ class Recovery:
     def plans(self) -> dict[str, Plan]:
         """Folder name -> plan: the criterion's, the random ones, and on request one that keeps everything."""
         found = {"criterion": self.plan}
-        found |= {f"random-{number}": plan for number, plan in enumerate(self.known[: self.settings.random_plans])}
+        found |= {
+            f"random-{number}": plan for number, plan in enumerate(self.known[: self.settings.random_plans])
+        }
         if self.settings.unpruned:
             shape = self.session.shape
-            everything = dict.fromkeys(shape.layers, tuple(range(shape.experts)))
-            found["unpruned"] = Plan(shape.experts, everything, self.plan.model, "unpruned", "")
+            everything = dict.fromkeys(shape.layers, tuple(range(shape.num_experts)))
+            found["unpruned"] = Plan(shape.num_experts, everything, self.plan.model, "unpruned", "")
         return found
 
     def execute(self) -> dict[str, Any]:
@@ -152,12 +166,17 @@ class Recovery:
         made = self.folder.record.get("recover")
         own = self._weights(self.plan)
         if self.out.exists() and made not in (None, own, BEGUN + own) and not self.session.prepared.force:
-            raise ExciseError(f"{self.out}: holds the result of another training; choose another --output, or --force to replace it")
+            raise ExciseError(
+                f"{self.out}: holds the result of another training; choose another --output, or --force to replace it"
+            )
 
     @property
     def _stage(self) -> str:
         """Of everything that the report depends on."""
-        settings, recipe = self.settings.model_dump(mode="json", exclude={"save_steps", "checkpoint"}), self.session.recipe
+        settings, recipe = (
+            self.settings.model_dump(mode="json", exclude={"save_steps", "checkpoint"}),
+            self.session.recipe,
+        )
         tasks, text = recipe.validation.tasks, self.session.validation
         asked = (self.session.asked, tasks.batch, tasks.random_plans) if tasks else ()
         documents = [text.documents[document] for document in text.document]  # what intervals are drawn over
@@ -180,7 +199,11 @@ class Recovery:
         return before, after
 
     def _pieces(self, plan: Plan) -> dict[str, Any]:
-        return {piece.name: piece for shard in slice_layout(self.session.prepared.layout, plan).values() for piece in shard}
+        return {
+            piece.name: piece
+            for shard in slice_layout(self.session.prepared.layout, plan).values()
+            for piece in shard
+        }
 
     @property
     def out(self) -> Path:
@@ -239,12 +262,21 @@ class Recovery:
         prepared, shards = self.session.prepared, self.folder.path / "recovery" / "merged"
         training = described(self.settings, job, merged.tuned, self.session.recipe.model, self.students.keep)
         self.folder.begin("recovery")  # the report that may be there is of the checkpoint before
-        self.folder.finish("recover", BEGUN + self._weights(self.plan))  # from here on the folder is no other training's
+        self.folder.finish(
+            "recover", BEGUN + self._weights(self.plan)
+        )  # from here on the folder is no other training's
         try:
             changed = Storage(job.anatomy.model, self._pieces(self.plan)).write(merged.weights, shards)
             extra = checkpoint.TrainedWeights(changed, {"plan": self.plan.digest, "training": training})
             card = recovered_card(self.session.recipe, prepared.layout, self.plan, training)
-            checkpoint.export(prepared.layout, self.plan, self.out, card, prepared.force or self.out.exists(), recovered=extra)
+            checkpoint.export(
+                prepared.layout,
+                self.plan,
+                self.out,
+                card,
+                prepared.force or self.out.exists(),
+                recovered=extra,
+            )
         finally:
             shutil.rmtree(shards, ignore_errors=True)
         with replacing_folder(self.folder.path / ADAPTER) as fresh:
@@ -254,7 +286,9 @@ class Recovery:
         """What was written, loaded again in the place of the whole model, gives the merged model's logits bit by bit."""
         self.session.unload()
         try:
-            require([check_reloaded(expected, self.session.reloaded_logits(self.out, self.plan, expected.device))])
+            require(
+                [check_reloaded(expected, self.session.reloaded_logits(self.out, self.plan, expected.device))]
+            )
         except BaseException:
             shutil.rmtree(self.out)
             raise
@@ -263,7 +297,13 @@ class Recovery:
     def _result(self, before: list[Measure], after: list[Measure]) -> dict[str, Any]:
         curves = {name: read_rows(self._place(name) / CURVE) for name in self.plans}
         return {
-            **found(self.plans, self.known, list(zip(before, after, strict=True)), curves, self.session.recipe.validation.random_seed),
+            **found(
+                self.plans,
+                self.known,
+                list(zip(before, after, strict=True)),
+                curves,
+                self.session.recipe.validation.random_seed,
+            ),
             "training": read_json(self.out / RECOVERY)["training"],
             "text": describe(self.session.validation),
             "model": self.session.prepared.model,
@@ -286,7 +326,7 @@ def recover_folder(prepared: Prepared) -> dict[str, Any]:
     session.read()
     _ = session.training
     check_targets(session)
-    nothing = np.zeros((len(prepared.shape.layers), prepared.shape.experts), dtype=bool)
+    nothing = np.zeros((len(prepared.shape.layers), prepared.shape.num_experts), dtype=bool)
     with prepared.folder.held():
         write_json(prepared.folder.path / "environment.json", environment())
         return Recovery(session, plan, nothing, settings.checkpoint).execute()

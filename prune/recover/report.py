@@ -14,12 +14,36 @@ Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 def tables(result: dict[str, Any]) -> Iterator[Table]:
     """(title, head, rows)."""
     names = [measure["name"] for measure in result["plans"][0]["measures"][1:]]
-    head = ("plan", "ΔCE before", "ΔCE after", "gap closed [95 %]", *(f"{name} before → after" for name in names))
-    yield "The same recovery for all", head, [*(_row(result, plan) for plan in result["plans"]), *_means(result)]
+    head = (
+        "plan",
+        "ΔCE before",
+        "ΔCE after",
+        "gap closed [95 %]",
+        *(f"{name} before → after" for name in names),
+    )
+    yield (
+        "The same recovery for all",
+        head,
+        [*(_row(result, plan) for plan in result["plans"]), *_means(result)],
+    )
     if result["leads"]:
-        head = ("by", "lead before [95 %]", "lead after [95 %]", "p before", "p after", "smallest found", "kept [95 %]", "verdict")
+        head = (
+            "by",
+            "lead before [95 %]",
+            "lead after [95 %]",
+            "p before",
+            "p after",
+            "smallest found",
+            "kept [95 %]",
+            "verdict",
+        )
         yield "Lead of the criterion over random plans", head, [_lead(one) for one in result["leads"]]
-    head = ("training tokens", "ΔCE criterion", "gap closed", *(("ΔCE random (mean)", "gap closed ") if result["leads"] else ()))
+    head = (
+        "training tokens",
+        "ΔCE criterion",
+        "gap closed",
+        *(("ΔCE random (mean)", "gap closed ") if result["leads"] else ()),
+    )
     yield "Recovery per cost", head, _healing(result)
 
 
@@ -109,8 +133,14 @@ def training_in_words(training: dict[str, Any]) -> str:
     teacher = training["teacher"]
     parts = [f"{training['ce']:g} · cross-entropy"] * bool(training["ce"])
     if teacher:
-        where = "the same weights in memory" if teacher["keep"] == "memory" else f"its best {teacher['top_k']} logits"
-        parts.append(f"{training['kl']:g} · KL to the teacher ({teacher['model']}, {where}, τ = {training['temperature']:g})")
+        where = (
+            "the same weights in memory"
+            if teacher["keep"] == "memory"
+            else f"its best {teacher['top_k']} logits"
+        )
+        parts.append(
+            f"{training['kl']:g} · KL to the teacher ({teacher['model']}, {where}, τ = {training['temperature']:g})"
+        )
     return (
         f"LoRA of rank {training['rank']} on {', '.join(training['targets'])} ({training['weights']} weights, {training['tuned']:,} "
         f"trained parameters); loss = {' + '.join(parts)}; {training['steps']} steps, {training['tokens']:,} tokens of "
@@ -122,7 +152,11 @@ def training_in_words(training: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """The whole report."""
     shown = "\n\n".join(f"## {title}\n{markdown_table(head, rows)}" for title, head, rows in tables(result))
-    control = "" if result["leads"] else "\n\nNo random plan was recovered (finetune.random_plans: 0), so nothing can be said of the lead."
+    control = (
+        ""
+        if result["leads"]
+        else "\n\nNo random plan was recovered (finetune.random_plans: 0), so nothing can be said of the lead."
+    )
     gone = removed(result["fraction"])
     return f"""# {result["model"]["name"]}: recovery of {result["criterion"]}, {gone} of the experts removed
 

@@ -50,8 +50,14 @@ class Storage:
         for part, tensor in parts.items():
             piece = self.pieces.get(part)
             if piece is None or piece.shape != tuple(tensor.shape):
-                has = "no such tensor" if piece is None else f"shape {list(piece.shape)}, needs {list(tensor.shape)}"
-                raise ExciseError(f"finetune.targets: {name} would be written as {part}, and the checkpoint has {has}; leave it out")
+                has = (
+                    "no such tensor"
+                    if piece is None
+                    else f"shape {list(piece.shape)}, needs {list(tensor.shape)}"
+                )
+                raise ExciseError(
+                    f"finetune.targets: {name} would be written as {part}, and the checkpoint has {has}; leave it out"
+                )
             if piece.dtype not in FLOATS:
                 raise ExciseError(
                     f"finetune.targets: {name} is stored quantised ({part} is {piece.dtype}), so a trained one cannot be written back; "
@@ -70,6 +76,8 @@ class Storage:
             parts = self.parts(name, weight)
             file, dtype = folder / f"{number:05d}.safetensors", self._dtype(name, parts)
             with naming(file):
-                save_file({part: tensor.to("cpu", dtype).contiguous() for part, tensor in parts.items()}, file)
+                save_file(
+                    {part: tensor.to("cpu", dtype).contiguous() for part, tensor in parts.items()}, file
+                )
             stored |= read_header(file)[0]
         return stored

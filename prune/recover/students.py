@@ -49,7 +49,11 @@ class InMemory:
         with sharing(self.session.anatomy, plan) as twin:
 
             def teacher_of(adapted: Adapted) -> Teacher | None:
-                return SharedTeacher(twin, self.settings.temperature, adapted.peft.disable_adapter) if self.settings.kl else None
+                return (
+                    SharedTeacher(twin, self.settings.temperature, adapted.peft.disable_adapter)
+                    if self.settings.kl
+                    else None
+                )
 
             yield Student(twin.anatomy, teacher_of)
 
@@ -59,13 +63,23 @@ class FromDisk:
 
     keep = "disk"
 
-    def __init__(self, session: Session, settings: FinetuneSettings, windows: Windows, pruned: Path, plan: Plan) -> None:
-        self.session, self.settings, self.windows, self.pruned, self.plan = session, settings, windows, pruned, plan
+    def __init__(
+        self, session: Session, settings: FinetuneSettings, windows: Windows, pruned: Path, plan: Plan
+    ) -> None:
+        self.session, self.settings, self.windows, self.pruned, self.plan = (
+            session,
+            settings,
+            windows,
+            pruned,
+            plan,
+        )
 
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:
         teacher = self._teacher() if self.settings.kl else None
-        device = next(self.session.anatomy.model.parameters()).device if "anatomy" in vars(self.session) else None
+        device = (
+            next(self.session.anatomy.model.parameters()).device if "anatomy" in vars(self.session) else None
+        )
         self.session.unload()
         place = folder.with_name(f"{folder.name}-pruned")
         try:
@@ -99,11 +113,21 @@ class FromDisk:
     def _teacher(self) -> Teacher:
         settings, recipe, name = self.settings, self.session.recipe, self.settings.teacher.model
         source = self.session.prepared.teacher or self.session.prepared.source
-        key = key_of("teacher", teacher_identity(self.session, settings), self.windows.hash, settings.temperature, settings.teacher.top_k)
+        key = key_of(
+            "teacher",
+            teacher_identity(self.session, settings),
+            self.windows.hash,
+            settings.temperature,
+            settings.teacher.top_k,
+        )
         folder = self.session.folder.path / "teacher"
         if not is_cached(folder, key):
-            model = load(source, recipe.dtype, recipe.trust_remote_code) if name else self.session.anatomy.model
-            cache_teacher(model, self.windows, settings.temperature, settings.teacher.top_k, settings.batch, folder, key)
+            model = (
+                load(source, recipe.dtype, recipe.trust_remote_code) if name else self.session.anatomy.model
+            )
+            cache_teacher(
+                model, self.windows, settings.temperature, settings.teacher.top_k, settings.batch, folder, key
+            )
         return CachedTeacher(folder)
 
 
@@ -113,7 +137,9 @@ def teacher_identity(session: Session, settings: FinetuneSettings) -> tuple[str,
     return (fingerprint(open_checkpoint(teacher)) if settings.teacher.model and teacher else own, *rest)
 
 
-def choose_students(session: Session, settings: FinetuneSettings, windows: Windows, pruned: Path, plan: Plan) -> InMemory | FromDisk:
+def choose_students(
+    session: Session, settings: FinetuneSettings, windows: Windows, pruned: Path, plan: Plan
+) -> InMemory | FromDisk:
     """As `finetune.teacher` says; `auto` shares the weights in memory where the training then fits."""
     wanted, other = settings.teacher.keep, settings.teacher.model
     if other or wanted == "disk" or (wanted == "auto" and not _fits(session, settings, windows, plan)):
@@ -125,10 +151,19 @@ def _fits(session: Session, settings: FinetuneSettings, windows: Windows, plan: 
     """Whether adapters, their optimiser, the adapted copies of weights that autograd keeps, and logits fit beside the whole model."""
     model, kept = session.anatomy.model, 1 - plan.fraction
     free = free_bytes(next(model.parameters()).device)
-    needed = LOGITS_COPIES * 4.0 * settings.batch * windows.tokens.shape[1] * int(model.config.get_text_config().vocab_size)
+    needed = (
+        LOGITS_COPIES
+        * 4.0
+        * settings.batch
+        * windows.tokens.shape[1]
+        * int(model.config.get_text_config().vocab_size)
+    )
     weights = dict(model.named_parameters())
     for name in find_targets(session.anatomy, settings.targets).weights:
-        size, (rows, columns) = weights[name].numel() * (kept if weights[name].ndim == 3 else 1), weights[name].shape[-2:]
+        size, (rows, columns) = (
+            weights[name].numel() * (kept if weights[name].ndim == 3 else 1),
+            weights[name].shape[-2:],
+        )
         needed += BYTES_TRAINED * settings.rank * (rows + columns) * size / (rows * columns)
         needed += 0 if settings.gradient_checkpointing else size * weights[name].element_size()
     if needed < 0.8 * free:

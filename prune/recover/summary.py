@@ -14,7 +14,18 @@ from validate.lead import healed, lead
 from validate.null import Measure
 from validate.verdict import LEAD_RULE
 
-SETTINGS = {"targets", "rank", "alpha", "learning_rate", "weight_decay", "ce", "kl", "temperature", "seed", "bf16"}
+SETTINGS = {
+    "targets",
+    "rank",
+    "alpha",
+    "learning_rate",
+    "weight_decay",
+    "ce",
+    "kl",
+    "temperature",
+    "seed",
+    "bf16",
+}
 COLUMNS = ("plan", "step", "tokens", "seconds", "held_out", "delta", "share")
 Measures = list[tuple[Measure, Measure]]
 Curve = list[dict[str, float]]
@@ -22,7 +33,11 @@ Curve = list[dict[str, float]]
 
 def described(settings: FinetuneSettings, job: Job, tuned: int, model: str, keep: str) -> dict[str, Any]:
     """How a model was trained, for provenance and reports. tuned: parameters; keep: where the teacher was."""
-    teacher = {"model": settings.teacher.model or model, "keep": keep, "top_k": settings.teacher.top_k if keep == "disk" else None}
+    teacher = {
+        "model": settings.teacher.model or model,
+        "keep": keep,
+        "top_k": settings.teacher.top_k if keep == "disk" else None,
+    }
     return {
         **settings.model_dump(mode="json", include=SETTINGS),
         "teacher": teacher if settings.kl else None,
@@ -34,7 +49,9 @@ def described(settings: FinetuneSettings, job: Job, tuned: int, model: str, keep
     }
 
 
-def found(plans: Mapping[str, Plan], known: list[Plan], measures: Measures, curves: Mapping[str, Curve], seed: int) -> dict[str, Any]:
+def found(
+    plans: Mapping[str, Plan], known: list[Plan], measures: Measures, curves: Mapping[str, Curve], seed: int
+) -> dict[str, Any]:
     """plans: by name, `criterion` first and random-0, …; measures: before and after recovery; curves: held-out loss during training.
 
     known: random plans measured before recovery, those of `plans` first.
@@ -49,7 +66,10 @@ def found(plans: Mapping[str, Plan], known: list[Plan], measures: Measures, curv
         "loss": full,
         "full": {measure.name: measure.sign * measure.mean(measure.values(None)) for measure, _ in measures},
         "plans": [_plan(name, plan, measures, curves[name], full, seed) for name, plan in plans.items()],
-        "leads": [lead(own, randoms, known[: before.randoms], before, after, seed).to_json() for before, after in measures]
+        "leads": [
+            lead(own, randoms, known[: before.randoms], before, after, seed).to_json()
+            for before, after in measures
+        ]
         if randoms
         else [],
         "rule": LEAD_RULE,
@@ -59,7 +79,10 @@ def found(plans: Mapping[str, Plan], known: list[Plan], measures: Measures, curv
 def _plan(name: str, plan: Plan, measures: Measures, curve: Curve, full: float, seed: int) -> dict[str, Any]:
     found = [healed(plan, before, after, seed).to_json() for before, after in measures]
     gap = found[0]["before"] if found[0]["share"] is not None else None  # a share of nothing is no number
-    points = [{**row, "delta": row["held_out"] - full, "share": gap and (gap - row["held_out"] + full) / gap} for row in curve]
+    points = [
+        {**row, "delta": row["held_out"] - full, "share": gap and (gap - row["held_out"] + full) / gap}
+        for row in curve
+    ]
     return {"name": name, "plan": plan.criterion, "digest": plan.digest, "measures": found, "curve": points}
 
 

@@ -114,7 +114,10 @@ class Run:
             "checks": [asdict(check) for check in checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": settings.chance,
-            "text": {"calibration": describe(self.session.calibration), "validation": describe(self.session.validation)},
+            "text": {
+                "calibration": describe(self.session.calibration),
+                "validation": describe(self.session.validation),
+            },
             "shared_documents": _shared(self.session.calibration, self.session.validation),
             "model": self.prepared.model,
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
@@ -146,7 +149,9 @@ class Run:
             expected = last_logits(self.session.anatomy, self.session.validation)
         self.session.unload()  # the pruned model takes the place of the whole one: never both in memory
         if not intact:
-            damaged = out.exists() and self.folder.valid("export", stage)  # this very checkpoint, but no longer whole
+            damaged = out.exists() and self.folder.valid(
+                "export", stage
+            )  # this very checkpoint, but no longer whole
             export(self.layout, plan, out, card, self.prepared.force or damaged, self.fingerprint)
         try:
             require([check_reloaded(expected, self.session.reloaded_logits(out, plan, expected.device))])
@@ -245,7 +250,9 @@ class Run:
         except (yaml.YAMLError, ValueError):
             before = None
         if not isinstance(before, dict):
-            raise ExciseError(f"{path}: damaged, so it cannot be told what this run made; choose another --output, or --force")
+            raise ExciseError(
+                f"{path}: damaged, so it cannot be told what this run made; choose another --output, or --force"
+            )
         return before
 
     def _keep_recipe(self) -> None:
@@ -255,10 +262,21 @@ class Run:
         resolved["model"] = self.prepared.pinned
         if path.is_file() and (self.folder.path / CHECKPOINT).exists() and not self.prepared.force:
             before = self._recipe_before(path)
-            if before.get("model") == self.recipe.model:  # from before commits were written down; the fingerprints decide
+            if (
+                before.get("model") == self.recipe.model
+            ):  # from before commits were written down; the fingerprints decide
                 before["model"] = self.prepared.pinned
-            before["criteria"], after = before.get("criteria", ["reap"])[:1], {**resolved, "criteria": [self.recipe.criteria[0]]}
-            for name in ("model", "dtype", "calibration", "criteria", "prune"):  # what makes the checkpoint; only the first criterion does
+            before["criteria"], after = (
+                before.get("criteria", ["reap"])[:1],
+                {**resolved, "criteria": [self.recipe.criteria[0]]},
+            )
+            for name in (
+                "model",
+                "dtype",
+                "calibration",
+                "criteria",
+                "prune",
+            ):  # what makes the checkpoint; only the first criterion does
                 if before.get(name) != after.get(name):
                     raise ExciseError(
                         f"{self.folder.path}: holds a checkpoint made with {name}: {before.get(name)}, now {after.get(name)}; "
@@ -270,4 +288,7 @@ class Run:
 
 def _shared(calibration: Windows, validation: Windows) -> int:
     """Validation documents of which calibration has other windows: not overlap, but not quite unseen either."""
-    return len({validation.documents[i] for i in validation.document} & {calibration.documents[i] for i in calibration.document})
+    return len(
+        {validation.documents[i] for i in validation.document}
+        & {calibration.documents[i] for i in calibration.document}
+    )

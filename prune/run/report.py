@@ -11,7 +11,17 @@ P_RULES = {
     "counted": "p = (1 + #random plans at least as good) / (R + 1).",
     "normal": "p: one-sided t of (plan − mean random) / (sd·√(1 + 1/R)), R − 1 degrees of freedom.",
 }
-HEAD = ("criterion", "scope", "kept", "size before → after", "ΔCE", "ΔCE random (mean ± sd)", "ΔCE reversed", "p", "verdict")
+HEAD = (
+    "criterion",
+    "scope",
+    "kept",
+    "size before → after",
+    "ΔCE",
+    "ΔCE random (mean ± sd)",
+    "ΔCE reversed",
+    "p",
+    "verdict",
+)
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -37,7 +47,17 @@ def sizes(result: dict[str, Any], plan: dict[str, Any]) -> str:
     return f"{human(result['size']['before'])} → {human(plan['size'])}"
 
 
-TASK_HEAD = ("task", "criterion", "scope", "unpruned", "pruned", "random (mean ± sd)", "reversed", "p", "verdict")
+TASK_HEAD = (
+    "task",
+    "criterion",
+    "scope",
+    "unpruned",
+    "pruned",
+    "random (mean ± sd)",
+    "reversed",
+    "p",
+    "verdict",
+)
 
 
 def task_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -50,7 +70,14 @@ def task_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             reverse = plain(full - task["reversed_delta"], 3)
             values = (plain(full, 3), plain(task["value"], 3), around, reverse)
             found.append(
-                (f"{task['name']} ({task['metric']})", plan["criterion"], plan["scope"], *values, probability(task["p"]), verdict(task))
+                (
+                    f"{task['name']} ({task['metric']})",
+                    plan["criterion"],
+                    plan["scope"],
+                    *values,
+                    probability(task["p"]),
+                    verdict(task),
+                )
             )
     return sorted(found, key=lambda row: row[0])
 
@@ -91,7 +118,11 @@ def _against(cost: dict[str, Any], unit: str, clusters: str) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     different = set(counts.values())
-    return f"{different.pop()} in every layer" if len(different) == 1 else ", ".join(f"layer {layer}: {n}" for layer, n in counts.items())
+    return (
+        f"{different.pop()} in every layer"
+        if len(different) == 1
+        else ", ".join(f"layer {layer}: {n}" for layer, n in counts.items())
+    )
 
 
 def markdown(recipe: Recipe, result: dict[str, Any]) -> str:
@@ -136,12 +167,23 @@ def _agreement(result: dict[str, Any]) -> str:
     """Spearman with the measured removals, if there were any."""
     if not result["agreement"]:
         return ""
-    lines = [f"- {criterion}: {', '.join(signed(value, 2) for value in layers)}" for criterion, layers in result["agreement"].items()]
-    return "## Rank agreement\nSpearman with the measured removals (causal_removal), layer by layer:\n" + "\n".join(lines) + "\n\n"
+    lines = [
+        f"- {criterion}: {', '.join(signed(value, 2) for value in layers)}"
+        for criterion, layers in result["agreement"].items()
+    ]
+    return (
+        "## Rank agreement\nSpearman with the measured removals (causal_removal), layer by layer:\n"
+        + "\n".join(lines)
+        + "\n\n"
+    )
 
 
 def _protection(result: dict[str, Any]) -> str:
-    return f", and keep the {result['protected']} protected super experts as it does" if result["protected"] else ""
+    return (
+        f", and keep the {result['protected']} protected super experts as it does"
+        if result["protected"]
+        else ""
+    )
 
 
 def _describe(text: dict[str, Any]) -> str:

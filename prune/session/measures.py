@@ -28,7 +28,9 @@ def check_rows(session: Session, pairs: int = 0) -> None:
     for part in session.benchmark.parts if session.recipe.validation.tasks else ():
         if part.items < needed:
             has = f"validate.tasks: {part.task} has {part.items} items"
-            raise ExciseError(f"{has}; {tests} tests at α = {ALPHA} need at least {needed}; raise limit, or take a longer task")
+            raise ExciseError(
+                f"{has}; {tests} tests at α = {ALPHA} need at least {needed}; raise limit, or take a longer task"
+            )
     documents = len(np.unique(session.validation.document))
     if pairs and documents < needed:
         tell(
@@ -58,6 +60,15 @@ def _tasks(session: Session, settings: TaskSettings, prefix: str, recovery: str)
     key = _after(key_of("items", session.loaded, session.asked, settings.batch), recovery)
     items = ItemEvaluator(session.anatomy, benchmark, session.tokenizer(), path, key, settings.batch)
     return [
-        Measure(part.task, part.metric, items, np.ones(part.items), np.arange(part.items), -1, part.rows, settings.random_plans)
+        Measure(
+            part.task,
+            part.metric,
+            items,
+            np.ones(part.items),
+            np.arange(part.items),
+            -1,
+            part.rows,
+            settings.random_plans,
+        )
         for part in benchmark.parts
     ]

@@ -51,7 +51,9 @@ class Checked:
 
     def rehearse_export(self) -> None:
         """Refuses what the export would be refused for at the end, with plans of the recipe's own budget."""
-        layout = replace(self.layout, checkpoint=replace(self.layout.checkpoint, folder=self.model.companions()))
+        layout = replace(
+            self.layout, checkpoint=replace(self.layout.checkpoint, folder=self.model.companions())
+        )
         plans = trial_plans(self.shape, self.budgets[self.recipe.prune.scope])
         check_export(layout, plans, self.folder.path / CHECKPOINT)
 
@@ -153,7 +155,9 @@ def _teacher(recipe: Recipe) -> Model | None:
 
 def _check_domains(recipe: Recipe, criteria: tuple[Criterion, ...]) -> None:
     domains = {source.label for source in recipe.calibration.data}
-    if len(domains) < 2 and (lonely := [criterion.name for criterion in criteria if criterion.needs == DOMAINS]):
+    if len(domains) < 2 and (
+        lonely := [criterion.name for criterion in criteria if criterion.needs == DOMAINS]
+    ):
         raise ExciseError(
             f"{lonely[0]} compares domains: calibration.data needs sources with at least two `domain` labels, found {domains}"
         )
@@ -214,7 +218,7 @@ def prepare_export(name: str, plan: Plan, out: Path, force: bool = False) -> Lay
     """The model of `excise export`; a plan that does not fit and a taken output are refused before weights come."""
     model = find_model(name)
     layout = lay_out(model.headers())
-    plan.check_model(layout.layers, layout.experts)
+    plan.check_model(layout.shape.layers, layout.shape.num_experts)
     layout.shape.check_kept(plan.kept)
     check_output(layout.checkpoint.folder, out, force)
     return _fetched(model, layout)
@@ -235,7 +239,11 @@ def check_comparison(prepared: Checked | Prepared) -> None:
     from validate.statistics import random_plans_needed  # scipy, statsmodels: a second
 
     settings, tests = prepared.recipe.validation, len(prepared.criteria) * len(prepared.compared)
-    limit = settings.tasks.random_plans if settings.tasks and settings.tasks.random_plans else settings.random_plans
+    limit = (
+        settings.tasks.random_plans
+        if settings.tasks and settings.tasks.random_plans
+        else settings.random_plans
+    )
     plans, needed = min(settings.random_plans, limit), random_plans_needed(tests, ALPHA)
     if settings.chance is Null.COUNTED and plans < needed:
         key = "validate.random_plans" if plans == settings.random_plans else "validate.tasks.random_plans"
@@ -253,7 +261,9 @@ def check_audit(prepared: Checked | Prepared) -> None:
     settings, layers = prepared.recipe.validation.audit, prepared.shape.layers
     for layer in settings.layers:
         if layer not in layers:
-            raise ExciseError(f"validate.audit.layers: layer {layer} is dense or absent; the layers with experts are {list(layers)}")
+            raise ExciseError(
+                f"validate.audit.layers: layer {layer} is dense or absent; the layers with experts are {list(layers)}"
+            )
     cells = len(set(settings.layers or layers)) * len(prepared.criteria)
     if settings.positions != "all" and settings.positions < (needed := documents_needed(cells, ALPHA)):
         raise ExciseError(
@@ -266,14 +276,18 @@ def check_pruning(recipe: Recipe) -> None:
     """Refuses what `excise finetune` is for, and a recovery without its text."""
     if recipe.finetune:
         if recipe.finetune.checkpoint:
-            raise ExciseError("finetune.checkpoint names a pruned folder: `excise finetune` recovers it, `excise prune` prunes")
+            raise ExciseError(
+                "finetune.checkpoint names a pruned folder: `excise finetune` recovers it, `excise prune` prunes"
+            )
         _check_texts(recipe.finetune)
 
 
 def recovery_output(recipe_name: str, recipe: Recipe) -> tuple[Path, Path | None]:
     """Where `excise finetune` works by default, and the pruned folder the recipe names (None = its own, in the folder of its pruning)."""
     if recipe.finetune is None:
-        raise ExciseError("the recipe has no finetune block; it needs at least finetune.data, the text to train on")
+        raise ExciseError(
+            "the recipe has no finetune block; it needs at least finetune.data, the text to train on"
+        )
     folder = recipe.finetune.checkpoint
     return Path("runs") / f"{recipe_name}-finetune" if folder else default_output(recipe_name, recipe), folder
 

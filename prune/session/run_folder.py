@@ -25,7 +25,9 @@ FORMAT = 2  # raise when a stage computes something else from the same inputs
 
 def key_of(*inputs: Any) -> str:
     """A short hash of everything a stage depends on."""
-    return hashlib.sha256(json.dumps([FORMAT, *inputs], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([FORMAT, *inputs], sort_keys=True, default=str).encode()).hexdigest()[
+        :16
+    ]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,7 +48,9 @@ class RunFolder:
         self.path = path
         check_name(path.absolute())
         if path.exists() and not (path / RECORD).is_file() and _is_used(path) and not force:
-            raise ExciseError(f"{path}: exists and is not a run of Excise; choose another --output, or --force to write into it")
+            raise ExciseError(
+                f"{path}: exists and is not a run of Excise; choose another --output, or --force to write into it"
+            )
         self.record: dict[str, str] = {}
         if (path / RECORD).is_file():
             try:
@@ -54,7 +58,9 @@ class RunFolder:
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                raise ExciseError(f"{path / RECORD}: damaged; delete it and pass --force to go on in this folder")
+                raise ExciseError(
+                    f"{path / RECORD}: damaged; delete it and pass --force to go on in this folder"
+                )
             self.record = record
 
     @contextmanager
@@ -68,7 +74,9 @@ class RunFolder:
                 else:
                     tell(f"{self.path}: this file system has no locks; start no second run in this folder")
             except BlockingIOError as error:
-                raise ExciseError(f"{self.path}: another run is at work in this folder; wait for it or choose another --output") from error
+                raise ExciseError(
+                    f"{self.path}: another run is at work in this folder; wait for it or choose another --output"
+                ) from error
             write_json(self.path / RECORD, self.record)
             yield
 
@@ -103,7 +111,11 @@ def _is_used(folder: Path) -> bool:
 def environment() -> dict[str, str]:
     """Versions and machine a result was made with."""
     packages = ("excise", "torch", "transformers", "safetensors", "numpy", "scipy")
-    machine = {"python": sys.version.split()[0], "platform": platform.platform(), "processor": platform.machine()}
+    machine = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+    }
     return {**machine, **{name: _version(name) for name in packages}}
 
 
@@ -124,4 +136,10 @@ def describe(windows: "Windows") -> dict[str, Any]:
     """What a report says of a text."""
     rows, length = windows.tokens.shape
     documents = len(set(windows.document.tolist()))
-    return {"windows": rows, "length": length, "documents": documents, "domains": list(windows.domains), "hash": windows.hash}
+    return {
+        "windows": rows,
+        "length": length,
+        "documents": documents,
+        "domains": list(windows.domains),
+        "hash": windows.hash,
+    }

@@ -61,9 +61,9 @@ class Session:
     def anatomy(self) -> Anatomy:
         """The loaded model; one that differs from what its files promise is refused."""
         anatomy = dissect(load(self.prepared.source, self.recipe.dtype, self.recipe.trust_remote_code))
-        found = (anatomy.indices, anatomy.experts, anatomy.top_k, anatomy.groups)
-        if found != (self.shape.layers, self.shape.experts, self.shape.top_k, self.shape.groups):
-            raise ExciseError(f"{self.prepared.source}: the loaded model has other MoE layers {found} than its files promise {self.shape}")
+        if replace(anatomy.shape, top_groups=self.shape.top_groups) != self.shape:
+            what = f"the loaded model has other MoE layers ({anatomy.shape}) than its files promise ({self.shape})"
+            raise ExciseError(f"{self.prepared.source}: {what}")
         return anatomy
 
     @cached_property
@@ -80,7 +80,10 @@ class Session:
     @cached_property
     def windows(self) -> tuple[Windows, Windows]:
         """Calibration and validation; their overlap is an error."""
-        calibration, validation = self.read_part(self.recipe.calibration), self.read_part(self.recipe.validation)
+        calibration, validation = (
+            self.read_part(self.recipe.calibration),
+            self.read_part(self.recipe.validation),
+        )
         check_disjoint(calibration, validation)
         return calibration, validation
 
@@ -132,7 +135,15 @@ class Session:
         template = ""
         if tasks.chat_template:
             template = Template(self.tokenizer(), tasks.chat_template, "validate.tasks.chat_template").tried()
-        return Benchmark(tasks.names, tasks.include, tasks.limit, tasks.fewshot, tasks.data, template, tasks.confirm_unsafe_code)
+        return Benchmark(
+            tasks.names,
+            tasks.include,
+            tasks.limit,
+            tasks.fewshot,
+            tasks.data,
+            template,
+            tasks.confirm_unsafe_code,
+        )
 
     @cached_property
     def asked(self) -> str:
@@ -183,7 +194,9 @@ class Session:
         def keep(so_far: Statistics) -> None:
             so_far.save(partial, provenance)
 
-        statistics = observe(self.anatomy, self.calibration, self.recipe.calibration.batch, usable(partial), keep)
+        statistics = observe(
+            self.anatomy, self.calibration, self.recipe.calibration.batch, usable(partial), keep
+        )
         self.cache.write(name, lambda path: statistics.save(path, provenance))
         partial.unlink(missing_ok=True)
         return statistics
@@ -196,7 +209,7 @@ class Session:
 
     def protection_notes(self) -> list[str]:
         """What `auto` decided against, where it did."""
-        experts = len(self.shape.layers) * self.shape.experts
+        experts = len(self.shape.layers) * self.shape.num_experts
         if self.recipe.prune.protect_super_experts != "auto" or protects("auto", experts):
             return []
         what = f"prune.protect_super_experts: auto protects none of {experts} experts"
@@ -205,7 +218,11 @@ class Session:
 
     def measured(self, statistics: Statistics, budget: Budget) -> Statistics:
         """The statistics with the results of every experiment that the criteria need; budget: what a search prunes down to."""
-        asked = list(dict.fromkeys(criterion.measurement for criterion in self.prepared.criteria if criterion.measurement))
+        asked = list(
+            dict.fromkeys(
+                criterion.measurement for criterion in self.prepared.criteria if criterion.measurement
+            )
+        )
         first = [needed for measurement in asked for needed in prerequisites(measurement)]
         for measurement in dict.fromkeys([*first, *asked]):
             results = self._measure(measurement, statistics, budget)
@@ -223,7 +240,9 @@ class Session:
             return kept
         partial = Store(self.folder.path / "experiment.partial.safetensors", key)
         batch = self.recipe.calibration.batch
-        setting = ExperimentContext(self.anatomy, self.calibration, batch, statistics, self.shape, budget, protected, partial)
+        setting = ExperimentContext(
+            self.anatomy, self.calibration, batch, statistics, self.shape, budget, protected, partial
+        )
         results = measure(measurement, setting)
         self.cache.write(name, lambda path: Store(path, key).write(results))
         partial.clear()
@@ -243,7 +262,9 @@ class Session:
         plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
         drawn = (self.shape, scores.protected, settings.random_plans, settings.random_seed)
         equal = None if plan.uniform else equal_plans(plan, *drawn)
-        return Contest(plan, reversed_plan, random_plans(plan, *drawn), criterion.formula, budget.scope, equal)
+        return Contest(
+            plan, reversed_plan, random_plans(plan, *drawn), criterion.formula, budget.scope, equal
+        )
 
 
 def _silent(_: str) -> None:

@@ -34,20 +34,26 @@ def items(domain: Domain, rng: np.random.Generator) -> list[dict[str, object]]:
     cut = {name: pieces(text) for name, text in documents(domain, "test")}
     found: list[dict[str, object]] = []
     for name, own in cut.items():
-        foreign = [continuation for other, theirs in cut.items() if other != name for _, continuation in theirs]
+        foreign = [
+            continuation for other, theirs in cut.items() if other != name for _, continuation in theirs
+        ]
         for number in rng.permutation(len(own))[:PER_DOCUMENT]:
             context, true = own[number]
             answer = int(rng.integers(4))
             choices = [foreign[i] for i in rng.choice(len(foreign), 3, replace=False)]
             choices.insert(answer, true)
-            found.append({"document": name, "domain": domain, "context": context, "choices": choices, "answer": answer})
+            found.append(
+                {"document": name, "domain": domain, "context": context, "choices": choices, "answer": answer}
+            )
     return [found[i] for i in rng.permutation(len(found))]
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
     both = [items(domain, rng)[: ITEMS // 2] for domain in ("code", "prose")]
-    mixed = [item for pair in zip(*both, strict=True) for item in pair]  # shuffled, so that the first n items are a sample too
+    mixed = [
+        item for pair in zip(*both, strict=True) for item in pair
+    ]  # shuffled, so that the first n items are a sample too
     path = Path(__file__).parent / "tasks" / "continuation.jsonl"
     path.write_text("".join(json.dumps(item) + "\n" for item in mixed), encoding="utf-8")
     print(f"{path}: {len(mixed)} items from {len({item['document'] for item in mixed})} documents")

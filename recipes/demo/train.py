@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
+from transformers import (
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from criteria.text.standard_library import Split, documents
 
@@ -65,11 +72,20 @@ def train_tokenizer(texts: list[str], out: Path) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet)
+    )
     tokenizer.save(str(out / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END, "model_max_length": WINDOW}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "pad_token": END,
+        "model_max_length": WINDOW,
+    }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (out / "special_tokens_map.json").write_text(json.dumps({"eos_token": END, "pad_token": END}, indent=2) + "\n")
+    (out / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": END, "pad_token": END}, indent=2) + "\n"
+    )
     return PreTrainedTokenizerFast.from_pretrained(out)
 
 
@@ -98,9 +114,13 @@ def unigram_loss(train: np.ndarray, test: np.ndarray) -> float:
 
 def fit(train: np.ndarray, steps: int, seed: int, scratch: Path) -> OlmoeForCausalLM:
     set_seed(seed)
-    model = OlmoeForCausalLM(OlmoeConfig(**{**CONFIG, "output_router_logits": True, "torch_dtype": "float32"}))
+    model = OlmoeForCausalLM(
+        OlmoeConfig(**{**CONFIG, "output_router_logits": True, "torch_dtype": "float32"})
+    )
     # Eight shifts of the window grid: later passes over the text cut it at other places.
-    data = [{"input_ids": row, "labels": row} for shift in range(8) for row in windows(train, shift * WINDOW // 8)]
+    data = [
+        {"input_ids": row, "labels": row} for shift in range(8) for row in windows(train, shift * WINDOW // 8)
+    ]
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=steps,
@@ -120,16 +140,25 @@ def fit(train: np.ndarray, steps: int, seed: int, scratch: Path) -> OlmoeForCaus
         report_to="none",
     )
     checkpoints = sorted(scratch.glob("checkpoint-*"))
-    Trainer(model=model, args=arguments, train_dataset=data).train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    Trainer(model=model, args=arguments, train_dataset=data).train(
+        resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None
+    )
     return model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scratch", type=Path, default=Path("demo-training"), help="Trainer checkpoints; a second run resumes there")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path("demo-training"),
+        help="Trainer checkpoints; a second run resumes there",
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 

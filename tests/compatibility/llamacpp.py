@@ -45,9 +45,28 @@ SIZES = {
     "eos_token_id": 0,
     "num_experts_per_tok": 2,
 }
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "head_dim": 8}
-GROUPED = {"n_routed_experts": 8, "moe_intermediate_size": 24, "intermediate_size": 40, "n_shared_experts": 1, "first_k_dense_replace": 1}
-YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 4096}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "head_dim": 8,
+}
+GROUPED = {
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 24,
+    "intermediate_size": 40,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 4096,
+}
 # llama.cpp takes norm_topk_prob of Qwen3-MoE for true and needs scoring_func of DeepSeek-V3: both as in the published checkpoints.
 # It always rounds the range of YaRN to whole dimensions, which gpt-oss does not want (truncate); in 8 dimensions that is felt.
 FAMILIES = {
@@ -110,7 +129,13 @@ def prune(folder: Path) -> None:
         with torch.no_grad():
             found["original"] = model(input_ids=tokens).logits[0].double().log_softmax(-1)
         for name, keeps in PLANS.items():
-            plan = Plan(layout.experts, {layer: tuple(e for e in range(layout.experts) if keeps(e, layer)) for layer in layout.layers})
+            plan = Plan(
+                layout.shape.num_experts,
+                {
+                    layer: tuple(e for e in range(layout.shape.num_experts) if keeps(e, layer))
+                    for layer in layout.shape.layers
+                },
+            )
             export(layout, plan, source.parent / name)
             with torch.no_grad(), restricted(anatomy, plan):
                 found[name] = model(input_ids=tokens).logits[0].double().log_softmax(-1)
@@ -123,7 +148,11 @@ def compare(folder: Path, converter: Path) -> None:
     for path in sorted(folder.glob("*/*/config.json")):
         command = [sys.executable, str(Path(__file__).resolve()), "read", str(path.parent), str(converter)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"refused": reason(done.stderr)}
+        result = (
+            json.loads(done.stdout.splitlines()[-1])
+            if done.returncode == 0
+            else {"refused": reason(done.stderr)}
+        )
         found.setdefault(path.parents[1].name, {})[path.parent.name] = result
         print(path.parents[1].name, path.parent.name, result, file=sys.stderr, flush=True)
     print(json.dumps(found, indent=2))
@@ -145,7 +174,12 @@ def read(checkpoint: Path, converter: Path) -> None:
     saved = torch.load(checkpoint.parent / "expected.pt")
     tokens, expected = saved["tokens"].tolist(), saved[checkpoint.name]
     # The cache of keys and values is float16 unless told otherwise.
-    exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "n_threads": 1, "n_threads_batch": 1}
+    exact = {
+        "type_k": llama_cpp.GGML_TYPE_F32,
+        "type_v": llama_cpp.GGML_TYPE_F32,
+        "n_threads": 1,
+        "n_threads_batch": 1,
+    }
     model = llama_cpp.Llama(str(path), n_ctx=LENGTH, n_batch=LENGTH, logits_all=True, verbose=True, **exact)
     model.eval(tokens)
     logits = torch.from_numpy(model.scores[: len(tokens)].copy())
@@ -166,7 +200,9 @@ def convert(checkpoint: Path, converter: Path, out: Path) -> None:
     from conversion.base import TextModel
 
     TextModel.get_vocab_base_pre = lambda *_: "gpt-2"
-    TextModel._set_vocab_glm = TextModel._set_vocab_gpt2  # else it looks for special tokens that only GLM's tokenizer has
+    TextModel._set_vocab_glm = (
+        TextModel._set_vocab_gpt2
+    )  # else it looks for special tokens that only GLM's tokenizer has
     sys.argv = ["convert_hf_to_gguf.py", str(checkpoint), "--outfile", str(out), "--outtype", "f32"]
     runpy.run_path(str(converter / "convert_hf_to_gguf.py"), run_name="__main__")
 
@@ -177,9 +213,16 @@ def described(path: Path) -> dict[str, Any]:
 
     reader = gguf.GGUFReader(path)
     name = reader.get_field("general.architecture").contents()
-    count, used = (reader.get_field(f"{name}.{key}").contents() for key in ("expert_count", "expert_used_count"))
+    count, used = (
+        reader.get_field(f"{name}.{key}").contents() for key in ("expert_count", "expert_used_count")
+    )
     stored = sorted({int(tensor.shape[-1]) for tensor in reader.tensors if "_exps.weight" in tensor.name})
-    return {"architecture": name, "expert_count": count, "expert_used_count": used, "experts_in_tensors": stored}
+    return {
+        "architecture": name,
+        "expert_count": count,
+        "expert_used_count": used,
+        "experts_in_tensors": stored,
+    }
 
 
 def distance(found: Any, expected: Any) -> dict[str, Any]:

@@ -26,12 +26,30 @@ SIZES = {
     "bos_token_id": None,
     "eos_token_id": 1,
 }
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "head_dim": 8}
-GROUPED = {"n_routed_experts": 8, "moe_intermediate_size": 24, "intermediate_size": 40, "n_shared_experts": 1, "first_k_dense_replace": 1}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "head_dim": 8,
+}
+GROUPED = {
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 24,
+    "intermediate_size": 40,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
 FAMILIES = {
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 24},
     "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 24},
-    "qwen2_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20},
+    "qwen2_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 20,
+    },
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
     "deepseek_v2": {**GROUPED, **LATENT, "num_experts_per_tok": 2},
     "deepseek_v3": {**GROUPED, **LATENT, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
@@ -71,8 +89,8 @@ def prune(folder: Path, demo: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
         anatomy, layout = dissect(model), lay_out(open_checkpoint(source))
         for kind, choices in KEPT.items():
-            wanted = {layer: choices[i % len(choices)] for i, layer in enumerate(layout.layers)}
-            plan = Plan(layout.experts, wanted)
+            wanted = {layer: choices[i % len(choices)] for i, layer in enumerate(layout.shape.layers)}
+            plan = Plan(layout.shape.num_experts, wanted)
             out = folder / f"{'demo' if source == demo else source.name}-{kind}"
             export(layout, plan, out)
             with torch.no_grad(), restricted(anatomy, plan):
@@ -80,7 +98,7 @@ def prune(folder: Path, demo: Path) -> None:
         recover(
             anatomy,
             layout,
-            Plan(layout.experts, dict.fromkeys(layout.layers, KEPT["uniform"][0])),
+            Plan(layout.shape.num_experts, dict.fromkeys(layout.shape.layers, KEPT["uniform"][0])),
             out.with_name(f"{out.name.rpartition('-')[0]}-recovered"),
         )
 
@@ -93,7 +111,7 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
     from finetune.adapters import adapt, find_targets, merged
     from finetune.settings import GROUPS, Training
     from prune.checkpoint.slices import slice_layout
-    from prune.checkpoint.write import Recovered, export
+    from prune.checkpoint.write import TrainedWeights, export
     from prune.recover.stored_weights import Storage
 
     with sharing(anatomy, plan):
@@ -102,12 +120,19 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
             for name, parameter in adapted.peft.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)
-        storage = Storage(anatomy.model, {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard})
+        storage = Storage(
+            anatomy.model,
+            {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard},
+        )
         with merged(adapted, storage.rounded) as weights, torch.no_grad():
             changed = storage.write(weights, out.with_name(f"{out.name}-weights"))
-            export(layout, plan, out, recovered=Recovered(changed, {}))
+            export(layout, plan, out, recovered=TrainedWeights(changed, {}))
             torch.save(anatomy.model(input_ids=torch.tensor(TOKENS)).logits, out / "expected.pt")
-            parts = {part: tensor.clone() for name, weight in weights.items() for part, tensor in storage.parts(name, weight).items()}
+            parts = {
+                part: tensor.clone()
+                for name, weight in weights.items()
+                for part, tensor in storage.parts(name, weight).items()
+            }
             torch.save(parts, out / "weights.pt")
 
 
@@ -120,13 +145,18 @@ def compare(folder: Path) -> None:
     found = {"transformers": transformers.__version__}
     for path in sorted(folder.glob("*/expected.pt")):
         trusted = (path.parent / "modeling_excise.py").exists()
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, trust_remote_code=trusted).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, trust_remote_code=trusted
+        ).eval()
         with torch.no_grad():
             logits = model(input_ids=torch.tensor(TOKENS)).logits
         found[path.parent.name] = float((logits - torch.load(path)).abs().max())
         if (path.parent / "weights.pt").exists():
             state = model.state_dict()
-            equal = all(torch.equal(state[name], tensor) for name, tensor in torch.load(path.parent / "weights.pt").items())
+            equal = all(
+                torch.equal(state[name], tensor)
+                for name, tensor in torch.load(path.parent / "weights.pt").items()
+            )
             found[f"{path.parent.name}, merged weights bit-equal"] = equal
     print(json.dumps(found, indent=2))
 

@@ -5,7 +5,13 @@ power: what a test could have found. chance: one plan against random plans. Inpu
 """
 
 from validate.statistics.chance import normal_p, normality_p, permutation_p, standardized_effect
-from validate.statistics.clustered import Interval, clustered_interval, clustered_p, clustered_share, resamples_for
+from validate.statistics.clustered import (
+    Interval,
+    clustered_interval,
+    clustered_p,
+    clustered_share,
+    resamples_for,
+)
 from validate.statistics.correction import corrected
 from validate.statistics.paired import (
     Association,

@@ -27,7 +27,9 @@ class Interval:
     reason: str = ""
 
 
-def clustered_interval(differences: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0) -> Interval:
+def clustered_interval(
+    differences: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0
+) -> Interval:
     """95 % interval of the weighted mean of `differences` [N] (weights: tokens of each row), resampling whole documents, not rows.
 
     Rows of one document are not independent. Percentile bootstrap by scipy.stats.bootstrap over per-document sums and weights.
@@ -35,7 +37,9 @@ def clustered_interval(differences: Array, weights: Array, clusters: NDArray[np.
     return _interval(*_per_cluster(scaled(differences), weights, clusters), seed, exponent(differences))
 
 
-def clustered_share(parts: Array, wholes: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0) -> tuple[float, Interval]:
+def clustered_share(
+    parts: Array, wholes: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0
+) -> tuple[float, Interval]:
     """Σ w·parts / Σ w·wholes over rows [N], and its 95 % interval over documents: how much of a difference another one makes up.
 
     nan where the interval of the denominator holds 0: a share of nothing is no number.
@@ -52,13 +56,17 @@ def clustered_share(parts: Array, wholes: Array, weights: Array, clusters: NDArr
 def _interval(sums: Array, counts: Array, seed: int, power: int = 0) -> Interval:
     """Of 2^power · Σ sums / Σ counts over documents, which are drawn with replacement."""
     if len(sums) < 2:
-        return Interval(float("nan"), float("nan"), len(sums), "one document only: an interval over documents needs two")
+        return Interval(
+            float("nan"), float("nan"), len(sums), "one document only: an interval over documents needs two"
+        )
     if not np.isfinite(sums).all():
         return Interval(float("nan"), float("nan"), len(sums), "a difference is not finite")
 
     def mean(total: Array, size: Array, axis: int = -1) -> Array:
         whole = size.sum(axis=axis)
-        quotient: Array = np.divide(total.sum(axis=axis), whole, out=np.full_like(whole, np.nan), where=whole != 0)
+        quotient: Array = np.divide(
+            total.sum(axis=axis), whole, out=np.full_like(whole, np.nan), where=whole != 0
+        )
         return quotient
 
     with warnings.catch_warnings():
@@ -66,7 +74,9 @@ def _interval(sums: Array, counts: Array, seed: int, power: int = 0) -> Interval
         found = _bootstrap(sums, counts, mean, seed)
         ends = np.ldexp([found.low, found.high], power)
     if not np.isfinite(ends).all():
-        return Interval(float("nan"), float("nan"), len(sums), "in some resamples there is nothing to take a share of")
+        return Interval(
+            float("nan"), float("nan"), len(sums), "in some resamples there is nothing to take a share of"
+        )
     return Interval(float(min(ends)), float(max(ends)), len(sums))  # equal ends may differ by rounding
 
 
@@ -84,7 +94,9 @@ def _bootstrap(sums: Array, counts: Array, mean: Any, seed: int) -> Any:
     ).confidence_interval
 
 
-def clustered_p(differences: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0, resamples: int = RESAMPLES) -> Test:
+def clustered_p(
+    differences: Array, weights: Array, clusters: NDArray[np.int64], seed: int = 0, resamples: int = RESAMPLES
+) -> Test:
     """Two-sided permutation test that the weighted mean of `differences` [N] is 0: the signs of whole documents are flipped.
 
     All 2ⁿ sign patterns of n documents where there are at most `resamples`, else as many random ones (scipy.stats.permutation_test).

@@ -8,13 +8,19 @@ from statsmodels.stats.multitest import multipletests
 
 from validate.verdict import Correction
 
-_NAMES = {Correction.BONFERRONI: "bonferroni", Correction.HOLM: "holm", Correction.BENJAMINI_HOCHBERG: "fdr_bh"}
+_NAMES = {
+    Correction.BONFERRONI: "bonferroni",
+    Correction.HOLM: "holm",
+    Correction.BENJAMINI_HOCHBERG: "fdr_bh",
+}
 
 
 def corrected(p: Sequence[float], correction: Correction) -> NDArray[np.float64]:
     """Adjusted p values, to be compared with α itself. A nan stays nan and still counts as a test: it was asked, and showed nothing."""
     values = np.asarray(p, dtype=np.float64)
-    if correction is Correction.NONE or len(values) < 2:  # a single p is its own; statsmodels collects garbage on every call
+    if (
+        correction is Correction.NONE or len(values) < 2
+    ):  # a single p is its own; statsmodels collects garbage on every call
         return values
     missing = np.isnan(values)
     adjusted = multipletests(np.where(missing, 1.0, values), method=_NAMES[correction])[1]

@@ -91,8 +91,12 @@ def cohens_d(differences: Array, ddof: int = 1) -> Size:
     mean, sd = float(near.mean()), float(near.std(ddof=1))
     scale = math.sqrt((n - ddof) / (n - 1))  # from ddof 1 to ddof
     t = mean / sd * math.sqrt(n)
-    low, high = (_noncentrality(t, n - 1, tail) / math.sqrt(n) * scale for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    reason = "" if np.isfinite([low, high]).all() else "the interval cannot be computed for an effect this large"
+    low, high = (
+        _noncentrality(t, n - 1, tail) / math.sqrt(n) * scale for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    )
+    reason = (
+        "" if np.isfinite([low, high]).all() else "the interval cannot be computed for an effect this large"
+    )
     return Size(mean / sd * scale, low, high, n, ddof, reason)
 
 
@@ -137,6 +141,8 @@ def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Test:
     """
     only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
     if only_one + only_other == 0:
-        return Test(np.nan, np.nan, len(one), "no item is answered differently" if len(one) else "n = 0: no items")
+        return Test(
+            np.nan, np.nan, len(one), "no item is answered differently" if len(one) else "n = 0: no items"
+        )
     table = [[int((one & other).sum()), only_one], [only_other, int((~one & ~other).sum())]]
     return Test(float(only_one), float(exact_mcnemar(table, exact=True).pvalue), len(one))

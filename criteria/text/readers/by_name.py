@@ -72,7 +72,9 @@ def _check_is_text(path: Path, plain: bool) -> None:
     if start.startswith(POINTER):
         raise ExciseError(f"{path}: only a pointer of Git LFS; fetch the file itself (git lfs pull)")
     if plain and b"\0" in start:
-        raise ExciseError(f"{path}: no text, it holds a zero byte (at byte {start.index(0)}); is it packed, or in UTF-16?")
+        raise ExciseError(
+            f"{path}: no text, it holds a zero byte (at byte {start.index(0)}); is it packed, or in UTF-16?"
+        )
 
 
 def _suffix(path: Path) -> str:

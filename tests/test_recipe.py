@@ -10,6 +10,7 @@ from criteria.text.sources import Source
 from experts.disk.names import model_folder, recipes_folder
 from experts.errors import ExciseError
 from experts.units import parse_size
+from finetune.settings import TeacherSettings
 from prune.recipe.read import read_recipe, recipe_file
 from prune.recipe.schema import (
     AuditSettings,

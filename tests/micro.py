@@ -1,4 +1,4 @@
-"""A mixture of experts with integer weights, small enough to work out every statistic by hand (see test_statistics.py).
+"""A mixture of experts with integer weights, small enough to work out every statistic by hand (see criteria/test_statistics.py).
 
 H = 2, E = 3, k = 2, one layer. Tokens 0, 1, 2 are the vectors (1, 0), (0, 2), (3, 4). The router's rows are (1, 0), (0, 1), (1, 1)
 and its logits are the gate weights. Experts: f_0(x) = 2x, f_1(x) = (x₂, x₁), f_2(x) = −x.

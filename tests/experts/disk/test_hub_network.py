@@ -174,7 +174,7 @@ def test_one_file_that_is_not_there(hub: FakeHub, tmp_path: Path, offline: Calla
 
 # The command line.
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 UNWAITING = "import time; time.sleep = lambda seconds: None\nfrom prune.entry import main; main()"
 
 

@@ -27,7 +27,7 @@ from tests import architectures, tiny, wrappers
 from tests.conftest import windows
 from tests.masking import masked
 
-TABLE = Path(__file__).resolve().parent.parent / "ARCHITECTURES.md"
+TABLE = Path(__file__).resolve().parents[3] / "ARCHITECTURES.md"
 EVEN, FEW = (0, 1, 3, 4, 5, 7), (1, 2, 4, 6)  # as many of either router group
 REFUSED = {
     "diffusion_gemma": "two MoE blocks in one decoder layer",
@@ -42,7 +42,7 @@ HEAD = """# Architectures
 Every causal-LM type of transformers {version} that routes through its experts interface, built small with random weights by its own
 configuration class: found by structure, calibrated, then restricted = cut = exported and reloaded, logits bit-equal, with equal counts and
 with unequal ones (`scope: global`, which loads by the named class of the library, resized); and as close as rounding to routing with masked
-logits, which needs no code of Excise. Routers that know groups have two. `tests/test_breadth.py` makes this table and fails when it is out
+logits, which needs no code of Excise. Routers that know groups have two. `tests/prune/checkpoint/test_breadth.py` makes this table and fails when it is out
 of date. Effects at positions (`excise effects`, `excise audit`) are packed into one forward where that equals plain
 replay, else every intervention is a whole forward. {supported} supported, {refused} refused, none failing.
 

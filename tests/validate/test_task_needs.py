@@ -12,9 +12,9 @@ import yaml
 from experts.anatomy import dissect, load, load_tokenizer
 from experts.errors import ExciseError
 from tests import tiny
+from tests.prune.run.test_run import counted
 from tests.recipes import execute, invoke
 from tests.tasks import task_file
-from tests.test_run import counted
 from validate.task_needs import ALLOWED, check_tasks, check_tokenizer, refusal_of_code
 from validate.tasks import Benchmark
 

@@ -82,7 +82,7 @@ def test_formula_by_hand(name: str) -> None:
 def test_every_observational_criterion_is_worked_out_by_hand() -> None:
     observed = {
         name for name, row in CRITERIA.items() if row.measurement is None
-    }  # the measured ones have tests/test_causal.py
+    }  # the measured ones have test_causal.py
     assert observed - {"random"} <= set(BY_HAND)
 
 

@@ -25,7 +25,7 @@ from prune.console.messages import printable
 from tests import tiny
 from tests.play import Play
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 # What an exception means.

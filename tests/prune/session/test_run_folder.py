@@ -7,7 +7,7 @@ import pytest
 
 from prune.session import session as session_module
 from prune.session.run_folder import RunFolder
-from tests.test_resume import audit, killed, numbers, run
+from tests.prune.session.test_resume import audit, killed, numbers, run
 from validate.loss import window_losses
 from validate.rows import LossEvaluator
 

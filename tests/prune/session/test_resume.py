@@ -20,8 +20,8 @@ from prune.recover import students as students_module
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
 from tests import tiny
+from tests.prune.recover.test_recover_command import without_time
 from tests.tasks import task_file
-from tests.test_finetune import without_time
 
 SHORT = (
     "finetune.steps=2",

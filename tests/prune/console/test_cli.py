@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import uniform_plan
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def excise(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":

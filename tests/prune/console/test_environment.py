@@ -37,7 +37,7 @@ from prune.session import run_folder as stages
 from prune.session import session as session_module
 from tests.play import Play
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def noted(command: list[str]) -> Any:

@@ -15,12 +15,12 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="excise-datasets-")
 
 from criteria.text.windows import Windows
 from experts.plan import Plan
-from tests import tiny
-from tests.fake_hub import hub, hub_folder, offline  # noqa: F401 - fixtures
-from tests.recipes import recipe_path, recovery_recipe  # noqa: F401 - fixtures
+from tests.support import tiny
+from tests.support.fake_hub import hub, hub_folder, offline  # noqa: F401 - fixtures
+from tests.support.recipes import recipe_path, recovery_recipe  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
-    from tests.play import Play
+    from tests.support.play import Play
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def play(tmp_path_factory: pytest.TempPathFactory) -> "Play":
     """What every command runs on in a second."""
-    from tests.play import Play
+    from tests.support.play import Play
 
     return Play(tmp_path_factory.mktemp("play"))
 

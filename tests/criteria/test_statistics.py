@@ -15,9 +15,9 @@ from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.anatomy import dissect
 from experts.errors import ExciseError
-from tests import tiny
 from tests.conftest import windows
-from tests.micro import MicroModel
+from tests.support import tiny
+from tests.support.micro import MicroModel
 
 SUMS = ("tokens", "moments", "peak", "turning", "together", "by_domain")
 

@@ -13,8 +13,8 @@ from experts.errors import ExciseError
 from prune.recipe.read import parse_recipe
 from prune.session.prepare import prepare
 from prune.session.session import Session
-from tests import talking, tiny
-from tests.tasks import ITEMS, task_file
+from tests.support import talking, tiny
+from tests.support.tasks import ITEMS, task_file
 from validate.tasks import Benchmark
 
 FEW = 12  # items

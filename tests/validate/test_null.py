@@ -9,8 +9,8 @@ import pytest
 from experts.anatomy import Anatomy, dissect
 from experts.plan import Plan
 from experts.shape import Shape
-from tests import tiny
 from tests.conftest import uniform_plan, windows
+from tests.support import tiny
 from validate.draw import equal_plans, random_plans
 from validate.null import LOSS, Contest, Measure, against_random, with_verdicts
 from validate.overlap import overlap, overlaps, stability

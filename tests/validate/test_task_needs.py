@@ -11,10 +11,10 @@ import yaml
 
 from experts.anatomy import dissect, load, load_tokenizer
 from experts.errors import ExciseError
-from tests import tiny
 from tests.prune.run.test_run import counted
-from tests.recipes import execute, invoke
-from tests.tasks import task_file
+from tests.support import tiny
+from tests.support.recipes import execute, invoke
+from tests.support.tasks import task_file
 from validate.task_needs import ALLOWED, check_tasks, check_tokenizer, refusal_of_code
 from validate.tasks import Benchmark
 

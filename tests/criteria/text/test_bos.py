@@ -20,7 +20,7 @@ from prune.console.cli import app
 from prune.recipe.read import parse_recipe
 from prune.session.prepare import prepare
 from prune.session.session import Session
-from tests import talking, tiny
+from tests.support import talking, tiny
 
 BEGINS, WITHOUT = talking.tokenizer(), tiny.tokenizer()
 ON_REQUEST = talking.tokenizer(begins=False)  # has the token, and puts it nowhere

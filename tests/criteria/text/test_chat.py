@@ -11,7 +11,7 @@ from criteria.text.bos import Bos
 from criteria.text.sources import Source
 from criteria.text.windows import Windows, read_windows
 from experts.errors import ExciseError
-from tests import talking, tiny
+from tests.support import talking, tiny
 
 STRICT, FREE = talking.tokenizer(talking.STRICT), talking.tokenizer(talking.FREE)
 PLAIN = talking.tokenizer()

@@ -14,7 +14,7 @@ from criteria.text.rows import RowText
 from criteria.text.sources import Source
 from criteria.text.windows import Windows, read_windows
 from experts.errors import ExciseError
-from tests import talking, tiny
+from tests.support import talking, tiny
 
 FREE = talking.tokenizer(talking.FREE)
 

@@ -32,7 +32,7 @@ from criteria.text.sampling import counted, every, sample, visited
 from criteria.text.sources import Source
 from criteria.text.windows import Windows, consecutive, read_windows
 from experts.errors import ExciseError
-from tests import tiny
+from tests.support import tiny
 
 BYTES = tiny.tokenizer()  # a token a byte
 CELL = 4096

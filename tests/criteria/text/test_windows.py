@@ -10,7 +10,7 @@ from criteria.text.sources import Source
 from criteria.text.standard_library import documents, split_of
 from criteria.text.windows import Windows, check_disjoint, overlap, read_windows
 from experts.errors import ExciseError
-from tests import tiny
+from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
 

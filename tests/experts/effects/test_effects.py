@@ -17,7 +17,7 @@ from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.seam import intercepted
-from tests import tiny
+from tests.support import tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 modes = pytest.mark.parametrize("mode", list(Mode))

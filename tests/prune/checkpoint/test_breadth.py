@@ -23,9 +23,9 @@ from experts.surgery import cut
 from prune.checkpoint.rehearsal import check_export, check_reload
 from prune.checkpoint.write import export
 from prune.recover.recovery import check_stored
-from tests import architectures, tiny, wrappers
 from tests.conftest import windows
-from tests.masking import masked
+from tests.support import architectures, tiny, wrappers
+from tests.support.masking import masked
 
 TABLE = Path(__file__).resolve().parents[3] / "ARCHITECTURES.md"
 EVEN, FEW = (0, 1, 3, 4, 5, 7), (1, 2, 4, 6)  # as many of either router group

@@ -15,7 +15,7 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.shape import Shape
 from prune.checkpoint.rehearsal import check_export, check_reload, trial_plans
-from tests import tiny
+from tests.support import tiny
 
 Edit = Callable[[Path], None]
 

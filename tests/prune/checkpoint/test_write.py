@@ -24,8 +24,8 @@ from prune.checkpoint import ranges
 from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint.write import export
 from prune.inspect import describe
-from tests import tiny
 from tests.conftest import unequal_plan, uniform_plan
+from tests.support import tiny
 
 
 def layout_of(folder: Path) -> Layout:

@@ -16,7 +16,7 @@ from experts.plan import Plan
 from prune.compare.report import agreement_rows
 from prune.console.cli import app
 from prune.session import session as session_module
-from tests.tasks import task_file
+from tests.support.tasks import task_file
 from validate.agreement import agreement, spearman
 
 CRITERIA = [

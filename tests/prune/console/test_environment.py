@@ -35,7 +35,7 @@ from prune.console.environment import mend
 from prune.console.messages import listening
 from prune.session import run_folder as stages
 from prune.session import session as session_module
-from tests.play import Play
+from tests.support.play import Play
 
 ROOT = Path(__file__).resolve().parents[3]
 

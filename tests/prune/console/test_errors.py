@@ -22,8 +22,8 @@ from experts.plan import Plan
 from prune.console.cli import app
 from prune.console.explain import explained
 from prune.console.messages import printable
-from tests import tiny
-from tests.play import Play
+from tests.support import tiny
+from tests.support.play import Play
 
 ROOT = Path(__file__).resolve().parents[3]
 

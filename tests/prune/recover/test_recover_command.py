@@ -31,10 +31,10 @@ from prune.checkpoint.write import export
 from prune.recipe.read import read_recipe
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
-from tests import tiny
 from tests.conftest import uniform_plan, windows
-from tests.recipes import invoke
-from tests.tasks import task_file
+from tests.support import tiny
+from tests.support.recipes import invoke
+from tests.support.tasks import task_file
 from validate.loss import window_losses
 
 

@@ -10,8 +10,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from tests import tiny
-from tests.recipes import invoke
+from tests.support import tiny
+from tests.support.recipes import invoke
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from prune.recipe.schema import Recipe
 from prune.run import pipeline as run_module
 from prune.session import session as session_module
 from prune.session.prepare import prepare
-from tests.recipes import execute
+from tests.support.recipes import execute
 
 FILES = (
     "recipe.yaml",
@@ -443,7 +443,7 @@ def test_two_runs_in_one_folder(recipe_path: Path, tmp_path: Path) -> None:
 
 
 def test_broken_weights_are_noticed(recipe_path: Path, tmp_path: Path) -> None:
-    from tests import tiny
+    from tests.support import tiny
 
     model = tiny.build("olmoe")
     with torch.no_grad():

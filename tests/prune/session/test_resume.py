@@ -19,9 +19,9 @@ from prune.recover import recovery as recovery_module
 from prune.recover import students as students_module
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
-from tests import tiny
 from tests.prune.recover.test_recover_command import without_time
-from tests.tasks import task_file
+from tests.support import tiny
+from tests.support.tasks import task_file
 
 SHORT = (
     "finetune.steps=2",

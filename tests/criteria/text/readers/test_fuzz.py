@@ -17,7 +17,7 @@ from criteria.text.readers.storage import Data
 from criteria.text.sources import Source
 from criteria.text.windows import Windows, consecutive, read_windows
 from experts.errors import ExciseError
-from tests import talking, tiny
+from tests.support import talking, tiny
 
 PLAIN, CHAT = tiny.tokenizer(), talking.tokenizer(talking.STRICT)
 FUZZ = settings(

@@ -15,7 +15,7 @@ from criteria.text.sources import Source
 from criteria.text.splits import Part, parts
 from criteria.text.windows import Windows, consecutive, read_windows
 from experts.errors import ExciseError
-from tests import tiny
+from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
 TEXTS = [letter * 30 for letter in "abcdef"]

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from tests.architectures import known, language, randomised
+from tests.support.architectures import known, language, randomised
 
 # Small sizes of a tower for images or sound, under every name that configurations use; a tower takes those it knows.
 TOWER: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from tests import tiny
+from tests.support import tiny
 
 # As Gemma's: it writes the beginning of the text itself, takes no system message, and roles have to take turns.
 STRICT = (

@@ -10,8 +10,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from experts.plan import Plan
-from tests import tiny
-from tests.tasks import task_file
+from tests.support import tiny
+from tests.support.tasks import task_file
 
 
 class Play:

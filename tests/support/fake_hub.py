@@ -23,7 +23,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from tests import tiny
+from tests.support import tiny
 
 CARD = b"---\nlicense: other\nlicense_name: tiny\nlanguage: en\n---\nA card.\n"
 COMPANIONS = {"README.md": CARD, "LICENSE": b"terms", "NOTICE": b"notes", "hy.tiktoken": b"words"}

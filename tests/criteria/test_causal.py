@@ -28,8 +28,8 @@ from experts.modes import Scope
 from experts.plan import Plan
 from experts.seam import intercepted
 from experts.shape import Shape
-from tests.conftest import windows
 from tests.support import tiny
+from tests.support.inputs import windows
 from validate.loss import window_losses
 
 NOTHING = np.zeros((3, 8), dtype=bool)

@@ -15,8 +15,8 @@ from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.anatomy import dissect
 from experts.errors import ExciseError
-from tests.conftest import windows
 from tests.support import tiny
+from tests.support.inputs import windows
 from tests.support.micro import MicroModel
 
 SUMS = ("tokens", "moments", "peak", "turning", "together", "by_domain")

@@ -31,8 +31,8 @@ from prune.checkpoint.provenance import check_teacher, pruned_plan
 from prune.checkpoint.slices import slice_layout
 from prune.checkpoint.write import TrainedWeights, export
 from prune.recover.stored_weights import Storage
-from tests.conftest import unequal_plan, uniform_plan, windows
 from tests.support import tiny
+from tests.support.inputs import unequal_plan, uniform_plan, windows
 from validate.lead import healed, lead
 from validate.null import Measure
 from validate.statistics import clustered_share

@@ -15,8 +15,8 @@ from experts.effects.instrument import Instrument
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
-from tests.conftest import uniform_plan, windows
 from tests.support import tiny
+from tests.support.inputs import uniform_plan, windows
 from validate import rig
 from validate.draw import random_plans
 from validate.loss import window_losses

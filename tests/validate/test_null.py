@@ -9,8 +9,8 @@ import pytest
 from experts.anatomy import Anatomy, dissect
 from experts.plan import Plan
 from experts.shape import Shape
-from tests.conftest import uniform_plan, windows
 from tests.support import tiny
+from tests.support.inputs import uniform_plan, windows
 from validate.draw import equal_plans, random_plans
 from validate.null import LOSS, Contest, Measure, against_random, with_verdicts
 from validate.overlap import overlap, overlaps, stability

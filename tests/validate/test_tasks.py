@@ -13,8 +13,8 @@ from experts.anatomy import Anatomy, dissect
 from experts.disk.names import recipes_folder
 from experts.errors import ExciseError
 from experts.plan import Plan
-from tests.conftest import uniform_plan
 from tests.support import tiny
+from tests.support.inputs import uniform_plan
 from tests.support.tasks import ITEMS, task_file
 from validate.tasks import Benchmark, ItemEvaluator
 

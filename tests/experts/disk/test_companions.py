@@ -21,8 +21,8 @@ from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.source_card import read_source_card
 from prune.checkpoint.write import export, export_notes
 from prune.console.cli import app
-from tests.conftest import unequal_plan, uniform_plan
 from tests.support import tiny
+from tests.support.inputs import unequal_plan, uniform_plan
 
 GOES_ALONG = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "qwen.tiktoken", "tekken.json", "vocab.json", "merges.txt",

@@ -22,9 +22,9 @@ from prune.inspect import describe, look_at
 from prune.recipe.read import read_recipe
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
-from tests.conftest import uniform_plan
 from tests.support import tiny
 from tests.support.fake_hub import COMPANIONS, COPIES, INDEX, SHARDS, FakeHub, Repo, downloads, names
+from tests.support.inputs import uniform_plan
 
 HEADER = 100_001  # bytes that the client asks for to read a header
 

@@ -17,9 +17,9 @@ from experts.disk.find import open_anywhere
 from experts.disk.names import model_folder
 from experts.errors import ExciseError
 from prune.inspect import look_at
-from tests.conftest import uniform_plan
 from tests.support import tiny
 from tests.support.fake_hub import INDEX, SHARDS, FakeHub, downloads, names
+from tests.support.inputs import uniform_plan
 
 SECOND = "GET .*00002-of"
 STEPS = {

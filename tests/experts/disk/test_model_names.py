@@ -15,7 +15,7 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from prune.checkpoint.card import plan_card
 from prune.recipe.read import parse_recipe
-from tests.conftest import uniform_plan
+from tests.support.inputs import uniform_plan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FORMS = {

@@ -31,8 +31,8 @@ from experts.errors import ExciseError
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export, export_notes
 from prune.console.cli import app
-from tests.conftest import uniform_plan
 from tests.support import tiny
+from tests.support.inputs import uniform_plan
 
 SHARD, NAMED, PICKLE = "model-00001-of-00001.safetensors", "other.safetensors", "pytorch_model.bin"
 DISTRIBUTED = "shard-00000-model-00001-of-00001.safetensors"

@@ -25,8 +25,8 @@ from experts.effects.instrument import Instrument
 from experts.modes import Mode, Scope
 from experts.shape import Shape
 from prune.console.cli import app
-from tests.conftest import windows
 from tests.support import planted, tiny
+from tests.support.inputs import windows
 from validate import effect_table as effects_module
 from validate.effect_table import Cells, measure
 from validate.loss import window_losses

@@ -23,8 +23,8 @@ from experts.surgery import cut
 from prune.checkpoint.rehearsal import check_export, check_reload
 from prune.checkpoint.write import export
 from prune.recover.recovery import check_stored
-from tests.conftest import windows
 from tests.support import architectures, tiny, wrappers
+from tests.support.inputs import windows
 from tests.support.masking import masked
 
 TABLE = Path(__file__).resolve().parents[3] / "ARCHITECTURES.md"

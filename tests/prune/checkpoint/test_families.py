@@ -15,8 +15,8 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.surgery import cut
 from prune.checkpoint.write import export
-from tests.conftest import unequal_plan, uniform_plan
 from tests.support import tiny
+from tests.support.inputs import unequal_plan, uniform_plan
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 

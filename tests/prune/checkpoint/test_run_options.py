@@ -15,8 +15,8 @@ from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.plan import Plan
 from prune.checkpoint.write import export, export_notes
-from tests.conftest import unequal_plan, uniform_plan
 from tests.support import tiny
+from tests.support.inputs import unequal_plan, uniform_plan
 
 OPTIONS = {
     "output_router_logits": True,

@@ -34,8 +34,8 @@ from prune.recipe.read import read_recipe
 from prune.recipe.schema import Recipe
 from prune.session.prepare import prepare
 from prune.session.session import Session
-from tests.conftest import unequal_plan
 from tests.support import tiny
+from tests.support.inputs import unequal_plan
 
 MODEL = DeepSeek(hidden=128, inner=32, layers=3, experts=16, top_k=4, groups=4, vocabulary=64, shards=3)
 

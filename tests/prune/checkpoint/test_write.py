@@ -24,8 +24,8 @@ from prune.checkpoint import ranges
 from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint.write import export
 from prune.inspect import describe
-from tests.conftest import unequal_plan, uniform_plan
 from tests.support import tiny
+from tests.support.inputs import unequal_plan, uniform_plan
 
 
 def layout_of(folder: Path) -> Layout:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import uniform_plan
+from tests.support.inputs import uniform_plan
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -31,8 +31,8 @@ from prune.checkpoint.write import export
 from prune.recipe.read import read_recipe
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
-from tests.conftest import uniform_plan, windows
 from tests.support import tiny
+from tests.support.inputs import uniform_plan, windows
 from tests.support.recipes import invoke
 from tests.support.tasks import task_file
 from validate.loss import window_losses

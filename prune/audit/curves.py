@@ -39,9 +39,11 @@ class Curves:
             session.shape,
             layers,
         )
-        count = min(settings.windows, len(session.validation))
-        self.numbers = np.unique(np.linspace(0, len(session.validation) - 1, count).round().astype(np.int64))
-        self.windows = session.validation.select(self.numbers)
+        count = min(settings.windows, len(session.texts.validation))
+        self.numbers = np.unique(
+            np.linspace(0, len(session.texts.validation) - 1, count).round().astype(np.int64)
+        )
+        self.windows = session.texts.validation.select(self.numbers)
         self.removed = min(settings.max_removed, self.shape.num_experts - self.shape.smallest)
 
     def execute(self) -> dict[str, Any]:
@@ -64,12 +66,14 @@ class Curves:
     def _measured(self) -> dict[str, Array]:
         """Raw rows by "layer/order": [J, P] at tokens, [J, N] from the layer. A finished layer is never measured again."""
         session, identity = self.session, [(scores.criterion, scores.digest) for scores in self.table]
-        key = key_of("progressive", session.loaded, self.windows.hash, self.settings.model_dump(), identity)
+        key = key_of(
+            "progressive", session.model.identity, self.windows.hash, self.settings.model_dump(), identity
+        )
         store = Store(session.folder.path / "progressive.safetensors", key)
         arrays = store.read()
         missing = [layer for layer in self.layers if f"{layer}/{AT_TOKEN}" not in arrays]
         if missing:
-            tokens = torch.from_numpy(self.windows.tokens).to(next(session.anatomy.model.parameters()).device)
+            tokens = torch.from_numpy(self.windows.tokens).to(session.model.device)
             at_token, from_layer = self._instruments(tokens)
             for layer in tqdm(missing, desc="progressive removal", unit="layer", delay=2):
                 found = by_order(from_layer, tokens, layer, self._orders(layer), self.removed)

@@ -34,7 +34,7 @@ def stabilities(
     chosen, first = affordable(prepared), prepared.recipe.calibration.seed
     for seed in range(first + 1, first + prepared.recipe.compare.seeds):
         other = session.reseeded(seed, chosen)
-        shared.append(_shared(session.calibration.tokens, other.calibration.tokens))
+        shared.append(_shared(session.texts.calibration.tokens, other.texts.calibration.tokens))
         if shared[-1] < 1:
             for key, plan in _plans(other, budgets).items():
                 plans[key].append(plan)
@@ -62,10 +62,8 @@ def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
 
 def _plans(session: Session, budgets: tuple[Budget, ...]) -> dict[tuple[str, Budget], Plan]:
     plans: dict[tuple[str, Budget], Plan] = {}
-    statistics = session.calibrate()
     # As the first seed's: a search goes down to the smallest budget of its scope.
-    measured = {scope: session.measured(statistics, budget) for scope, budget in deepest(budgets).items()}
-    tables = {scope: session.rank(found) for scope, found in measured.items()}
+    tables = {scope: session.scores(budget) for scope, budget in deepest(budgets).items()}
     for budget in budgets:
         table = tables[budget.scope]
         plans |= {(scores.criterion, budget): plan_for(scores, budget, session.shape) for scores in table}

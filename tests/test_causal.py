@@ -398,7 +398,11 @@ def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
     made = replace(setting(dissect(tiny.build("olmoe")), windows(6)), batch=2)
     whole = scores_of("causal_removal", made)
-    kept, looked, look = replace(made, partial=Store(tmp_path / "partial", "key")), [], Instrument.look
+    kept, looked, look = (
+        replace(made, partial=Store(tmp_path / "partial", "key")),
+        [],
+        Instrument.clean_forward,
+    )
 
     def counted(self: Instrument, tokens: Tensor, scope: Scope) -> object:
         looked.append(len(tokens))
@@ -406,7 +410,7 @@ def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
         return look(self, tokens, scope)
 
-    monkeypatch.setattr(Instrument, "look", counted)
+    monkeypatch.setattr(Instrument, "clean_forward", counted)
     with pytest.raises(KeyboardInterrupt):
         scores_of("causal_removal", kept)
     looked.clear()

@@ -11,13 +11,14 @@ import numpy as np
 from criteria.budget import Budget, Scope, deepest
 from criteria.scores import Scores
 from criteria.selection import check_protected, select
+from experts.keys import environment
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.report import markdown
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
-from prune.session.run_folder import describe, environment, write_json, write_text
+from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of

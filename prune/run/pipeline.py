@@ -18,6 +18,7 @@ from experts.ablation import restricted
 from experts.disk.companions import PLAN
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
+from experts.keys import environment, key_of
 from experts.notes import tell
 from experts.plan import Plan
 from experts.units import human, parse_size
@@ -29,7 +30,7 @@ from prune.recover.recovery import Recovery, check_targets
 from prune.run.report import markdown
 from prune.session.measures import check_rows, measures_of, row_key
 from prune.session.prepare import Prepared, check_pruning
-from prune.session.run_folder import CHECKPOINT, describe, environment, key_of, write_json, write_text
+from prune.session.run_folder import CHECKPOINT, describe, write_json, write_text
 from prune.session.session import Session
 from validate.agreement import agreement
 from validate.null import Contest, against_random, with_verdicts

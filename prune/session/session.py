@@ -33,11 +33,11 @@ from experts.disk.fingerprint import digest_files
 from experts.disk.hub_files import reads_prompts
 from experts.disk.weight_files import regular_files
 from experts.errors import ExciseError
+from experts.keys import key_of, libraries
 from experts.notes import tell
 from experts.plan import Plan
 from prune.recipe.schema import TextSettings
 from prune.session.prepare import Prepared
-from prune.session.run_folder import key_of, libraries
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest
 from validate.task_needs import check_tokenizer

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from criteria.budget import Budget, Scope
+from criteria.budget import Budget, BudgetScope
 from criteria.scores import Scores, save
-from criteria.selection import check_protected, select
+from criteria.selection import check_protected, plan_for
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.ablation import restricted
@@ -63,7 +63,7 @@ class Run:
         return self.prepared.budgets[self.recipe.prune.scope]
 
     @property
-    def scopes(self) -> list[Scope]:
+    def scopes(self) -> list[BudgetScope]:
         """Those the first criterion is tested in. A search belongs to one: its order says nothing in another."""
         return self.prepared.scopes[:1] if self.prepared.criteria[0].searches else self.prepared.scopes
 
@@ -89,7 +89,7 @@ class Run:
         """Every criterion's plan, its reverse and the random plans on held-out text; the rig is checked first."""
         settings = self.recipe.validation
         key = row_key(self.session)
-        plan = select(table[0], self.plan_budget, self.shape)
+        plan = plan_for(table[0], self.plan_budget, self.shape)
         # The scores themselves: a user's criterion can change behind an unchanged name.
         asked = self.session.asked if settings.tasks else ""
         inputs = (
@@ -196,7 +196,7 @@ class Run:
             check_protected(self.session.protected(observed), self.prepared.budgets[scope], self.shape)
         statistics = self.session.measured(observed, self.plan_budget)
         table = self.rank(statistics)
-        plan = select(table[0], self.plan_budget, self.shape)
+        plan = plan_for(table[0], self.plan_budget, self.shape)
         self._check_size(plan)
         self._check_written(plan)
         write_json(self.folder.path / "plan.json", plan.to_json())

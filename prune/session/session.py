@@ -22,7 +22,7 @@ from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import Criterion
 from criteria.scores import Scores, score
-from criteria.selection import select
+from criteria.selection import plan_for
 from criteria.statistics import Array, Statistics
 from criteria.text.chat import Template
 from criteria.text.context_length import check_vocabulary, context_note
@@ -259,7 +259,7 @@ class Session:
         # The same numbers turned round: a user's function need not give them twice.
         name, formula = f"reversed:{criterion.name}", f"−({criterion.formula})"
         reverse = replace(scores, values=-scores.values, criterion=name, formula=formula)
-        plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
+        plan, reversed_plan = (plan_for(one, budget, self.shape) for one in (scores, reverse))
         drawn = (self.shape, scores.protected, settings.random_plans, settings.random_seed)
         equal = None if plan.uniform else equal_plans(plan, *drawn)
         return Contest(

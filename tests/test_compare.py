@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from criteria.scores import Scores
 from experts.plan import Plan
-from prune.compare.report import agreement_rows
+from prune.compare.plan_tables import agreement_rows
 from prune.console.cli import app
 from prune.session import session as session_module
 from tests.tasks import task_file
@@ -61,7 +61,7 @@ def test_agreement_needs_measured_removals() -> None:
 
 
 def test_agreement_is_listed_best_first() -> None:
-    found = agreement_rows({"spearman": {"low": [-0.5, None], "none": [None, None], "high": [0.25, 0.75]}})
+    found = agreement_rows({"low": [-0.5, None], "none": [None, None], "high": [0.25, 0.75]})
     assert found == [
         ("high", "+0.50", "+0.25", "+0.75"),
         ("low", "-0.50", "-0.50", "nan"),

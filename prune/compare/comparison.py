@@ -1,10 +1,8 @@
 """`excise compare`: several criteria at several budgets, on the same held-out windows and items, each against random plans of its sizes."""
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -13,8 +11,11 @@ from criteria.scores import Scores
 from criteria.selection import check_protected, select
 from experts.notes import tell
 from experts.plan import Plan
+from prune.compare.csv_rows import comparison_csv
 from prune.compare.report import markdown
+from prune.compare.result import ComparisonResult, Overlap, Task
 from prune.compare.stability import stabilities
+from prune.results import Check
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
 from prune.session.run_folder import describe, environment, write_json, write_text
@@ -26,34 +27,6 @@ from validate.overlap import overlaps
 from validate.rig import check_rig
 from validate.verdict import PAIR_RULE, RULE, Correction
 
-COLUMNS = (
-    "criterion",
-    "scope",
-    "fraction",
-    "measure",
-    "value",
-    "delta",
-    "delta_low",
-    "delta_high",
-    "random_mean",
-    "random_sd",
-    "reversed_delta",
-    "p",
-    "p_worse",
-    "p_corrected",
-    "p_worse_corrected",
-    "low",
-    "high",
-    "verdict",
-    "verdict_equal_counts",
-    "smallest_detectable",
-    "effect",
-    "clusters",
-    "p_full",
-    "ends_alike",
-    "stability",
-)
-
 
 class Comparison:
     """All criteria of a recipe × its budgets. Plans that were measured before, also by other criteria, are not measured again."""
@@ -62,7 +35,7 @@ class Comparison:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.shape, self.session = prepared.shape, Session(prepared)
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> ComparisonResult:
         """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
         for note in self._notes():
             tell(note)
@@ -81,7 +54,7 @@ class Comparison:
             found.append(f"{', '.join(by_rounds)}: {what}; the plans of larger ones are met on the way")
         return found
 
-    def _compared(self) -> dict[str, Any]:
+    def _compared(self) -> ComparisonResult:
         write_json(self.folder.path / "environment.json", environment())
         observed = self.session.calibrate()
         for budget in self.prepared.compared:
@@ -91,11 +64,11 @@ class Comparison:
         tables = {scope: self.session.rank(statistics) for scope, statistics in measured.items()}
         result = self._result(tables)
         write_json(self.folder.path / "comparison.json", result)
-        write_text(self.folder.path / "comparison.csv", _csv(result))
+        write_text(self.folder.path / "comparison.csv", comparison_csv(result))
         write_text(self.folder.path / "comparison.md", markdown(result))
         return result
 
-    def _result(self, tables: dict[Scope, list[Scores]]) -> dict[str, Any]:
+    def _result(self, tables: dict[Scope, list[Scores]]) -> ComparisonResult:
         settings, windows = self.recipe.validation, self.session.validation
         plans = {
             (scores.criterion, budget): select(scores, budget, self.shape)
@@ -112,7 +85,7 @@ class Comparison:
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
             **stabilities(self.session, self.prepared.compared, plans),
             "agreement": {
-                "reference": reference and reference.criterion,
+                "reference": reference.criterion if reference else None,
                 "layers": list(self.shape.layers),
                 "spearman": _agreement(tables),
             },
@@ -129,7 +102,7 @@ class Comparison:
             "tasks": [_task(measure) for measure in measures[1:]],
             "text": {"calibration": describe(self.session.calibration), "validation": describe(windows)},
             "model": self.prepared.model,
-            "checks": [asdict(check) for check in checks],
+            "checks": [cast(Check, asdict(check)) for check in checks],
             "notes": self._notes(),
             "run": str(self.folder.path),
         }
@@ -138,7 +111,7 @@ class Comparison:
     def _pairs(self) -> int:
         return pairs.count(len(self.prepared.criteria), len(self.prepared.compared))
 
-    def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> dict[str, Any]:
+    def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> Overlap:
         chosen = [plans[criterion.name, budget] for criterion in self.prepared.criteria]
         matrix = [[number(value) for value in row] for row in overlaps(chosen).tolist()]
         names = [criterion.name for criterion in self.prepared.criteria]
@@ -167,7 +140,7 @@ def _agreement(tables: dict[Scope, list[Scores]]) -> dict[str, list[float | None
     return found
 
 
-def _task(measure: Measure) -> dict[str, Any]:
+def _task(measure: Measure) -> Task:
     values = measure.sign * measure.values(None)
     return {
         "name": measure.name,
@@ -175,47 +148,3 @@ def _task(measure: Measure) -> dict[str, Any]:
         "items": len(values),
         "full": float(np.mean(values)),
     }
-
-
-def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat row per criterion, budget and measure, in the columns of comparison.csv."""
-    stable = {(row["criterion"], row["scope"], row["fraction"]): row["mean"] for row in result["stability"]}
-    found = []
-    for plan in result["plans"]:
-        loss = {**plan, "name": "loss", "value": result["loss"] + plan["delta"]}
-        found += [
-            _row(plan, cost, stable[plan["criterion"], plan["scope"], plan["fraction"]])
-            for cost in (loss, *plan["tasks"])
-        ]
-    return found
-
-
-def _row(plan: dict[str, Any], cost: dict[str, Any], stable: float | None) -> dict[str, Any]:
-    there = {name: cost[name] for name in COLUMNS if name in cost}
-    ends = {"delta_low": cost["delta_interval"][0], "delta_high": cost["delta_interval"][1]}
-    low, high = cost["interval"]
-    chance = {
-        "random_mean": cost["random"]["mean"],
-        "random_sd": cost["random"]["sd"],
-        "low": low,
-        "high": high,
-    }
-    equal = cost["equal_counts"] and cost["equal_counts"]["verdict"]
-    budget = {name: plan[name] for name in ("criterion", "scope", "fraction")}
-    return {
-        **there,
-        **budget,
-        "measure": cost["name"],
-        **ends,
-        **chance,
-        "verdict_equal_counts": equal,
-        "stability": stable,
-    }
-
-
-def _csv(result: dict[str, Any]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(result))
-    return text.getvalue()

@@ -4,7 +4,7 @@ import shutil
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from torch import Tensor
@@ -22,13 +22,15 @@ from finetune.adapters import find_targets
 from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
 from finetune.training_log import CURVE, read_rows
 from prune.checkpoint import write as checkpoint
-from prune.checkpoint.card import recovered_card
 from prune.checkpoint.provenance import pruned_plan
-from prune.checkpoint.slices import slice_layout
+from prune.checkpoint.slices import Piece, by_name, slice_layout
+from prune.recover.card import recovered_card
 from prune.recover.report import markdown
+from prune.recover.result import Places, RecoveryResult
 from prune.recover.stored_weights import Storage
 from prune.recover.students import FromDisk, InMemory, Student, choose_students, teacher_identity
-from prune.recover.summary import described, found, healing_csv
+from prune.recover.summary import recovery_csv, recovery_summary
+from prune.recover.training import training_provenance
 from prune.session.measures import measures_of, row_key
 from prune.session.prepare import Prepared
 from prune.session.run_folder import describe, environment, key_of, write_json, write_text
@@ -58,7 +60,7 @@ def check_stored(anatomy: Anatomy, layout: Layout, targets: tuple[str, ...]) -> 
     whole = Plan(
         layout.shape.num_experts, dict.fromkeys(layout.shape.layers, tuple(range(layout.shape.num_experts)))
     )
-    pieces = {piece.name: piece for shard in slice_layout(layout, whole).values() for piece in shard}
+    pieces = by_name(slice_layout(layout, whole))
     weights = dict(anatomy.model.named_parameters())
     found = {name: weights[name] for name in find_targets(anatomy, targets).weights}
     Storage(anatomy.model, pieces).check(found)
@@ -143,11 +145,11 @@ class Recovery:
             found["unpruned"] = Plan(shape.num_experts, everything, self.plan.model, "unpruned", "")
         return found
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> RecoveryResult:
         """Writes recovery.json, recovery.md, the adapter and the merged checkpoint; gives the content of recovery.json."""
         stage = self._stage
         if kept := self.folder.kept("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
-            return {**kept, **self._places()}
+            return {**cast(RecoveryResult, kept), **self._places()}
         self._check_output()
         before, after = self._measured()
         for name, plan in self.plans.items():
@@ -155,7 +157,7 @@ class Recovery:
                 self._recover(name, plan, before[0], after)
         result = self._result(before, after)
         self.folder.begin("recovery")
-        write_text(self.folder.path / "healing.csv", healing_csv(result["plans"]))
+        write_text(self.folder.path / "healing.csv", recovery_csv(result["plans"]))
         write_json(self.folder.path / RESULT, result)
         write_text(self.folder.path / REPORT, markdown(result))
         self.folder.finish("recovery", stage)
@@ -198,12 +200,8 @@ class Recovery:
             measure.evaluator.anatomy = None
         return before, after
 
-    def _pieces(self, plan: Plan) -> dict[str, Any]:
-        return {
-            piece.name: piece
-            for shard in slice_layout(self.session.prepared.layout, plan).values()
-            for piece in shard
-        }
+    def _pieces(self, plan: Plan) -> dict[str, Piece]:
+        return by_name(slice_layout(self.session.prepared.layout, plan))
 
     @property
     def out(self) -> Path:
@@ -260,7 +258,9 @@ class Recovery:
     def _write(self, job: Job, merged: Recovered) -> None:
         """The merged checkpoint, through the same export as a pruned one, and the adapter beside it."""
         prepared, shards = self.session.prepared, self.folder.path / "recovery" / "merged"
-        training = described(self.settings, job, merged.tuned, self.session.recipe.model, self.students.keep)
+        training = training_provenance(
+            self.settings, job, merged.tuned, self.session.recipe.model, self.students.keep
+        )
         self.folder.begin("recovery")  # the report that may be there is of the checkpoint before
         self.folder.finish(
             "recover", BEGUN + self._weights(self.plan)
@@ -294,10 +294,10 @@ class Recovery:
             raise
         self.folder.finish("recover", self._weights(self.plan))
 
-    def _result(self, before: list[Measure], after: list[Measure]) -> dict[str, Any]:
+    def _result(self, before: list[Measure], after: list[Measure]) -> RecoveryResult:
         curves = {name: read_rows(self._place(name) / CURVE) for name in self.plans}
         return {
-            **found(
+            **recovery_summary(
                 self.plans,
                 self.known,
                 list(zip(before, after, strict=True)),
@@ -310,13 +310,13 @@ class Recovery:
             **self._places(),
         }
 
-    def _places(self) -> dict[str, str]:
+    def _places(self) -> Places:
         """Where things are; a folder may have been moved since they were made."""
         run = self.folder.path
         return {"run": str(run), "checkpoint": str(self.out), "adapter": str(run / ADAPTER)}
 
 
-def recover_folder(prepared: Prepared) -> dict[str, Any]:
+def recover_folder(prepared: Prepared) -> RecoveryResult:
     """`excise finetune` of a pruned folder that the recipe names: its plan, the recipe's model as teacher and source."""
     settings = prepared.recipe.finetune
     assert settings is not None, "checked by the command"

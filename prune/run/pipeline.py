@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -21,12 +21,14 @@ from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
 from experts.units import human, parse_size
-from prune.checkpoint.card import model_card
 from prune.checkpoint.rehearsal import check_reload, trial_plans
 from prune.checkpoint.slices import removed_bytes
 from prune.checkpoint.write import export, export_notes
 from prune.recover.recovery import Recovery, check_targets
+from prune.results import Check
+from prune.run.card import model_card
 from prune.run.report import markdown
+from prune.run.result import PruneResult, ValidationResult
 from prune.session.measures import check_rows, measures_of, row_key
 from prune.session.prepare import Prepared, check_pruning
 from prune.session.run_folder import CHECKPOINT, describe, environment, key_of, write_json, write_text
@@ -44,7 +46,7 @@ SEVERITY: dict[Verdict, int] = {"beats random": 0, "not distinguishable": 1, "wo
 class RunResult:
     """What a run gives back: the content of validation.json, and where things are. stopped: the recipe asked to stop on this verdict."""
 
-    result: dict[str, Any]
+    result: PruneResult
     stopped: bool
 
 
@@ -84,7 +86,7 @@ class Run:
         save(self.folder.path / "scores.safetensors", table)
         return table
 
-    def validate(self, statistics: Statistics, table: list[Scores]) -> dict[str, Any]:
+    def validate(self, statistics: Statistics, table: list[Scores]) -> ValidationResult:
         """Every criterion's plan, its reverse and the random plans on held-out text; the rig is checked first."""
         settings = self.recipe.validation
         key = row_key(self.session)
@@ -99,7 +101,7 @@ class Run:
         )
         stage = key_of("validate", key, *inputs)
         if kept := self.folder.kept("validate", stage, "validation.json"):
-            return kept
+            return cast(ValidationResult, kept)
         checks = check_rig(self.session.anatomy, self.session.validation, plan)
         measures = measures_of(self.session)
         tests, seed = self._tests(table), settings.random_seed
@@ -108,10 +110,10 @@ class Run:
             {**one.to_json(), "size": self.layout.checkpoint.size - removed_bytes(self.layout, one.plan)}
             for one in with_verdicts(tested, Correction.NONE, settings.chance)
         ]
-        result: dict[str, Any] = {
+        result: ValidationResult = {
             "plans": evidence,
             "rule": f"{RULE} Not corrected for the number of criteria.",
-            "checks": [asdict(check) for check in checks],
+            "checks": [cast(Check, asdict(check)) for check in checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": settings.chance,
             "text": {
@@ -136,7 +138,7 @@ class Run:
             for scope in self.scopes if number == 0 else self.scopes[:1]:
                 yield self.session.contest(criterion, scores, self.prepared.budgets[scope])
 
-    def write(self, plan: Plan, result: dict[str, Any]) -> Path:
+    def write(self, plan: Plan, result: ValidationResult) -> Path:
         """Exports the checkpoint, then loads it and compares its logits with the restricted model's, bit by bit."""
         out = self.folder.path / CHECKPOINT
         stage = key_of("export", self.fingerprint, plan.digest)
@@ -199,9 +201,13 @@ class Run:
         self._check_size(plan)
         self._check_written(plan)
         write_json(self.folder.path / "plan.json", plan.to_json())
-        run = str(self.folder.path)
-        places: dict[str, Any] = {"run": run, "checkpoint": None, "notes": notes, "recovery": None}
-        result = {**self.validate(statistics, table), **places}
+        result: PruneResult = {
+            **self.validate(statistics, table),
+            "run": str(self.folder.path),
+            "checkpoint": None,
+            "notes": notes,
+            "recovery": None,
+        }
         stopped = self._stops(result["plans"][0]["verdict"])
         if not stopped:
             result["checkpoint"] = str(self.write(plan, result))

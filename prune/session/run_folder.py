@@ -14,6 +14,7 @@ from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
 from experts.locks import lock
 from experts.notes import tell
+from prune.results import TextSummary
 
 if TYPE_CHECKING:
     from criteria.text.windows import Windows
@@ -132,7 +133,7 @@ def libraries() -> tuple[str, ...]:
     return tuple(f"{name} {_version(name)}" for name in ("torch", "transformers"))
 
 
-def describe(windows: "Windows") -> dict[str, Any]:
+def describe(windows: "Windows") -> TextSummary:
     """What a report says of a text."""
     rows, length = windows.tokens.shape
     documents = len(set(windows.document.tolist()))

@@ -6,21 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="excise-datasets-")
 
-from criteria.text.windows import Windows
-from experts.plan import Plan
-from tests import tiny
-from tests.fake_hub import hub, hub_folder, offline  # noqa: F401 - fixtures
-from tests.recipes import recipe_path, recovery_recipe  # noqa: F401 - fixtures
+from tests.support import tiny
+from tests.support.fake_hub import hub, hub_folder, offline  # noqa: F401 - fixtures
+from tests.support.recipes import recipe_path, recovery_recipe  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
-    from tests.play import Play
+    from tests.support.play import Play
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +42,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def play(tmp_path_factory: pytest.TempPathFactory) -> "Play":
     """What every command runs on in a second."""
-    from tests.play import Play
+    from tests.support.play import Play
 
     return Play(tmp_path_factory.mktemp("play"))
 
@@ -57,27 +54,3 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no reference data at {folder} (set EXCISE_SHARED)")
     return folder
-
-
-def windows(count: int = 6, length: int = 24, domains: int = 2, seed: int = 0) -> Windows:
-    """Random byte tokens in three documents and alternating domains."""
-    tokens = np.random.default_rng(seed).integers(0, 256, (count, length))
-    rows = np.arange(count)
-    return Windows(
-        tokens,
-        np.ones_like(tokens, bool),
-        rows % 3,
-        rows % domains,
-        ("a", "b", "c"),
-        ("x", "y", "z")[:domains],
-    )
-
-
-def uniform_plan(layers: tuple[int, ...], kept: tuple[int, ...] = (0, 2, 3, 5, 6, 7)) -> Plan:
-    return Plan(8, dict.fromkeys(layers, kept))
-
-
-def unequal_plan(layers: tuple[int, ...]) -> Plan:
-    """Other counts in neighbouring layers; even over two router groups (0..3 and 4..7)."""
-    choices = ((0, 2, 3, 5, 6, 7), (1, 2, 4, 6))
-    return Plan(8, {layer: choices[i % 2] for i, layer in enumerate(layers)})

@@ -12,11 +12,12 @@ from criteria.experiment_context import Store
 from criteria.scores import Scores
 from criteria.statistics import Array
 from experts.effects.instrument import Instrument
+from experts.keys import key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.audit.curve_summary import AT_TOKEN, CurveRows, curves_of, raw_rows
 from prune.audit.result import ProgressiveResult
-from prune.session.run_folder import key_of, write_text
+from prune.session.run_folder import write_text
 from prune.session.session import Session
 from validate.progressive import CLIFF, by_gate_weight, by_order, orders_of
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from criteria.budget import Budget, deepest
 from criteria.registry import Criterion
-from criteria.selection import select
+from criteria.selection import plan_for
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.result import Stability, StabilityRow
@@ -80,5 +80,5 @@ def _plans(session: Session, budgets: tuple[Budget, ...]) -> dict[PlanKey, Plan]
     plans: dict[PlanKey, Plan] = {}
     for budget in budgets:
         for scores in rankings[budget.scope]:
-            plans[scores.criterion, budget] = select(scores, budget, session.shape)
+            plans[scores.criterion, budget] = plan_for(scores, budget, session.shape)
     return plans

@@ -1,4 +1,4 @@
-"""`excise inspect`: what a checkpoint is made of, from headers and configuration alone. This needs no torch."""
+"""`excise inspect`: what a checkpoint is made of, from headers and configuration alone, without torch."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -13,79 +13,46 @@ from prune.checkpoint.history import in_words, steps_of
 FRACTIONS = (0.25, 0.5, 0.75)
 
 
-class Parameters(TypedDict):
-    """Stored elements; quantised formats count packed elements and scales.
+class ParametersJson(TypedDict):
+    """Stored elements; quantised formats count packed elements and scales."""
 
-    Attributes:
-        experts: inside routed experts.
-        elsewhere: all others.
-    """
-
-    experts: int
-    elsewhere: int
+    experts: int  # inside routed experts
+    elsewhere: int  # all others
 
 
-class Saving(TypedDict):
-    """What pruning a share of the experts would save.
+class SavingJson(TypedDict):
+    """What pruning a share of the experts would save."""
 
-    Attributes:
-        fraction: that share.
-        keep: experts that every layer keeps.
-        size: bytes of all tensors afterwards.
-        saved: bytes less than before.
-        impossible: why this share cannot be removed; then the three before are missing.
-    """
-
-    fraction: float
-    keep: NotRequired[int]
-    size: NotRequired[int]
-    saved: NotRequired[int]
-    impossible: NotRequired[str]
+    fraction: float  # that share
+    keep: NotRequired[int]  # experts that every layer keeps
+    size: NotRequired[int]  # bytes of all tensors afterwards
+    saved: NotRequired[int]  # bytes less than before
+    impossible: NotRequired[str]  # why this share cannot be removed; then the three before are missing
 
 
-class Summary(TypedDict):
-    """What `excise inspect --json` prints.
+class InspectResult(TypedDict):
+    """What `excise inspect --json` prints."""
 
-    Attributes:
-        folder: where the checkpoint is; on the hub, its name with the commit that was read.
-        family: model_type of config.json.
-        moe_layers: L.
-        layers: decoder layers that hold experts [L].
-        experts: E in every layer (equal counts only).
-        kept_per_layer: decoder layer -> experts (unequal counts only).
-        top_k: experts that a token uses, k.
-        groups: router groups; 1 = none (equal counts only).
-        groups_per_token: groups that a token may use (equal counts only).
-        shared_experts: experts that every token uses (equal counts only).
-        dtypes: of the tensors.
-        parameters: inside experts and elsewhere.
-        size: bytes of all tensors.
-        multi_token_prediction_tensors: which an export drops (equal counts only).
-        savings: by some shares of the experts (equal counts only).
-        notes: what is odd about the files.
-        history: how the checkpoint came about, where Excise wrote it; else empty.
-    """
-
-    folder: str
-    family: str
-    moe_layers: int
-    layers: tuple[int, ...]
-    experts: NotRequired[int]
-    kept_per_layer: NotRequired[dict[int, int]]
-    top_k: int | None
-    groups: NotRequired[int]
-    groups_per_token: NotRequired[int]
-    shared_experts: NotRequired[int]
-    dtypes: list[str]
-    parameters: Parameters
-    size: int
-    multi_token_prediction_tensors: NotRequired[int]
-    savings: NotRequired[list[Saving]]
-    notes: list[str]
-    history: str
+    folder: str  # where the checkpoint is; on the hub, its name with the commit that was read
+    family: str  # model_type of config.json
+    moe_layers: int  # L
+    layers: tuple[int, ...]  # decoder layers that hold experts [L]
+    experts: NotRequired[int]  # E in every layer (equal counts only)
+    kept_per_layer: NotRequired[dict[int, int]]  # decoder layer -> experts (unequal counts only)
+    top_k: int | None  # experts that a token uses, k
+    groups: NotRequired[int]  # router groups; 1 = none (equal counts only)
+    groups_per_token: NotRequired[int]  # groups that a token may use (equal counts only)
+    shared_experts: NotRequired[int]  # experts that every token uses (equal counts only)
+    dtypes: list[str]  # of the tensors
+    parameters: ParametersJson  # inside experts and elsewhere
+    size: int  # bytes of all tensors
+    multi_token_prediction_tensors: NotRequired[int]  # which an export drops (equal counts only)
+    savings: NotRequired[list[SavingJson]]  # by some shares of the experts (equal counts only)
+    notes: list[str]  # what is odd about the files
+    history: str  # how the checkpoint came about, where Excise wrote it; else empty
 
 
-def inspect_model(name: str) -> Summary:
+def inspect_model(name: str) -> InspectResult:
     """What a model is made of, wherever it is.
 
     Args:
@@ -100,14 +67,14 @@ def inspect_model(name: str) -> Summary:
     return found
 
 
-def checkpoint_summary(checkpoint: Checkpoint) -> Summary:
+def checkpoint_summary(checkpoint: Checkpoint) -> InspectResult:
     """What a checkpoint is made of."""
     if UNEQUAL in checkpoint.config:
         return _unequal_summary(checkpoint)
     return summary(lay_out(checkpoint))
 
 
-def summary(layout: Layout) -> Summary:
+def summary(layout: Layout) -> InspectResult:
     """Family, sizes and savings of a checkpoint whose layers hold equally many experts."""
     checkpoint, shape = layout.checkpoint, layout.shape
     return {
@@ -130,7 +97,7 @@ def summary(layout: Layout) -> Summary:
     }
 
 
-def _saving(layout: Layout, fraction: float) -> Saving:
+def _saving(layout: Layout, fraction: float) -> SavingJson:
     """Of removing the same share in every layer, and the prediction layers that an export drops."""
     shape = layout.shape
     try:
@@ -142,7 +109,7 @@ def _saving(layout: Layout, fraction: float) -> Saving:
     return {"fraction": fraction, "keep": keep, "size": layout.checkpoint.size - saved, "saved": saved}
 
 
-def _unequal_summary(checkpoint: Checkpoint) -> Summary:
+def _unequal_summary(checkpoint: Checkpoint) -> InspectResult:
     """Of a checkpoint that Excise pruned to unequal counts per layer: what it kept, and where."""
     kept = _kept_per_layer(checkpoint)
     experts = sum(tensor.elements for name, tensor in checkpoint.tensors.items() if ".experts." in name)
@@ -176,6 +143,6 @@ def _dtypes(checkpoint: Checkpoint) -> list[str]:
     return sorted({tensor.dtype for tensor in checkpoint.tensors.values()})
 
 
-def _parameters(checkpoint: Checkpoint, experts: int) -> Parameters:
+def _parameters(checkpoint: Checkpoint, experts: int) -> ParametersJson:
     every = sum(tensor.elements for tensor in checkpoint.tensors.values())
     return {"experts": experts, "elsewhere": every - experts}

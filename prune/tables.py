@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prune.results import Cost
+from prune.results import CostJson
 
 # A smaller p is an extrapolation, from some dozens of plans or some thousands of resamples.
 SMALLEST_P = 1e-4
@@ -62,7 +62,7 @@ def probability(value: float | None, digits: int = 3) -> str:
     return f"<{SMALLEST_P:.0e}"
 
 
-def verdict(cost: Cost) -> str:
+def verdict(cost: CostJson) -> str:
     """The verdict on a plan, with what limits it: why nothing is claimed, or that the ranking carries no information."""
     notes = []
     if cost["interval_note"]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prune.audit.result import Cells, FileAudit
+from prune.audit.result import AuditJson, FileAudit
 from validate.positions import read_positions, without_documents
 from validate.token_audit import Outcome, audit, outcomes_of, passing
 from validate.verdict import ALPHA, AUDIT_RULE
@@ -24,7 +24,7 @@ def of_file(path: Path, ddof: int) -> FileAudit:
     return {"file": str(path), **judged_cells(rows, ddof), "notes": [note] if note else []}
 
 
-def judged_cells(rows: pd.DataFrame, ddof: int) -> Cells:
+def judged_cells(rows: pd.DataFrame, ddof: int) -> AuditJson:
     """Every (criterion, layer) with its verdict, by every outcome the rows have.
 
     Args:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from criteria.statistics import Array
 from criteria.text.windows import Windows
-from prune.audit.result import CurveResult
+from prune.audit.result import CurveJson
 from validate.null import number
 from validate.progressive import Curve, curve
 
@@ -38,7 +38,7 @@ class CurveRows:
     chosen: NDArray[np.bool_]
 
 
-def curves_of(rows: CurveRows, criteria: Sequence[str], draws: int) -> list[CurveResult]:
+def curves_of(rows: CurveRows, criteria: Sequence[str], draws: int) -> list[CurveJson]:
     """At the token; then by every criterion and its reverse, compared with random orders; then their mean.
 
     Args:
@@ -74,7 +74,7 @@ def _from_layer(rows: CurveRows, order: str, values: Array, chance: Array | None
     return curve(rows.layer, order, values, rows.weights, rows.windows.document, chance)
 
 
-def _to_json(curve: Curve) -> CurveResult:
+def _to_json(curve: Curve) -> CurveJson:
     return {
         "layer": curve.layer,
         "order": curve.order,

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from prune.audit.result import CurveResult, ProgressiveResult
+from prune.audit.result import CurveJson, ProgressiveJson
 from prune.tables import Table, plain, signed
 from validate.verdict import marked_point
 
 
-def curve_tables(progressive: ProgressiveResult, intervals: bool = False) -> Iterator[Table]:
+def curve_tables(progressive: ProgressiveJson, intervals: bool = False) -> Iterator[Table]:
     """A table per layer, a row per order of removal.
 
     Args:
@@ -18,7 +18,7 @@ def curve_tables(progressive: ProgressiveResult, intervals: bool = False) -> Ite
         yield _layer_table(layer, curves, progressive["cliff"], intervals)
 
 
-def _layer_table(layer: int, curves: list[CurveResult], cliff: float, intervals: bool) -> Table:
+def _layer_table(layer: int, curves: list[CurveJson], cliff: float, intervals: bool) -> Table:
     most = max(len(curve["mean"]) for curve in curves)
     title = (
         f"Progressive removal, layer {layer}: mean ΔCE with so many experts removed; "
@@ -33,7 +33,7 @@ def _layer_table(layer: int, curves: list[CurveResult], cliff: float, intervals:
     return Table(title, head, rows)
 
 
-def _point(curve: CurveResult, place: int, intervals: bool) -> str:
+def _point(curve: CurveJson, place: int, intervals: bool) -> str:
     """Mean, its mark, and its spread over random orders or its interval over documents."""
     around = ""
     if curve["sd"]:

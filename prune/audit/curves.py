@@ -16,7 +16,7 @@ from experts.keys import key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.audit.curve_summary import AT_TOKEN, CurveRows, curves_of, raw_rows
-from prune.audit.result import ProgressiveResult
+from prune.audit.result import ProgressiveJson
 from prune.session.run_folder import write_text
 from prune.session.session import Session
 from validate.progressive import CLIFF, by_gate_weight, by_order, orders_of
@@ -47,7 +47,7 @@ class Curves:
         self.windows = session.validation.select(self.numbers)
         self.removed = min(settings.max_removed, self.shape.num_experts - self.shape.smallest)
 
-    def execute(self) -> ProgressiveResult:
+    def execute(self) -> ProgressiveJson:
         """Measure what is missing, write the raw rows, and sum them up."""
         arrays = self._measured()
         layers = [self._layer(row, arrays) for row in self.rows]

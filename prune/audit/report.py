@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from prune.audit.curve_tables import curve_tables
-from prune.audit.result import AuditResult, Cells, FileAudit
-from prune.results import Cell
+from prune.audit.result import AuditJson, AuditResult, FileAudit
+from prune.results import CellJson
 from prune.tables import Table, markdown_table, percent, plain, probability, signed
 
 NAMES = {"delta": "signed ΔCE", "absolute": "|ΔCE|", "kl": "KL(clean ‖ ablated)"}
@@ -17,12 +17,12 @@ def tables(result: AuditResult | FileAudit, outcome: str) -> Iterator[Table]:
         yield from curve_tables(result["progressive"])
 
 
-def cells_of(result: Cells, outcome: str) -> list[Cell]:
+def cells_of(result: AuditJson, outcome: str) -> list[CellJson]:
     """The cells by an outcome."""
     return result["cells"] if outcome == "delta" else result["outcomes"][outcome]
 
 
-def cell_table(result: Cells, outcome: str) -> Table:
+def cell_table(result: AuditJson, outcome: str) -> Table:
     """Every cell by an outcome; the last column only where Spearman was measured."""
     cells = cells_of(result, outcome)
     ranked = any(cell["spearman"] is not None for cell in cells)
@@ -46,7 +46,7 @@ def cell_table(result: Cells, outcome: str) -> Table:
     return Table(f"Audit by {NAMES[outcome]}", head, [_row(cell, ranked) for cell in cells])
 
 
-def _row(cell: Cell, ranked: bool) -> list[str]:
+def _row(cell: CellJson, ranked: bool) -> list[str]:
     row = [
         cell["criterion"],
         str(cell["layer"]),
@@ -67,7 +67,7 @@ def _row(cell: Cell, ranked: bool) -> list[str]:
     return row
 
 
-def _verdict(cell: Cell) -> str:
+def _verdict(cell: CellJson) -> str:
     """Passes, inverted, or why not."""
     if cell["passes"]:
         return "passes"
@@ -89,7 +89,7 @@ def summary(result: AuditResult | FileAudit) -> list[str]:
     return [*lines, *result["notes"]]
 
 
-def _control(result: Cells, control: str) -> str:
+def _control(result: AuditJson, control: str) -> str:
     """How many of a control's cells pass, by every outcome."""
     counts = []
     for outcome in result["passing"]:

@@ -2,118 +2,70 @@
 
 from typing import NotRequired, TypedDict, final
 
-from prune.results import Cell, ModelIdentity, Texts
+from prune.results import CellJson, ModelJson, TextsJson
 
 # Cells of criteria, without controls: "cells" pass by the rule (Bonferroni), of "of"; "cells_holm" and
 # "cells_benjamini-hochberg" pass by the other corrections.
-Passing = dict[str, int]
+PassingJson = dict[str, int]
 
 
-class Cells(TypedDict):
-    """Every cell (criterion, layer) with its verdict.
+class AuditJson(TypedDict):
+    """Every cell (criterion, layer) with its verdict."""
 
-    Attributes:
-        rule: when a cell passes.
-        ddof: degrees of freedom taken off in the standard deviation of d.
-        alpha: before correction.
-        passing: outcome -> how many cells pass.
-        cells: by the signed ΔCE, criteria first, then controls.
-        outcomes: the other outcomes -> their cells.
-    """
-
-    rule: str
-    ddof: int
-    alpha: float
-    passing: dict[str, Passing]
-    cells: list[Cell]
-    outcomes: dict[str, list[Cell]]
+    rule: str  # when a cell passes
+    ddof: int  # degrees of freedom taken off in the standard deviation of d
+    alpha: float  # before correction
+    passing: dict[str, PassingJson]  # outcome -> how many cells pass
+    cells: list[CellJson]  # by the signed ΔCE, criteria first, then controls
+    outcomes: dict[str, list[CellJson]]  # the other outcomes -> their cells
 
 
-class CurveResult(TypedDict):
-    """One curve of progressive removal, J points.
+class CurveJson(TypedDict):
+    """One curve of progressive removal, J points."""
 
-    Attributes:
-        layer: decoder layer.
-        order: which expert goes first: a criterion, its reverse, gate weight or chance.
-        mean: ΔCE after 1, 2, … removals, nats [J].
-        interval: its 95 % interval over documents [J, 2].
-        p: that a random order does as well [J]; None where the curve is not compared.
-        p_worse: that a random order does as badly [J].
-        sd: over the random orders [J]; empty for a single order.
-        cliff: first number of removals with a mean above the cliff; None without one.
-    """
-
-    layer: int
-    order: str
-    mean: list[float]
-    interval: list[list[float | None]]
-    p: list[float | None]
-    p_worse: list[float | None]
-    sd: list[float]
-    cliff: int | None
+    layer: int  # decoder layer
+    order: str  # which expert goes first: a criterion, its reverse, gate weight or chance
+    mean: list[float]  # ΔCE after 1, 2, … removals, nats [J]
+    interval: list[list[float | None]]  # its 95 % interval over documents [J, 2]
+    p: list[float | None]  # that a random order does as well [J]; None where the curve is not compared
+    p_worse: list[float | None]  # that a random order does as badly [J]
+    sd: list[float]  # over the random orders [J]; empty for a single order
+    cliff: int | None  # first number of removals with a mean above the cliff; None without one
 
 
-class ProgressiveResult(TypedDict):
-    """Curves of progressive removal.
+class ProgressiveJson(TypedDict):
+    """Curves of progressive removal."""
 
-    Attributes:
-        cliff: nats.
-        windows: validation windows, of removal from the layer.
-        positions: per layer, of removal at the token.
-        draws: random orders.
-        modes: what removal means, `at the token` and `from the layer`.
-        curves: layer by layer.
-    """
-
-    cliff: float
-    windows: int
-    positions: int
-    draws: int
-    modes: dict[str, str]
-    curves: list[CurveResult]
+    cliff: float  # nats
+    windows: int  # validation windows, of removal from the layer
+    positions: int  # per layer, of removal at the token
+    draws: int  # random orders
+    modes: dict[str, str]  # what removal means, `at the token` and `from the layer`
+    curves: list[CurveJson]  # layer by layer
 
 
 @final
-class FileAudit(Cells):
-    """What `excise audit --positions` prints.
+class FileAudit(AuditJson):
+    """What `excise audit --positions` prints."""
 
-    Attributes:
-        file: the CSV file.
-        notes: what a reader has to know of it.
-    """
-
-    file: str
-    notes: list[str]
+    file: str  # the CSV file
+    notes: list[str]  # what a reader has to know of it
 
 
-class RecipeAudit(Cells):
-    """audit.json, without its curves.
+class RecipeAudit(AuditJson):
+    """audit.json, without its curves."""
 
-    Attributes:
-        scope: of a removal, `position` or `sequence`.
-        mode: what removal means.
-        formulas: criterion -> its score.
-        text: what the criteria and the audit saw.
-        model: which model was audited.
-        notes: what a reader has to know of the criteria.
-        run: the folder of the audit.
-    """
-
-    scope: str
-    mode: str
-    formulas: dict[str, str]
-    text: Texts
-    model: ModelIdentity
-    notes: list[str]
-    run: str
+    scope: str  # of a removal, `position` or `sequence`
+    mode: str  # what removal means
+    formulas: dict[str, str]  # criterion -> its score
+    text: TextsJson  # what the criteria and the audit saw
+    model: ModelJson  # which model was audited
+    notes: list[str]  # what a reader has to know of the criteria
+    run: str  # the folder of the audit
 
 
 @final
 class AuditResult(RecipeAudit):
-    """audit.json.
+    """audit.json."""
 
-    Attributes:
-        progressive: curves, where the recipe asks for them.
-    """
-
-    progressive: NotRequired[ProgressiveResult]
+    progressive: NotRequired[ProgressiveJson]  # curves, where the recipe asks for them

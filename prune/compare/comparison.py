@@ -14,9 +14,9 @@ from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.csv_rows import comparison_csv
 from prune.compare.report import markdown
-from prune.compare.result import ComparisonResult, Overlap, Task
+from prune.compare.result import ComparisonResult, OverlapJson, TaskJson
 from prune.compare.stability import stabilities
-from prune.results import Check
+from prune.results import CheckJson
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
 from prune.session.run_folder import describe, write_json, write_text
@@ -103,7 +103,7 @@ class Comparison:
             "tasks": [_task(measure) for measure in measures[1:]],
             "text": {"calibration": describe(self.session.calibration), "validation": describe(windows)},
             "model": self.prepared.model,
-            "checks": [cast(Check, asdict(check)) for check in checks],
+            "checks": [cast(CheckJson, asdict(check)) for check in checks],
             "notes": self._notes(),
             "run": str(self.folder.path),
         }
@@ -112,7 +112,7 @@ class Comparison:
     def _pairs(self) -> int:
         return pairs.count(len(self.prepared.criteria), len(self.prepared.compared))
 
-    def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> Overlap:
+    def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> OverlapJson:
         chosen = [plans[criterion.name, budget] for criterion in self.prepared.criteria]
         matrix = [[number(value) for value in row] for row in overlaps(chosen).tolist()]
         names = [criterion.name for criterion in self.prepared.criteria]
@@ -141,7 +141,7 @@ def _agreement(tables: dict[BudgetScope, list[Scores]]) -> dict[str, list[float 
     return found
 
 
-def _task(measure: Measure) -> Task:
+def _task(measure: Measure) -> TaskJson:
     values = measure.sign * measure.values(None)
     return {
         "name": measure.name,

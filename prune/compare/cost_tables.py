@@ -2,7 +2,7 @@
 
 from prune.compare.costs import costs, task_of
 from prune.compare.result import ComparisonResult
-from prune.results import Cost, Evidence
+from prune.results import CostJson, EvidenceJson
 from prune.tables import Table, plain, probability, signed, spread, verdict
 
 HEAD = (
@@ -32,7 +32,7 @@ def cost_table(result: ComparisonResult, measure: str) -> Table:
     return Table(title, head, [_row(plan, cost, task is not None, unequal) for plan, cost in pairs])
 
 
-def _row(plan: Evidence, cost: Cost, is_task: bool, unequal: bool) -> list[str]:
+def _row(plan: EvidenceJson, cost: CostJson, is_task: bool, unequal: bool) -> list[str]:
     low, high = cost["delta_interval"]
     row = [plan["scope"], f"{plan['fraction']:g}", plan["criterion"]]
     if is_task:
@@ -51,7 +51,7 @@ def _row(plan: Evidence, cost: Cost, is_task: bool, unequal: bool) -> list[str]:
     return row
 
 
-def _against_equal_counts(cost: Cost) -> str:
+def _against_equal_counts(cost: CostJson) -> str:
     equal = cost["equal_counts"]
     if not equal:
         return "counts are equal"

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from prune.compare.result import ComparisonResult, Task
-from prune.results import Cost, Evidence
+from prune.compare.result import ComparisonResult, TaskJson
+from prune.results import CostJson, EvidenceJson
 from prune.tables import removed
 
 LOSS = "loss"
@@ -15,19 +15,19 @@ def measures(result: ComparisonResult) -> list[str]:
     return [LOSS, *(task["name"] for task in result["tasks"])]
 
 
-def task_of(result: ComparisonResult, measure: str) -> Task | None:
+def task_of(result: ComparisonResult, measure: str) -> TaskJson | None:
     """The task that a measure is; None for the loss."""
     return next((task for task in result["tasks"] if task["name"] == measure), None)
 
 
-def cost_of(plan: Evidence, measure: str) -> Cost:
+def cost_of(plan: EvidenceJson, measure: str) -> CostJson:
     """What a plan costs by one measure."""
     if measure == LOSS:
         return plan
     return next(task for task in plan["tasks"] if task["name"] == measure)
 
 
-def budget_of(plan: Evidence) -> Budget:
+def budget_of(plan: EvidenceJson) -> Budget:
     """Of a plan."""
     return plan["scope"], plan["fraction"]
 
@@ -42,7 +42,7 @@ def budgets(result: ComparisonResult) -> list[Budget]:
     return list(dict.fromkeys(budget_of(plan) for plan in result["plans"]))
 
 
-def costs(result: ComparisonResult, measure: str) -> Iterator[tuple[Evidence, Cost]]:
+def costs(result: ComparisonResult, measure: str) -> Iterator[tuple[EvidenceJson, CostJson]]:
     """(plan, its cost by this measure), budget by budget, best first."""
     for budget in budgets(result):
         plans = [plan for plan in result["plans"] if budget_of(plan) == budget]

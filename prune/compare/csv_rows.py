@@ -2,7 +2,7 @@
 
 from prune.compare.costs import LOSS
 from prune.compare.result import ComparisonResult
-from prune.results import Cost, Evidence
+from prune.results import CostJson, EvidenceJson
 from prune.tables import csv_text
 
 COMPARISON_COLUMNS = (
@@ -53,7 +53,7 @@ def comparison_rows(result: ComparisonResult) -> list[dict[str, object]]:
 
 
 def _row(
-    plan: Evidence, cost: Cost, measure: str, value: float, stability: float | None
+    plan: EvidenceJson, cost: CostJson, measure: str, value: float, stability: float | None
 ) -> dict[str, object]:
     equal = cost["equal_counts"]
     return {

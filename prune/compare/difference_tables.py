@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from prune.compare.costs import Budget, budget_in_words, budget_of, budgets, costs
 from prune.compare.result import ComparisonResult
-from prune.results import Difference
+from prune.results import DifferenceJson
 from prune.tables import Table, probability, signed
 
 SIGNS = "< the row costs less, > more, · no significant difference, = same plan"
@@ -25,7 +25,7 @@ def difference_tables(result: ComparisonResult, measure: str) -> Iterator[Table]
         yield Table(f"Which differ by {measure}, {budget_in_words(*budget)}: {SIGNS}", head, rows)
 
 
-def _pairs(result: ComparisonResult, measure: str, budget: Budget) -> list[Difference]:
+def _pairs(result: ComparisonResult, measure: str, budget: Budget) -> list[DifferenceJson]:
     return [
         pair
         for pair in result["pairs"]
@@ -33,7 +33,7 @@ def _pairs(result: ComparisonResult, measure: str, budget: Budget) -> list[Diffe
     ]
 
 
-def _marks(pairs: Sequence[Difference]) -> dict[tuple[str, str], str]:
+def _marks(pairs: Sequence[DifferenceJson]) -> dict[tuple[str, str], str]:
     """(row, column) -> sign, both ways round."""
     marks = {}
     for pair in pairs:
@@ -43,7 +43,7 @@ def _marks(pairs: Sequence[Difference]) -> dict[tuple[str, str], str]:
     return marks
 
 
-def _mark(pair: Difference) -> str:
+def _mark(pair: DifferenceJson) -> str:
     if pair["differ"]:
         return "<" if pair["difference"] < 0 else ">"
     return "=" if pair["same_plan"] else "·"
@@ -58,7 +58,7 @@ def scope_tables(result: ComparisonResult, measure: str) -> Iterator[Table]:
         yield Table(title, head, rows)
 
 
-def _scope_row(pair: Difference) -> list[str]:
+def _scope_row(pair: DifferenceJson) -> list[str]:
     low, high = signed(pair["low"]), signed(pair["high"])
     return [
         pair["first"],
@@ -69,7 +69,7 @@ def _scope_row(pair: Difference) -> list[str]:
     ]
 
 
-def _scope_verdict(pair: Difference) -> str:
+def _scope_verdict(pair: DifferenceJson) -> str:
     if pair["same_plan"]:
         return "same plan"
     if not pair["differ"]:

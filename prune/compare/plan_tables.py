@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from prune.compare.costs import budget_in_words
-from prune.compare.result import Agreement, ComparisonResult, Overlap, StabilityRow
+from prune.compare.result import AgreementJson, ComparisonResult, OverlapJson, StabilityJson
 from prune.tables import Table, percent, signed
 
 
@@ -24,19 +24,19 @@ def overlap_tables(result: ComparisonResult) -> Iterator[Table]:
         yield Table(_title(overlap), head, rows)
 
 
-def _title(overlap: Overlap) -> str:
+def _title(overlap: OverlapJson) -> str:
     budget = budget_in_words(overlap["scope"], overlap["fraction"])
     scale = "1 = as alike as their counts allow, 0 = as random plans"
-    return f"Overlap of plans beyond chance, {budget} ({scale})"
+    return f"OverlapJson of plans beyond chance, {budget} ({scale})"
 
 
-def _between_seeds(row: StabilityRow) -> str:
+def _between_seeds(row: StabilityJson) -> str:
     if row["mean"] is None:
         return "not repeated"
     return f"{signed(row['mean'], 2)} ({signed(row['smallest'], 2)})"
 
 
-def agreement_table(agreement: Agreement) -> Table:
+def agreement_table(agreement: AgreementJson) -> Table:
     """Rank agreement with the measured removals, layer by layer."""
     title = f"Rank agreement: Spearman with {agreement['reference']} over the experts of a layer"
     head = ["criterion", "mean", *(f"layer {layer}" for layer in agreement["layers"])]

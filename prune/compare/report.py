@@ -7,7 +7,7 @@ from prune.compare.costs import budget_in_words, budget_of, costs, measures
 from prune.compare.difference_tables import difference_tables, scope_tables
 from prune.compare.plan_tables import agreement_table, overlap_tables
 from prune.compare.result import ComparisonResult
-from prune.results import Cost, Evidence
+from prune.results import CostJson, EvidenceJson
 from prune.tables import Table, markdown_table, probability, signed
 
 
@@ -59,13 +59,13 @@ def _methods(seed: int) -> str:
 
 def _evidence(result: ComparisonResult) -> str:
     """What each verdict rests on, a line per plan and measure."""
-    lines = ["## Evidence"]
+    lines = ["## EvidenceJson"]
     for measure in measures(result):
         lines += [_evidence_line(plan, cost, measure) for plan, cost in costs(result, measure)]
     return "\n".join(lines) + "\n"
 
 
-def _evidence_line(plan: Evidence, cost: Cost, measure: str) -> str:
+def _evidence_line(plan: EvidenceJson, cost: CostJson, measure: str) -> str:
     low, high = cost["interval"]
     note = f" ({cost['interval_note']})" if cost["interval_note"] else ""
     budget = budget_in_words(*budget_of(plan))

@@ -8,7 +8,7 @@ from criteria.registry import Criterion
 from criteria.selection import plan_for
 from experts.notes import tell
 from experts.plan import Plan
-from prune.compare.result import Stability, StabilityRow
+from prune.compare.result import StabilitiesJson, StabilityJson
 from prune.session.prepare import Prepared
 from prune.session.session import Session
 from validate.null import number
@@ -27,7 +27,7 @@ def affordable(prepared: Prepared) -> tuple[Criterion, ...]:
     return tuple(criterion for criterion in prepared.criteria if criterion.cost <= most)
 
 
-def stabilities(session: Session, budgets: tuple[Budget, ...], plans: dict[PlanKey, Plan]) -> Stability:
+def stabilities(session: Session, budgets: tuple[Budget, ...], plans: dict[PlanKey, Plan]) -> StabilitiesJson:
     """How alike the plans of all calibration seeds are, per criterion and budget.
 
     Where a text is used up all seeds draw the same windows: then nothing is repeated, and a note says so.
@@ -53,7 +53,7 @@ def stabilities(session: Session, budgets: tuple[Budget, ...], plans: dict[PlanK
     }
 
 
-def _row(criterion: str, budget: Budget, plans: list[Plan]) -> StabilityRow:
+def _row(criterion: str, budget: Budget, plans: list[Plan]) -> StabilityJson:
     mean, smallest = stability(plans)
     return {
         "criterion": criterion,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prune.audit.result import AuditResult, FileAudit
     from prune.compare.result import ComparisonResult
     from prune.effects.result import EffectsResult
-    from prune.inspect import Saving, Summary
+    from prune.inspect import InspectResult, SavingJson
     from prune.recover.result import RecoveryResult
     from prune.run.result import PruneResult
 
@@ -98,7 +98,7 @@ def effects(result: "EffectsResult") -> None:
         print(f"{means} nats per row")
 
 
-def model(summary: "Summary") -> None:
+def model(summary: "InspectResult") -> None:
     """The facts of `excise inspect`."""
     lines = [
         ("family", summary["family"]),
@@ -118,12 +118,12 @@ def model(summary: "Summary") -> None:
     notes(summary["notes"])
 
 
-def _layers(summary: "Summary") -> str:
+def _layers(summary: "InspectResult") -> str:
     layers = summary["layers"]
     return f"{summary['moe_layers']} (decoder layers {layers[0]}..{layers[-1]})"
 
 
-def _equal_counts(summary: "Summary") -> list[tuple[str, str]]:
+def _equal_counts(summary: "InspectResult") -> list[tuple[str, str]]:
     groups = "none"
     if summary["groups"] > 1:
         groups = f"{summary['groups']}, a token uses {summary['groups_per_token']}"
@@ -134,19 +134,19 @@ def _equal_counts(summary: "Summary") -> list[tuple[str, str]]:
     ]
 
 
-def _unequal_counts(summary: "Summary") -> list[tuple[str, str]]:
+def _unequal_counts(summary: "InspectResult") -> list[tuple[str, str]]:
     counts = ", ".join(f"{layer}: {count}" for layer, count in summary["kept_per_layer"].items())
     how = "pruned by Excise; load with trust_remote_code=True"
     return [("experts per layer", f"{counts} ({how}), top-{summary['top_k']}")]
 
 
-def _parameters(summary: "Summary") -> str:
+def _parameters(summary: "InspectResult") -> str:
     inside, elsewhere = summary["parameters"]["experts"], summary["parameters"]["elsewhere"]
     share = inside / (inside + elsewhere)
     return f"{inside:,} in experts, {elsewhere:,} elsewhere ({share:.1%} in experts)"
 
 
-def _saving(saving: "Saving") -> str:
+def _saving(saving: "SavingJson") -> str:
     if "impossible" in saving:
         return saving["impossible"]
     return f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"

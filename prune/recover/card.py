@@ -4,11 +4,11 @@ from experts.disk.layout import Layout
 from experts.plan import Plan
 from prune.checkpoint.card import IDS, front_matter, how_to_load, kept_experts, plan_origin, title
 from prune.recipe.schema import Recipe
-from prune.recover.result import TrainingProvenance
+from prune.recover.result import TrainingJson
 from prune.recover.training import training_in_words
 
 
-def recovered_card(recipe: Recipe, layout: Layout, plan: Plan, training: TrainingProvenance) -> str:
+def recovered_card(recipe: Recipe, layout: Layout, plan: Plan, training: TrainingJson) -> str:
     """README.md of a pruned checkpoint whose weights were trained since.
 
     Args:

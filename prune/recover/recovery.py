@@ -27,7 +27,7 @@ from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.slices import Piece, by_name, slice_layout
 from prune.recover.card import recovered_card
 from prune.recover.report import markdown
-from prune.recover.result import Places, RecoveryResult
+from prune.recover.result import PlacesJson, RecoveryResult
 from prune.recover.stored_weights import Storage
 from prune.recover.students import FromDisk, InMemory, Student, choose_students, teacher_identity
 from prune.recover.summary import recovery_csv, recovery_summary
@@ -311,7 +311,7 @@ class Recovery:
             **self._places(),
         }
 
-    def _places(self) -> Places:
+    def _places(self) -> PlacesJson:
         """Where things are; a folder may have been moved since they were made."""
         run = self.folder.path
         return {"run": str(run), "checkpoint": str(self.out), "adapter": str(run / ADAPTER)}

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prune.recover.result import RecoveredPlan, RecoveryResult
+from prune.recover.result import RecoveredPlanJson, RecoveryResult
 from prune.recover.training import training_in_words
-from prune.results import Lead
+from prune.results import LeadJson
 from prune.tables import Table, markdown_table, percent, plain, probability, removed, signed, spread
 
 NO_CONTROL = "No random plan was recovered, so nothing can be said of the lead."
@@ -34,7 +34,7 @@ def _plans(result: RecoveryResult) -> Table:
     return Table("The same recovery for all", head, rows)
 
 
-def _plan_row(result: RecoveryResult, plan: RecoveredPlan) -> list[str]:
+def _plan_row(result: RecoveryResult, plan: RecoveredPlanJson) -> list[str]:
     loss, *tasks = plan["measures"]
     share = "–"
     if loss["share"] is not None:
@@ -44,11 +44,11 @@ def _plan_row(result: RecoveryResult, plan: RecoveredPlan) -> list[str]:
     return [name, signed(loss["before"]), signed(loss["after"]), share, *scores]
 
 
-def _randoms(result: RecoveryResult) -> list[RecoveredPlan]:
+def _randoms(result: RecoveryResult) -> list[RecoveredPlanJson]:
     return [plan for plan in result["plans"] if plan["name"].startswith("random-")]
 
 
-def _mean_row(result: RecoveryResult, randoms: Sequence[RecoveredPlan]) -> list[str]:
+def _mean_row(result: RecoveryResult, randoms: Sequence[RecoveredPlanJson]) -> list[str]:
     """Of the random plans, with their spread."""
     row = [f"mean of {len(randoms)} random (± sd)"]
     for place, measure in enumerate(randoms[0]["measures"]):
@@ -67,7 +67,7 @@ def _scores(full: float, before: float, after: float) -> str:
     return f"{plain(full - before, 3)} → {plain(full - after, 3)}"
 
 
-def _all_lost_something(randoms: Sequence[RecoveredPlan]) -> bool:
+def _all_lost_something(randoms: Sequence[RecoveredPlanJson]) -> bool:
     """Whether each random plan lost significantly: only then is a share of their loss a number."""
     return all(plan["measures"][0]["share"] is not None for plan in randoms)
 
@@ -80,7 +80,7 @@ def _gap_closed(after: ArrayLike, before: ArrayLike) -> float:
 # The lead.
 
 
-def _leads(leads: Sequence[Lead]) -> Table:
+def _leads(leads: Sequence[LeadJson]) -> Table:
     head = (
         "by",
         "lead before [95 %]",
@@ -91,10 +91,10 @@ def _leads(leads: Sequence[Lead]) -> Table:
         "kept [95 %]",
         "verdict",
     )
-    return Table("Lead of the criterion over random plans", head, [_lead_row(lead) for lead in leads])
+    return Table("LeadJson of the criterion over random plans", head, [_lead_row(lead) for lead in leads])
 
 
-def _lead_row(lead: Lead) -> list[str]:
+def _lead_row(lead: LeadJson) -> list[str]:
     kept = f"– ({lead['kept_note']})"
     if lead["kept"] is not None:
         kept = f"{percent(lead['kept'])} {_interval(lead['kept_interval'], percent)}"

@@ -2,148 +2,83 @@
 
 from typing import TypedDict
 
-from prune.results import Lead, ModelIdentity, Recovery, TextSummary
+from prune.results import LeadJson, ModelJson, RecoveredCostJson, TextJson
 
 
-class TeacherProvenance(TypedDict):
-    """Where the targets of the distillation came from.
+class TeacherJson(TypedDict):
+    """Where the targets of the distillation came from."""
 
-    Attributes:
-        model: folder or hub id.
-        keep: `memory` (the same weights) or `disk` (its largest logits were cached).
-        top_k: cached logits per position; None in memory.
-    """
-
-    model: str
-    keep: str
-    top_k: int | None
+    model: str  # folder or hub id
+    keep: str  # `memory` (the same weights) or `disk` (its largest logits were cached)
+    top_k: int | None  # cached logits per position; None in memory
 
 
-class TrainingProvenance(TypedDict):
-    """How a model was trained; also in excise_recovery.json of the checkpoint.
+class TrainingJson(TypedDict):
+    """How a model was trained; also in excise_recovery.json of the checkpoint."""
 
-    Attributes:
-        targets: groups or names of the adapted weights.
-        rank: of the adapters.
-        alpha: adapters are scaled by alpha / rank.
-        learning_rate: peak.
-        weight_decay: of AdamW, on the adapters.
-        ce: weight of the cross-entropy.
-        kl: weight of KL(teacher ‖ student).
-        temperature: τ of the KL.
-        seed: of the windows, the adapters and their order.
-        bf16: whether forwards ran in bfloat16.
-        teacher: None without KL.
-        steps: optimiser steps.
-        tokens: training tokens, all steps together.
-        text: training windows.
-        tuned: trained parameters.
-        weights: how many weights were adapted.
-    """
-
-    targets: list[str]
-    rank: int
-    alpha: float
-    learning_rate: float
-    weight_decay: float
-    ce: float
-    kl: float
-    temperature: float
-    seed: int
-    bf16: bool
-    teacher: TeacherProvenance | None
-    steps: int
-    tokens: int
-    text: TextSummary
-    tuned: int
-    weights: int
+    targets: list[str]  # groups or names of the adapted weights
+    rank: int  # of the adapters
+    alpha: float  # adapters are scaled by alpha / rank
+    learning_rate: float  # peak
+    weight_decay: float  # of AdamW, on the adapters
+    ce: float  # weight of the cross-entropy
+    kl: float  # weight of KL(teacher ‖ student)
+    temperature: float  # τ of the KL
+    seed: int  # of the windows, the adapters and their order
+    bf16: bool  # whether forwards ran in bfloat16
+    teacher: TeacherJson | None  # None without KL
+    steps: int  # optimiser steps
+    tokens: int  # training tokens, all steps together
+    text: TextJson  # training windows
+    tuned: int  # trained parameters
+    weights: int  # how many weights were adapted
 
 
-class CurvePoint(TypedDict):
-    """Held-out loss of a plan during its training.
+class CurvePointJson(TypedDict):
+    """Held-out loss of a plan during its training."""
 
-    Attributes:
-        step: optimiser steps done.
-        tokens: training tokens seen.
-        seconds: of training.
-        held_out: mean loss on the validation text, nats per token.
-        delta: its rise over the unpruned model's.
-        share: of the loss before training that came back; None where nothing was lost.
-    """
-
-    step: float
-    tokens: float
-    seconds: float
-    held_out: float
-    delta: float
-    share: float | None
+    step: float  # optimiser steps done
+    tokens: float  # training tokens seen
+    seconds: float  # of training
+    held_out: float  # mean loss on the validation text, nats per token
+    delta: float  # its rise over the unpruned model's
+    share: float | None  # of the loss before training that came back; None where nothing was lost
 
 
-class RecoveredPlan(TypedDict):
-    """One plan before and after recovery.
+class RecoveredPlanJson(TypedDict):
+    """One plan before and after recovery."""
 
-    Attributes:
-        name: `criterion`, `random-0`, … or `unpruned`.
-        plan: which criterion made it.
-        digest: identity of the kept experts.
-        measures: cost before and after, the held-out loss first, then tasks.
-        curve: during training.
-    """
-
-    name: str
-    plan: str
-    digest: str
-    measures: list[Recovery]
-    curve: list[CurvePoint]
+    name: str  # `criterion`, `random-0`, … or `unpruned`
+    plan: str  # which criterion made it
+    digest: str  # identity of the kept experts
+    measures: list[RecoveredCostJson]  # cost before and after, the held-out loss first, then tasks
+    curve: list[CurvePointJson]  # during training
 
 
 class RecoverySummary(TypedDict):
-    """The measured part of recovery.json.
+    """The measured part of recovery.json."""
 
-    Attributes:
-        criterion: whose plan is written.
-        budget: of all plans.
-        fraction: share of the experts that was removed.
-        loss: of the unpruned model, nats per token.
-        full: measure -> value of the unpruned model.
-        plans: the criterion's first.
-        leads: of the criterion over random plans, one a measure; empty where no random plan was recovered.
-        rule: how a verdict on a lead comes about.
-    """
-
-    criterion: str
-    budget: str
-    fraction: float
-    loss: float
-    full: dict[str, float]
-    plans: list[RecoveredPlan]
-    leads: list[Lead]
-    rule: str
+    criterion: str  # whose plan is written
+    budget: str  # of all plans
+    fraction: float  # share of the experts that was removed
+    loss: float  # of the unpruned model, nats per token
+    full: dict[str, float]  # measure -> value of the unpruned model
+    plans: list[RecoveredPlanJson]  # the criterion's first
+    leads: list[LeadJson]  # over random plans, one a measure; empty where none was recovered
+    rule: str  # how a verdict on a lead comes about
 
 
-class Places(TypedDict):
-    """Where things are; a folder may have been moved since they were made.
+class PlacesJson(TypedDict):
+    """Where things are; a folder may have been moved since they were made."""
 
-    Attributes:
-        run: the run folder.
-        checkpoint: folder of the recovered checkpoint.
-        adapter: folder of its adapter.
-    """
-
-    run: str
-    checkpoint: str
-    adapter: str
+    run: str  # the run folder
+    checkpoint: str  # folder of the recovered checkpoint
+    adapter: str  # folder of its adapter
 
 
-class RecoveryResult(RecoverySummary, Places):
-    """recovery.json.
+class RecoveryResult(RecoverySummary, PlacesJson):
+    """recovery.json."""
 
-    Attributes:
-        training: the same for all plans.
-        text: validation windows.
-        model: the unpruned model.
-    """
-
-    training: TrainingProvenance
-    text: TextSummary
-    model: ModelIdentity
+    training: TrainingJson  # the same for all plans
+    text: TextJson  # validation windows
+    model: ModelJson  # the unpruned model

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from experts.plan import Plan
-from prune.recover.result import CurvePoint, RecoveredPlan, RecoverySummary
+from prune.recover.result import CurvePointJson, RecoveredPlanJson, RecoverySummary
 from prune.tables import csv_text
 from validate.lead import healed, lead
 from validate.null import Measure
@@ -44,7 +44,9 @@ def recovery_summary(
     }
 
 
-def _plan(name: str, plan: Plan, measures: Measures, curve: Curve, full: float, seed: int) -> RecoveredPlan:
+def _plan(
+    name: str, plan: Plan, measures: Measures, curve: Curve, full: float, seed: int
+) -> RecoveredPlanJson:
     recoveries = [healed(plan, before, after, seed).to_json() for before, after in measures]
     loss = recoveries[0]
     gap = None if loss["share"] is None else loss["before"]  # a share of nothing is no number
@@ -57,7 +59,7 @@ def _plan(name: str, plan: Plan, measures: Measures, curve: Curve, full: float, 
     }
 
 
-def _point(row: Mapping[str, float], full: float, gap: float | None) -> CurvePoint:
+def _point(row: Mapping[str, float], full: float, gap: float | None) -> CurvePointJson:
     """A row of curve.csv beside the unpruned model's loss. gap: loss before training over it, None = nothing to share."""
     held_out = row["held_out"]
     return {
@@ -70,7 +72,7 @@ def _point(row: Mapping[str, float], full: float, gap: float | None) -> CurvePoi
     }
 
 
-def recovery_csv(plans: Iterable[RecoveredPlan]) -> str:
+def recovery_csv(plans: Iterable[RecoveredPlanJson]) -> str:
     """healing.csv: the recovered share of the gap against training tokens, a row per plan and point."""
     rows = [{"plan": plan["name"], **point} for plan in plans for point in plan["curve"]]
     return csv_text(CURVE_COLUMNS, rows)

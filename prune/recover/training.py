@@ -3,13 +3,13 @@
 from finetune.adapters import find_targets
 from finetune.recovery import Job
 from prune.recipe.schema import FinetuneSettings
-from prune.recover.result import TeacherProvenance, TrainingProvenance
+from prune.recover.result import TeacherJson, TrainingJson
 from prune.session.run_folder import describe
 
 
 def training_provenance(
     settings: FinetuneSettings, job: Job, tuned: int, model: str, keep: str
-) -> TrainingProvenance:
+) -> TrainingJson:
     """How a model was trained.
 
     Args:
@@ -37,7 +37,7 @@ def training_provenance(
     }
 
 
-def _teacher(settings: FinetuneSettings, model: str, keep: str) -> TeacherProvenance:
+def _teacher(settings: FinetuneSettings, model: str, keep: str) -> TeacherJson:
     return {
         "model": settings.teacher.model or model,
         "keep": keep,
@@ -45,7 +45,7 @@ def _teacher(settings: FinetuneSettings, model: str, keep: str) -> TeacherProven
     }
 
 
-def training_in_words(training: TrainingProvenance) -> str:
+def training_in_words(training: TrainingJson) -> str:
     """Adapters, loss, length and text of a training, in one sentence."""
     text = training["text"]
     return (
@@ -58,7 +58,7 @@ def training_in_words(training: TrainingProvenance) -> str:
     )
 
 
-def _loss_in_words(training: TrainingProvenance) -> str:
+def _loss_in_words(training: TrainingJson) -> str:
     terms = []
     if training["ce"]:
         terms.append(f"{training['ce']:g} · cross-entropy")

@@ -26,7 +26,7 @@ from prune.checkpoint.rehearsal import check_reload, trial_plans
 from prune.checkpoint.slices import removed_bytes
 from prune.checkpoint.write import export, export_notes
 from prune.recover.recovery import Recovery, check_targets
-from prune.results import Check
+from prune.results import CheckJson
 from prune.run.card import model_card
 from prune.run.report import markdown
 from prune.run.result import PruneResult, ValidationResult
@@ -114,7 +114,7 @@ class Run:
         result: ValidationResult = {
             "plans": evidence,
             "rule": f"{RULE} Not corrected for the number of criteria.",
-            "checks": [cast(Check, asdict(check)) for check in checks],
+            "checks": [cast(CheckJson, asdict(check)) for check in checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": settings.chance,
             "text": {

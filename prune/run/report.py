@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from prune.recipe.schema import Recipe
-from prune.results import Cost, TextSummary
-from prune.run.result import PruneResult, TestedPlan, ValidationResult
+from prune.results import CostJson, TextJson
+from prune.run.result import PruneResult, TestedPlanJson, ValidationResult
 from prune.run.verdicts import markdown_tables
 from prune.tables import plain, probability, signed
 
@@ -68,7 +68,7 @@ def _text(result: ValidationResult) -> str:
 """
 
 
-def _text_in_words(text: TextSummary) -> str:
+def _text_in_words(text: TextJson) -> str:
     return (
         f"{text['windows']} windows of {text['length']} tokens from {text['documents']} documents "
         f"({', '.join(text['domains'])}), hash {text['hash']}"
@@ -102,7 +102,7 @@ def evidence(result: ValidationResult) -> str:
     return "\n".join(lines)
 
 
-def _evidence(plan: TestedPlan) -> Iterator[str]:
+def _evidence(plan: TestedPlanJson) -> Iterator[str]:
     head = f"- **{plan['criterion']}**, scope {plan['scope']}, score = {plan['formula']}"
     counts = f"Kept per layer: {_counts(plan['kept_per_layer'])}."
     yield f"{head}: {_against_random(plan, plan['delta'], 'nats', 'documents')} {counts}"
@@ -114,7 +114,7 @@ def _evidence(plan: TestedPlan) -> Iterator[str]:
         yield f"{head}, {measure}: {_against_random(task, task['delta'], 'of the items', 'items')}"
 
 
-def _against_random(chance: Cost, delta: float, unit: str, clusters: str) -> str:
+def _against_random(chance: CostJson, delta: float, unit: str, clusters: str) -> str:
     """Verdict, advantage, interval, effect, p and power of one test."""
     low, high = chance["interval"]
     note = f" ({chance['interval_note']})" if chance["interval_note"] else ""

@@ -1,8 +1,8 @@
 """The tables of `excise prune`, for the terminal, report.md and the model card: the loss, and the tasks if there are some."""
 
 from experts.units import human
-from prune.results import Cost
-from prune.run.result import TestedPlan, ValidationResult
+from prune.results import CostJson
+from prune.run.result import TestedPlanJson, ValidationResult
 from prune.tables import Table, markdown_table, plain, probability, signed, spread, verdict
 
 LOSS_HEAD = (
@@ -43,7 +43,7 @@ def markdown_tables(result: ValidationResult) -> str:
     return "\n\n".join(markdown_table(table) for table in tables(result))
 
 
-def _loss_row(result: ValidationResult, plan: TestedPlan) -> tuple[str, ...]:
+def _loss_row(result: ValidationResult, plan: TestedPlanJson) -> tuple[str, ...]:
     return (
         plan["criterion"],
         plan["scope"],
@@ -57,7 +57,7 @@ def _loss_row(result: ValidationResult, plan: TestedPlan) -> tuple[str, ...]:
     )
 
 
-def _task_row(plan: TestedPlan, task: Cost) -> tuple[str, ...]:
+def _task_row(plan: TestedPlanJson, task: CostJson) -> tuple[str, ...]:
     """The metric itself, larger is better."""
     full, random = task["full"], task["random"]
     return (

@@ -21,7 +21,7 @@ from prune.checkpoint.rehearsal import check_export, trial_plans
 from prune.effects.request import Request
 from prune.recipe.budget import compared_budgets, distinct, tested_budgets
 from prune.recipe.schema import BUDGETS, Recipe, TextSettings
-from prune.results import ModelIdentity
+from prune.results import ModelJson
 from prune.session.run_folder import CHECKPOINT, RunFolder
 from validate.verdict import ALPHA, Null
 
@@ -108,9 +108,9 @@ class Prepared:
         return list(self.budgets)
 
     @property
-    def model(self) -> ModelIdentity:
+    def model(self) -> ModelJson:
         """What results say of the model; on the hub with the commit that was read."""
-        named: ModelIdentity = {"name": self.recipe.model, "fingerprint": self.fingerprint}
+        named: ModelJson = {"name": self.recipe.model, "fingerprint": self.fingerprint}
         return {**named, "commit": self.commit} if self.commit else named
 
     @property

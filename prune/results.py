@@ -1,4 +1,4 @@
-"""Parts of JSON files that several commands write. The format of a command's own file is in its `result.py`."""
+"""Parts of JSON files that several commands write. The rest of a command's file is in its `result.py`."""
 
 from typing import Any, NotRequired, TypedDict
 

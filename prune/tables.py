@@ -63,7 +63,10 @@ def probability(value: float | None, digits: int = 3) -> str:
 
 
 def verdict(cost: CostJson) -> str:
-    """The verdict on a plan, with what limits it: why nothing is claimed, or that the ranking carries no information."""
+    """The verdict on a plan, with what limits it.
+
+    That is why nothing can be claimed, or that criterion and reverse cost the same: no information.
+    """
     notes = []
     if cost["interval_note"]:
         notes.append(cost["interval_note"])

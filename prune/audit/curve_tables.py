@@ -1,4 +1,4 @@
-"""Curves of progressive removal as tables: mean ΔCE against the number of removed experts, a table per layer."""
+"""Curves of progressive removal as tables: mean ΔCE by the number of removed experts, a table per layer."""
 
 from collections.abc import Iterator
 

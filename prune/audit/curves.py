@@ -1,4 +1,4 @@
-"""The curves of progressive removal of a recipe: measured layer by layer, kept, and written with their raw rows."""
+"""Progressive removal on a recipe's text: measured layer by layer, kept, and written with its raw rows."""
 
 from functools import cached_property
 
@@ -98,7 +98,10 @@ class Curves:
     # Measuring.
 
     def _measured(self) -> dict[str, Array]:
-        """Raw rows by "row/order": [J, P] at tokens, [J, N] from the layer. A finished layer is never measured again."""
+        """ΔCE by "row/order": [J, P] at tokens, [J, N] from the layer.
+
+        A finished layer is never measured again.
+        """
         store = self._store()
         arrays = store.read()
         missing = [row for row in self.rows if f"{row}/{AT_TOKEN}" not in arrays]

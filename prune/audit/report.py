@@ -122,18 +122,19 @@ def _report_tables(result: AuditResult) -> Iterator[Table]:
 
 
 METHODS = """\
-- Removal: scope {scope}, mode {mode}. At every position high and low are the active experts with the highest and the
-  lowest score, ties broken at random; control:gate_weight ranks by the token's own gate weights, control:random_pair
-  takes two active experts at random.
-- diff = outcome(high) − outcome(low), a row per position (`positions.csv`; `effects.parquet` has every active expert).
-- p (t): scipy.stats.ttest_1samp; p (Wilcoxon): scipy.stats.wilcoxon; d = mean / sd, its interval from the noncentral t;
-  p (documents): the signs of whole documents flipped (scipy.stats.permutation_test), because positions of one document
-  are not independent.
-- smallest d: what the t-test finds with 80 % power at the corrected α; n for this d: the positions it would need for
-  the d that was observed.
+- Removal: scope {scope}, mode {mode}. At every position high and low are the active experts with the highest
+  and the lowest score, ties broken at random; control:gate_weight ranks by the token's own gate weights,
+  control:random_pair takes two active experts at random.
+- diff = outcome(high) − outcome(low), a row per position (`positions.csv`; every active expert:
+  `effects.parquet`).
+- p (t): scipy.stats.ttest_1samp; p (Wilcoxon): scipy.stats.wilcoxon; d = mean / sd, its interval from the
+  noncentral t; p (documents): the signs of whole documents flipped (scipy.stats.permutation_test), because
+  positions of one document are not independent.
+- smallest d: what the t-test finds with 80 % power at the corrected α; n for this d: the positions it would
+  need for the d that was observed.
 - Spearman: mean over positions, inside the active set.
-- Progressive removal: at a token the active experts in descending gate weight (mode zero, that token alone); from a
-  layer in the order of the scores, lowest first (mode reroute, every token). p of a point: (1 + #random orders at least
-  as good, or as bad) / (draws + 1), not corrected for the number of points; ± of random: sd over its orders. Intervals
-  resample documents. Rows: `progressive.csv`.
+- Progressive removal: at a token the active experts in descending gate weight (mode zero, that token alone);
+  from a layer in the order of the scores, lowest first (mode reroute, every token). p of a point:
+  (1 + #random orders at least as good, or as bad) / (draws + 1), not corrected for the number of points;
+  ± of random: sd over its orders. Intervals resample documents. Rows: `progressive.csv`.
 """

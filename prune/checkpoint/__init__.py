@@ -1,1 +1,1 @@
-"""Writing a pruned checkpoint: slices of the source, streamed, verified, swapped in whole. Nothing here needs torch."""
+"""Writing a pruned checkpoint: slices of the source, streamed, verified, swapped in whole, without torch."""

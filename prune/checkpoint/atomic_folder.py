@@ -1,8 +1,8 @@
 """A folder that comes into its place whole or not at all.
 
-It is filled beside its place under a hidden name, then moved there in one step. While it is filled its process holds a
-lock on it (flock). By that later exports know what was abandoned, wherever the process ran: process numbers say nothing
-between two containers on one volume.
+It is filled beside its place under a hidden name, then moved there in one step. Meanwhile its process holds a
+lock on it (flock). By that later exports know what was abandoned, wherever the process ran: process numbers say
+nothing between two containers on one volume.
 """
 
 import contextlib
@@ -44,7 +44,8 @@ def settle(folder: Path, out: Path, force: bool) -> None:
     """Move the finished folder to its place.
 
     Args:
-        force: replace what is there. It gets the hidden name, in the same step where the system can exchange folders.
+        force: replace what is there. It gets the hidden name, in the same step where the system can exchange
+            folders.
 
     Raises:
         OSError: something is there by now, and is not to be replaced.

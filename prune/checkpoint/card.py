@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what every card says, and the card of a plan that was exported without a test."""
+"""The model card of a checkpoint: what every card says, and the card of a plan that was not tested."""
 
 from pathlib import Path
 from typing import Any

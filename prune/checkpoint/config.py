@@ -1,4 +1,4 @@
-"""The config.json of a pruned checkpoint: the source's, with everything changed that counts or numbers experts."""
+"""The config.json of a pruned checkpoint: the source's, changed where it counts or numbers experts."""
 
 import copy
 from pathlib import Path
@@ -18,12 +18,13 @@ READERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
     """The source's configuration as the pruned model needs it.
 
-    Equal counts change the number of experts; unequal ones are listed per layer and point to modeling_excise.py.
-    Quantisation settings get the experts' new numbers, prediction layers that are gone are counted as 0, and options
-    under which the pruned model could not run are corrected.
+    Equal counts change the number of experts; unequal ones are listed per layer and point to
+    modeling_excise.py. Quantisation settings get the experts' new numbers, prediction layers that are gone
+    are counted as 0, and options under which the pruned model could not run are corrected.
 
     Raises:
-        ExciseError: unequal counts without an architecture to build on, or a quantisation pattern that names single experts.
+        ExciseError: unequal counts without an architecture to build on, or a quantisation pattern that names
+            single experts.
     """
     config: dict[str, Any] = copy.deepcopy(dict(layout.checkpoint.config))
     text: Any = text_config(config)
@@ -44,7 +45,7 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
 
 
 def _set_count(text: Any, before: int, after: int) -> None:
-    """Change the number of experts, in the form it has: some configurations list the same number for every layer."""
+    """Change the number of experts, in the form it has: some configurations list it for every layer."""
     for key in COUNT_KEYS:
         if positive_int(text, key) == before:
             text[key] = [after] * len(text[key]) if isinstance(text[key], list) else after
@@ -59,7 +60,8 @@ def _auto_map(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
     if not isinstance(architecture, str) or not architecture.isidentifier():
         raise ExciseError(
-            f"{folder}/config.json: no architecture named, which unequal counts per layer need; use scope layer"
+            f"{folder}/config.json: no architecture named, which unequal counts per layer need; "
+            "use scope layer"
         )
     before = config.get("auto_map")
     mapped = before if isinstance(before, dict) else {}

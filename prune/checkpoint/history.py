@@ -13,8 +13,8 @@ STEPS = "history"  # key of excise_plan.json: the steps before this one, the old
 def steps_of(folder: Path) -> list[Any]:
     """The steps that led to a folder, the oldest first.
 
-    A step is {"plan": …} and, where weights were trained after it, {"plan": …, "recovery": …}. A damaged provenance file
-    is a step by itself, which says so.
+    A step is {"plan": …} or, where weights were trained after it, {"plan": …, "recovery": …}. A damaged
+    provenance file is a step by itself, which says so.
 
     Returns:
         An empty list for a folder that Excise did not write.

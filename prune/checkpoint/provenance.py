@@ -31,7 +31,8 @@ def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:
         raise ExciseError(f"finetune.checkpoint: {folder} is not a folder")
     if (folder / RECOVERY).is_file():
         raise ExciseError(
-            f"{folder}: was recovered already ({RECOVERY} is there); recover the pruned folder it was made from"
+            f"{folder}: was recovered already ({RECOVERY} is there); "
+            "recover the pruned folder it was made from"
         )
     if not (folder / PLAN).is_file():
         raise ExciseError(
@@ -88,7 +89,8 @@ def check_teacher(teacher: Path, student: Path) -> None:
         theirs, ours = _entry(config, key), _entry(own, key)
         if theirs != ours:
             raise ExciseError(
-                f"finetune.teacher.model: {teacher} has another {kind} ({key} {theirs}) than {student} ({ours})"
+                f"finetune.teacher.model: {teacher} has another {kind} ({key} {theirs}) "
+                f"than {student} ({ours})"
             )
     if _vocabulary(teacher) != _vocabulary(student):
         raise ExciseError(

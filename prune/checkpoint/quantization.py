@@ -1,7 +1,7 @@
 """Quantisation settings that name single experts: the names follow to the new numbers.
 
-config.json has them in lists (ignore, modules_to_not_convert), in keys (AutoRound's extra_config) and deeper (targets of
-compressed-tensors), and some tools write a file of their own beside it.
+config.json has them in lists (ignore, modules_to_not_convert), in keys (AutoRound's extra_config) and deeper
+(targets of compressed-tensors), and some tools write a file of their own beside it.
 """
 
 import re

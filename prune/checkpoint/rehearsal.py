@@ -1,4 +1,4 @@
-"""What an export and its reload would be refused for, asked before any work, with plans like the one to come."""
+"""What an export and its reload would be refused for, asked before any work, of plans like the real one."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from prune.checkpoint.unequal import modeling_source
 def trial_plans(shape: Shape, budget: Budget) -> list[Plan]:
     """A plan with the counts per layer that a budget asks for, whatever experts it keeps.
 
-    In scope global the counts are not known yet: an even plan, and one with unequal counts where that can come out.
+    In scope global the counts are not known yet: an even plan, and an unequal one where that can come out.
     """
     layers = shape.num_layers
     if budget.scope == "layer":

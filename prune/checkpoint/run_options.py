@@ -15,8 +15,8 @@ REASONS = {
 def corrected_options(config: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Options that the source sets to a value the new checkpoint cannot have, with the value it gets instead.
 
-    output_router_logits adds a loss of the router that wants the same number of experts in every layer; without
-    return_dict models of transformers 5 cannot read their own outputs.
+    output_router_logits adds a loss of the router that wants the same number of experts in every layer;
+    without return_dict models of transformers 5 cannot read their own outputs.
     """
     required = {"return_dict": True}
     if not plan.uniform:

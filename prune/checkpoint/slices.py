@@ -44,7 +44,8 @@ def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = UNC
     """Cut a checkpoint to what a plan keeps. Multi-token-prediction layers are left out.
 
     Args:
-        changed: tensors of the new checkpoint, by their names there, whose bytes are in other files (recovered weights).
+        changed: recovered weights: tensors of the new checkpoint by their names there, with their bytes in
+            other files.
 
     Returns:
         Shard file name -> pieces, in the order of the source's bytes.
@@ -59,7 +60,8 @@ def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = UNC
         shards.setdefault(shard, []).append(_replaced(piece, changed.get(piece.name)))
     if unknown := changed.keys() - by_name(shards).keys():
         raise ExciseError(
-            f"{layout.checkpoint.folder}: the pruned checkpoint has no tensor {min(unknown)}, so it cannot be changed"
+            f"{layout.checkpoint.folder}: the pruned checkpoint has no tensor {min(unknown)}, "
+            "so it cannot be changed"
         )
     return shards
 

@@ -1,6 +1,7 @@
 """What a new checkpoint takes over from the source's model card: its licence and languages.
 
-Entries are taken as they are written: YAML's own types would make `language: no` a truth value and `1.10` a number.
+Entries are taken as they are written: YAML's own types would make `language: no` a truth value and `1.10` a
+number.
 """
 
 import re
@@ -36,7 +37,7 @@ class SourceCard:
 
 
 def read_source_card(folder: Path) -> SourceCard:
-    """Read the README.md in a checkpoint's folder. One that cannot be read costs its entries, never the export."""
+    """Read the README.md of a checkpoint. One that cannot be read costs its entries, never the export."""
     path = next((folder / name for name in NAMES if (folder / name).exists()), folder / NAMES[0])
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The source's files besides its shards: which are copied, how, and whether one changes while an export reads it."""
+"""The source's files: which are copied beside the shards, and whether one changes while it is read."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def copy_other(file: Path, target: Path, plan: Plan) -> None:
 
 
 def states_of(shards: Shards, others: list[Path]) -> dict[Path, FileState]:
-    """The state of every file that an export reads, to be compared by `check_unchanged` when it has read them.
+    """The state of every file that an export reads, for `check_unchanged` when it has read them.
 
     Shards are held to the state they had when their headers were read: the byte ranges come from there.
     """
@@ -60,7 +60,7 @@ def check_unchanged(layout: Layout, states: dict[Path, FileState]) -> None:
     """Refuse an export whose source changed meanwhile.
 
     Raises:
-        ExciseError: a file differs in size or time from its state before, or config.json from what was read of it.
+        ExciseError: a file differs from its state before, or config.json from what was read of it.
     """
     changed = [file for file, state in states.items() if FileState.of(file.stat()) != state]
     config = layout.checkpoint.folder / "config.json"

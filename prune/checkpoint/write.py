@@ -1,7 +1,8 @@
-"""Export: stream the kept bytes of a checkpoint into a new one. Atomic, verified, in memory that does not grow with the model.
+"""Export: stream the kept bytes of a checkpoint into a new one. Atomic, verified, in constant memory.
 
-The new checkpoint grows in a hidden folder beside its place, is read back and compared, and only then moved there.
-config.json gets its name last, whole and synced like everything else: a folder without it is no checkpoint to any loader.
+The new checkpoint grows in a hidden folder beside its place, is read back and compared, and only then moved
+there. config.json gets its name last, whole and synced like everything else: a folder without it is no
+checkpoint to any loader.
 """
 
 import os
@@ -53,7 +54,7 @@ class TrainedWeights:
     """Weights that were trained since the plan was made.
 
     Attributes:
-        changed: stored tensors by their names in the new checkpoint; their bytes are in other files than the source's.
+        changed: stored tensors by their names in the new checkpoint; their bytes are in files of their own.
         provenance: how they were trained; becomes excise_recovery.json.
     """
 

@@ -16,7 +16,7 @@ HEAD = (
 
 
 def cost_table(result: ComparisonResult, measure: str) -> Table:
-    """The verdicts by one measure. Of a task the value is what it reports (accuracy), the cost what is lost of it."""
+    """The verdicts by one measure. Of a task the value is what it reports, the cost what is lost of it."""
     task = task_of(result, measure)
     pairs = list(costs(result, measure))
     unequal = any(cost["equal_counts"] for _, cost in pairs)

@@ -1,4 +1,4 @@
-"""What a plan costs by one measure, looked up in comparison.json: the loss is at the top of a plan, tasks are in its list."""
+"""What a plan costs by one measure, as comparison.json has it: the loss at its top, tasks in a list."""
 
 from collections.abc import Iterator
 

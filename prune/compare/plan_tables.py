@@ -1,4 +1,4 @@
-"""Tables of `excise compare` that need no validation text: overlap and stability of plans, agreement of rankings."""
+"""Tables of `excise compare` that need no validation text: overlap and stability of plans, rank agreement."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from prune.tables import Table, percent, signed
 
 
 def overlap_tables(result: ComparisonResult) -> Iterator[Table]:
-    """A table per budget: how alike the criteria's plans are, and each criterion's between calibration seeds."""
+    """A table per budget: how alike the criteria's plans are, and each one's between calibration seeds."""
     stability = {(row["criterion"], row["scope"], row["fraction"]): row for row in result["stability"]}
     shared = result["windows_shared_by_seeds"]
     same_text = "" if shared is None else f", {percent(shared)} same text"

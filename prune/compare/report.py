@@ -44,15 +44,16 @@ def _rules(result: ComparisonResult) -> str:
 def _methods(seed: int) -> str:
     """Formulas of every number, and where its raw rows are."""
     return f"""\
-- Cost of a plan: mean over rows of (value under the plan − value of the unpruned model). Rows are windows weighted
-  by their tokens (`losses.csv`) or items (`items.csv`), under the plans' `digest` in `comparison.json`.
+- Cost of a plan: mean over rows of (value under the plan − value of the unpruned model). Rows are windows
+  weighted by their tokens (`losses.csv`) or items (`items.csv`), under the plans' `digest` of
+  `comparison.json`.
 - Intervals: percentile bootstrap, 9,999 resamples of whole documents (of tasks: items), seed {seed}
   (scipy.stats.bootstrap).
 - p, counted: (1 + #random plans at least as good) / (R + 1). p, normal: one-sided t of (plan − mean random) /
-  (sd·√(1 + 1/R)), R − 1 degrees of freedom; `normality_p` is Shapiro-Wilk's. Holm over criteria × budgets, for each
-  measure and null by itself.
-- Pairs: sign flips of whole documents (scipy.stats.permutation_test), of items answered right or wrong exact McNemar
-  (statsmodels).
+  (sd·√(1 + 1/R)), R − 1 degrees of freedom; `normality_p` is Shapiro-Wilk's. Holm over criteria × budgets,
+  for each measure and null by itself.
+- Pairs: sign flips of whole documents (scipy.stats.permutation_test), of items answered right or wrong exact
+  McNemar (statsmodels).
 - Overlap: (Σ|A∩B| − c) / (Σ min(|A|, |B|) − c), c = Σ|A|·|B| / E over layers. Stability: the same between
   calibration seeds."""
 

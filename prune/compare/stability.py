@@ -1,4 +1,4 @@
-"""Would another draw of calibration text have made the same plan? The criteria again, on windows of other seeds."""
+"""Would another draw of calibration text have made the same plan? The criteria again, with other seeds."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -173,8 +173,8 @@ def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, O
 LEGEND = """\
 g: applied gate weight, f: expert output before it, n_e: tokens routed to e, L: MoE layers, E: experts, \
 k: active per token.
-cost: plain forwards of the calibration text; all rows that need text alone share one pass. Of interventions: \
-on the demo
+cost: plain forwards of the calibration text; all rows that need text alone share one pass. \
+Of interventions: on the demo
 (L, E, k = 6, 16, 4), and what it grows with.
 Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.
 Settings of interventions, written as name:setting=value,…:"""

@@ -74,7 +74,7 @@ class Request:
         """Refuse what needs no model to be refused.
 
         Raises:
-            ExciseError: windows without an effect, a text that is not there, or a table that cannot be written.
+            ExciseError: windows without an effect, no such text, or a table that cannot be written.
         """
         if self.window < 2:
             raise ExciseError(

@@ -21,7 +21,8 @@ def recovered_card(recipe: Recipe, layout: Layout, plan: Plan, training: Trainin
 
 Then trained: {training_in_words(training)}
 The adapters are merged; all other tensors are byte-identical to the source.
-What pruning took, what training gave back, and whether the choice of experts still matters is in the run's `recovery.md`.
+What pruning took and training gave back, and whether the choice of experts still matters, is in the run's
+`recovery.md`.
 
 {IDS}, the training in `excise_recovery.json`.
 {how_to_load(plan)}"""

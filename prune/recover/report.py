@@ -1,4 +1,4 @@
-"""recovery.md, and the tables of `excise finetune`: the control, the lead, and what every stretch of training gained."""
+"""recovery.md, and the tables of `excise finetune`: before and after, the lead, and the curves."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -178,9 +178,12 @@ before recovery through all of the validation's, after it through the recovered 
 """
 
 
-SAME_TRAINING = "Random plans keep as many experts in every layer and got the same training: same text, same steps, same seed."
+SAME_TRAINING = (
+    "Random plans keep as many experts in every layer and got the same training: "
+    "same text, same steps, same seed."
+)
 FILES = """\
 The held-out text was only measured, never selected by.
-Raw rows: `losses.csv`, `recovered_losses.csv` (of tasks `items.csv`, `recovered_items.csv`); curves: `healing.csv`;
-losses of every step: `recovery/<plan>/training.csv`.
+Raw rows: `losses.csv`, `recovered_losses.csv` (of tasks `items.csv`, `recovered_items.csv`);
+curves: `healing.csv`; losses of every step: `recovery/<plan>/training.csv`.
 """

@@ -1,4 +1,4 @@
-"""Merged weights as the source stores them: under its tensor names, several for a fused weight, and in its precision."""
+"""Merged weights as the source stores them: under its tensor names and in its precision."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +72,8 @@ class Storage:
             if piece is not None:
                 has = f"shape {list(piece.shape)}, needs {list(tensor.shape)}"
             raise ExciseError(
-                f"finetune.targets: {name} would be written as {part}, and the checkpoint has {has}; leave it out"
+                f"finetune.targets: {name} would be written as {part}, and the checkpoint has {has}; "
+                "leave it out"
             )
         if piece.dtype not in FLOATS:
             raise ExciseError(

@@ -1,4 +1,4 @@
-"""The measured part of recovery.json: every plan's cost before and after recovery, and what is left of the lead."""
+"""The measured part of recovery.json: costs before and after recovery, and what is left of the lead."""
 
 from collections.abc import Iterable, Mapping
 
@@ -60,7 +60,12 @@ def _plan(
 
 
 def _point(row: Mapping[str, float], full: float, gap: float | None) -> CurvePointJson:
-    """A row of curve.csv beside the unpruned model's loss. gap: loss before training over it, None = nothing to share."""
+    """A row of curve.csv beside the unpruned model's loss.
+
+    Args:
+        full: loss of the unpruned model.
+        gap: what pruning added to it; None = not significantly more than nothing.
+    """
     held_out = row["held_out"]
     return {
         "step": row["step"],

@@ -1,4 +1,4 @@
-"""The tables of `excise prune`, for the terminal, report.md and the model card: the loss, and the tasks if there are some."""
+"""The tables of `excise prune`, for terminal, report.md and model card: the loss, then tasks."""
 
 from experts.units import human
 from prune.results import CostJson

@@ -1,6 +1,6 @@
 """`excise audit`: token by token, does a criterion rank the active experts by what removing them costs? And layer by layer, its curves."""
 
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from experts.notes import tell
 from prune.audit.csv_file import judged_cells
 from prune.audit.curves import Curves
 from prune.audit.report import markdown
+from prune.audit.result import AuditResult, RecipeAudit
 from prune.effects.measurement import fill, half_plan
 from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
@@ -41,7 +42,7 @@ class Audit:
         layers = prepared.shape.layers
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> AuditResult:
         """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
         self.session.check_texts()
         chosen = self._chosen()
@@ -51,10 +52,8 @@ class Audit:
             effects = self._effects(chosen)
             rows = pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
-            result = {
-                **self._result(read_positions(self.folder.path / POSITIONS), effects, table),
-                "run": str(self.folder.path),
-            }
+            rows = read_positions(self.folder.path / POSITIONS)
+            result = cast(AuditResult, self._result(rows, effects, table))
             if self.recipe.validation.progressive:
                 result["progressive"] = Curves(self.session, table, self.layers).execute()
             write_json(self.folder.path / "audit.json", result)
@@ -132,7 +131,7 @@ class Audit:
             f"audit ({scope}, {self.settings.mode})",
         )
 
-    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> dict[str, Any]:
+    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> RecipeAudit:
         judged = judged_cells(rows, self.settings.ddof)
         rho = {layer: orders(effects, table, layer) for layer in effects["layer"].unique()}
         for cell in judged["cells"]:
@@ -150,6 +149,7 @@ class Audit:
             },
             "model": self.prepared.model,
             "notes": self._notes(),
+            "run": str(self.folder.path),
         }
 
     def _notes(self) -> list[str]:
@@ -159,7 +159,7 @@ class Audit:
         return [f"{name} is the search down to {budget.text}" for name in searches]
 
 
-def _flat(result: dict[str, Any]) -> pd.DataFrame:
+def _flat(result: AuditResult) -> pd.DataFrame:
     """Every cell by every outcome, a row each."""
     found = []
     for outcome, cells in {"delta": result["cells"], **result["outcomes"]}.items():

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -10,10 +9,11 @@ from experts.errors import ExciseError
 from experts.files import replacing_folder
 from experts.plan import Plan
 from finetune.recovery import ADAPTER, Job, Recovered
-from prune.checkpoint.card import recovered_card
+from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.write import TrainedWeights, export
+from prune.recover.card import recovered_card
+from prune.recover.result import TrainingJson
 from prune.recover.stored_weights import Storage
-from prune.recover.targets import pieces_of
 from prune.session.session import Session
 from validate.rig import check_reloaded, require
 
@@ -42,7 +42,7 @@ class RecoveredFolder:
             way_out = "choose another --output, or --force to replace it"
             raise ExciseError(f"{self.path}: holds the result of another training; {way_out}")
 
-    def write(self, job: Job, merged: Recovered, training: dict[str, Any]) -> None:
+    def write(self, job: Job, merged: Recovered, training: TrainingJson) -> None:
         """Export the merged weights, and copy the adapter. training: provenance."""
         self.folder.begin("recovery")  # the report that may be there is of the checkpoint before
         self.folder.finish(STAGE, BEGUN + self.key)  # from here on the folder is no other training's
@@ -54,9 +54,9 @@ class RecoveredFolder:
         with replacing_folder(self.folder.path / ADAPTER) as fresh:
             shutil.copytree(job.folder / ADAPTER, fresh, dirs_exist_ok=True)
 
-    def _export(self, job: Job, merged: Recovered, training: dict[str, Any], shards: Path) -> None:
+    def _export(self, job: Job, merged: Recovered, training: TrainingJson, shards: Path) -> None:
         prepared, plan = self.session.prepared, self.plan
-        storage = Storage(job.anatomy.model, pieces_of(prepared.layout, plan))
+        storage = Storage(job.anatomy.model, by_name(slice_layout(prepared.layout, plan)))
         changed = storage.write(merged.weights, shards)
         trained = TrainedWeights(changed, {"plan": plan.digest, "training": training})
         card = recovered_card(self.session.recipe, prepared.layout, plan, training)

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 from tqdm import tqdm
@@ -15,13 +15,16 @@ from experts.plan import Plan
 from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
 from finetune.training_log import CURVE, read_rows
 from prune.checkpoint.provenance import pruned_plan
+from prune.checkpoint.slices import by_name, slice_layout
 from prune.recover.identity import Identity
 from prune.recover.recovered_folder import CHECKPOINT, RecoveredFolder
 from prune.recover.report import markdown
+from prune.recover.result import PlacesJson, RecoveryResult
 from prune.recover.stored_weights import Storage
 from prune.recover.students import FromDisk, InMemory, Student, choose_students
-from prune.recover.summary import described, found, healing_csv
-from prune.recover.targets import check_targets, everything, pieces_of
+from prune.recover.summary import recovery_csv, recovery_summary
+from prune.recover.targets import check_targets, everything
+from prune.recover.training import training_provenance
 from prune.session.measures import measures_of
 from prune.session.prepare import Prepared
 from prune.session.run_folder import describe, write_json, write_text
@@ -88,7 +91,7 @@ class Recovery:
 
     # The stage.
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> RecoveryResult:
         """Write recovery.json, recovery.md, the adapter and the merged checkpoint.
 
         Returns:
@@ -96,13 +99,13 @@ class Recovery:
         """
         stage = self.identity.report((*self.plans.values(), *self.known))
         if kept := self.folder.kept("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
-            return {**kept, **self._places()}
+            return {**cast(RecoveryResult, kept), **self._places()}
         self.written.check()
         before, after = self._measured()
         self._recover_all(before[0], after)
         result = self._result(before, after)
         self.folder.begin("recovery")
-        write_text(self.folder.path / "healing.csv", healing_csv(result["plans"]))
+        write_text(self.folder.path / "healing.csv", recovery_csv(result["plans"]))
         write_json(self.folder.path / RESULT, result)
         write_text(self.folder.path / REPORT, markdown(result))
         self.folder.finish("recovery", stage)
@@ -160,10 +163,10 @@ class Recovery:
 
     def _write(self, job: Job, merged: Recovered) -> None:
         source, keep = self.session.recipe.model, self.students.keep
-        self.written.write(job, merged, described(self.settings, job, merged.tuned, source, keep))
+        self.written.write(job, merged, training_provenance(self.settings, job, merged.tuned, source, keep))
 
     def _job(self, student: Student, plan: Plan, folder: Path, held_out: Measure) -> Job:
-        storage = Storage(student.anatomy.model, pieces_of(self.session.prepared.layout, plan))
+        storage = Storage(student.anatomy.model, by_name(slice_layout(self.session.prepared.layout, plan)))
 
         def loss() -> float:
             return held_out.mean(held_out.evaluator.measure(student.anatomy))
@@ -184,24 +187,24 @@ class Recovery:
 
     # The result.
 
-    def _result(self, before: list[Measure], after: list[Measure]) -> dict[str, Any]:
+    def _result(self, before: list[Measure], after: list[Measure]) -> RecoveryResult:
         curves = {name: read_rows(self._place(name) / CURVE) for name in self.plans}
         pairs, seed = list(zip(before, after, strict=True)), self.session.recipe.validation.random_seed
         return {
-            **found(self.plans, self.known, pairs, curves, seed),
+            **recovery_summary(self.plans, self.known, pairs, curves, seed),
             "training": read_json(self.written.path / RECOVERY)["training"],
             "text": describe(self.session.texts.validation),
             "model": self.session.prepared.model,
             **self._places(),
         }
 
-    def _places(self) -> dict[str, str]:
+    def _places(self) -> PlacesJson:
         """Where things are; a folder may have been moved since they were made."""
         run = self.folder.path
         return {"run": str(run), "checkpoint": str(self.written.path), "adapter": str(run / ADAPTER)}
 
 
-def recover_folder(prepared: Prepared) -> dict[str, Any]:
+def recover_folder(prepared: Prepared) -> RecoveryResult:
     """`excise finetune` of a pruned folder that the recipe names: its plan, the recipe's model as teacher and source."""
     settings = prepared.recipe.finetune
     assert settings is not None, "checked by the command"

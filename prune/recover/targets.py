@@ -4,7 +4,7 @@ from experts.anatomy import Anatomy, dissect, skeleton
 from experts.disk.layout import Layout
 from experts.plan import Plan
 from finetune.adapters import find_targets
-from prune.checkpoint.slices import Piece, slice_layout
+from prune.checkpoint.slices import by_name, slice_layout
 from prune.recover.stored_weights import Storage
 from prune.session.session import Session
 
@@ -27,15 +27,10 @@ def check_stored(anatomy: Anatomy, layout: Layout, targets: tuple[str, ...]) -> 
     """
     weights = dict(anatomy.model.named_parameters())
     chosen = {name: weights[name] for name in find_targets(anatomy, targets).weights}
-    Storage(anatomy.model, pieces_of(layout, everything(layout))).check(chosen)
+    Storage(anatomy.model, by_name(slice_layout(layout, everything(layout)))).check(chosen)
 
 
 def everything(layout: Layout) -> Plan:
     """The plan that keeps all experts."""
     ids = tuple(range(layout.shape.num_experts))
     return Plan(layout.shape.num_experts, dict.fromkeys(layout.shape.layers, ids))
-
-
-def pieces_of(layout: Layout, plan: Plan) -> dict[str, Piece]:
-    """The tensors of a plan's checkpoint by name."""
-    return {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard}

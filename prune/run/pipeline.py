@@ -1,7 +1,6 @@
 """`excise prune`: calibrate → rank → test against chance → write → reload. Every stage is resumed when its inputs are unchanged."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from criteria.budget import Budget, BudgetScope
 from criteria.scores import Scores, save
@@ -19,6 +18,7 @@ from prune.run.plan_tests import Candidate, PlanTests
 from prune.run.pruned_folder import Pending, PrunedFolder
 from prune.run.recipe_record import keep_recipe
 from prune.run.report import markdown
+from prune.run.result import PruneResult
 from prune.session.measures import check_rows
 from prune.session.prepare import Prepared, check_pruning
 from prune.session.run_folder import CHECKPOINT, write_json, write_text
@@ -37,7 +37,7 @@ class RunResult:
         stopped: whether the recipe asked to stop on this verdict
     """
 
-    result: dict[str, Any]
+    result: PruneResult
     stopped: bool
 
 
@@ -98,8 +98,13 @@ class Run:
         self._check_size(plan)
         self.pruned.check_plan(plan)
         write_json(self.folder.path / "plan.json", plan.to_json())
-        places: dict[str, Any] = {"run": str(self.folder.path), "checkpoint": None, "notes": notes}
-        result = {**PlanTests(self.session, candidates).execute(), **places, "recovery": None}
+        result: PruneResult = {
+            **PlanTests(self.session, candidates).execute(),
+            "run": str(self.folder.path),
+            "checkpoint": None,
+            "notes": notes,
+            "recovery": None,
+        }
         if self._stops(result["plans"][0]["verdict"]):
             self._report(result)
             return RunResult(result, stopped=True)
@@ -123,7 +128,7 @@ class Run:
                 candidates.append(Candidate(scores, budget, plan_for(scores, budget, self.shape)))
         return candidates
 
-    def _write(self, plan: Plan, result: dict[str, Any]) -> None:
+    def _write(self, plan: Plan, result: PruneResult) -> None:
         """Export, recover where the recipe says so, and prove what was written.
 
         The proof comes last: it takes the pruned model into the place of the whole one, which recovery still needs.
@@ -150,7 +155,7 @@ class Run:
         if pending is not None:
             self.pruned.prove(plan, pending)
 
-    def _report(self, result: dict[str, Any]) -> None:
+    def _report(self, result: PruneResult) -> None:
         write_text(self.folder.path / "report.md", markdown(self.recipe, result))
 
     def _check_size(self, plan: Plan) -> None:

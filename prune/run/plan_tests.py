@@ -1,18 +1,21 @@
 """Every criterion's plan, its reverse and random plans on held-out text; the instrument is checked first."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 from criteria.budget import Budget
 from criteria.scores import Scores
+from criteria.text.windows import Windows
 from experts.keys import key_of
 from experts.plan import Plan
 from prune.checkpoint.slices import removed_bytes
+from prune.results import CheckJson
+from prune.run.result import ValidationResult
 from prune.session.measures import measures_of, row_key
 from prune.session.run_folder import describe, write_json
 from prune.session.session import Session
 from validate.agreement import agreement
-from validate.null import Evidence, evidence_of, with_verdicts
+from validate.null import Evidence, Measure, evidence_of, with_verdicts
 from validate.rig import check_rig
 from validate.verdict import RULE, Correction
 
@@ -41,11 +44,11 @@ class PlanTests:
         """Scores of every criterion, each once."""
         return list({candidate.scores.criterion: candidate.scores for candidate in self.candidates}.values())
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> ValidationResult:
         """Content of validation.json; what an earlier run measured from the same inputs is used again."""
         stage = self._key()
         if kept := self.folder.kept("validate", stage, RESULT):
-            return kept
+            return cast(ValidationResult, kept)
         result = self._result()
         self.folder.begin("validate")
         write_json(self.folder.path / RESULT, result)
@@ -64,7 +67,7 @@ class PlanTests:
             tasks,
         )
 
-    def _result(self) -> dict[str, Any]:
+    def _result(self) -> ValidationResult:
         texts, plan = self.session.texts, self.candidates[0].plan
         checks = check_rig(self.session.anatomy, texts.validation, plan)
         measures = measures_of(self.session)
@@ -72,7 +75,7 @@ class PlanTests:
         return {
             "plans": [{**one.to_json(), "size": self._size(one.plan)} for one in evidence],
             "rule": f"{RULE} Not corrected for the number of criteria.",
-            "checks": [asdict(check) for check in checks],
+            "checks": [cast(CheckJson, asdict(check)) for check in checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": self.recipe.validation.chance,
             "text": {"calibration": describe(texts.calibration), "validation": describe(texts.validation)},
@@ -84,7 +87,7 @@ class PlanTests:
             "protected": int(self.table[0].protected.sum()),
         }
 
-    def _evidence(self, measures: list[Any]) -> list[Evidence]:
+    def _evidence(self, measures: list[Measure]) -> list[Evidence]:
         settings = self.recipe.validation
         contests = (self.session.contest(one.plan, one.scores, one.budget) for one in self.candidates)
         tested = [evidence_of(one, measures, settings.chance, settings.random_seed) for one in contests]
@@ -94,6 +97,6 @@ class PlanTests:
         return self.layout.checkpoint.size - removed_bytes(self.layout, plan)
 
 
-def _documents(windows: Any) -> set[str]:
+def _documents(windows: Windows) -> set[str]:
     """Documents that windows come from; with other windows in both texts, they are not quite unseen."""
     return {windows.documents[number] for number in windows.document}

@@ -4,7 +4,6 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -14,10 +13,11 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.plan import Plan
-from prune.checkpoint.card import model_card
 from prune.checkpoint.slices import removed_bytes
 from prune.checkpoint.write import export
 from prune.recipe.schema import Recipe
+from prune.run.card import model_card
+from prune.run.result import ValidationResult
 from prune.session.run_folder import write_text
 from prune.session.session import Session
 from validate.rig import check_reloaded, last_logits, require
@@ -62,7 +62,7 @@ class PrunedFolder:
             return Plan.read(self.path / PLAN)
         return None
 
-    def write(self, recipe: Recipe, plan: Plan, result: dict[str, Any]) -> Pending | None:
+    def write(self, recipe: Recipe, plan: Plan, result: ValidationResult) -> Pending | None:
         """Export a plan, or write its card anew where the checkpoint is there and proven.
 
         Returns:

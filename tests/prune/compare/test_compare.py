@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from criteria import calibration as calibration_module
 from criteria.scores import Scores
 from experts.plan import Plan
-from prune.compare.report import agreement_rows
+from prune.compare.plan_tables import agreement_rows
 from prune.console.cli import app
 from tests.support.tasks import task_file
 from validate.agreement import agreement, spearman
@@ -61,7 +61,7 @@ def test_agreement_needs_measured_removals() -> None:
 
 
 def test_agreement_is_listed_best_first() -> None:
-    found = agreement_rows({"spearman": {"low": [-0.5, None], "none": [None, None], "high": [0.25, 0.75]}})
+    found = agreement_rows({"low": [-0.5, None], "none": [None, None], "high": [0.25, 0.75]})
     assert found == [
         ("high", "+0.50", "+0.25", "+0.75"),
         ("low", "-0.50", "-0.50", "nan"),

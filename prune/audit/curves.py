@@ -13,9 +13,10 @@ from criteria.experiment_context import Store
 from criteria.scores import Scores
 from criteria.statistics import Array
 from experts.effects.instrument import Instrument
+from experts.keys import key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
-from prune.session.run_folder import key_of, write_text
+from prune.session.run_folder import write_text
 from prune.session.session import Session
 from validate.null import number
 from validate.progressive import CLIFF, Curve, by_gate_weight, by_order, curve, orders_of

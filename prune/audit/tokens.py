@@ -14,6 +14,7 @@ from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
 from experts.errors import ExciseError
+from experts.keys import environment, key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.audit.csv_file import judged_cells
@@ -22,7 +23,7 @@ from prune.audit.report import markdown
 from prune.effects.measurement import fill, half_plan
 from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
-from prune.session.run_folder import describe, environment, key_of, write_json, write_text
+from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Cells
 from validate.positions import orders, pairs, read_positions

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from criteria.budget import Budget, Scope, deepest
+from criteria.budget import Budget, BudgetScope, deepest
 from criteria.scores import Scores
-from criteria.selection import check_protected, select
+from criteria.selection import check_protected, plan_for
+from experts.keys import environment
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.report import markdown
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
-from prune.session.run_folder import describe, environment, write_json, write_text
+from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
@@ -95,10 +96,10 @@ class Comparison:
         write_text(self.folder.path / "comparison.md", markdown(result))
         return result
 
-    def _result(self, tables: dict[Scope, list[Scores]]) -> dict[str, Any]:
+    def _result(self, tables: dict[BudgetScope, list[Scores]]) -> dict[str, Any]:
         settings, windows = self.recipe.validation, self.session.validation
         plans = {
-            (scores.criterion, budget): select(scores, budget, self.shape)
+            (scores.criterion, budget): plan_for(scores, budget, self.shape)
             for budget in self.prepared.compared
             for scores in tables[budget.scope]
         }
@@ -149,13 +150,13 @@ class Comparison:
             "matrix": matrix,
         }
 
-    def _tests(self, tables: dict[Scope, list[Scores]]) -> Iterator[Contest]:
+    def _tests(self, tables: dict[BudgetScope, list[Scores]]) -> Iterator[Contest]:
         for budget in self.prepared.compared:
             for criterion, scores in zip(self.prepared.criteria, tables[budget.scope], strict=True):
                 yield self.session.contest(criterion, scores, budget)
 
 
-def _agreement(tables: dict[Scope, list[Scores]]) -> dict[str, list[float | None]]:
+def _agreement(tables: dict[BudgetScope, list[Scores]]) -> dict[str, list[float | None]]:
     """Rank agreement per criterion; one whose scores depend on the scope (greedy removal) appears once a scope."""
     found: dict[str, list[float | None]] = {}
     for scope, table in tables.items():

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from criteria.budget import Budget, deepest
 from criteria.registry import Criterion
-from criteria.selection import select
+from criteria.selection import plan_for
 from experts.notes import tell
 from experts.plan import Plan
 from prune.session.prepare import Prepared
@@ -68,5 +68,5 @@ def _plans(session: Session, budgets: tuple[Budget, ...]) -> dict[tuple[str, Bud
     tables = {scope: session.rank(found) for scope, found in measured.items()}
     for budget in budgets:
         table = tables[budget.scope]
-        plans |= {(scores.criterion, budget): select(scores, budget, session.shape) for scores in table}
+        plans |= {(scores.criterion, budget): plan_for(scores, budget, session.shape) for scores in table}
     return plans

@@ -18,12 +18,12 @@ from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
 from experts.errors import ExciseError
+from experts.keys import key_of, libraries
 from experts.modes import Mode
 from experts.notes import tell
 from experts.plan import Plan
 from prune.effects.partial_table import PartialTable
 from prune.effects.request import Request
-from prune.session.run_folder import key_of, libraries
 from validate.effect_table import Cells, Table, measure
 from validate.rig import check_rig
 

@@ -17,6 +17,7 @@ from experts.disk.layout import Layout
 from experts.disk.shards import read_json
 from experts.errors import ExciseError
 from experts.files import replacing_folder
+from experts.keys import environment, key_of
 from experts.plan import Plan
 from finetune.adapters import find_targets
 from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
@@ -31,7 +32,7 @@ from prune.recover.students import FromDisk, InMemory, Student, choose_students,
 from prune.recover.summary import described, found, healing_csv
 from prune.session.measures import measures_of, row_key
 from prune.session.prepare import Prepared
-from prune.session.run_folder import describe, environment, key_of, write_json, write_text
+from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Marks, Session
 from validate.draw import random_plans
 from validate.null import Measure

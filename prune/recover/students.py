@@ -11,6 +11,7 @@ from experts.anatomy import Anatomy, dissect, load
 from experts.disk.fingerprint import fingerprint
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
+from experts.keys import key_of
 from experts.memory import free_bytes
 from experts.notes import tell
 from experts.plan import Plan
@@ -20,7 +21,6 @@ from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teache
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export
 from prune.recipe.schema import FinetuneSettings
-from prune.session.run_folder import key_of
 from prune.session.session import Session
 
 TeacherOf = Callable[[Adapted], Teacher | None]

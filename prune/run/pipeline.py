@@ -9,15 +9,16 @@ from typing import Any
 
 import yaml
 
-from criteria.budget import Budget, Scope
+from criteria.budget import Budget, BudgetScope
 from criteria.scores import Scores, save
-from criteria.selection import check_protected, select
+from criteria.selection import check_protected, plan_for
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.disk.companions import PLAN
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
+from experts.keys import environment, key_of
 from experts.notes import tell
 from experts.plan import Plan
 from experts.units import human, parse_size
@@ -29,7 +30,7 @@ from prune.recover.recovery import Recovery, check_targets
 from prune.run.report import markdown
 from prune.session.measures import check_rows, measures_of, row_key
 from prune.session.prepare import Prepared, check_pruning
-from prune.session.run_folder import CHECKPOINT, describe, environment, key_of, write_json, write_text
+from prune.session.run_folder import CHECKPOINT, describe, write_json, write_text
 from prune.session.session import Session
 from validate.agreement import agreement
 from validate.null import Contest, against_random, with_verdicts
@@ -62,7 +63,7 @@ class Run:
         return self.prepared.budgets[self.recipe.prune.scope]
 
     @property
-    def scopes(self) -> list[Scope]:
+    def scopes(self) -> list[BudgetScope]:
         """Those the first criterion is tested in. A search belongs to one: its order says nothing in another."""
         return self.prepared.scopes[:1] if self.prepared.criteria[0].searches else self.prepared.scopes
 
@@ -88,7 +89,7 @@ class Run:
         """Every criterion's plan, its reverse and the random plans on held-out text; the rig is checked first."""
         settings = self.recipe.validation
         key = row_key(self.session)
-        plan = select(table[0], self.plan_budget, self.shape)
+        plan = plan_for(table[0], self.plan_budget, self.shape)
         # The scores themselves: a user's criterion can change behind an unchanged name.
         asked = self.session.asked if settings.tasks else ""
         inputs = (
@@ -195,7 +196,7 @@ class Run:
             check_protected(self.session.protected(observed), self.prepared.budgets[scope], self.shape)
         statistics = self.session.measured(observed, self.plan_budget)
         table = self.rank(statistics)
-        plan = select(table[0], self.plan_budget, self.shape)
+        plan = plan_for(table[0], self.plan_budget, self.shape)
         self._check_size(plan)
         self._check_written(plan)
         write_json(self.folder.path / "plan.json", plan.to_json())

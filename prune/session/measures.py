@@ -3,9 +3,9 @@
 import numpy as np
 
 from experts.errors import ExciseError
+from experts.keys import key_of
 from experts.notes import tell
 from prune.recipe.schema import TaskSettings
-from prune.session.run_folder import key_of
 from prune.session.session import Session
 from validate.null import LOSS, Measure
 from validate.rows import LossEvaluator

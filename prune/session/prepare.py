@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from criteria.budget import Budget, Scope
+from criteria.budget import Budget, BudgetScope
 from criteria.registry import DOMAINS, Criterion, resolve
 from experts.disk.find import Model, check_room, find_model
 from experts.disk.fingerprint import fingerprint
@@ -39,7 +39,7 @@ class Checked:
     model: Model
     teacher: Model | None
     layout: Layout
-    budgets: dict[Scope, Budget]
+    budgets: dict[BudgetScope, Budget]
     compared: tuple[Budget, ...]
     merged: tuple[str, ...]
     folder: RunFolder
@@ -89,7 +89,7 @@ class Prepared:
     criteria: tuple[Criterion, ...]
     source: Path
     layout: Layout
-    budgets: dict[Scope, Budget]
+    budgets: dict[BudgetScope, Budget]
     fingerprint: str
     folder: RunFolder
     force: bool
@@ -103,7 +103,7 @@ class Prepared:
         return self.layout.shape
 
     @property
-    def scopes(self) -> list[Scope]:
+    def scopes(self) -> list[BudgetScope]:
         return list(self.budgets)
 
     @property

@@ -1,12 +1,8 @@
 """Stages of a run folder: each result carries the key of its inputs, so a second run redoes only what changed."""
 
-import hashlib
 import json
-import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +16,6 @@ if TYPE_CHECKING:
 
 RECORD, LOCK = "stages.json", ".lock"
 CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
-FORMAT = 2  # raise when a stage computes something else from the same inputs
-
-
-def key_of(*inputs: Any) -> str:
-    """A short hash of everything a stage depends on."""
-    return hashlib.sha256(json.dumps([FORMAT, *inputs], sort_keys=True, default=str).encode()).hexdigest()[
-        :16
-    ]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,30 +94,6 @@ class RunFolder:
 def _is_used(folder: Path) -> bool:
     """Whether it holds anything but what a run leaves that could not begin."""
     return any(file.name != LOCK and not is_leftover(file) for file in folder.iterdir())
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine a result was made with."""
-    packages = ("excise", "torch", "transformers", "safetensors", "numpy", "scipy")
-    machine = {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-    }
-    return {**machine, **{name: _version(name) for name in packages}}
-
-
-def _version(package: str) -> str:
-    """Of an installed package; a checkout can be run without being installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def libraries() -> tuple[str, ...]:
-    """What computes a model: numbers of two versions are not mixed."""
-    return tuple(f"{name} {_version(name)}" for name in ("torch", "transformers"))
 
 
 def describe(windows: "Windows") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import Criterion
 from criteria.scores import Scores, score
-from criteria.selection import select
+from criteria.selection import plan_for
 from criteria.statistics import Array, Statistics
 from criteria.text.chat import Template
 from criteria.text.context_length import check_vocabulary, context_note
@@ -33,11 +33,11 @@ from experts.disk.fingerprint import digest_files
 from experts.disk.hub_files import reads_prompts
 from experts.disk.weight_files import regular_files
 from experts.errors import ExciseError
+from experts.keys import key_of, libraries
 from experts.notes import tell
 from experts.plan import Plan
 from prune.recipe.schema import TextSettings
 from prune.session.prepare import Prepared
-from prune.session.run_folder import key_of, libraries
 from validate.draw import equal_plans, random_plans
 from validate.null import Contest
 from validate.task_needs import check_tokenizer
@@ -259,7 +259,7 @@ class Session:
         # The same numbers turned round: a user's function need not give them twice.
         name, formula = f"reversed:{criterion.name}", f"−({criterion.formula})"
         reverse = replace(scores, values=-scores.values, criterion=name, formula=formula)
-        plan, reversed_plan = (select(one, budget, self.shape) for one in (scores, reverse))
+        plan, reversed_plan = (plan_for(one, budget, self.shape) for one in (scores, reverse))
         drawn = (self.shape, scores.protected, settings.random_plans, settings.random_seed)
         equal = None if plan.uniform else equal_plans(plan, *drawn)
         return Contest(

@@ -17,7 +17,7 @@ from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import resolve
 from criteria.scores import score
-from criteria.selection import select
+from criteria.selection import plan_for
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
@@ -166,7 +166,7 @@ def test_greedy_sees_mutual_backups() -> None:
     assert cost(anatomy, text, (1, 2), (1, 6)) > 0.05
     greedy = scores_of("causal_greedy", made)
     kept = {
-        name: select(score_like(made, values), budget, made.shape).kept[1]
+        name: plan_for(score_like(made, values), budget, made.shape).kept[1]
         for name, values in (("alone", alone), ("greedy", greedy))
     }
     assert not {2, 6} & set(kept["alone"])
@@ -203,7 +203,7 @@ def test_greedy_equals_brute_force(scope: str) -> None:
     assert {(int(layer), int(expert)) for layer, expert, *_ in trace} == set(gone)
     if scope == "global":
         assert [(int(layer), int(expert)) for layer, expert, *_ in trace] == gone
-    kept = select(score_like(made, scores_of("causal_greedy", made)), budget, shape)
+    kept = plan_for(score_like(made, scores_of("causal_greedy", made)), budget, shape)
     assert {
         (row, e)
         for row, index in enumerate(anatomy.shape.layers)
@@ -398,7 +398,11 @@ def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
     made = replace(setting(dissect(tiny.build("olmoe")), windows(6)), batch=2)
     whole = scores_of("causal_removal", made)
-    kept, looked, look = replace(made, partial=Store(tmp_path / "partial", "key")), [], Instrument.look
+    kept, looked, look = (
+        replace(made, partial=Store(tmp_path / "partial", "key")),
+        [],
+        Instrument.clean_forward,
+    )
 
     def counted(self: Instrument, tokens: Tensor, scope: Scope) -> object:
         looked.append(len(tokens))
@@ -406,7 +410,7 @@ def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
         return look(self, tokens, scope)
 
-    monkeypatch.setattr(Instrument, "look", counted)
+    monkeypatch.setattr(Instrument, "clean_forward", counted)
     with pytest.raises(KeyboardInterrupt):
         scores_of("causal_removal", kept)
     looked.clear()

@@ -12,7 +12,7 @@ from criteria import scores as scores_module
 from criteria.budget import from_keep
 from criteria.registry import CRITERIA, resolve
 from criteria.scores import load, save, score
-from criteria.selection import select
+from criteria.selection import plan_for
 from experts.errors import ExciseError
 from experts.shape import Shape
 from tests.criteria.test_statistics import micro_statistics
@@ -143,7 +143,7 @@ def test_no_data_is_no_reason_to_keep(tmp_path: Path) -> None:
     moments[0, 1] = 0
     made = score(resolve(f"{tmp_path}/f.py:mine"), replace(found, moments=moments), (0,), NOTHING, "", "")
     np.testing.assert_array_equal(made.values, [[1, np.nan, 1 / 3]])
-    assert select(made, from_keep(Shape((0,), 3, 1), 2, "layer"), Shape((0,), 3, 1)).kept == {0: (0, 2)}
+    assert plan_for(made, from_keep(Shape((0,), 3, 1), 2, "layer"), Shape((0,), 3, 1)).kept == {0: (0, 2)}
 
 
 def test_score_files(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from criteria.budget import Budget, Scope, deepest, from_counts, from_fraction, from_keep
+from criteria.budget import Budget, BudgetScope, deepest, from_counts, from_fraction, from_keep
 from criteria.scores import Scores
-from criteria.selection import check_protected, select
+from criteria.selection import check_protected, plan_for
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
@@ -33,35 +33,37 @@ def scores(
 
 
 def test_layer_scope_keeps_the_best_of_each_layer() -> None:
-    plan = select(scores([[1, 9, 3, 7], [0.4, 0.1, 0.3, 0.2]]), from_fraction(SHAPE, 0.5, "layer"), SHAPE)
+    plan = plan_for(scores([[1, 9, 3, 7], [0.4, 0.1, 0.3, 0.2]]), from_fraction(SHAPE, 0.5, "layer"), SHAPE)
     assert plan.kept == {0: (1, 3), 1: (0, 2)}
     assert plan.fraction == 0.5
 
 
 def test_global_scope_removes_the_lowest_of_the_model_down_to_the_floor() -> None:
     values = [[1, 9, 3, 7], [0.4, 0.1, 0.3, 0.2]]
-    plan = select(scores(values), from_keep(SHAPE, 3, "global"), SHAPE)  # 6 of 8 stay: 0.1 and 0.2 go
+    plan = plan_for(scores(values), from_keep(SHAPE, 3, "global"), SHAPE)  # 6 of 8 stay: 0.1 and 0.2 go
     assert plan.kept == {0: (0, 1, 2, 3), 1: (0, 2)}
-    plan = select(
+    plan = plan_for(
         scores(values), from_keep(SHAPE, 2, "global"), SHAPE
     )  # 4 stay; the floor of 2 saves layer 1
     assert plan.kept == {0: (1, 3), 1: (0, 2)}
 
 
 def test_no_data_goes_first_and_ties_keep_the_lower_id() -> None:
-    plan = select(scores([[np.nan, -5, -6, np.nan], [1, 1, 1, 1]]), from_fraction(SHAPE, 0.5, "layer"), SHAPE)
+    plan = plan_for(
+        scores([[np.nan, -5, -6, np.nan], [1, 1, 1, 1]]), from_fraction(SHAPE, 0.5, "layer"), SHAPE
+    )
     assert plan.kept == {0: (1, 2), 1: (0, 1)}
 
 
 def test_groups_lose_equally() -> None:
     shape = Shape((0, 1), 8, 2, groups=2, top_groups=1)
     values = [[8, 7, 6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7, 8]]
-    assert select(scores(values), from_fraction(shape, 0.5, "layer"), shape).kept == {
+    assert plan_for(scores(values), from_fraction(shape, 0.5, "layer"), shape).kept == {
         0: (0, 1, 4, 5),
         1: (2, 3, 6, 7),
     }
     # Global, 12 of 16: whole ranks go, two experts at a time, so every layer stays even over its groups.
-    plan = select(
+    plan = plan_for(
         scores([[80, 70, 60, 50, 40, 30, 20, 10], values[1]]), from_fraction(shape, 0.25, "global"), shape
     )
     assert plan.kept == {0: (0, 1, 2, 3, 4, 5, 6, 7), 1: (2, 3, 6, 7)}
@@ -69,7 +71,9 @@ def test_groups_lose_equally() -> None:
 
 def test_protected_experts_stay() -> None:
     protected = [[True, False, False, False], [False] * 4]
-    plan = select(scores([[0, 9, 3, 7], [4, 3, 2, 1]], protected), from_fraction(SHAPE, 0.5, "layer"), SHAPE)
+    plan = plan_for(
+        scores([[0, 9, 3, 7], [4, 3, 2, 1]], protected), from_fraction(SHAPE, 0.5, "layer"), SHAPE
+    )
     assert plan.kept == {0: (0, 1), 1: (0, 1)}
 
 
@@ -77,18 +81,18 @@ def test_protection_never_breaks_the_floor_of_another_layer() -> None:
     shape = Shape((0, 1), 8, 2)
     protected = [[True] * 6 + [False] * 2, [False] * 8]
     values = [[1.0] * 8, [2.0] * 8]
-    assert select(scores(values, protected), from_keep(shape, 4, "global"), shape).counts == {0: 6, 1: 2}
+    assert plan_for(scores(values, protected), from_keep(shape, 4, "global"), shape).counts == {0: 6, 1: 2}
     with pytest.raises(
         ExciseError, match="6 protected super experts do not fit above the floor of the other layers"
     ):
-        select(scores(values, protected), from_keep(shape, 4, "global", floor=3), shape)
+        plan_for(scores(values, protected), from_keep(shape, 4, "global", floor=3), shape)
 
 
 def test_groups_with_protection_and_missing_data() -> None:
     shape = Shape((0, 1), 8, 2, groups=2, top_groups=1)
     values = [[np.nan] * 4 + [4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7, 8]]
     protected = [[True] + [False] * 7, [False] * 8]
-    plan = select(scores(values, protected), from_keep(shape, 6, "global"), shape)
+    plan = plan_for(scores(values, protected), from_keep(shape, 6, "global"), shape)
     assert 0 in plan.kept[0]
     assert plan.counts == {0: 4, 1: 8}
 
@@ -98,7 +102,7 @@ def test_more_protected_than_kept_is_refused() -> None:
         ExciseError,
         match=r"3 super experts are protected, up to 3 where 2 may stay; .*protect_super_experts: false",
     ):
-        select(
+        plan_for(
             scores([[1] * 4, [1] * 4], [[True, True, True, False], [False] * 4]),
             from_fraction(SHAPE, 0.5, "layer"),
             SHAPE,
@@ -162,7 +166,7 @@ def test_every_accepted_budget_is_met_exactly(
     except ExciseError:
         return
     values = np.random.default_rng(seed).random((layers, shape.num_experts))
-    plan = select(scores(values.tolist(), layers=shape.layers), budget, shape)
+    plan = plan_for(scores(values.tolist(), layers=shape.layers), budget, shape)
     assert plan.total == budget.total
     for ids in plan.kept.values():
         per = np.bincount(np.array(ids) // per_group, minlength=groups)
@@ -183,7 +187,7 @@ def test_counts_that_divide() -> None:
     budget = from_fraction(WIDE, 0.5, "global", multiple=4)
     assert (budget.total, budget.floor) == (20, 4)
     values = [list(range(12)), [100 + i for i in range(12)], [50 + i for i in range(12)]]
-    plan = select(scores(values, layers=(3, 5, 8)), budget, WIDE)
+    plan = plan_for(scores(values, layers=(3, 5, 8)), budget, WIDE)
     assert plan.counts == {3: 4, 5: 12, 8: 4}
     assert plan.kept[3] == (8, 9, 10, 11)
     assert "multiple_of=4" in plan.budget
@@ -192,7 +196,7 @@ def test_counts_that_divide() -> None:
 def test_a_unit_is_worth_its_mean() -> None:
     """Units of two above a floor of two: (5, 5) of layer 0 is worth more than (9, 0) of layer 1, though 9 is the best single one."""
     shape = Shape((0, 1), 4, 2)
-    plan = select(scores([[7, 7, 5, 5], [10, 10, 9, 0]]), from_keep(shape, 3, "global", multiple=2), shape)
+    plan = plan_for(scores([[7, 7, 5, 5], [10, 10, 9, 0]]), from_keep(shape, 3, "global", multiple=2), shape)
     assert plan.counts == {0: 4, 1: 2}
 
 
@@ -200,7 +204,7 @@ def test_a_unit_is_worth_its_mean() -> None:
 def test_global_counts_always_divide(seed: int, multiple: int, fraction: float) -> None:
     values = np.random.default_rng(seed).normal(size=(3, 12)).tolist()
     budget = from_fraction(WIDE, fraction, "global", multiple=multiple)
-    plan = select(scores(values, layers=(3, 5, 8)), budget, WIDE)
+    plan = plan_for(scores(values, layers=(3, 5, 8)), budget, WIDE)
     assert all(count % multiple == 0 for count in plan.counts.values())
     assert plan.total == budget.total
 
@@ -208,7 +212,7 @@ def test_global_counts_always_divide(seed: int, multiple: int, fraction: float) 
 def test_an_expert_count_that_is_no_multiple_itself() -> None:
     """Of 10 experts in units of 4 a layer keeps 8 at most."""
     shape = Shape((0, 1), 10, 2)
-    plan = select(
+    plan = plan_for(
         scores([[i + 100.0 for i in range(10)], list(range(10))]),
         from_keep(shape, 6, "global", multiple=4),
         shape,
@@ -219,7 +223,7 @@ def test_an_expert_count_that_is_no_multiple_itself() -> None:
 def test_what_multiple_of_changes_is_said() -> None:
     """9 of 10 experts in units of 4 are 8 in either scope; a plan keeps what its budget says."""
     shape = Shape((0, 1), 10, 2)
-    scopes: tuple[Scope, ...] = ("layer", "global")
+    scopes: tuple[BudgetScope, ...] = ("layer", "global")
     for scope in scopes:
         budget = from_keep(shape, 9, scope, multiple=4)
         assert budget.total == 16
@@ -227,7 +231,7 @@ def test_what_multiple_of_changes_is_said() -> None:
             budget.notes(2)[0]
             == f"keep=9 scope={scope} multiple_of=4 keeps 16 experts in all, 18 without multiple_of"
         )
-        assert select(scores([list(range(10))] * 2), budget, shape).total == 16
+        assert plan_for(scores([list(range(10))] * 2), budget, shape).total == 16
     assert from_keep(shape, 8, "layer", multiple=4).notes(2) == []
     assert from_keep(shape, 7, "global").notes(2) == []
     odd = "4, 6 experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)"
@@ -253,7 +257,7 @@ def test_what_multiple_of_changes_is_said() -> None:
         ),
     ],
 )
-def test_multiples_that_cannot_be(keep: int, scope: Scope, multiple: int, message: str) -> None:
+def test_multiples_that_cannot_be(keep: int, scope: BudgetScope, multiple: int, message: str) -> None:
     with pytest.raises(ExciseError, match=message):
         from_keep(Shape((0, 1), 10, 2), keep, scope, multiple=multiple)
 
@@ -262,7 +266,7 @@ def test_counts_by_hand() -> None:
     budget = from_counts(WIDE, {3: 4, 8: 6})
     assert (budget.total, budget.counts) == (22, (4, 12, 6))
     values = [list(range(12))] * 3
-    plan = select(scores(values, layers=(3, 5, 8)), budget, WIDE)
+    plan = plan_for(scores(values, layers=(3, 5, 8)), budget, WIDE)
     assert plan.counts == {3: 4, 5: 12, 8: 6}
     assert plan.kept[8] == (6, 7, 8, 9, 10, 11)
     assert plan.budget == "keep=3:4,8:6"
@@ -288,7 +292,7 @@ def test_multiples_and_router_groups() -> None:
     with pytest.raises(ExciseError, match=r"prune\.multiple_of is 3: 2 router groups keep equally many"):
         from_fraction(shape, 0.5, "layer", multiple=3)
     values = [[80, 70, 60, 50, 40, 30, 20, 10], [1, 2, 3, 4, 5, 6, 7, 8]]
-    plan = select(scores(values), from_fraction(shape, 0.25, "global", multiple=4), shape)
+    plan = plan_for(scores(values), from_fraction(shape, 0.25, "global", multiple=4), shape)
     assert plan.counts == {0: 8, 1: 4}
 
 
@@ -330,7 +334,7 @@ def test_every_promise_about_counts_is_kept(drawn: tuple[Shape, Budget, np.ndarr
         assert "protected" in str(refused)
         return
     values = np.random.default_rng(seed).random(protected.shape)
-    plan = select(scores(values.tolist(), protected.tolist(), shape.layers), budget, shape)
+    plan = plan_for(scores(values.tolist(), protected.tolist(), shape.layers), budget, shape)
     counts = list(plan.counts.values())
     assert sum(counts) == budget.total
     assert all(count % budget.multiple == 0 and count >= budget.floor for count in counts)
@@ -395,7 +399,7 @@ def test_budgets_are_one_exactly_where_they_always_make_one_plan() -> None:
     tables = [
         scores(np.random.default_rng(seed).random((3, 6)).tolist(), layers=(0, 1, 2)) for seed in range(40)
     ]
-    made = {budget: tuple(select(table, budget, shape).digest for table in tables) for budget in budgets}
+    made = {budget: tuple(plan_for(table, budget, shape).digest for table in tables) for budget in budgets}
     assert len(budgets) > 60
     for one, other in itertools.combinations(made, 2):
         assert (one.kept(shape) == other.kept(shape)) == (made[one] == made[other]), (one, other)

@@ -106,7 +106,7 @@ def test_twins(family: str, unequal: bool) -> None:
         assert torch.equal(tiny.logits(model), tiny.logits(surgical))
         assert kept_counts(anatomy) == plan.counts
         model.train()
-        with twin.teaching():
+        with twin.as_teacher():
             assert not any(module.training for module in model.modules())
             assert torch.allclose(tiny.logits(model), whole, atol=5e-6)
         assert all(module.training for module in model.modules())

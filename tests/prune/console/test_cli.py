@@ -102,7 +102,7 @@ def test_errors_are_one_line(arguments: tuple[str, ...], message: str, tmp_path:
 
 
 def test_impossible_budgets_are_refused_without_torch() -> None:
-    code = "import sys; from prune.cli import app\ntry: app(sys.argv[1:])\nexcept SystemExit as s: assert s.code == 1\nassert 'torch' not in sys.modules"
+    code = "import sys; from prune.console.cli import app\ntry: app(sys.argv[1:])\nexcept SystemExit as s: assert s.code == 1\nassert 'torch' not in sys.modules"
     for change in ("prune.fraction=5", "criteria=[raep]", "model=./nowhere"):
         done = subprocess.run(
             [sys.executable, "-c", code, "prune", "demo", "--set", change],

@@ -746,5 +746,6 @@ def test_what_was_passed_over_is_shown_with_debug(
     wrong = noted([*command, "--force"])
     assert wrong.exit_code == 1
     assert re.search(
-        r"excise: an error of Excise itself \(TypeError at experts/effects\.py:\d+: 'NoneType'", wrong.stderr
+        r"excise: an error of Excise itself \(TypeError at experts/effects/instrument\.py:\d+: 'NoneType'",
+        wrong.stderr,
     )

@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from criteria.statistics import Array
+from experts.anatomy import Anatomy
 from experts.plan import Plan
+from validate.results import CostJson, EvidenceJson, JudgedJson, PlanCostJson, RandomPlansJson
 from validate.rows import Evaluator, digest_of
 from validate.statistics import (
+    Correction,
     Interval,
     clustered_interval,
     clustered_p,
@@ -19,12 +21,13 @@ from validate.statistics import (
     mcnemar,
     normal_p,
     normality_p,
+    number,
     permutation_p,
     random_plans_needed,
     smallest_detectable,
     standardized_effect,
 )
-from validate.verdict import ALPHA, Correction, Null, Verdict, ends_alike, judge
+from validate.verdict import ALPHA, Null, Verdict, ends_alike, judge
 
 LOSS = "loss"
 
@@ -106,21 +109,23 @@ class Judged(Chance):
     p_worse_corrected: float
     verdict: Verdict
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JudgedJson:
         values = np.array(self.values)
-        spread = {
+        random: RandomPlansJson = {
+            "values": list(self.values),
+            "digests": list(self.digests),
             "mean": float(values.mean()),
             "sd": float(values.std(ddof=1)),
             "normality_p": number(self.normality),
         }
         return {
-            "random": {"values": list(self.values), "digests": list(self.digests), **spread},
+            "random": random,
             "p": number(self.p),
             "p_worse": number(self.p_worse),
             "p_corrected": number(self.p_corrected),
             "p_worse_corrected": number(self.p_worse_corrected),
             "effect": number(self.effect),
-            "interval": [number(self.interval.low), number(self.interval.high)],
+            "interval": self.interval.to_json(),
             "clusters": self.interval.clusters,
             "interval_note": self.interval.reason,
             "smallest_detectable": number(self.smallest_detectable),
@@ -148,21 +153,26 @@ class Cost:
     own: Chance
     equal: Chance | None
 
-    def to_json(self) -> dict[str, Any]:
-        interval = [number(self.delta_interval.low), number(self.delta_interval.high)]
+    def to_json(self) -> CostJson:
         return {
             "name": self.name,
             "metric": self.metric,
             "full": self.sign * self.full,
             "value": self.sign * (self.full + self.delta),
+            **self.against_nulls(),
+        }
+
+    def against_nulls(self) -> PlanCostJson:
+        """What the plan costs, without the measure's name and plain values."""
+        return {
             "delta": self.delta,
-            "delta_interval": interval,
+            "delta_interval": self.delta_interval.to_json(),
             "p_full": number(self.p_full),
             "reversed_delta": self.reversed_delta,
-            "ends_interval": [number(self.ends.low), number(self.ends.high)],
+            "ends_interval": self.ends.to_json(),
             "ends_alike": ends_alike(self.ends.low, self.ends.high),
             **_settled(self.own).to_json(),
-            "equal_counts": self.equal and _settled(self.equal).to_json(),
+            "equal_counts": _settled(self.equal).to_json() if self.equal else None,
         }
 
 
@@ -177,9 +187,9 @@ class Evidence:
     scope: str
     costs: tuple[Cost, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> EvidenceJson:
         """The loss at the top, tasks in a list."""
-        loss, *tasks = (cost.to_json() for cost in self.costs)
+        loss, *tasks = self.costs
         return {
             "criterion": self.criterion,
             "formula": self.formula,
@@ -190,8 +200,8 @@ class Evidence:
             "kept_per_layer": {str(layer): count for layer, count in self.plan.counts.items()},
             "digest": self.plan.digest,
             "reversed_digest": self.reversed_plan.digest,
-            **{key: value for key, value in loss.items() if key not in ("name", "metric", "full", "value")},
-            "tasks": tasks,
+            **loss.against_nulls(),
+            "tasks": [cost.to_json() for cost in tasks],
         }
 
 
@@ -202,36 +212,34 @@ def _settled(chance: Chance) -> Judged:
     return chance
 
 
-def number(value: float) -> float | None:
-    """JSON has neither nan nor infinity."""
-    return value if math.isfinite(value) else None
+def against_random(
+    test: Contest, measures: list[Measure], null: Null, seed: int, anatomy: Anatomy | None = None
+) -> Evidence:
+    """Measures the plan, its reverse and the random plans by every measure. Verdicts come with `with_verdicts`.
 
-
-def against_random(test: Contest, measures: list[Measure], null: Null, seed: int) -> Evidence:
-    """Measures the plan, its reverse and the random plans by every measure. Verdicts come with `with_verdicts`."""
+    anatomy: the unpruned model, on which plans that have no rows yet are measured; None where all have some.
+    """
     costs = []
     for measure in measures:
-        for plan in tqdm(
-            _measured(test, measure),
-            desc=f"{measure.name}: {test.plan.criterion}, scope {test.scope}",
-            unit="plan",
-            delay=2,
-        ):
-            measure.values(plan)
+        if anatomy is not None:
+            _measure_plans(test, measure, anatomy)
         costs.append(_cost(test, measure, null, seed))
     return Evidence(
         test.plan.criterion, test.formula, test.plan, test.reversed_plan, test.scope, tuple(costs)
     )
 
 
-def _measured(test: Contest, measure: Measure) -> list[Plan | None]:
-    return [
+def _measure_plans(test: Contest, measure: Measure, anatomy: Anatomy) -> None:
+    plans = [
         None,
         test.plan,
         test.reversed_plan,
         *test.randoms[: measure.randoms],
         *(test.equal or [])[: measure.randoms],
     ]
+    title = f"{measure.name}: {test.plan.criterion}, scope {test.scope}"
+    for plan in tqdm(plans, desc=title, unit="plan", delay=2):
+        measure.evaluator.measure_plan(plan, anatomy)
 
 
 def _cost(test: Contest, measure: Measure, null: Null, seed: int) -> Cost:

@@ -1,6 +1,6 @@
 """The curves of progressive removal of a recipe: measured layer by layer, kept, and written with their raw rows."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.session.run_folder import key_of, write_text
 from prune.session.session import Session
-from validate.null import number
 from validate.progressive import CLIFF, Curve, by_gate_weight, by_order, curve, orders_of
 
 AT_TOKEN = "gate weight, at the token"  # noqa: S105 - kind (a)
@@ -55,7 +54,7 @@ class Curves:
             "positions": self.settings.positions,
             "draws": self.settings.draws,
             "modes": {"at the token": Mode.ZERO, "from the layer": Mode.REROUTE},
-            "curves": [_json(one) for one in curves],
+            "curves": [one.to_json() for one in curves],
         }
 
     # Measuring.
@@ -143,14 +142,3 @@ class Curves:
                 }
                 made.append(pd.DataFrame(frame))
         return pd.concat(made)
-
-
-def _json(one: Curve) -> dict[str, Any]:
-    intervals = [[number(interval.low), number(interval.high)] for interval in one.interval]
-    return {
-        **asdict(one),
-        "interval": intervals,
-        "p": [number(value) for value in one.p],
-        "p_worse": [number(value) for value in one.p_worse],
-        "cliff": one.cliff,
-    }

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,11 @@ from prune.session.run_folder import describe, environment, write_json, write_te
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, Measure, against_random, number, with_verdicts
+from validate.null import Contest, Measure, against_random, with_verdicts
 from validate.overlap import overlaps
 from validate.rig import check_rig
-from validate.verdict import PAIR_RULE, RULE, Correction
+from validate.statistics import Correction, number
+from validate.verdict import PAIR_RULE, RULE
 
 COLUMNS = (
     "criterion",
@@ -105,7 +105,8 @@ class Comparison:
         checks = check_rig(self.session.anatomy, windows, next(iter(plans.values())))
         measures = measures_of(self.session)
         tests, seed = self._tests(tables), settings.random_seed
-        tested = [against_random(test, measures, settings.chance, seed) for test in tests]
+        anatomy = self.session.anatomy
+        tested = [against_random(test, measures, settings.chance, seed, anatomy) for test in tests]
         evidence = with_verdicts(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {
@@ -129,7 +130,7 @@ class Comparison:
             "tasks": [_task(measure) for measure in measures[1:]],
             "text": {"calibration": describe(self.session.calibration), "validation": describe(windows)},
             "model": self.prepared.model,
-            "checks": [asdict(check) for check in checks],
+            "checks": [check.to_json() for check in checks],
             "notes": self._notes(),
             "run": str(self.folder.path),
         }

@@ -12,8 +12,8 @@ from experts.notes import tell
 from experts.plan import Plan
 from prune.session.prepare import Prepared
 from prune.session.session import Session
-from validate.null import number
 from validate.overlap import stability
+from validate.statistics import number
 
 
 def affordable(prepared: Prepared) -> tuple[Criterion, ...]:

@@ -186,16 +186,15 @@ class Recovery:
         return key_of(row_key(self.session), trained, settings, plans, asked, documents, drawn)
 
     def _measured(self) -> tuple[list[Measure], list[Measure]]:
-        """What every plan costs before recovery, and measures for after it. From here on they need no model of their own."""
+        """What every plan costs before recovery, and measures for after it."""
         before, after = measures_of(self.session), measures_of(self.session, "recovered_", self.key)
         for old, new in zip(before, after, strict=True):
             plans = [None, *self.plans.values(), *self.known[: old.randoms]]
             for plan in tqdm(plans, desc=f"{old.name} before recovery", unit="plan", delay=2):
-                old.values(plan)
+                if not old.evaluator.knows(plan):
+                    old.evaluator.measure_plan(plan, self.session.anatomy)
             if not new.evaluator.knows(None):
                 new.evaluator.keep(None, old.evaluator.values(None))
-        for measure in (*before, *after):
-            measure.evaluator.anatomy = None
         return before, after
 
     def _pieces(self, plan: Plan) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from finetune.adapters import find_targets
 from finetune.recovery import Job
 from prune.recipe.schema import FinetuneSettings
 from prune.session.run_folder import describe
-from validate.lead import healed, lead
+from validate.lead import lead_of, recovery_of
 from validate.null import Measure
 from validate.verdict import LEAD_RULE
 
@@ -67,7 +67,7 @@ def found(
         "full": {measure.name: measure.sign * measure.mean(measure.values(None)) for measure, _ in measures},
         "plans": [_plan(name, plan, measures, curves[name], full, seed) for name, plan in plans.items()],
         "leads": [
-            lead(own, randoms, known[: before.randoms], before, after, seed).to_json()
+            lead_of(own, randoms, known[: before.randoms], before, after, seed).to_json()
             for before, after in measures
         ]
         if randoms
@@ -77,7 +77,7 @@ def found(
 
 
 def _plan(name: str, plan: Plan, measures: Measures, curve: Curve, full: float, seed: int) -> dict[str, Any]:
-    found = [healed(plan, before, after, seed).to_json() for before, after in measures]
+    found = [recovery_of(plan, before, after, seed).to_json() for before, after in measures]
     gap = found[0]["before"] if found[0]["share"] is not None else None  # a share of nothing is no number
     points = [
         {**row, "delta": row["held_out"] - full, "share": gap and (gap - row["held_out"] + full) / gap}

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from prune.session.session import Session
 from validate.agreement import agreement
 from validate.null import Contest, against_random, with_verdicts
 from validate.rig import check_reloaded, check_rig, last_logits, require
-from validate.verdict import RULE, Correction, Verdict
+from validate.statistics import Correction
+from validate.verdict import RULE, Verdict
 
 RECIPE = "recipe.yaml"
 SEVERITY: dict[Verdict, int] = {"beats random": 0, "not distinguishable": 1, "worse than random": 2}
@@ -103,7 +104,8 @@ class Run:
         checks = check_rig(self.session.anatomy, self.session.validation, plan)
         measures = measures_of(self.session)
         tests, seed = self._tests(table), settings.random_seed
-        tested = [against_random(test, measures, settings.chance, seed) for test in tests]
+        anatomy = self.session.anatomy
+        tested = [against_random(test, measures, settings.chance, seed, anatomy) for test in tests]
         evidence = [
             {**one.to_json(), "size": self.layout.checkpoint.size - removed_bytes(self.layout, one.plan)}
             for one in with_verdicts(tested, Correction.NONE, settings.chance)
@@ -111,7 +113,7 @@ class Run:
         result: dict[str, Any] = {
             "plans": evidence,
             "rule": f"{RULE} Not corrected for the number of criteria.",
-            "checks": [asdict(check) for check in checks],
+            "checks": [check.to_json() for check in checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": settings.chance,
             "text": {

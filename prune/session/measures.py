@@ -44,7 +44,7 @@ def measures_of(session: Session, prefix: str = "", recovery: str = "") -> list[
     settings, windows = session.recipe.validation, session.validation
     tasks = _tasks(session, settings.tasks, prefix, recovery) if settings.tasks else []
     path, key = session.folder.path / f"{prefix}losses.csv", _after(row_key(session), recovery)
-    losses = LossEvaluator(session.anatomy, windows, path, key, settings.batch)
+    losses = LossEvaluator(windows, path, key, settings.batch)
     return [Measure(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
 
 
@@ -58,7 +58,7 @@ def _tasks(session: Session, settings: TaskSettings, prefix: str, recovery: str)
     benchmark = session.benchmark
     path = session.folder.path / f"{prefix}items.csv"
     key = _after(key_of("items", session.loaded, session.asked, settings.batch), recovery)
-    items = ItemEvaluator(session.anatomy, benchmark, session.tokenizer(), path, key, settings.batch)
+    items = ItemEvaluator(benchmark, session.tokenizer(), path, key, settings.batch)
     return [
         Measure(
             part.task,

@@ -160,7 +160,7 @@ def exhaustive() -> dict[str, Any]:
     from experts.effects.instrument import Instrument
     from experts.modes import Scope
     from prune.recipe.read import read_recipe, recipe_file
-    from validate.effect_table import Cells, measure
+    from validate.effect_table import Removals, measure_effects
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")
     text = recipe.validation
@@ -174,8 +174,8 @@ def exhaustive() -> dict[str, Any]:
     layers, tables = tuple(range(len(anatomy.layers))), list[Any]()
     missing = dict.fromkeys(range(len(tokens)), layers)
     seconds, _ = clock(
-        lambda: measure(
-            instrument, tokens, missing, Cells(Scope.POSITION), lambda *cell: tables.append(cell[2])
+        lambda: measure_effects(
+            instrument, tokens, missing, Removals(Scope.POSITION), lambda *cell: tables.append(cell[2])
         )
     )
     rows = sum(len(table["delta"]) for table in tables)

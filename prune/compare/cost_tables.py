@@ -2,8 +2,8 @@
 
 from prune.compare.costs import costs, task_of
 from prune.compare.result import ComparisonResult
-from prune.results import CostJson, EvidenceJson
 from prune.tables import Table, plain, probability, signed, spread, verdict
+from validate.results import CostJson, EvidenceJson
 
 HEAD = (
     "random (mean ± sd)",

@@ -7,8 +7,8 @@ from prune.compare.costs import budget_in_words, budget_of, costs, measures
 from prune.compare.difference_tables import difference_tables, scope_tables
 from prune.compare.plan_tables import agreement_table, overlap_tables
 from prune.compare.result import ComparisonResult
-from prune.results import CostJson, EvidenceJson
 from prune.tables import Table, markdown_table, probability, signed
+from validate.results import CostJson, EvidenceJson
 
 
 def tables(result: ComparisonResult) -> Iterator[Table]:

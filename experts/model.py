@@ -1,5 +1,6 @@
 """A model with everything that is known of it: network, tokenizer, shape, fingerprint, device."""
 
+import gc
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +118,7 @@ class Model:
         if self._anatomy is not None:
             self._device = self._anatomy.device
             self._anatomy = None
+            gc.collect()  # models hold cycles
 
     @torch.no_grad()
     def generate(self, prompt: str, *, max_new_tokens: int = 40) -> str:

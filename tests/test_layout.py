@@ -29,7 +29,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "validate": (("statistics",), (REST,)),
     "finetune": (("settings", "losses"), ("adapters", "teacher"), (REST,)),
     "prune": (
-        ("tables",),
+        ("tables results",),
         ("recipe",),
         ("checkpoint",),
         ("session",),
@@ -41,8 +41,6 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 # Imports against that order. Each is to go; none may join them.
 UPWARDS = {
-    ("prune.checkpoint.card", "prune.recover.report"),
-    ("prune.checkpoint.card", "prune.run.report"),
     ("prune.session.prepare", "prune.effects.request"),
     ("validate.statistics.correction", "validate.verdict"),
 }

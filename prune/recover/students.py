@@ -77,10 +77,8 @@ class FromDisk:
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:
         teacher = self._teacher() if self.settings.kl else None
-        device = (
-            next(self.session.anatomy.model.parameters()).device if "anatomy" in vars(self.session) else None
-        )
-        self.session.unload()
+        device = self.session.model.device if self.session.model.is_loaded else None
+        self.session.model.unload()
         place = folder.with_name(f"{folder.name}-pruned")
         try:
             written, recipe = self._written(plan, place), self.session.recipe
@@ -133,7 +131,7 @@ class FromDisk:
 
 def teacher_identity(session: Session, settings: FinetuneSettings) -> tuple[str, ...]:
     """Of the teacher as it computes. Another model is known by its content, not by its name."""
-    teacher, (own, *rest) = session.prepared.teacher, session.loaded
+    teacher, (own, *rest) = session.prepared.teacher, session.model.identity
     return (fingerprint(open_checkpoint(teacher)) if settings.teacher.model and teacher else own, *rest)
 
 

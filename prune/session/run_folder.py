@@ -10,6 +10,7 @@ from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
 from experts.locks import lock
 from experts.notes import tell
+from prune.results import TextJson
 
 if TYPE_CHECKING:
     from criteria.text.windows import Windows
@@ -96,7 +97,7 @@ def _is_used(folder: Path) -> bool:
     return any(file.name != LOCK and not is_leftover(file) for file in folder.iterdir())
 
 
-def describe(windows: "Windows") -> dict[str, Any]:
+def describe(windows: "Windows") -> TextJson:
     """What a report says of a text."""
     rows, length = windows.tokens.shape
     documents = len(set(windows.document.tolist()))

@@ -28,7 +28,7 @@ from finetune.losses import TeacherLogits, best, cross_entropy, divergence, log_
 from finetune.settings import Training
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import check_teacher, pruned_plan
-from prune.checkpoint.slices import slice_layout
+from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.write import TrainedWeights, export
 from prune.recover.stored_weights import Storage
 from tests.support import tiny
@@ -161,7 +161,7 @@ def test_adapter_and_merge_and_reload(family: str, saved: dict[str, Path], tmp_p
     plan = uniform_plan(layout.shape.layers, EVEN)
     export(layout, plan, tmp_path / "pruned")
     anatomy = dissect(AutoModelForCausalLM.from_pretrained(saved[family]))
-    pieces = {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard}
+    pieces = by_name(slice_layout(layout, plan))
     with sharing(anatomy, plan):
         adapted = adapt(
             anatomy.model, find_targets(anatomy, ("attention", "router", "experts")), Training(rank=4), 0
@@ -258,11 +258,7 @@ def test_a_merge_rounds_once_and_refuses_what_is_not_finite() -> None:
 def test_weights_that_cannot_be_written_back_are_refused(saved: dict[str, Path]) -> None:
     layout = lay_out(open_checkpoint(saved["olmoe"]))
     model = AutoModelForCausalLM.from_pretrained(saved["olmoe"])
-    pieces = {
-        piece.name: piece
-        for shard in slice_layout(layout, uniform_plan(layout.shape.layers, tuple(range(8)))).values()
-        for piece in shard
-    }
+    pieces = by_name(slice_layout(layout, uniform_plan(layout.shape.layers, tuple(range(8)))))
     weights = {"model.layers.0.mlp.experts.down_proj": model.model.layers[0].mlp.experts.down_proj}
     name = "model.layers.0.mlp.experts.3.down_proj.weight"
     Storage(model, pieces).check(weights)

@@ -31,9 +31,10 @@ from experts.disk.shards import (
 )
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint.slices import Piece, header
+from prune.checkpoint.shard_files import header
+from prune.checkpoint.slices import Piece
 from prune.checkpoint.write import export
-from prune.inspect import describe
+from prune.inspect import summary
 
 WHOLE_BYTES = {dtype: bits // 8 for dtype, bits in BITS.items() if bits % 8 == 0}
 FIXED = settings(
@@ -298,7 +299,7 @@ def use(folder: Path, kept: dict[int, tuple[int, ...]]) -> bool:
     try:
         checkpoint = open_checkpoint(folder)
         layout = lay_out(checkpoint)
-        json.dumps(describe(layout), ensure_ascii=False).encode()
+        json.dumps(summary(layout), ensure_ascii=False).encode()
         from_fraction(layout.shape, 0.25, "global")
         export(layout, Plan(layout.shape.num_experts, kept), out, fingerprint=fingerprint(checkpoint))
     except ExciseError as error:
@@ -441,7 +442,7 @@ def test_odd_names_and_shapes(data: st.DataObject, tmp_path: Path) -> None:
     )
     try:
         layout = lay_out(open_checkpoint(root))
-        describe(layout)
+        summary(layout)
         export(layout, Plan(2, dict.fromkeys(layout.shape.layers, (1,))), tmp_path / "out")
     except ExciseError:
         assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.checkpoint import atomic_folder as place
-from prune.checkpoint import ranges
+from prune.checkpoint import ranges, shard_files
 from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint.write import TrainedWeights, export
 from prune.console.cli import app
@@ -181,13 +181,13 @@ def test_a_link_stays_a_link(source: Path, tmp_path: Path) -> None:
 
 def test_config_gets_its_name_last(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while it is being written, it would stand there half. When everything is synced there is no such file yet."""
-    seen, sync = [], checkpoint_module._sync
+    seen, sync = [], checkpoint_module._sync_all
 
     def look(folder: Path) -> None:
         seen.extend(path.name for path in folder.iterdir())
         sync(folder)
 
-    monkeypatch.setattr(checkpoint_module, "_sync", look)
+    monkeypatch.setattr(checkpoint_module, "_sync_all", look)
     layout, plan = opened(source)
     export(layout, plan, tmp_path / "out", recovered=TrainedWeights({}, {"training": "none"}))
     assert {path.name for path in (tmp_path / "out").iterdir()} - set(seen) == {"config.json"}
@@ -226,7 +226,7 @@ def failing(code: int, at: int, real: Callable[..., Any]) -> Callable[..., Any]:
         *((os, "fsync", code, at) for code in (errno.ENOSPC, errno.EIO) for at in (0, 4, 9)),
         *((os, "preadv", errno.EIO, at) for at in (0, 7, 30)),
         (shutil, "copyfile", errno.ENOSPC, 0),
-        *((checkpoint_module, "_write_json", errno.ENOSPC, at) for at in (0, 1, 2)),
+        *((checkpoint_module, "write_json", errno.ENOSPC, at) for at in (0, 1, 2)),
         (Path, "rename", errno.EIO, 0),
     ],
 )
@@ -344,7 +344,7 @@ def test_a_source_that_changes(
         change(source / name)
 
     if moment == "during the copy":
-        monkeypatch.setattr(checkpoint_module, "copy_all", changed)
+        monkeypatch.setattr(shard_files, "copy_all", changed)
     else:
         change(source / name)
     with pytest.raises(ExciseError, match=rf"{name}: changed while it was being copied; start again"):

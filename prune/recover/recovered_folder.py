@@ -10,10 +10,10 @@ from experts.files import replacing_folder
 from experts.plan import Plan
 from finetune.recovery import ADAPTER, Job, Recovered
 from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import Storage
 from prune.checkpoint.write import TrainedWeights, export
 from prune.recover.card import recovered_card
 from prune.recover.result import TrainingJson
-from prune.recover.stored_weights import Storage
 from prune.session.session import Session
 from validate.rig import check_reloaded, require
 

@@ -13,15 +13,16 @@ from experts.errors import ExciseError
 from experts.keys import environment
 from experts.plan import Plan
 from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
+from finetune.students import Student
 from finetune.training_log import CURVE, read_rows
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import Storage
 from prune.recover.identity import Identity
 from prune.recover.recovered_folder import CHECKPOINT, RecoveredFolder
 from prune.recover.report import markdown
 from prune.recover.result import PlacesJson, RecoveryResult
-from prune.recover.stored_weights import Storage
-from prune.recover.students import FromDisk, InMemory, Student, choose_students
+from prune.recover.students import FromDisk, InMemory, choose_students
 from prune.recover.summary import recovery_csv, recovery_summary
 from prune.recover.targets import check_targets, everything
 from prune.recover.training import training_provenance

@@ -5,7 +5,7 @@ from experts.disk.layout import Layout
 from experts.plan import Plan
 from finetune.adapters import find_targets
 from prune.checkpoint.slices import by_name, slice_layout
-from prune.recover.stored_weights import Storage
+from prune.checkpoint.stored_weights import Storage
 from prune.session.session import Session
 
 

@@ -1,5 +1,6 @@
 """A model with everything that is known of it: network, tokenizer, shape, fingerprint, device."""
 
+import gc
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ class Model:
 
     Attributes:
         layout: the checkpoint's tensors as MoE blocks
+        name: what the user called it: a folder, or organisation/name on the hub
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: whether code that comes with the checkpoint is run
     """
@@ -36,10 +38,12 @@ class Model:
         layout: Layout,
         known_fingerprint: str = "",
         *,
+        name: str = "",
         dtype: str = "auto",
         trust_remote_code: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
+        self.name = name or str(layout.checkpoint.folder)
         self.layout, self.dtype, self.trust_remote_code = layout, dtype, trust_remote_code
         self._known_fingerprint = known_fingerprint
         self._device = torch.device(device) if device is not None else None
@@ -117,6 +121,7 @@ class Model:
         if self._anatomy is not None:
             self._device = self._anatomy.device
             self._anatomy = None
+            gc.collect()  # models hold cycles
 
     @torch.no_grad()
     def generate(self, prompt: str, *, max_new_tokens: int = 40) -> str:
@@ -181,6 +186,6 @@ def load(
     check_room(stored)
     folder = stored.fetch()
     here = layout if layout.checkpoint.folder == folder else lay_out(open_checkpoint(folder))
-    model = Model(here, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
+    model = Model(here, name=str(name), dtype=dtype, trust_remote_code=trust_remote_code, device=device)
     _ = model.anatomy  # now, so that what cannot be loaded is refused here
     return model

@@ -207,7 +207,7 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def against_random(test: Contest, measures: list[Measure], null: Null, seed: int) -> Evidence:
+def evidence_of(test: Contest, measures: list[Measure], null: Null, seed: int) -> Evidence:
     """Measures the plan, its reverse and the random plans by every measure. Verdicts come with `with_verdicts`."""
     costs = []
     for measure in measures:

@@ -41,10 +41,10 @@ class Curves:
         assert settings is not None, "asked for only where there are some"
         self.settings, self.session, self.shape = settings, session, session.shape
         self.rankings, self.rows = rankings, rows
-        count = min(settings.windows, len(session.validation))
-        spread = np.linspace(0, len(session.validation) - 1, count)
+        count = min(settings.windows, len(session.texts.validation))
+        spread = np.linspace(0, len(session.texts.validation) - 1, count)
         self.numbers = np.unique(spread.round().astype(np.int64))
-        self.windows = session.validation.select(self.numbers)
+        self.windows = session.texts.validation.select(self.numbers)
         self.removed = min(settings.max_removed, self.shape.num_experts - self.shape.smallest)
 
     def execute(self) -> ProgressiveJson:
@@ -107,7 +107,7 @@ class Curves:
         missing = [row for row in self.rows if f"{row}/{AT_TOKEN}" not in arrays]
         if not missing:
             return arrays
-        device = next(self.session.anatomy.model.parameters()).device
+        device = self.session.model.device
         tokens = torch.from_numpy(self.windows.tokens).to(device)
         at_token, from_layer = self._instruments(tokens)
         for row in tqdm(missing, desc="progressive removal", unit="layer", delay=2):
@@ -122,7 +122,7 @@ class Curves:
     def _store(self) -> Store:
         """Where the rows are kept, under everything they depend on."""
         rankings = [(scores.criterion, scores.digest) for scores in self.rankings]
-        inputs = (self.session.loaded, self.windows.hash, self.settings.model_dump(), rankings)
+        inputs = (self.session.model.identity, self.windows.hash, self.settings.model_dump(), rankings)
         path = self.session.folder.path / "progressive.safetensors"
         return Store(path, key_of("progressive", *inputs))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from criteria.budget import Budget, BudgetScope, deepest
 from criteria.scores import Scores
-from criteria.selection import check_protected, plan_for
+from criteria.selection import plan_for
 from experts.keys import environment
 from experts.notes import tell
 from experts.plan import Plan
@@ -23,7 +23,7 @@ from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, Measure, against_random, number, with_verdicts
+from validate.null import Contest, Measure, evidence_of, number, with_verdicts
 from validate.overlap import overlaps
 from validate.rig import check_rig
 from validate.verdict import PAIR_RULE, RULE, Correction
@@ -40,7 +40,7 @@ class Comparison:
         """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
         for note in self._notes():
             tell(note)
-        self.session.read()
+        self.session.check_texts()
         check_rows(self.session, self._pairs)
         with self.folder.held():
             return self._compared()
@@ -57,12 +57,10 @@ class Comparison:
 
     def _compared(self) -> ComparisonResult:
         write_json(self.folder.path / "environment.json", environment())
-        observed = self.session.calibrate()
         for budget in self.prepared.compared:
-            check_protected(self.session.protected(observed), budget, self.shape)
+            self.session.check_room(budget)
         searched = deepest(self.prepared.compared).items()
-        measured = {scope: self.session.measured(observed, budget) for scope, budget in searched}
-        tables = {scope: self.session.rank(statistics) for scope, statistics in measured.items()}
+        tables = {scope: self.session.scores(budget) for scope, budget in searched}
         result = self._result(tables)
         write_json(self.folder.path / "comparison.json", result)
         write_text(self.folder.path / "comparison.csv", comparison_csv(result))
@@ -70,21 +68,22 @@ class Comparison:
         return result
 
     def _result(self, tables: dict[BudgetScope, list[Scores]]) -> ComparisonResult:
-        settings, windows = self.recipe.validation, self.session.validation
+        settings, windows = self.recipe.validation, self.session.texts.validation
         plans = {
             (scores.criterion, budget): plan_for(scores, budget, self.shape)
             for budget in self.prepared.compared
             for scores in tables[budget.scope]
         }
+        stability = stabilities(self.session, self.prepared.compared, plans)
         checks = check_rig(self.session.anatomy, windows, next(iter(plans.values())))
         measures = measures_of(self.session)
-        tests, seed = self._tests(tables), settings.random_seed
-        tested = [against_random(test, measures, settings.chance, seed) for test in tests]
+        tests, seed = self._contests(tables, plans), settings.random_seed
+        tested = [evidence_of(test, measures, settings.chance, seed) for test in tests]
         evidence = with_verdicts(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
-            **stabilities(self.session, self.prepared.compared, plans),
+            **stability,
             "agreement": {
                 "reference": reference.criterion if reference else None,
                 "layers": list(self.shape.layers),
@@ -101,7 +100,10 @@ class Comparison:
             "seed": settings.random_seed,
             "loss": measures[0].mean(measures[0].values(None)),
             "tasks": [_task(measure) for measure in measures[1:]],
-            "text": {"calibration": describe(self.session.calibration), "validation": describe(windows)},
+            "text": {
+                "calibration": describe(self.session.texts.calibration),
+                "validation": describe(windows),
+            },
             "model": self.prepared.model,
             "checks": [cast(CheckJson, asdict(check)) for check in checks],
             "notes": self._notes(),
@@ -123,10 +125,12 @@ class Comparison:
             "matrix": matrix,
         }
 
-    def _tests(self, tables: dict[BudgetScope, list[Scores]]) -> Iterator[Contest]:
+    def _contests(
+        self, tables: dict[BudgetScope, list[Scores]], plans: dict[tuple[str, Budget], Plan]
+    ) -> Iterator[Contest]:
         for budget in self.prepared.compared:
-            for criterion, scores in zip(self.prepared.criteria, tables[budget.scope], strict=True):
-                yield self.session.contest(criterion, scores, budget)
+            for scores in tables[budget.scope]:
+                yield self.session.contest(plans[scores.criterion, budget], scores, budget)
 
 
 def _agreement(tables: dict[BudgetScope, list[Scores]]) -> dict[str, list[float | None]]:

@@ -41,7 +41,7 @@ def stabilities(session: Session, budgets: tuple[Budget, ...], plans: dict[PlanK
     first = settings.calibration.seed
     for seed in range(first + 1, first + settings.compare.seeds):
         other = session.reseeded(seed, criteria)
-        shared.append(_shared(session.calibration.tokens, other.calibration.tokens))
+        shared.append(_shared(session.texts.calibration.tokens, other.texts.calibration.tokens))
         if shared[-1] < 1:
             for key, plan in _plans(other, budgets).items():
                 by_seed[key].append(plan)
@@ -73,10 +73,7 @@ def _shared(windows: NDArray[np.int64], others: NDArray[np.int64]) -> float:
 
 def _plans(session: Session, budgets: tuple[Budget, ...]) -> dict[PlanKey, Plan]:
     """Of another seed. As of the first one, a search goes down to the smallest budget of its scope."""
-    statistics = session.calibrate()
-    rankings = {}
-    for scope, budget in deepest(budgets).items():
-        rankings[scope] = session.rank(session.measured(statistics, budget))
+    rankings = {scope: session.scores(budget) for scope, budget in deepest(budgets).items()}
     plans: dict[PlanKey, Plan] = {}
     for budget in budgets:
         for scores in rankings[budget.scope]:

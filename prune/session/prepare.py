@@ -103,6 +103,10 @@ class Prepared:
     def shape(self) -> Shape:
         return self.layout.shape
 
+    def with_recipe(self, recipe: Recipe, criteria: tuple[Criterion, ...]) -> "Prepared":
+        """The same model and folders for another recipe, of some of the criteria."""
+        return replace(self, recipe=recipe, criteria=criteria)
+
     @property
     def scopes(self) -> list[BudgetScope]:
         return list(self.budgets)

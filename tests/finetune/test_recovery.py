@@ -29,8 +29,8 @@ from finetune.settings import Training
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import check_teacher, pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import Storage
 from prune.checkpoint.write import TrainedWeights, export
-from prune.recover.stored_weights import Storage
 from tests.support import tiny
 from tests.support.inputs import unequal_plan, uniform_plan, windows
 from validate.lead import healed, lead

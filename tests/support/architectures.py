@@ -56,10 +56,27 @@ GENERIC: dict[str, Any] = {
     "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 8,
     "v_head_dim": 8,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+# Attention over a window with sizes of its own.
+SLIDING: dict[str, Any] = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16,
+    "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8,
+    "swa_v_head_dim": 8,
 }
 # What else a type needs to be small, to have an MoE layer at all, or to pass its own checks.
 OWN: dict[str, dict[str, Any]] = {
     "beam": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "dots3_note_text": SLIDING,
     "flint": {"mlp_only_layers": [0]},
     "gemma4_text": {
         "enable_moe_block": True,

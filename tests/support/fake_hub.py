@@ -1,7 +1,4 @@
-"""A hub on this machine: the endpoints that huggingface_hub uses, with faults on request. It counts what it sends.
-
-conftest.py makes the fixtures at the end known to all tests.
-"""
+"""A hub on this machine: the endpoints that huggingface_hub uses, with faults on request. It counts what it sends."""
 
 import hashlib
 import json
@@ -9,8 +6,7 @@ import re
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -333,25 +329,13 @@ def serving() -> Iterator[FakeHub]:
         hub.close()
 
 
-@pytest.fixture(scope="session")
-def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_repository(folder: Path) -> Path:
     """A tiny OLMoE in three shards of about 120 kB, with a card."""
-    made = tiny.save(tiny.build("olmoe"), tmp_path_factory.mktemp("hub") / "tiny", max_shard_size="120KB")
+    tiny.save(tiny.build("olmoe"), folder, max_shard_size="120KB")
     for name, data in COMPANIONS.items():
-        (made / name).write_bytes(data)
-    assert [file.name for file in sorted(made.glob("*.safetensors"))] == SHARDS
-    return made
-
-
-@pytest.fixture
-def hub(hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """It serves org/tiny, with second copies of its weights; the client waits for nothing."""
-    with serving() as found:
-        found.add("org/tiny", hub_folder, **COPIES)
-        online(found, tmp_path / "cache", monkeypatch)
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)
-        yield found
-    huggingface_hub.close_session()
+        (folder / name).write_bytes(data)
+    assert [file.name for file in sorted(folder.glob("*.safetensors"))] == SHARDS
+    return folder
 
 
 def online(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,11 +351,6 @@ def online(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "HF_TOKEN_PATH": str(cache / "token"),
     }.items():
         monkeypatch.setattr(constants, name, value)
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def names(where: Path) -> set[str]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from experts.plan import Plan
 from tests.support import tiny
 from tests.support.tasks import task_file
+from tests.support.texts import DOCUMENTS, write_words
 
 
 class Play:
@@ -26,12 +27,9 @@ class Play:
         )  # reported by transformers
         rng = np.random.default_rng(0)
         for name in ("calibration", "test", "train"):
-            words = ["".join(chr(97 + i) for i in rng.integers(0, 26, 6)) for _ in range(120)]
-            (folder / f"{name}.txt").write_text(
-                "\n\n".join(" ".join(words[i : i + 20]) for i in range(0, 120, 20))
-            )
+            write_words(folder / f"{name}.txt", 120, rng, document=20)
         task_file(folder / "tasks")
-        text = {"separator": r"(?<=\n)\n"}
+        text = {"separator": DOCUMENTS}
         part = {"sequences": 2, "length": 24}
         recipe: dict[str, Any] = {
             "model": str(folder / "model"),

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from tests.support.architectures import known, language, randomised
+from tests.support.architectures import SLIDING, known, language, randomised
 
 # Small sizes of a tower for images or sound, under every name that configurations use; a tower takes those it knows.
 TOWER: dict[str, Any] = {
@@ -76,11 +76,12 @@ OWN: dict[str, dict[str, Any]] = {
         }
     },
     "dots3_note": {
+        "text_config": SLIDING,
         "vision_config": {
             "num_hidden_layers": 2,
             "mlp_layer_types": ["dense", "sparse"],
             "num_local_experts": 8,
-        }
+        },
     },
     "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [24, 16], **SECTIONED}},
     "gemma4": {

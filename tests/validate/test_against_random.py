@@ -20,7 +20,7 @@ from tests.support.inputs import uniform_plan, windows
 from validate import rig
 from validate.draw import random_plans
 from validate.loss import window_losses
-from validate.null import LOSS, Contest, Evidence, Measure, against_random, with_verdicts
+from validate.null import LOSS, Contest, Evidence, Measure, evidence_of, with_verdicts
 from validate.rows import LossEvaluator
 from validate.statistics import clustered_interval, permutation_p, smallest_detectable, standardized_effect
 from validate.verdict import Correction, Null, judge
@@ -251,7 +251,7 @@ def measured(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
     evaluator = LossEvaluator(anatomy, windows(), path, key)
     measure = Measure(LOSS, "nats per token", evaluator, evaluator.weights, evaluator.windows.document)
     contest = Contest(plan, reverse, random_plans(plan, SHAPE, NOTHING, 20, 0), "f", "layer")
-    return against_random(contest, [measure], Null.COUNTED, 0)
+    return evidence_of(contest, [measure], Null.COUNTED, 0)
 
 
 def run_test(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:

@@ -12,7 +12,7 @@ from experts.shape import Shape
 from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
 from validate.draw import equal_plans, random_plans
-from validate.null import LOSS, Contest, Measure, against_random, with_verdicts
+from validate.null import LOSS, Contest, Measure, evidence_of, with_verdicts
 from validate.overlap import overlap, overlaps, stability
 from validate.pairs import differences
 from validate.rows import Evaluator, LossEvaluator
@@ -121,7 +121,7 @@ class Shifted(Evaluator):
 def test_false_positive_rate(pool: Pool, null: Null) -> None:
     """400 simulated criteria that are random, the whole rule (p and interval): at most 7 % beat random at α = .05."""
     verdicts = [
-        with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
+        with_verdicts([evidence_of(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
         .costs[0]
         .own.verdict
         for test in pool.draws(20)
@@ -141,16 +141,14 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
         if number == 150:
             break
         plain = (
-            with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
+            with_verdicts([evidence_of(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
             .costs[0]
             .own
         )
         for factor, hits in found.items():
             shift = Shifted(pool, test.plan, factor * plain.smallest_detectable)
             judged = (
-                with_verdicts([against_random(test, [pool.measure(shift)], null, 0)], Correction.NONE, null)[
-                    0
-                ]
+                with_verdicts([evidence_of(test, [pool.measure(shift)], null, 0)], Correction.NONE, null)[0]
                 .costs[0]
                 .own
             )
@@ -164,7 +162,7 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
 def test_holm_is_over_all_criteria(pool: Pool) -> None:
     """Twenty random criteria at once: the family hardly ever has a winner, where each alone would have one in 21."""
     tests = list(pool.draws(20))[:200]
-    evidence = [against_random(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
+    evidence = [evidence_of(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
     alone = [one.costs[0].own.verdict for one in with_verdicts(evidence, Correction.NONE, Null.NORMAL)]
     families = [
         with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL)
@@ -176,9 +174,9 @@ def test_holm_is_over_all_criteria(pool: Pool) -> None:
 
 def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
     one, other = (
-        with_verdicts(
-            [against_random(test, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED
-        )[0]
+        with_verdicts([evidence_of(test, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[
+            0
+        ]
         for test in list(pool.draws(20))[:2]
     )
     same, different = (
@@ -196,7 +194,7 @@ def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
 def test_what_is_detectable_after_holm(pool: Pool) -> None:
     """Twenty tests: the effect that is printed is found at α / 20, the first step of Holm; by counting 20 plans nothing could be."""
     tests = list(pool.draws(20))[:100]
-    evidence = [against_random(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
+    evidence = [evidence_of(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
     families = [
         with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL)
         for start in range(0, 100, 20)
@@ -211,7 +209,7 @@ def test_what_is_detectable_after_holm(pool: Pool) -> None:
         shift = Shifted(
             pool, test.plan, own.smallest_detectable + one.costs[0].delta - float(np.mean(own.values))
         )
-        hits.append(against_random(test, [pool.measure(shift)], Null.NORMAL, 0).costs[0].own.p <= 0.05 / 20)
+        hits.append(evidence_of(test, [pool.measure(shift)], Null.NORMAL, 0).costs[0].own.p <= 0.05 / 20)
     assert np.mean(hits) >= 0.75, "a plan that is better by so much, on average"
     counted = with_verdicts(evidence[:20], Correction.HOLM, Null.COUNTED)
     assert all(np.isnan(one.costs[0].own.smallest_detectable) for one in counted)
@@ -222,7 +220,7 @@ def test_two_ends_alike(pool: Pool) -> None:
     test = next(iter(pool.draws(20)))
     same = Contest(test.plan, test.plan, test.randoms, "", "layer")
     found = with_verdicts(
-        [against_random(same, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED
+        [evidence_of(same, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED
     )[0].to_json()
     assert found["ends_alike"]
     assert found["ends_interval"] == [0, 0]

@@ -319,8 +319,8 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
     result = json.loads(invoke(audit_recipe, tmp_path / "a").stdout)["progressive"]
     rows = pd.read_csv(tmp_path / "a" / "progressive.csv")
     session = Session(prepare(read_recipe(audit_recipe), tmp_path / "b"))
-    anatomy, validation = session.anatomy, session.validation
-    table: list[Scores] = session.rank(session.calibrate())
+    anatomy, validation = session.anatomy, session.texts.validation
+    table: list[Scores] = session.calibration.scores(session.prepared.criteria)
     chosen = validation.select(np.array(sorted(rows["window"][rows["position"].isna()].unique())))
     clean = window_losses(anatomy.model, chosen)
     for layer, index in enumerate(anatomy.shape.layers):
@@ -371,7 +371,7 @@ def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path)
     instrument = Instrument(session.anatomy, Mode.ZERO)
     for _, row in rows.sample(6, random_state=0).iterrows():
         layer, position = session.anatomy.shape.layers.index(row["layer"]), int(row["position"])
-        tokens = torch.from_numpy(session.validation.tokens[[int(row["window"])]])
+        tokens = torch.from_numpy(session.texts.validation.tokens[[int(row["window"])]])
         clean = instrument.clean_forward(tokens, Scope.POSITION)
         ranked = clean.index[layer][0, position][
             torch.argsort(clean.weight[layer][0, position], descending=True)

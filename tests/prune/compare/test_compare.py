@@ -11,11 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from criteria import calibration as calibration_module
 from criteria.scores import Scores
 from experts.plan import Plan
 from prune.compare.plan_tables import agreement_rows
 from prune.console.cli import app
-from prune.session import session as session_module
 from tests.support.tasks import task_file
 from validate.agreement import agreement, spearman
 
@@ -81,9 +81,9 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     }
     data["validate"]["chance"], data["prune"]["protect_super_experts"] = "normal", False
     recipe_path.write_text(yaml.safe_dump(data))
-    experiments, measure = [], session_module.measure
+    experiments, measure = [], calibration_module.measure
     monkeypatch.setattr(
-        session_module,
+        calibration_module,
         "measure",
         lambda m, s: (experiments.append((m.key, s.budget.total, s.budget.scope)), measure(m, s))[1],
     )
@@ -173,8 +173,10 @@ def test_prune_with_a_measured_criterion(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan of the best removals is written; another fraction measures nothing anew; the report has the rank agreement."""
-    experiments, measure = [], session_module.measure
-    monkeypatch.setattr(session_module, "measure", lambda m, s: (experiments.append(m.key), measure(m, s))[1])
+    experiments, measure = [], calibration_module.measure
+    monkeypatch.setattr(
+        calibration_module, "measure", lambda m, s: (experiments.append(m.key), measure(m, s))[1]
+    )
     overrides = ("--set", "criteria=[causal_removal, reap]")
     done = invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides)
     assert done.exit_code == 0, done.output
@@ -293,9 +295,9 @@ def test_stability_searches_as_far_down_as_the_first_seed(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plans of another seed are compared with those of the first: the same search, to the smallest budget, once a seed."""
-    searched, measure = [], session_module.measure
+    searched, measure = [], calibration_module.measure
     monkeypatch.setattr(
-        session_module,
+        calibration_module,
         "measure",
         lambda m, s: (searched.append((s.windows.hash, s.budget.total)), measure(m, s))[1],
     )

@@ -23,6 +23,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
+from criteria import calibration as calibration_module
 from criteria.experiment_context import Store
 from experts import limits, memory
 from experts.cache import Cache, cache_folder
@@ -34,7 +35,6 @@ from prune.console.cli import app
 from prune.console.environment import mend
 from prune.console.messages import listening
 from prune.session import run_folder as stages
-from prune.session import session as session_module
 from tests.support.play import Play
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -193,12 +193,12 @@ def test_what_a_kill_left_goes_with_the_next_run(play: Play, tmp_path: Path) -> 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Calibrations and experiments that are really measured."""
     done: list[str] = []
-    observe, measure = session_module.observe, session_module.measure
+    observe, measure = calibration_module.observe, calibration_module.measure
     monkeypatch.setattr(
-        session_module, "observe", lambda *given: (done.append("observe"), observe(*given))[1]
+        calibration_module, "observe", lambda *given: (done.append("observe"), observe(*given))[1]
     )
     monkeypatch.setattr(
-        session_module, "measure", lambda *given: (done.append("measure"), measure(*given))[1]
+        calibration_module, "measure", lambda *given: (done.append("measure"), measure(*given))[1]
     )
     return done
 
@@ -287,7 +287,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(
     assert done == ["observe", "measure"]
     heard: list[str] = []
     monkeypatch.setattr("experts.cache.tell", heard.append)
-    monkeypatch.setattr(session_module, "observe", lambda *_: heard.append("observe") or 1 / 0)
+    monkeypatch.setattr(calibration_module, "observe", lambda *_: heard.append("observe") or 1 / 0)
     noted(measuring(play, tmp_path / "other"))
     assert [line[:9] for line in heard] == ["/dev/null", "observe"]
 

@@ -258,7 +258,7 @@ SITES: dict[str, list[list[str]]] = {
             "peft.PeftModel.save_pretrained",
             "peft.PeftModel.load_adapter",
         ],
-        ["prune.recover.stored_weights.save_file", "shutil.copytree"],
+        ["prune.checkpoint.stored_weights.save_file", "shutil.copytree"],
     ],
     "disk": [["os.posix_fallocate"]],
 }

@@ -95,7 +95,7 @@ def test_scope_global(
     tmp_path: Path, demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second calibration."""
-    monkeypatch.setattr("prune.session.session.observe", None)
+    monkeypatch.setattr("criteria.calibration.observe", None)
     result = execute(tmp_path / "run", "prune.scope=global", "criteria=[reap_sum]")
     both = {plan["scope"]: plan for plan in result["plans"]}
     assert set(both) == {"global", "layer"}

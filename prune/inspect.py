@@ -62,9 +62,9 @@ def inspect_model(name: str) -> InspectResult:
         ExciseError: there is no such model, or it has no experts that Excise knows.
     """
     model = find_model(name)
-    found = checkpoint_summary(model.headers())
-    found["folder"] = model.pinned
-    return found
+    facts = checkpoint_summary(model.headers())
+    facts["folder"] = model.pinned
+    return facts
 
 
 def checkpoint_summary(checkpoint: Checkpoint) -> InspectResult:

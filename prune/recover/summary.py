@@ -79,5 +79,7 @@ def _point(row: Mapping[str, float], full: float, gap: float | None) -> CurvePoi
 
 def recovery_csv(plans: Iterable[RecoveredPlanJson]) -> str:
     """healing.csv: the recovered share of the gap against training tokens, a row per plan and point."""
-    rows = [{"plan": plan["name"], **point} for plan in plans for point in plan["curve"]]
+    rows: list[dict[str, object]] = []
+    for plan in plans:
+        rows += [{"plan": plan["name"], **point} for point in plan["curve"]]
     return csv_text(CURVE_COLUMNS, rows)

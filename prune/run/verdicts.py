@@ -32,7 +32,9 @@ TASK_HEAD = (
 def tables(result: ValidationResult) -> list[Table]:
     """The tested plans by the held-out loss, the one that is written first; then by every task."""
     loss = Table("", LOSS_HEAD, [_loss_row(result, plan) for plan in result["plans"]])
-    tasks = [_task_row(plan, task) for plan in result["plans"] for task in plan["tasks"]]
+    tasks: list[tuple[str, ...]] = []
+    for plan in result["plans"]:
+        tasks += [_task_row(plan, task) for task in plan["tasks"]]
     if not tasks:
         return [loss]
     return [loss, Table("", TASK_HEAD, sorted(tasks, key=lambda row: row[0]))]

@@ -77,7 +77,7 @@ def describe(layout: Layout) -> dict[str, Any]:
         "top_k": layout.shape.top_k,
         "groups": layout.shape.groups,
         "groups_per_token": layout.shape.top_groups,
-        "shared_experts": layout.shared,
+        "shared_experts": layout.num_shared_experts,
         "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
         "parameters": {"experts": layout.expert_parameters, "elsewhere": every - layout.expert_parameters},
         "size": checkpoint.size,

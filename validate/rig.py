@@ -81,9 +81,7 @@ def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
     before = window_losses(anatomy.model, first)[0]
     with restricted(anatomy, plan):
         inside = window_losses(anatomy.model, first)[0]
-    means = torch.zeros(
-        len(anatomy.layers), anatomy.shape.num_experts, 1, device=next(anatomy.model.parameters()).device
-    )
+    means = torch.zeros(len(anatomy.layers), anatomy.shape.num_experts, 1, device=anatomy.device)
     for mode in Mode:
         with (
             suppress(ExciseError),
@@ -227,7 +225,7 @@ def _emptied(layer: MoELayer, expert: int) -> Iterator[None]:
 
 
 def _tokens(anatomy: Anatomy, windows: Windows) -> Tensor:
-    return torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device)
+    return torch.from_numpy(windows.tokens).to(anatomy.device)
 
 
 def _first(output: Any) -> Tensor:

@@ -69,7 +69,7 @@ class Curves:
         arrays = store.read()
         missing = [layer for layer in self.layers if f"{layer}/{AT_TOKEN}" not in arrays]
         if missing:
-            tokens = torch.from_numpy(self.windows.tokens).to(next(session.anatomy.model.parameters()).device)
+            tokens = torch.from_numpy(self.windows.tokens).to(session.anatomy.device)
             at_token, from_layer = self._instruments(tokens)
             for layer in tqdm(missing, desc="progressive removal", unit="layer", delay=2):
                 found = by_order(from_layer, tokens, layer, self._orders(layer), self.removed)

@@ -175,11 +175,11 @@ def _flat(result: dict[str, Any]) -> pd.DataFrame:
 def instrument_of(session: Session, mode: Mode) -> Instrument:
     """For removals on the recipe's model; mode mean replaces outputs by their means over the calibration text."""
     anatomy = session.anatomy
-    device = next(anatomy.model.parameters()).device
+    device = anatomy.device
     calibration = torch.from_numpy(session.calibration.tokens).to(device)
     return Instrument(anatomy, mode, mean_outputs(anatomy, calibration) if mode is Mode.MEAN else None)
 
 
 def tokens_of(session: Session) -> torch.Tensor:
     """The validation windows on the model's device."""
-    return torch.from_numpy(session.validation.tokens).to(next(session.anatomy.model.parameters()).device)
+    return torch.from_numpy(session.validation.tokens).to(session.anatomy.device)

@@ -69,7 +69,7 @@ def _check_readable(file: Path) -> None:
 
 def check_reload(layout: Layout, plans: Iterable[Plan], trust_remote_code: bool) -> None:
     """Builds each pruned model from its configuration, without weights: what cannot be built could not be loaded afterwards."""
-    from experts.anatomy import skeleton  # torch
+    from experts.loading import skeleton  # torch
 
     for plan in plans:
         with tempfile.TemporaryDirectory(prefix="excise-") as name:

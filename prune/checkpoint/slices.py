@@ -8,16 +8,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from experts.disk.blocks import Block
 from experts.disk.configuration import (
     COUNT_KEYS,
     PREDICTING_KEYS,
     UNEQUAL,
-    expert_axis,
     positive_int,
     text_config,
 )
-from experts.disk.layout import ONE_EXPERT, Block, Layout
+from experts.disk.layout import Layout
 from experts.disk.shards import Stored
+from experts.disk.tensors import ONE_EXPERT, expert_axis
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.checkpoint.quantization import QUANTIZATION_KEYS, renumbered

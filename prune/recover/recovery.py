@@ -11,13 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from criteria.text.windows import Windows
-from experts.anatomy import Anatomy, dissect, skeleton
+from experts.anatomy import Anatomy, dissect
 from experts.disk.companions import RECOVERY
 from experts.disk.layout import Layout
 from experts.disk.shards import read_json
 from experts.errors import ExciseError
 from experts.files import replacing_folder
 from experts.keys import environment, key_of
+from experts.loading import skeleton
 from experts.plan import Plan
 from finetune.adapters import find_targets
 from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered

@@ -27,13 +27,14 @@ from criteria.statistics import Array, Statistics
 from criteria.text.chat import Template
 from criteria.text.context_length import check_vocabulary, context_note
 from criteria.text.windows import Windows, check_disjoint, read_windows
-from experts.anatomy import Anatomy, dissect, load, load_tokenizer
+from experts.anatomy import Anatomy, dissect
 from experts.cache import Cache
 from experts.disk.fingerprint import digest_files
 from experts.disk.hub_files import reads_prompts
 from experts.disk.weight_files import regular_files
 from experts.errors import ExciseError
 from experts.keys import key_of, libraries
+from experts.loading import load_network, load_tokenizer
 from experts.notes import tell
 from experts.plan import Plan
 from prune.recipe.schema import TextSettings
@@ -60,7 +61,9 @@ class Session:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The loaded model; one that differs from what its files promise is refused."""
-        anatomy = dissect(load(self.prepared.source, self.recipe.dtype, self.recipe.trust_remote_code))
+        anatomy = dissect(
+            load_network(self.prepared.source, self.recipe.dtype, self.recipe.trust_remote_code)
+        )
         if replace(anatomy.shape, top_groups=self.shape.top_groups) != self.shape:
             what = f"the loaded model has other MoE layers ({anatomy.shape}) than its files promise ({self.shape})"
             raise ExciseError(f"{self.prepared.source}: {what}")
@@ -155,7 +158,9 @@ class Session:
 
     def reloaded_logits(self, out: Path, plan: Plan, device: torch.device) -> torch.Tensor:
         """Of a written checkpoint, on the first validation window [1, W, V]; on `device`, because another one rounds differently."""
-        model = load(out, self.recipe.dtype, not plan.uniform or self.recipe.trust_remote_code, device)
+        model = load_network(
+            out, self.recipe.dtype, not plan.uniform or self.recipe.trust_remote_code, device
+        )
         tokens = torch.from_numpy(self.validation.tokens[:1]).to(device)
         with torch.no_grad():
             logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits

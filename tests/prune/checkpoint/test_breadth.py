@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from criteria.observe import observe
 from criteria.registry import resolve
 from experts.ablation import restricted
-from experts.anatomy import dissect, load, skeleton
+from experts.anatomy import dissect
 from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
 from experts.errors import ExciseError
+from experts.loading import load_network, skeleton
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.surgery import cut
@@ -131,7 +132,9 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
             assert (tiny.logits(model) - expected).abs().max() < 5e-5, "the reference"
         export(layout, kept, out)
         assert towers(out) == towers(tmp_path / "source")
-        assert torch.equal(tiny.logits(load(out, trust_remote_code=not kept.uniform)), expected), "reloaded"
+        assert torch.equal(tiny.logits(load_network(out, trust_remote_code=not kept.uniform)), expected), (
+            "reloaded"
+        )
     with restricted(anatomy, plan):
         expected = tiny.logits(model)
     router = f"{type(anatomy.layers[0].router).__name__}, top-{anatomy.shape.top_k}" + (
@@ -150,7 +153,7 @@ def test_supported_or_refused(model_type: str, tmp_path: Path) -> None:
 
 def check_recovery(source: Path, layout: Layout) -> None:
     """Trained routers, experts and attention could be written back: of the loaded model, and of the one without weights that is asked first."""
-    for model in (load(source), skeleton(source)):
+    for model in (load_network(source), skeleton(source)):
         attention = ("attention",) * any(
             name.endswith(("q_proj", "qkv_proj", "q_b_proj")) for name, _ in model.named_modules()
         )

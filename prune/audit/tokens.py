@@ -25,6 +25,7 @@ from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Removals
 from validate.expert_pairs import pick_pairs, rank_correlations
+from validate.position_sample import sample_positions
 from validate.positions import read_positions
 from validate.rig import check_rig, rig_plan
 from validate.token_audit import audit_outcomes
@@ -69,24 +70,13 @@ class Audit:
         return self.session.scores(budget)
 
     def _chosen(self) -> NDArray[np.bool_]:
-        """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
-        windows = self.session.texts.validation
-        valid = windows.mask[:, 1:] & windows.mask[:, :-1]
-        chosen = np.zeros((len(self.prepared.shape.layers), *valid.shape), dtype=bool)
-        if self.settings.positions == "all":
-            chosen[list(self.layers)] = valid
-            return chosen
-        if self.settings.positions > valid.sum():
-            has = f"the validation text has {valid.sum()}"
-            raise ExciseError(
-                f"validate.audit.positions is {self.settings.positions}, {has}; lower it or add text"
-            )
-        for layer in self.layers:
-            rng = np.random.default_rng([self.settings.seed, layer])
-            chosen[layer].flat[rng.choice(np.flatnonzero(valid), self.settings.positions, replace=False)] = (
-                True
-            )
-        return chosen
+        """Which positions are read [L, N, W − 1]."""
+        settings = self.settings
+        windows, num_layers = self.session.texts.validation, self.prepared.shape.num_layers
+        try:
+            return sample_positions(windows, num_layers, self.layers, settings.positions, settings.seed)
+        except ExciseError as error:
+            raise ExciseError(f"validate.audit.{error}") from error
 
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
         """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""

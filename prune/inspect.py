@@ -86,7 +86,7 @@ def summary(layout: Layout) -> InspectResult:
         "top_k": shape.top_k,
         "groups": shape.groups,
         "groups_per_token": shape.top_groups,
-        "shared_experts": layout.shared,
+        "shared_experts": layout.num_shared_experts,
         "dtypes": _dtypes(checkpoint),
         "parameters": _parameters(checkpoint, layout.expert_parameters),
         "size": checkpoint.size,

@@ -1,14 +1,6 @@
 """Parts of JSON files that several commands write. The rest of a command's file is in its `result.py`."""
 
-from typing import Any, NotRequired, TypedDict
-
-# Written by `validate`.
-CostJson = dict[str, Any]
-EvidenceJson = dict[str, Any]
-DifferenceJson = dict[str, Any]
-CellJson = dict[str, Any]
-RecoveredCostJson = dict[str, Any]
-LeadJson = dict[str, Any]
+from typing import NotRequired, TypedDict
 
 
 class ModelJson(TypedDict):
@@ -34,11 +26,3 @@ class TextsJson(TypedDict):
 
     calibration: TextJson  # text that the criteria saw
     validation: TextJson  # held-out text
-
-
-class CheckJson(TypedDict):
-    """One check of the instrument; a result exists only where all have passed."""
-
-    name: str  # what was compared
-    passed: bool  # true
-    evidence: str  # the numbers

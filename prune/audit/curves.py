@@ -16,10 +16,11 @@ from experts.keys import key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.audit.curve_summary import AT_TOKEN, CurveRows, curves_of, raw_rows
-from prune.audit.result import CurveJson, ProgressiveJson
+from prune.audit.result import ProgressiveJson
 from prune.session.run_folder import write_text
 from prune.session.session import Session
 from validate.progressive import CLIFF, by_gate_weight, by_order, orders_of
+from validate.results import CurveJson
 
 ROWS = "progressive.csv"
 MODES = {"at the token": Mode.ZERO, "from the layer": Mode.REROUTE}

@@ -15,19 +15,19 @@ from experts.errors import ExciseError
 from experts.keys import environment, key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
-from prune.audit.csv_file import judged_cells
 from prune.audit.curves import Curves
 from prune.audit.report import markdown
 from prune.audit.result import AuditResult, RecipeAudit
-from prune.effects.measurement import fill, half_plan
+from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
 from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
-from validate.effect_table import Cells
-from validate.positions import orders, pairs, read_positions
-from validate.rig import check_rig
-from validate.statistics import spearman_within
+from validate.effect_table import Removals
+from validate.expert_pairs import pick_pairs, rank_correlations
+from validate.positions import read_positions
+from validate.rig import check_rig, rig_plan
+from validate.token_audit import audit_outcomes
 
 EFFECTS, POSITIONS = "effects.parquet", "positions.csv"
 
@@ -50,7 +50,7 @@ class Audit:
             write_json(self.folder.path / "environment.json", environment())
             table = self._scores()
             effects = self._effects(chosen)
-            rows = pairs(effects, table, self.settings.seed)
+            rows = pick_pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
             rows = read_positions(self.folder.path / POSITIONS)
             result = cast(AuditResult, self._result(rows, effects, table))
@@ -112,7 +112,7 @@ class Audit:
 
     def _measure(self, chosen: NDArray[np.bool_], missing: dict[int, list[int]], parts: PartialTable) -> None:
         anatomy, scope = self.session.anatomy, Scope(self.settings.scope)
-        check_rig(anatomy, self.session.texts.validation, half_plan(anatomy))
+        check_rig(anatomy, self.session.texts.validation, rig_plan(anatomy.shape))
         instrument = instrument_of(self.session, self.settings.mode)
         tokens = tokens_of(self.session)
         instrument.check(tokens, scope)
@@ -127,19 +127,13 @@ class Audit:
             instrument,
             tokens,
             missing,
-            Cells(scope, positions=chosen),
+            Removals(scope, positions=chosen),
             f"audit ({scope}, {self.settings.mode})",
         )
 
     def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> RecipeAudit:
-        judged = judged_cells(rows, self.settings.ddof)
-        rho = {layer: orders(effects, table, layer) for layer in effects["layer"].unique()}
-        for cell in judged["cells"]:
-            if cell["criterion"] in rho[cell["layer"]]:
-                found = spearman_within(*rho[cell["layer"]][cell["criterion"]])
-                cell["spearman"] = None if found.reason else found.rho
         return {
-            **judged,
+            **audit_outcomes(rows, self.settings.ddof, rank_correlations(effects, table)),
             "scope": self.settings.scope,
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},

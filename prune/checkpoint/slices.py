@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from types import MappingProxyType
 
-from experts.disk.configuration import expert_axis
-from experts.disk.layout import ONE_EXPERT, Block, Layout
+from experts.disk.blocks import Block
+from experts.disk.layout import Layout
 from experts.disk.shards import Stored
+from experts.disk.tensors import ONE_EXPERT, expert_axis
 from experts.errors import ExciseError
 from experts.plan import Plan
 

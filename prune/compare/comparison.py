@@ -1,8 +1,6 @@
 """`excise compare`: several criteria at several budgets, on the same held-out windows and items, each against random plans of its sizes."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import cast
 
 import numpy as np
 
@@ -16,17 +14,18 @@ from prune.compare.csv_rows import comparison_csv
 from prune.compare.report import markdown
 from prune.compare.result import ComparisonResult, OverlapJson, TaskJson
 from prune.compare.stability import stabilities
-from prune.results import CheckJson
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
 from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, Measure, evidence_of, number, with_verdicts
+from validate.measure import Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlaps
 from validate.rig import check_rig
-from validate.verdict import PAIR_RULE, RULE, Correction
+from validate.statistics import Correction, number
+from validate.verdict import PAIR_RULE, RULE
 
 
 class Comparison:
@@ -77,8 +76,9 @@ class Comparison:
         stability = stabilities(self.session, self.prepared.compared, plans)
         checks = check_rig(self.session.anatomy, windows, next(iter(plans.values())))
         measures = measures_of(self.session)
-        tests, seed = self._contests(tables, plans), settings.random_seed
-        tested = [evidence_of(test, measures, settings.chance, seed) for test in tests]
+        contests, seed = self._contests(tables, plans), settings.random_seed
+        anatomy = self.session.anatomy
+        tested = [evidence_of(one, measures, settings.chance, seed, anatomy) for one in contests]
         evidence = with_verdicts(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {
@@ -105,7 +105,7 @@ class Comparison:
                 "validation": describe(windows),
             },
             "model": self.prepared.model,
-            "checks": [cast(CheckJson, asdict(check)) for check in checks],
+            "checks": [check.to_json() for check in checks],
             "notes": self._notes(),
             "run": str(self.folder.path),
         }

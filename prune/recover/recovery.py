@@ -31,7 +31,7 @@ from prune.session.prepare import Prepared
 from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate.draw import random_plans
-from validate.null import Measure
+from validate.measure import Measure
 from validate.rig import last_logits
 
 RESULT, REPORT = "recovery.json", "recovery.md"
@@ -119,11 +119,10 @@ class Recovery:
         for old, new in zip(before, after, strict=True):
             plans = [None, *self.plans.values(), *self.known[: old.randoms]]
             for plan in tqdm(plans, desc=f"{old.name} before recovery", unit="plan", delay=2):
-                old.values(plan)
+                if not old.evaluator.knows(plan):
+                    old.evaluator.measure_plan(plan, self.session.anatomy)
             if not new.evaluator.knows(None):
                 new.evaluator.keep(None, old.evaluator.values(None))
-        for measure in (*before, *after):
-            measure.evaluator.anatomy = None
         return before, after
 
     def _recover_all(self, held_out: Measure, after: list[Measure]) -> None:

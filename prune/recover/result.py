@@ -2,7 +2,8 @@
 
 from typing import TypedDict
 
-from prune.results import LeadJson, ModelJson, RecoveredCostJson, TextJson
+from prune.results import ModelJson, TextJson
+from validate.results import LeadJson, RecoveredCostJson
 
 
 class TeacherJson(TypedDict):

@@ -1,9 +1,9 @@
 """The tables of `excise prune`, for terminal, report.md and model card: the loss, then tasks."""
 
 from experts.units import human
-from prune.results import CostJson
 from prune.run.result import TestedPlanJson, ValidationResult
 from prune.tables import Table, markdown_table, plain, probability, signed, spread, verdict
+from validate.results import CostJson
 
 LOSS_HEAD = (
     "criterion",
@@ -69,7 +69,12 @@ def _task_row(plan: TestedPlanJson, task: CostJson) -> tuple[str, ...]:
         plain(full, 3),
         plain(task["value"], 3),
         f"{plain(full - random['mean'], 3)} ± {plain(random['sd'], 3)}",
-        plain(full - task["reversed_delta"], 3),
+        plain(_difference(full, task["reversed_delta"]), 3),
         probability(task["p"]),
         verdict(task),
     )
+
+
+def _difference(full: float, lost: float | None) -> float | None:
+    """What is left of a task's score; None where the loss is not known."""
+    return None if lost is None else full - lost

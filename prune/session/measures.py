@@ -7,7 +7,7 @@ from experts.keys import key_of
 from experts.notes import tell
 from prune.recipe.schema import TaskSettings
 from prune.session.session import Session
-from validate.null import LOSS, Measure
+from validate.measure import LOSS, Measure
 from validate.rows import LossEvaluator
 from validate.statistics import documents_needed
 from validate.verdict import ALPHA
@@ -46,7 +46,7 @@ def measures_of(session: Session, prefix: str = "", recovery: str = "") -> list[
     settings, windows = session.recipe.validation, session.texts.validation
     tasks = _tasks(session, settings.tasks, prefix, recovery) if settings.tasks else []
     path, key = session.folder.path / f"{prefix}losses.csv", _after(row_key(session), recovery)
-    losses = LossEvaluator(session.anatomy, windows, path, key, settings.batch)
+    losses = LossEvaluator(windows, path, key, settings.batch)
     return [Measure(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
 
 
@@ -60,9 +60,7 @@ def _tasks(session: Session, settings: TaskSettings, prefix: str, recovery: str)
     benchmark = session.benchmark
     path = session.folder.path / f"{prefix}items.csv"
     key = _after(key_of("items", session.model.identity, session.tasks_identity, settings.batch), recovery)
-    items = ItemEvaluator(
-        session.anatomy, benchmark, session.model.new_tokenizer(), path, key, settings.batch
-    )
+    items = ItemEvaluator(benchmark, session.model.new_tokenizer(), path, key, settings.batch)
     return [
         Measure(
             part.task,

@@ -38,7 +38,7 @@ def markdown(result: ComparisonResult) -> str:
 def _rules(result: ComparisonResult) -> str:
     lines = ["## Rules", f"- Verdict. {result['rule']}", f"- Pairs. {result['pair_rule']}"]
     lines += [f"- {note}" for note in result["notes"]]
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines) + "\n"
 
 
 def _methods(seed: int) -> str:

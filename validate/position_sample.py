@@ -1,4 +1,4 @@
-"""Which positions a token-level audit reads: those with a next token, all of them or a sample of every layer."""
+"""Which positions a token-level audit reads: all with a next token, or a sample of every layer."""
 
 from collections.abc import Sequence
 from typing import Literal

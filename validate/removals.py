@@ -56,15 +56,15 @@ def effects(
     Args:
         model: a loaded model
         text: windows [N, W]
-        scope: where an expert is removed: position (at one token), sequence (in its window), corpus (everywhere;
-            rows are means over a window)
+        scope: where an expert is removed: position (at one token), sequence (in its window), corpus
+            (everywhere; rows are means over a window)
         mode: what removal means: zero, renormalize, reroute, mean (of the same text)
         layers: decoder layers; none = all with experts
         experts: ids; none = all in scope corpus, the active ones in the others
 
     Returns:
-        A table with the columns document (number of the window), position, token, layer, expert, gate_weight, rank
-        (0 = largest gate weight), baseline_loss, delta (ΔCE), kl; losses in nats.
+        A table with the columns document (number of the window), position, token, layer, expert, gate_weight,
+        rank (0 = largest gate weight), baseline_loss, delta (ΔCE), kl; losses in nats.
 
     Raises:
         ExciseError: a layer or expert is not there, or removals cannot be measured on this model.
@@ -97,8 +97,8 @@ def audit(
 ) -> TokenAudit:
     """Ask, token by token, whether criteria rank the active experts by what removing them costs.
 
-    At every position the highest- and the lowest-ranked active expert are removed, and their costs compared; two
-    controls rank by gate weight and at random. A cell passes by the rule of docs/audit.md.
+    At every position the highest- and the lowest-ranked active expert are removed, and their costs compared;
+    two controls rank by gate weight and at random. A cell passes by the rule of docs/audit.md.
 
     Args:
         model: a loaded model
@@ -123,7 +123,8 @@ def audit(
         >>> model = experts.load("demo")
         >>> text = criteria.windows(model, stdlib="code", split="calibration", sequences=4, length=64)
         >>> held_out = criteria.windows(model, stdlib="code", split="test", sequences=4, length=64)
-        >>> result = validate.audit(model, criteria.score(model, "reap", text), held_out, positions=20, layers=[0])
+        >>> scores = criteria.score(model, "reap", text)
+        >>> result = validate.audit(model, scores, held_out, positions=20, layers=[0])
         >>> [cell.criterion for cell in result.cells]
         ['reap', 'control:gate_weight', 'control:random_pair']
     """

@@ -1,4 +1,4 @@
-"""`excise audit`: token by token, does a criterion rank the active experts by what removing them costs? And layer by layer, its curves."""
+"""`excise audit`: does a criterion rank the active experts of a token by what removing them costs?"""
 
 from typing import cast
 
@@ -44,7 +44,7 @@ class Audit:
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
     def execute(self) -> AuditResult:
-        """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
+        """Write audit.json, .csv and .md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
         self.session.check_texts()
         chosen = self._chosen()
         with self.folder.held():
@@ -79,7 +79,7 @@ class Audit:
             raise ExciseError(f"validate.audit.{error}") from error
 
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
-        """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
+        """What removing every active expert costs at the chosen positions; what is there is not measured again."""
         path, settings = self.folder.path / EFFECTS, self.settings
         identity = (
             self.session.model.identity,
@@ -110,7 +110,8 @@ class Audit:
             tell(note)
         if anatomy.model.dtype in HALF:
             tell(
-                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; dtype: float32 avoids it"
+                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; "
+                "dtype: float32 avoids it"
             )
         fill(
             parts,
@@ -160,7 +161,7 @@ def _flat(result: AuditResult) -> pd.DataFrame:
 
 
 def instrument_of(session: Session, mode: Mode) -> Instrument:
-    """For removals on the recipe's model; mode mean replaces outputs by their means over the calibration text."""
+    """For removals on the recipe's model; mode mean takes means over the calibration text."""
     if mode is not Mode.MEAN:
         return Instrument(session.anatomy, mode, None)
     calibration = torch.from_numpy(session.texts.calibration.tokens).to(session.model.device)

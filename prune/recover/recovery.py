@@ -1,4 +1,4 @@
-"""Recovery as a stage: the criterion's plan and random plans of its size get the same training. What is left of the lead?"""
+"""Recovery as a stage: the criterion's plan and random plans of its size get the same training."""
 
 from functools import cached_property
 from pathlib import Path
@@ -205,7 +205,7 @@ class Recovery:
 
 
 def recover_folder(prepared: Prepared) -> RecoveryResult:
-    """`excise finetune` of a pruned folder that the recipe names: its plan, the recipe's model as teacher and source."""
+    """Recover a pruned folder that the recipe names; the recipe's model is teacher and source."""
     settings = prepared.recipe.finetune
     assert settings is not None, "checked by the command"
     assert settings.checkpoint is not None, "checked by the command"

@@ -68,7 +68,7 @@ class Model:
 
     @cached_property
     def identity(self) -> tuple[str, ...]:
-        """Identity of the model as it computes: files, precision, whose code, and libraries."""
+        """Identity of the model as it computes: files, precision, whose code, and which libraries run it."""
         code = ("trust_remote_code",) if self.trust_remote_code else ()
         return (self.fingerprint, self.dtype, *code, *libraries())
 
@@ -90,11 +90,7 @@ class Model:
 
     @property
     def anatomy(self) -> Anatomy:
-        """The network with its MoE layers found.
-
-        Raises:
-            ExciseError: it differs from what its files promise.
-        """
+        """The network and its MoE layers. Raises ExciseError if it is not what its files promise."""
         if self._anatomy is None:
             network = load_network(self.folder, self.dtype, self.trust_remote_code, self._device)
             anatomy = dissect(network)
@@ -170,8 +166,7 @@ def load(
         name: folder, `demo`, or organisation/name[@revision] on the hub
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: run code that comes with the checkpoint
-        device: where the weights go; by default the GPU if they leave a fifth of its free memory, else the
-            CPU
+        device: where the weights go; by default the GPU if a fifth of its free memory is left, else the CPU
 
     Returns:
         The model, its network in memory and in evaluation mode.

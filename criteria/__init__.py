@@ -1,1 +1,24 @@
-"""What ranks experts: one pass over calibration text, formulas, baselines, and the selection of a plan."""
+"""What ranks experts: calibration text, statistics, criteria, and the selection of a plan."""
+
+from typing import TYPE_CHECKING
+
+from experts.lazily import lazily
+
+if TYPE_CHECKING:
+    from criteria.ranking import score as score
+    from criteria.ranking import select as select
+    from criteria.scores import Scores as Scores
+    from criteria.text.for_model import windows as windows
+    from criteria.text.sources import Source as Source
+    from criteria.text.windows import Windows as Windows
+
+_PUBLIC = {
+    "Scores": "criteria.scores",
+    "Source": "criteria.text.sources",
+    "Windows": "criteria.text.windows",
+    "score": "criteria.ranking",
+    "select": "criteria.ranking",
+    "windows": "criteria.text.for_model",
+}
+__all__ = ["Scores", "Source", "Windows", "score", "select", "windows"]
+__getattr__, __dir__ = lazily(__name__, _PUBLIC)

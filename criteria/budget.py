@@ -8,7 +8,7 @@ from typing import Literal
 from experts.errors import ExciseError
 from experts.shape import Shape
 
-Scope = Literal["layer", "global"]
+BudgetScope = Literal["layer", "global"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Budget:
     """
 
     total: int
-    scope: Scope
+    scope: BudgetScope
     floor: int
     text: str
     multiple: int = 1
@@ -66,9 +66,9 @@ class Budget:
             raise ExciseError(f"{self.text}: promised {self.total} experts in all, {each}; {found}")
 
 
-def deepest(budgets: Iterable[Budget]) -> dict[Scope, Budget]:
+def deepest(budgets: Iterable[Budget]) -> dict[BudgetScope, Budget]:
     """The budget of every scope that removes most: a search goes down to it, past the others."""
-    found: dict[Scope, Budget] = {}
+    found: dict[BudgetScope, Budget] = {}
     for budget in budgets:
         if budget.scope not in found or budget.total < found[budget.scope].total:
             found[budget.scope] = budget
@@ -86,7 +86,7 @@ def serving_notes(counts: Iterable[int]) -> list[str]:
 
 
 def from_fraction(
-    shape: Shape, fraction: float, scope: Scope, floor: int | None = None, multiple: int = 1
+    shape: Shape, fraction: float, scope: BudgetScope, floor: int | None = None, multiple: int = 1
 ) -> Budget:
     """fraction: share of the experts to remove, in (0, 1); rounded to whole experts per layer (scope layer) or in all (global)."""
     if not 0 < fraction < 1:
@@ -103,7 +103,7 @@ def from_fraction(
 
 
 def from_keep(
-    shape: Shape, keep: int, scope: Scope, floor: int | None = None, text: str = "", multiple: int = 1
+    shape: Shape, keep: int, scope: BudgetScope, floor: int | None = None, text: str = "", multiple: int = 1
 ) -> Budget:
     """keep: experts kept per layer; on average per layer in scope global."""
     return from_total(
@@ -145,7 +145,7 @@ def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> B
 
 
 def from_total(
-    shape: Shape, total: int, scope: Scope, floor: int | None, text: str, multiple: int = 1
+    shape: Shape, total: int, scope: BudgetScope, floor: int | None, text: str, multiple: int = 1
 ) -> Budget:
     """total: experts kept in the whole model; in scope layer a multiple of L."""
     asked, layers = total, shape.num_layers

@@ -1,7 +1,7 @@
 """Scores: one number per expert, higher = keep. Reusable on disk: other fractions and selections need no second calibration."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +10,24 @@ from safetensors import SafetensorError, safe_open
 
 from criteria.registry import Criterion
 from criteria.statistics import Array, Statistics
+from experts.disk.layout import Layout
 from experts.errors import ExciseError, one_line
 from experts.files import save_arrays
 
 
 @dataclass(frozen=True)
 class Scores:
-    """values: [L, E] float64, nan where an expert has no data (it is pruned first); protected: [L, E] bool, never pruned.
+    """A number per expert; higher = keep.
 
-    layers: decoder index of each of the L rows; model: checkpoint fingerprint; data: hash of the calibration windows.
+    Attributes:
+        values: [L, E] float64; nan where an expert has no data (it is pruned first)
+        protected: [L, E] bool; experts that are never pruned
+        layers: decoder index of each of the L rows
+        criterion: name of the criterion, with its settings
+        formula: how the numbers are made
+        model: fingerprint of the checkpoint
+        data: hash of the calibration windows
+        layout: the model's shape and sizes, where the scores were made in this process
     """
 
     values: Array
@@ -28,6 +37,17 @@ class Scores:
     formula: str
     model: str = ""
     data: str = ""
+    layout: Layout | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def reversed(self) -> "Scores":
+        """The same numbers turned round: what was kept first goes first."""
+        return replace(
+            self,
+            values=-self.values,
+            criterion=f"reversed:{self.criterion}",
+            formula=f"−({self.formula})",
+        )
 
     @property
     def digest(self) -> str:

@@ -1,5 +1,7 @@
 """Scores and a budget make a plan."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,12 +12,20 @@ from experts.plan import Plan
 from experts.shape import Shape
 
 
-def select(scores: Scores, budget: Budget, shape: Shape) -> Plan:
-    """Keeps the highest scores. Ties, and experts without data, are broken by id: the lower id stays."""
-    if scores.values.shape != (len(shape.layers), shape.num_experts):
-        raise ExciseError(
-            f"scores of shape {scores.values.shape} for a model with L, E = {len(shape.layers)}, {shape.num_experts}"
-        )
+def plan_for(scores: Scores, budget: Budget, shape: Shape) -> Plan:
+    """The plan that keeps the highest scores.
+
+    Ties, and experts without data, are broken by id: the lower id stays. The plan knows its reverse (of the same
+    budget, from the negated scores) and which experts are protected.
+    """
+    reverse = _plan(scores.reversed, budget, shape)
+    return replace(_plan(scores, budget, shape), reverse=reverse, protected=_protected_ids(scores, shape))
+
+
+def _plan(scores: Scores, budget: Budget, shape: Shape) -> Plan:
+    if scores.values.shape != (shape.num_layers, shape.num_experts):
+        expected = f"a model with L, E = {shape.num_layers}, {shape.num_experts}"
+        raise ExciseError(f"scores of shape {scores.values.shape} for {expected}")
     ranked = np.where(np.isnan(scores.values), -np.inf, scores.values)
     ranked = np.where(scores.protected, np.inf, ranked)
     check_protected(scores.protected, budget, shape)
@@ -23,12 +33,16 @@ def select(scores: Scores, budget: Budget, shape: Shape) -> Plan:
         _per_layer(ranked, budget, shape) if budget.scope == "layer" else _whole_model(ranked, budget, shape)
     )
     kept = {
-        layer: tuple(int(i) for i in np.flatnonzero(row))
-        for layer, row in zip(shape.layers, keep, strict=True)
+        layer: tuple(map(int, np.flatnonzero(row))) for layer, row in zip(shape.layers, keep, strict=True)
     }
     shape.check_kept(kept)
     budget.check_kept([len(ids) for ids in kept.values()])
     return Plan(shape.num_experts, kept, scores.model, scores.criterion, budget.text)
+
+
+def _protected_ids(scores: Scores, shape: Shape) -> dict[int, tuple[int, ...]]:
+    ids = (tuple(map(int, np.flatnonzero(row))) for row in scores.protected)
+    return {layer: marked for layer, marked in zip(shape.layers, ids, strict=True) if marked}
 
 
 def check_protected(protected: NDArray[np.bool_], budget: Budget, shape: Shape) -> None:

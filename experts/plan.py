@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ from experts.errors import ExciseError, one_line
 class Plan:
     """The experts that survive.
 
-    num_experts: E, the experts of each MoE layer before pruning.
-    kept: decoder layer index -> sorted ids of the kept experts, for each of the L MoE layers.
-    model: fingerprint of the checkpoint the plan was made for; empty = any model of that shape.
-    criterion, budget: provenance, printed in reports and the model card.
+    Attributes:
+        num_experts: E, the experts of each MoE layer before pruning
+        kept: decoder layer -> sorted ids of the kept experts, for each of the L MoE layers
+        model: fingerprint of the checkpoint the plan was made for; empty = any model of that shape
+        criterion: what ranked the experts, printed in reports and the model card
+        budget: what was asked for, printed in reports and the model card
+        reverse: the plan of the same budget that removes first what this one keeps; None = not known. Not stored
+        protected: decoder layer -> ids that stay in every plan, random ones too. Not stored
     """
 
     num_experts: int
@@ -26,6 +30,8 @@ class Plan:
     model: str = ""
     criterion: str = ""
     budget: str = ""
+    reverse: "Plan | None" = field(default=None, compare=False, repr=False)
+    protected: Mapping[int, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for layer, ids in self.kept.items():
@@ -100,8 +106,8 @@ class Plan:
                 type(i) is int for ids in (*kept.values(), (data["experts"],)) for i in ids
             ):
                 raise ValueError("expert ids and counts are whole numbers, and some layer must be there")
-            provenance = {key: str(data.get(key, "")) for key in ("model", "criterion", "budget")}
-            return cls(num_experts=data["experts"], kept=kept, **provenance)
+            model, criterion, budget = (str(data.get(key, "")) for key in ("model", "criterion", "budget"))
+            return cls(data["experts"], kept, model, criterion, budget)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             why = f"no {error}" if isinstance(error, KeyError) else one_line(error)
             raise ExciseError(

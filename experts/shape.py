@@ -103,6 +103,13 @@ class Shape:
             np.put_along_axis(marks[layer], order[layer, :, :count], True, axis=1)
         return marks.reshape(len(order), self.num_experts)
 
+    def marks(self, ids: Mapping[int, Iterable[int]]) -> NDArray[np.bool_]:
+        """[L, E], True at these ids (decoder layer -> ids)."""
+        marks = np.zeros((self.num_layers, self.num_experts), dtype=bool)
+        for layer, chosen in ids.items():
+            marks[self.layers.index(layer), list(chosen)] = True
+        return marks
+
     def check_kept(self, kept: Mapping[int, Sequence[int]]) -> None:
         """Refuses a plan (layer -> kept ids) that cannot route: fewer than top_k reachable, or uneven router groups."""
         for layer, ids in kept.items():

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from experts.anatomy import Anatomy
 from experts.disk.configuration import in_tower
 from experts.errors import ExciseError
-from experts.routing import Kept, swap_value
+from experts.undo import Undo
 from finetune.settings import GROUPS, ROUTER_ONLY, Training
 
 NAME = "default"
@@ -160,15 +160,12 @@ def merged(adapted: Adapted, rounded: Callable[[str, Tensor], Tensor]) -> Iterat
     """
     weights = _merged_weights(adapted, rounded)
     remove(adapted)
-    modules, before = dict(adapted.model.named_modules()), Kept()
-    try:
+    modules = dict(adapted.model.named_modules())
+    with Undo() as undo:
         for name, tensor in weights.items():
             owner, _, key = name.rpartition(".")
-            swap_value(modules[owner]._parameters, key, nn.Parameter(tensor, requires_grad=False), before)
+            undo.replace(modules[owner]._parameters, key, nn.Parameter(tensor, requires_grad=False))
         yield weights
-    finally:
-        for table, key, value in before:
-            table[key] = value
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ class Cell(Tested):
             "low": number(self.low),
             "high": number(self.high),
             "documents": self.documents,
-            "share_high_larger": number(self.share_high_larger),
+            "share_high_larger": self.share_high_larger,
             "reason": self.reason,
             "smallest_detectable_d": number(self.smallest_detectable_d),
             "needed_n": self.needed_n,

@@ -212,7 +212,7 @@ def _settled(chance: Chance) -> Judged:
     return chance
 
 
-def against_random(
+def evidence_of(
     test: Contest, measures: list[Measure], null: Null, seed: int, anatomy: Anatomy | None = None
 ) -> Evidence:
     """Measures the plan, its reverse and the random plans by every measure. Verdicts come with `with_verdicts`.

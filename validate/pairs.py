@@ -85,7 +85,7 @@ class Difference:
             "fraction": pair.fraction,
             "first": pair.first.criterion,
             "second": pair.second.criterion,
-            "difference": number(compared.difference),
+            "difference": compared.difference,
             "low": number(compared.interval.low),
             "high": number(compared.interval.high),
             "p": number(compared.test.p),

@@ -128,6 +128,10 @@ class LossEvaluator(Evaluator):
     def measure(self, anatomy: Anatomy) -> Array:
         return window_losses(anatomy.model, self.windows, self.batch)
 
+    def mean(self, losses: Array) -> float:
+        """Return the mean over all tokens of the losses of every window [N]."""
+        return float(np.average(losses, weights=self.weights))
+
 
 def digest_of(plan: Plan | None) -> str:
     """Return what the rows of a plan are found by."""

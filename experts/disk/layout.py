@@ -82,6 +82,11 @@ class Layout:
         return {layer: block.expert_bytes(self.shape.num_experts) for layer, block in self.blocks.items()}
 
     @property
+    def kept_size(self) -> int:
+        """Bytes of all tensors that an export would write if every expert stayed."""
+        return self.checkpoint.size - sum(tensor.size for tensor in self.predicting)
+
+    @property
     def expert_parameters(self) -> int:
         """Stored elements inside routed experts (quantised formats count packed elements and scales)."""
         blocks = self.blocks.values()

@@ -1,14 +1,21 @@
-"""`excise audit --positions FILE.csv`: measurements made elsewhere through the same statistics."""
+"""`excise audit --positions FILE.csv`: measurements made elsewhere, through the same statistics."""
 
 from pathlib import Path
-from typing import Any
 
+from prune.audit.result import FileAudit
 from validate.positions import document_note, read_positions
 from validate.token_audit import audit_outcomes
 
 
-def of_file(path: Path, ddof: int) -> dict[str, Any]:
-    """The audit of measurements made elsewhere: a CSV file of positions."""
+def of_file(path: Path, ddof: int) -> FileAudit:
+    """The audit of a CSV file of positions.
+
+    Args:
+        ddof: degrees of freedom taken off in the standard deviation of Cohen's d, 0 or 1.
+
+    Raises:
+        ExciseError: the file lacks a column, or has a value that is no measurement.
+    """
     rows = read_positions(path)
-    notes = list(filter(None, [document_note(rows)]))
-    return {"file": str(path), **audit_outcomes(rows, ddof), "notes": notes}
+    note = document_note(rows)
+    return {"file": str(path), **audit_outcomes(rows, ddof), "notes": [note] if note else []}

@@ -1,6 +1,6 @@
 """`excise audit`: token by token, does a criterion rank the active experts by what removing them costs? And layer by layer, its curves."""
 
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -8,20 +8,20 @@ import torch
 from numpy.typing import NDArray
 
 from criteria.scores import Scores
-from criteria.selection import check_protected
-from criteria.statistics import Statistics
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
 from experts.errors import ExciseError
+from experts.keys import environment, key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from prune.audit.curves import Curves
 from prune.audit.report import markdown
+from prune.audit.result import AuditResult, RecipeAudit
 from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
-from prune.session.run_folder import describe, environment, key_of, write_json, write_text
+from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Removals
 from validate.expert_pairs import pick_pairs, rank_correlations
@@ -42,20 +42,18 @@ class Audit:
         layers = prepared.shape.layers
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> AuditResult:
         """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
-        _ = self.session.windows
+        self.session.check_texts()
         chosen = self._chosen()
         with self.folder.held():
             write_json(self.folder.path / "environment.json", environment())
-            table = self.session.rank(self._statistics())
+            table = self._scores()
             effects = self._effects(chosen)
             rows = pick_pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
-            result = {
-                **self._result(read_positions(self.folder.path / POSITIONS), effects, table),
-                "run": str(self.folder.path),
-            }
+            rows = read_positions(self.folder.path / POSITIONS)
+            result = cast(AuditResult, self._result(rows, effects, table))
             if self.recipe.validation.progressive:
                 result["progressive"] = Curves(self.session, table, self.layers).execute()
             write_json(self.folder.path / "audit.json", result)
@@ -63,16 +61,16 @@ class Audit:
             write_text(self.folder.path / "audit.md", markdown(result))
             return result
 
-    def _statistics(self) -> Statistics:
-        """With what the criteria measure; a search goes down to the recipe's budget."""
-        observed, budget = self.session.calibrate(), self.prepared.budgets[self.recipe.prune.scope]
+    def _scores(self) -> list[Scores]:
+        """Of every criterion; a search goes down to the recipe's budget."""
+        budget = self.prepared.budgets[self.recipe.prune.scope]
         if any(criterion.searches for criterion in self.prepared.criteria):
-            check_protected(self.session.protected(observed), budget, self.prepared.shape)
-        return self.session.measured(observed, budget)
+            self.session.check_room(budget)
+        return self.session.scores(budget)
 
     def _chosen(self) -> NDArray[np.bool_]:
         """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
-        windows = self.session.validation
+        windows = self.session.texts.validation
         valid = windows.mask[:, 1:] & windows.mask[:, :-1]
         chosen = np.zeros((len(self.prepared.shape.layers), *valid.shape), dtype=bool)
         if self.settings.positions == "all":
@@ -93,8 +91,13 @@ class Audit:
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
         """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
         path, settings = self.folder.path / EFFECTS, self.settings
-        identity = (self.session.loaded, self.session.validation.hash, settings.scope, settings.mode)
-        calibration = self.session.calibration.hash if settings.mode is Mode.MEAN else ""
+        identity = (
+            self.session.model.identity,
+            self.session.texts.validation.hash,
+            settings.scope,
+            settings.mode,
+        )
+        calibration = self.session.texts.calibration.hash if settings.mode is Mode.MEAN else ""
         key = key_of("audit", *identity, calibration, self.layers, settings.positions, settings.seed)
         if not self.folder.valid("audit", key, EFFECTS):
             parts = PartialTable(path, key, force=True)
@@ -104,12 +107,12 @@ class Audit:
             parts.join(len(chosen[0]), self.layers)
             self.folder.finish("audit", key)
         effects = pd.read_parquet(path).rename(columns={"document": "window"})
-        effects["document"] = self.session.validation.document[effects["window"]]
+        effects["document"] = self.session.texts.validation.document[effects["window"]]
         return effects
 
     def _measure(self, chosen: NDArray[np.bool_], missing: dict[int, list[int]], parts: PartialTable) -> None:
         anatomy, scope = self.session.anatomy, Scope(self.settings.scope)
-        check_rig(anatomy, self.session.validation, rig_plan(anatomy.shape))
+        check_rig(anatomy, self.session.texts.validation, rig_plan(anatomy.shape))
         instrument = instrument_of(self.session, self.settings.mode)
         tokens = tokens_of(self.session)
         instrument.check(tokens, scope)
@@ -128,18 +131,19 @@ class Audit:
             f"audit ({scope}, {self.settings.mode})",
         )
 
-    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> dict[str, Any]:
+    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> RecipeAudit:
         return {
             **audit_outcomes(rows, self.settings.ddof, rank_correlations(effects, table)),
             "scope": self.settings.scope,
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
             "text": {
-                "calibration": describe(self.session.calibration),
-                "validation": describe(self.session.validation),
+                "calibration": describe(self.session.texts.calibration),
+                "validation": describe(self.session.texts.validation),
             },
             "model": self.prepared.model,
             "notes": self._notes(),
+            "run": str(self.folder.path),
         }
 
     def _notes(self) -> list[str]:
@@ -149,7 +153,7 @@ class Audit:
         return [f"{name} is the search down to {budget.text}" for name in searches]
 
 
-def _flat(result: dict[str, Any]) -> pd.DataFrame:
+def _flat(result: AuditResult) -> pd.DataFrame:
     """Every cell by every outcome, a row each."""
     found = []
     for outcome, cells in {"delta": result["cells"], **result["outcomes"]}.items():
@@ -167,12 +171,12 @@ def _flat(result: dict[str, Any]) -> pd.DataFrame:
 
 def instrument_of(session: Session, mode: Mode) -> Instrument:
     """For removals on the recipe's model; mode mean replaces outputs by their means over the calibration text."""
-    anatomy = session.anatomy
-    device = next(anatomy.model.parameters()).device
-    calibration = torch.from_numpy(session.calibration.tokens).to(device)
-    return Instrument(anatomy, mode, mean_outputs(anatomy, calibration) if mode is Mode.MEAN else None)
+    if mode is not Mode.MEAN:
+        return Instrument(session.anatomy, mode, None)
+    calibration = torch.from_numpy(session.texts.calibration.tokens).to(session.model.device)
+    return Instrument(session.anatomy, mode, mean_outputs(session.anatomy, calibration))
 
 
 def tokens_of(session: Session) -> torch.Tensor:
     """The validation windows on the model's device."""
-    return torch.from_numpy(session.validation.tokens).to(next(session.anatomy.model.parameters()).device)
+    return torch.from_numpy(session.texts.validation.tokens).to(session.model.device)

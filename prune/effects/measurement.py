@@ -1,7 +1,6 @@
 """`excise effects`: text → windows → the raw table of effects. A layer of a window that is finished is never measured again."""
 
 import time
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +17,17 @@ from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
 from experts.errors import ExciseError
+from experts.keys import key_of, libraries
 from experts.modes import Mode
 from experts.notes import tell
 from prune.effects.partial_table import PartialTable
 from prune.effects.request import Request
-from prune.session.run_folder import key_of, libraries
+from prune.effects.result import EffectsResult
 from validate.effect_table import Removals, Table, measure_effects
 from validate.rig import check_rig, rig_plan
 
 
-def run(request: Request, layout: Layout) -> dict[str, Any]:
+def run(request: Request, layout: Layout) -> EffectsResult:
     """Measures, or finishes measuring, and writes the table. Gives what was done, in numbers."""
     source = layout.checkpoint.folder
     layers = request.check(layout.shape)
@@ -54,13 +54,12 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
     if missing:
         anatomy = dissect(load(source, request.dtype, request.trust_remote_code))
         seconds, notes = _measure(request, anatomy, windows, missing, parts, caution)
-    rows_now = parts.rows(missing)
+    rows_now = parts.count_rows(missing)
     table = parts.join(len(windows), layers)
     if not table.num_rows:
         notes.append("the table is empty: none of these experts is active in this text")
-    return {
+    result: EffectsResult = {
         "table": str(request.output),
-        **({"commit": commit} if (commit := commit_of(source)) else {}),
         "rows": table.num_rows,
         "windows": len(windows),
         "windows_now": len(missing),
@@ -70,6 +69,9 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
         "mean_kl": _mean(table, "kl"),
         "notes": notes,
     }
+    if commit := commit_of(source):
+        result["commit"] = commit
+    return result
 
 
 def _mean(table: pa.Table, column: str) -> float | None:

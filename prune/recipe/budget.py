@@ -3,68 +3,35 @@
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from criteria.budget import Budget, Scope, from_counts, from_fraction, from_keep, from_total
+from criteria.budget import Budget, BudgetScope, from_fraction
+from criteria.budget_for import budget_for
 from experts.disk.layout import Layout
 from experts.errors import ExciseError
 from experts.shape import Shape
-from experts.units import human, parse_size
 from prune.recipe.schema import PruneSettings, Recipe
 
 
-def budget_of(prune: PruneSettings, layout: Layout, scope: Scope | None = None) -> Budget:
-    """Raises ExciseError with the numbers that conflict, before anything expensive. scope: overrides the recipe's."""
-    shape, scope = layout.shape, scope or prune.scope
-    floor = prune.floor if scope == "global" else None
-    if prune.fraction is not None:
-        return from_fraction(shape, prune.fraction, scope, floor, prune.multiple_of)
-    if isinstance(prune.keep, dict):
-        return from_counts(shape, prune.keep, prune.multiple_of)
-    if prune.keep is not None:
-        return from_keep(shape, prune.keep, scope, floor, multiple=prune.multiple_of)
-    assert prune.target_size is not None
-    target, unit = parse_size(prune.target_size), prune.multiple_of
-    total = (
-        _keep_within(layout, target, shape) // unit * unit * len(shape.layers)
-    )  # down: the size is a promise
-    if scope == "global":
-        total = min(total, _total_within(layout, target, shape) // unit * unit)
-    return from_total(shape, total, scope, floor, f"target_size={prune.target_size} scope={scope}", unit)
+def budget_of(prune: PruneSettings, layout: Layout, scope: BudgetScope | None = None) -> Budget:
+    """The budget of a recipe. scope: overrides the recipe's.
+
+    Raises ExciseError with the numbers that conflict, before anything expensive.
+    """
+    scope = scope or prune.scope
+    return budget_for(
+        layout,
+        fraction=prune.fraction,
+        keep=prune.keep,
+        target_size=prune.target_size,
+        scope=scope,
+        floor=prune.floor if scope == "global" else None,
+        multiple_of=prune.multiple_of,
+    )
 
 
-def _keep_within(layout: Layout, target: int, shape: Shape) -> int:
-    """Most experts per layer with which all tensors fit into `target` bytes; a multiple of the router groups."""
-    size = layout.checkpoint.size - sum(tensor.size for tensor in layout.predicting)
-    per_step = sum(layout.bytes_per_expert.values())  # one expert less in every layer
-    smallest = size - per_step * (shape.num_experts - shape.smallest)
-    if target < smallest:
-        raise ExciseError(
-            f"prune.target_size is {human(target)}, but with the fewest experts that can route ({shape.smallest} per layer) "
-            f"the model still has {human(smallest)}"
-        )
-    keep = min(shape.num_experts, shape.num_experts + (target - size) // per_step)
-    if keep == shape.num_experts:
-        raise ExciseError(
-            f"prune.target_size is {human(target)} and the model has {human(size)}: nothing to prune"
-        )
-    return shape.even_below(keep)
-
-
-def _total_within(layout: Layout, target: int, shape: Shape) -> int:
-    """Most experts in all that fit into `target` bytes wherever the scores put them: at worst the lightest go. A multiple of the groups."""
-    size = layout.checkpoint.size - sum(tensor.size for tensor in layout.predicting)
-    kept = shape.num_experts * len(shape.layers)
-    for weight in sorted(layout.bytes_per_expert.values()):
-        for _ in range(shape.per_group(shape.num_experts - shape.smallest)):
-            if size <= target:
-                return kept
-            size, kept = size - weight * shape.groups, kept - shape.groups
-    return kept
-
-
-def tested_budgets(recipe: Recipe, layout: Layout) -> dict[Scope, Budget]:
+def tested_budgets(recipe: Recipe, layout: Layout) -> dict[BudgetScope, Budget]:
     """Budgets whose plans `excise prune` tests: the recipe's own first; beside scope global also scope layer, where it has another plan."""
     own = budget_of(recipe.prune, layout, recipe.prune.scope)
-    found: dict[Scope, Budget] = {recipe.prune.scope: own}
+    found: dict[BudgetScope, Budget] = {recipe.prune.scope: own}
     if recipe.prune.scope == "global":
         with suppress(ExciseError):
             other = budget_of(recipe.prune, layout, "layer")

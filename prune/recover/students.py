@@ -3,37 +3,28 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from criteria.text.windows import Windows
-from experts.anatomy import Anatomy, dissect, load
+from experts.anatomy import dissect, load
 from experts.disk.fingerprint import fingerprint
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
+from experts.keys import key_of
 from experts.memory import free_bytes
 from experts.notes import tell
 from experts.plan import Plan
-from experts.sharing import sharing
 from finetune.adapters import Adapted, find_targets
-from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
+from finetune.students import Student, shared_student
+from finetune.teacher import CachedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export
 from prune.recipe.schema import FinetuneSettings
-from prune.session.run_folder import key_of
 from prune.session.session import Session
 
 TeacherOf = Callable[[Adapted], Teacher | None]
 BYTES_TRAINED = 20  # of a trained parameter: itself, its gradient, two moments of AdamW, the last good copy
 LOGITS_COPIES = 8  # of a batch, in float32: logits, softmax and gradients of both losses
-
-
-@dataclass(frozen=True)
-class Student:
-    """A pruned model, as it stands in memory, and what makes its teacher once the adapters are on."""
-
-    anatomy: Anatomy
-    teacher_of: TeacherOf
 
 
 class InMemory:
@@ -46,16 +37,12 @@ class InMemory:
 
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:  # noqa: ARG002 - nothing has to be written
-        with sharing(self.session.anatomy, plan) as twin:
-
-            def teacher_of(adapted: Adapted) -> Teacher | None:
-                return (
-                    SharedTeacher(twin, self.settings.temperature, adapted.peft.disable_adapter)
-                    if self.settings.kl
-                    else None
-                )
-
-            yield Student(twin.anatomy, teacher_of)
+        settings = self.settings
+        distil = settings.kl > 0
+        with shared_student(
+            self.session.anatomy, plan, temperature=settings.temperature, distil=distil
+        ) as student:
+            yield student
 
 
 class FromDisk:
@@ -77,10 +64,8 @@ class FromDisk:
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:
         teacher = self._teacher() if self.settings.kl else None
-        device = (
-            next(self.session.anatomy.model.parameters()).device if "anatomy" in vars(self.session) else None
-        )
-        self.session.unload()
+        device = self.session.model.device if self.session.model.is_loaded else None
+        self.session.model.unload()
         place = folder.with_name(f"{folder.name}-pruned")
         try:
             written, recipe = self._written(plan, place), self.session.recipe
@@ -133,7 +118,7 @@ class FromDisk:
 
 def teacher_identity(session: Session, settings: FinetuneSettings) -> tuple[str, ...]:
     """Of the teacher as it computes. Another model is known by its content, not by its name."""
-    teacher, (own, *rest) = session.prepared.teacher, session.loaded
+    teacher, (own, *rest) = session.prepared.teacher, session.model.identity
     return (fingerprint(open_checkpoint(teacher)) if settings.teacher.model and teacher else own, *rest)
 
 

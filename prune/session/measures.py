@@ -3,9 +3,9 @@
 import numpy as np
 
 from experts.errors import ExciseError
+from experts.keys import key_of
 from experts.notes import tell
 from prune.recipe.schema import TaskSettings
-from prune.session.run_folder import key_of
 from prune.session.session import Session
 from validate.null import LOSS, Measure
 from validate.rows import LossEvaluator
@@ -15,7 +15,9 @@ from validate.verdict import ALPHA
 
 def row_key(session: Session) -> str:
     """Identity of the raw rows of losses: model, precision, text."""
-    return key_of("rows", session.loaded, session.validation.hash, session.recipe.validation.batch)
+    return key_of(
+        "rows", session.model.identity, session.texts.validation.hash, session.recipe.validation.batch
+    )
 
 
 def check_rows(session: Session, pairs: int = 0) -> None:
@@ -31,7 +33,7 @@ def check_rows(session: Session, pairs: int = 0) -> None:
             raise ExciseError(
                 f"{has}; {tests} tests at α = {ALPHA} need at least {needed}; raise limit, or take a longer task"
             )
-    documents = len(np.unique(session.validation.document))
+    documents = len(np.unique(session.texts.validation.document))
     if pairs and documents < needed:
         tell(
             f"the validation text has {documents} documents: by loss no two criteria can be told apart, which takes {needed} after "
@@ -41,7 +43,7 @@ def check_rows(session: Session, pairs: int = 0) -> None:
 
 def measures_of(session: Session, prefix: str = "", recovery: str = "") -> list[Measure]:
     """The loss first, then a measure per task. prefix: of the files of raw rows; recovery: identity of a training, for plans after it."""
-    settings, windows = session.recipe.validation, session.validation
+    settings, windows = session.recipe.validation, session.texts.validation
     tasks = _tasks(session, settings.tasks, prefix, recovery) if settings.tasks else []
     path, key = session.folder.path / f"{prefix}losses.csv", _after(row_key(session), recovery)
     losses = LossEvaluator(windows, path, key, settings.batch)
@@ -57,8 +59,8 @@ def _tasks(session: Session, settings: TaskSettings, prefix: str, recovery: str)
 
     benchmark = session.benchmark
     path = session.folder.path / f"{prefix}items.csv"
-    key = _after(key_of("items", session.loaded, session.asked, settings.batch), recovery)
-    items = ItemEvaluator(benchmark, session.tokenizer(), path, key, settings.batch)
+    key = _after(key_of("items", session.model.identity, session.tasks_identity, settings.batch), recovery)
+    items = ItemEvaluator(benchmark, session.model.new_tokenizer(), path, key, settings.batch)
     return [
         Measure(
             part.task,

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from criteria.budget import Budget, Scope
+from criteria.budget import Budget, BudgetScope
 from criteria.registry import DOMAINS, Criterion, resolve
 from experts.disk.find import Model, check_room, find_model
 from experts.disk.fingerprint import fingerprint
@@ -15,12 +15,13 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
+from prune.checkpoint.output import check_output
 from prune.checkpoint.provenance import check_teacher, promised_plan
 from prune.checkpoint.rehearsal import check_export, trial_plans
-from prune.checkpoint.write import check_output
 from prune.effects.request import Request
 from prune.recipe.budget import compared_budgets, distinct, tested_budgets
 from prune.recipe.schema import BUDGETS, Recipe, TextSettings
+from prune.results import ModelJson
 from prune.session.run_folder import CHECKPOINT, RunFolder
 from validate.verdict import ALPHA, Null
 
@@ -39,7 +40,7 @@ class Checked:
     model: Model
     teacher: Model | None
     layout: Layout
-    budgets: dict[Scope, Budget]
+    budgets: dict[BudgetScope, Budget]
     compared: tuple[Budget, ...]
     merged: tuple[str, ...]
     folder: RunFolder
@@ -89,7 +90,7 @@ class Prepared:
     criteria: tuple[Criterion, ...]
     source: Path
     layout: Layout
-    budgets: dict[Scope, Budget]
+    budgets: dict[BudgetScope, Budget]
     fingerprint: str
     folder: RunFolder
     force: bool
@@ -102,14 +103,18 @@ class Prepared:
     def shape(self) -> Shape:
         return self.layout.shape
 
+    def with_recipe(self, recipe: Recipe, criteria: tuple[Criterion, ...]) -> "Prepared":
+        """The same model and folders for another recipe, of some of the criteria."""
+        return replace(self, recipe=recipe, criteria=criteria)
+
     @property
-    def scopes(self) -> list[Scope]:
+    def scopes(self) -> list[BudgetScope]:
         return list(self.budgets)
 
     @property
-    def model(self) -> dict[str, str]:
+    def model(self) -> ModelJson:
         """What results say of the model; on the hub with the commit that was read."""
-        named = {"name": self.recipe.model, "fingerprint": self.fingerprint}
+        named: ModelJson = {"name": self.recipe.model, "fingerprint": self.fingerprint}
         return {**named, "commit": self.commit} if self.commit else named
 
     @property

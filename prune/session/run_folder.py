@@ -1,12 +1,8 @@
 """Stages of a run folder: each result carries the key of its inputs, so a second run redoes only what changed."""
 
-import hashlib
 import json
-import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +10,13 @@ from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
 from experts.locks import lock
 from experts.notes import tell
+from prune.results import TextJson
 
 if TYPE_CHECKING:
     from criteria.text.windows import Windows
 
 RECORD, LOCK = "stages.json", ".lock"
 CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
-FORMAT = 2  # raise when a stage computes something else from the same inputs
-
-
-def key_of(*inputs: Any) -> str:
-    """A short hash of everything a stage depends on."""
-    return hashlib.sha256(json.dumps([FORMAT, *inputs], sort_keys=True, default=str).encode()).hexdigest()[
-        :16
-    ]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,31 +97,7 @@ def _is_used(folder: Path) -> bool:
     return any(file.name != LOCK and not is_leftover(file) for file in folder.iterdir())
 
 
-def environment() -> dict[str, str]:
-    """Versions and machine a result was made with."""
-    packages = ("excise", "torch", "transformers", "safetensors", "numpy", "scipy")
-    machine = {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-    }
-    return {**machine, **{name: _version(name) for name in packages}}
-
-
-def _version(package: str) -> str:
-    """Of an installed package; a checkout can be run without being installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def libraries() -> tuple[str, ...]:
-    """What computes a model: numbers of two versions are not mixed."""
-    return tuple(f"{name} {_version(name)}" for name in ("torch", "transformers"))
-
-
-def describe(windows: "Windows") -> dict[str, Any]:
+def describe(windows: "Windows") -> TextJson:
     """What a report says of a text."""
     rows, length = windows.tokens.shape
     documents = len(set(windows.document.tolist()))

@@ -1,0 +1,183 @@
+"""A model on a calibration text: statistics, experiments and scores, each made once and kept where it is asked to."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from criteria.budget import Budget
+from criteria.experiment import Measurement, prerequisites
+from criteria.experiment_context import ExperimentContext, Store
+from criteria.formulas import FEWEST, protects, super_experts
+from criteria.greedy import VERSION
+from criteria.measure import measure
+from criteria.observe import observe
+from criteria.registry import Criterion
+from criteria.scores import Scores, score
+from criteria.statistics import Array, Statistics
+from criteria.text.windows import Windows
+from experts.cache import Cache
+from experts.errors import ExciseError
+from experts.keys import key_of
+from experts.model import Model
+from experts.shape import Shape
+
+Protection = Literal["auto", True, False]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where results outlive the process.
+
+    Attributes:
+        cache: finished results, for all runs
+        folder: unfinished ones, of this run
+    """
+
+    cache: Cache
+    folder: Path
+
+
+class Calibration:
+    """What is known of a model's experts from one text.
+
+    Args:
+        model: loaded when a result is missing
+        windows: calibration text
+        batch: windows per forward; changes memory and speed only
+        protect: keep experts with outlier activations in every plan; auto = in models of 200 experts and more
+        storage: where results are kept; None = in memory
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        windows: Windows,
+        *,
+        batch: int = 8,
+        protect: Protection = "auto",
+        storage: Storage | None = None,
+    ) -> None:
+        self.model, self.windows, self.batch, self.protect = model, windows, batch, protect
+        self.storage = storage
+
+    @cached_property
+    def observed(self) -> Statistics:
+        """Statistics of one pass over the text: kept ones, an interrupted pass taken up, or a new one."""
+        if self.storage is None:
+            return observe(self.model.anatomy, self.windows, self.batch)
+        return self._stored_observation(self.storage)
+
+    def _stored_observation(self, storage: Storage) -> Statistics:
+        key = key_of("statistics", self.model.identity, self.windows.hash)
+        provenance = {"key": key, "model": self.model.fingerprint, "data": self.windows.hash}
+        name, partial = f"{key}.safetensors", storage.folder / "calibration.partial.safetensors"
+
+        def usable(path: Path) -> Statistics | None:
+            with suppress(ExciseError):  # not there, damaged or another user's: measured
+                statistics, metadata = Statistics.read(path)
+                return statistics if metadata.get("key") == key else None
+            return None
+
+        if kept := storage.cache.read(name, usable):
+            return kept
+        statistics = observe(
+            self.model.anatomy,
+            self.windows,
+            self.batch,
+            usable(partial),
+            lambda so_far: so_far.save(partial, provenance),
+        )
+        storage.cache.write(name, lambda path: statistics.save(path, provenance))
+        partial.unlink(missing_ok=True)
+        return statistics
+
+    @cached_property
+    def protected(self) -> NDArray[np.bool_]:
+        """Experts that are never pruned [L, E]."""
+        if not protects(self.protect, self.observed.count.size):
+            return np.zeros(self.observed.count.shape, dtype=bool)
+        return super_experts(self.observed)
+
+    def scores(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> list[Scores]:
+        """Scores of several criteria, whose experiments are run once.
+
+        Args:
+            criteria: rows of the registry (`criteria.registry.resolve`)
+            budget: what a search prunes down to; needed by criteria that search
+        """
+        statistics = self.measured(criteria, budget)
+        model, data = self.model.fingerprint, self.windows.hash
+        layers = self.model.shape.layers
+        made = [score(row, statistics, layers, self.protected, model, data) for row in criteria]
+        return [replace(scores, layout=self.model.layout) for scores in made]
+
+    def measured(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> Statistics:
+        """The statistics with the results of every experiment that the criteria need."""
+        asked = list(dict.fromkeys(row.measurement for row in criteria if row.measurement))
+        first = [needed for measurement in asked for needed in prerequisites(measurement)]
+        statistics = self.observed
+        for measurement in dict.fromkeys([*first, *asked]):
+            results = self._results(measurement, statistics, budget)
+            statistics = replace(statistics, measured={**statistics.measured, measurement.key: results})
+        return statistics
+
+    def _results(
+        self, measurement: Measurement, statistics: Statistics, budget: Budget | None
+    ) -> dict[str, Array]:
+        """One experiment's results: kept, taken up where it was interrupted, or new."""
+        if measurement.kind == "greedy" and budget is None:
+            raise ExciseError(
+                f"{measurement.kind}: a search needs the budget it prunes down to; give fraction or keep"
+            )
+        if self.storage is None:
+            return measure(measurement, self._context(statistics, budget, Store()))
+        key = self._key(measurement, budget)
+        name = f"{key}.safetensors"
+        if kept := self.storage.cache.read(name, lambda path: Store(path, key).read() or None):
+            return kept
+        partial = Store(self.storage.folder / "experiment.partial.safetensors", key)
+        results = measure(measurement, self._context(statistics, budget, partial))
+        self.storage.cache.write(name, lambda path: Store(path, key).write(results))
+        partial.clear()
+        return results
+
+    def _key(self, measurement: Measurement, budget: Budget | None) -> str:
+        """Identity of an experiment's results; a search depends on where it ends, too."""
+        bound: tuple[object, ...] = ()
+        if measurement.kind == "greedy" and budget is not None:
+            protected = self.protected.tobytes().hex()
+            bound = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected)
+        return key_of("measured", self.model.identity, self.windows.hash, measurement.key, *bound)
+
+    def _context(self, statistics: Statistics, budget: Budget | None, partial: Store) -> ExperimentContext:
+        shape = self.model.shape
+        return ExperimentContext(
+            anatomy=self.model.anatomy,
+            windows=self.windows,
+            batch=self.batch,
+            statistics=statistics,
+            shape=shape,
+            budget=budget or _everything(shape),
+            protected=self.protected,
+            partial=partial,
+        )
+
+
+def _everything(shape: Shape) -> Budget:
+    """For experiments that search for nothing."""
+    return Budget(shape.total, "layer", shape.smallest, "all experts")
+
+
+def protection_notes(protect: Protection, shape: Shape) -> list[str]:
+    """What `auto` decided against, where it did."""
+    if protect != "auto" or protects("auto", shape.total):
+        return []
+    decision = f"prune.protect_super_experts: auto protects none of {shape.total} experts"
+    why = f"fewer than {FEWEST}: the rule would always take one, outlier or not"
+    return [f"{decision} ({why}); true and false decide it"]

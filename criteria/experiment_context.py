@@ -77,4 +77,4 @@ class ExperimentContext:
 
     def tokens(self, windows: Windows) -> torch.Tensor:
         """On the model's device [N, W]."""
-        return torch.from_numpy(windows.tokens).to(next(self.anatomy.model.parameters()).device)
+        return torch.from_numpy(windows.tokens).to(self.anatomy.device)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.anatomy import Anatomy, dissect, load_tokenizer
-from experts.anatomy import load as load_network
+from experts.anatomy import Anatomy, dissect
 from experts.disk.find import check_room, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
@@ -18,6 +17,7 @@ from experts.disk.loadable import check_loadable
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.keys import libraries
+from experts.loading import load_network, load_tokenizer
 from experts.shape import Shape
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -138,7 +139,9 @@ def _job(
         return weight.to(dtypes[name])
 
     def loss() -> float:
-        return losses.mean(window_losses(student.anatomy.model, held_out, batch))
+        return float(
+            np.average(window_losses(student.anatomy.model, held_out, batch), weights=losses.weights)
+        )
 
     return Job(
         anatomy=student.anatomy,

@@ -36,9 +36,9 @@ def plain(value: float | None, digits: int = 4) -> str:
     return "nan" if value is None else f"{value:z.{digits}f}"
 
 
-def percent(value: float) -> str:
-    """A share in whole percent."""
-    return f"{value:z.0%}"
+def percent(value: float | None) -> str:
+    """A share in whole percent; a missing one as what it is."""
+    return "nan" if value is None else f"{value:z.0%}"
 
 
 def removed(fraction: float) -> str:

@@ -6,10 +6,12 @@ from experts.model import Model
 from experts.plan import Plan
 from experts.shape import Shape
 from validate.draw import equal_plans, random_plans
-from validate.null import LOSS, Contest, Evidence, Measure, evidence_of, with_verdicts
+from validate.evidence import Evidence, Judged
+from validate.measure import LOSS, Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.rig import check_rig
 from validate.rows import LossEvaluator
-from validate.statistics.correction import Correction
+from validate.statistics import Correction
 from validate.verdict import Null
 
 
@@ -22,7 +24,7 @@ def against_random(
     seed: int = 0,
     chance: Null | str = Null.COUNTED,
     batch: int = 8,
-) -> Evidence:
+) -> Evidence[Judged]:
     """Test a plan against random plans that keep as many experts in every layer and router group.
 
     The instrument is checked first (`validate.rig`). Then the loss of every plan is measured on every window. The text

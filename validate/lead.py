@@ -6,7 +6,9 @@ import numpy as np
 
 from criteria.statistics import Array
 from experts.plan import Plan
-from validate.null import Judged, Measure, chance_of, with_verdict
+from validate.evidence import Judged
+from validate.measure import Measure
+from validate.null import chance_of, with_verdict
 from validate.results import LeadJson, RecoveredCostJson
 from validate.statistics import Interval, clustered_interval, clustered_share, number
 from validate.verdict import Null, Survival, survival

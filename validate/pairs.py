@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from criteria.statistics import Array
-from validate.null import Evidence, Measure
+from validate.evidence import Chance, Evidence
+from validate.measure import Measure
 from validate.results import DifferenceJson
 from validate.statistics import (
     Correction,
@@ -34,8 +35,8 @@ class Pair:
 
     scope: str
     fraction: float
-    first: Evidence
-    second: Evidence
+    first: Evidence[Chance]
+    second: Evidence[Chance]
 
     @property
     def same_plan(self) -> bool:
@@ -102,12 +103,12 @@ def count(criteria: int, budgets: int) -> int:
     return criteria * (criteria - 1) // 2 * budgets
 
 
-def differences(evidence: list[Evidence], measures: list[Measure], seed: int) -> list[Difference]:
+def differences(evidence: Sequence[Evidence[Chance]], measures: list[Measure], seed: int) -> list[Difference]:
     """Test every pair of criteria at every budget, by every measure; Holm over all pairs of one measure.
 
     Budgets are distinguished by scope and by how many experts they keep.
     """
-    budgets: dict[tuple[str, int], list[Evidence]] = {}
+    budgets: dict[tuple[str, int], list[Evidence[Chance]]] = {}
     for tested in evidence:
         budgets.setdefault((tested.scope, tested.plan.total), []).append(tested)
     pairs = [
@@ -118,7 +119,9 @@ def differences(evidence: list[Evidence], measures: list[Measure], seed: int) ->
     return _differences(pairs, measures, seed)
 
 
-def between_scopes(evidence: list[Evidence], measures: list[Measure], seed: int) -> list[Difference]:
+def between_scopes(
+    evidence: Sequence[Evidence[Chance]], measures: list[Measure], seed: int
+) -> list[Difference]:
     """Test scope global − scope layer of every criterion; Holm over all pairs of one measure.
 
     Does it pay to let layers keep unequal numbers? Only where both scopes keep the same total.

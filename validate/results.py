@@ -43,7 +43,7 @@ class PlanCostJson(JudgedJson):
     delta: float  # mean rise over the unpruned model
     delta_interval: Ends  # of delta, over documents or items
     p_full: float | None  # two-sided, that the plan is as good as the unpruned model
-    reversed_delta: float  # delta of the reversed criterion's plan
+    reversed_delta: float | None  # delta of the reverse plan; None where there is none
     ends_interval: Ends  # of (reversed cost − the plan's cost)
     ends_alike: bool  # whether that interval holds 0
     equal_counts: JudgedJson | None  # against random plans of equal counts; None where the plan's are equal
@@ -69,7 +69,7 @@ class EvidenceJson(PlanCostJson):
     of: int  # experts of the unpruned model, over all layers
     kept_per_layer: dict[str, int]  # by decoder layer index
     digest: str  # of the plan
-    reversed_digest: str  # of the reversed criterion's plan
+    reversed_digest: str | None  # of the reverse plan; None where there is none
     tasks: list[CostJson]
 
 

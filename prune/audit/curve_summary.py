@@ -11,6 +11,7 @@ from criteria.statistics import Array
 from criteria.text.windows import Windows
 from validate.progressive import Curve, curve
 from validate.results import CurveJson
+from validate.statistics import number
 
 AT_TOKEN = "gate weight, at the token"  # noqa: S105 - an order of removal, not a secret
 RANDOM = "random"
@@ -71,6 +72,19 @@ def _at_token(rows: CurveRows) -> Curve:
 
 def _from_layer(rows: CurveRows, order: str, values: Array, chance: Array | None = None) -> Curve:
     return curve(rows.layer, order, values, rows.weights, rows.windows.document, chance)
+
+
+def _to_json(curve: Curve) -> CurveJson:
+    return {
+        "layer": curve.layer,
+        "order": curve.order,
+        "mean": list(curve.mean),
+        "interval": [[number(interval.low), number(interval.high)] for interval in curve.interval],
+        "p": [number(value) for value in curve.p],
+        "p_worse": [number(value) for value in curve.p_worse],
+        "sd": list(curve.sd),
+        "cliff": curve.cliff,
+    }
 
 
 def raw_rows(rows: CurveRows) -> pd.DataFrame:

@@ -20,7 +20,8 @@ from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, Measure, evidence_of, with_verdicts
+from validate.measure import Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlaps
 from validate.rig import check_rig
 from validate.statistics import Correction, number
@@ -75,9 +76,9 @@ class Comparison:
         stability = stabilities(self.session, self.prepared.compared, plans)
         checks = check_rig(self.session.anatomy, windows, next(iter(plans.values())))
         measures = measures_of(self.session)
-        tests, seed = self._contests(tables, plans), settings.random_seed
+        contests, seed = self._contests(tables, plans), settings.random_seed
         anatomy = self.session.anatomy
-        tested = [evidence_of(test, measures, settings.chance, seed, anatomy) for test in tests]
+        tested = [evidence_of(one, measures, settings.chance, seed, anatomy) for one in contests]
         evidence = with_verdicts(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {

@@ -1,9 +1,11 @@
 """Tables of `excise compare` by one measure: every plan against random plans."""
 
-from prune.compare.costs import costs, task_of, task_value
+from typing import cast
+
+from prune.compare.costs import costs, task_of
 from prune.compare.result import ComparisonResult
 from prune.tables import Table, plain, probability, signed, spread, verdict
-from validate.results import EvidenceJson, PlanCostJson
+from validate.results import CostJson, EvidenceJson, PlanCostJson
 
 HEAD = (
     "random (mean ± sd)",
@@ -29,15 +31,14 @@ def cost_table(result: ComparisonResult, measure: str) -> Table:
     head = ["scope", "fraction", "criterion", *values, *HEAD]
     if unequal:
         head.append("against equal counts (after Holm)")
-    rows = [_row(plan, cost, task_value(plan, measure), unequal) for plan, cost in pairs]
-    return Table(title, head, rows)
+    return Table(title, head, [_row(plan, cost, task is not None, unequal) for plan, cost in pairs])
 
 
-def _row(plan: EvidenceJson, cost: PlanCostJson, value: float | None, unequal: bool) -> list[str]:
+def _row(plan: EvidenceJson, cost: PlanCostJson, is_task: bool, unequal: bool) -> list[str]:
     low, high = cost["delta_interval"]
     row = [plan["scope"], f"{plan['fraction']:g}", plan["criterion"]]
-    if value is not None:
-        row.append(plain(value, 3))
+    if is_task:
+        row.append(plain(cast(CostJson, cost)["value"], 3))
     row += [
         f"{signed(cost['delta'])} [{signed(low, 3)}, {signed(high, 3)}]",
         spread(cost["random"]["mean"], cost["random"]["sd"]),

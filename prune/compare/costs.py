@@ -27,11 +27,6 @@ def cost_of(plan: EvidenceJson, measure: str) -> PlanCostJson:
     return next(task for task in plan["tasks"] if task["name"] == measure)
 
 
-def task_value(plan: EvidenceJson, measure: str) -> float | None:
-    """What a task reports of a plan; None for the loss."""
-    return next((task["value"] for task in plan["tasks"] if task["name"] == measure), None)
-
-
 def budget_of(plan: EvidenceJson) -> Budget:
     """Of a plan."""
     return plan["scope"], plan["fraction"]

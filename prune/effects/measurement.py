@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from criteria.text.context_length import check_vocabulary, context_note
 from criteria.text.windows import Windows, consecutive
-from experts.anatomy import Anatomy, dissect, load, load_tokenizer
+from experts.anatomy import Anatomy, dissect
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout
 from experts.disk.names import commit_of
@@ -18,6 +18,7 @@ from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
 from experts.errors import ExciseError
 from experts.keys import key_of, libraries
+from experts.loading import load_network, load_tokenizer
 from experts.modes import Mode
 from experts.notes import tell
 from prune.effects.partial_table import PartialTable
@@ -52,7 +53,7 @@ def run(request: Request, layout: Layout) -> EffectsResult:
     notes: list[str] = []
     seconds = 0.0
     if missing:
-        anatomy = dissect(load(source, request.dtype, request.trust_remote_code))
+        anatomy = dissect(load_network(source, request.dtype, request.trust_remote_code))
         seconds, notes = _measure(request, anatomy, windows, missing, parts, caution)
     rows_now = parts.count_rows(missing)
     table = parts.join(len(windows), layers)
@@ -88,7 +89,7 @@ def _measure(
 ) -> tuple[float, list[str]]:
     """What is missing; the rig and the fast path are checked before. Gives the seconds of the measurement, and notes."""
     check_rig(anatomy, windows, rig_plan(anatomy.shape))
-    tokens = torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device)
+    tokens = torch.from_numpy(windows.tokens).to(anatomy.device)
     means = mean_outputs(anatomy, tokens) if request.mode is Mode.MEAN else None
     instrument = Instrument(anatomy, request.mode, means)
     instrument.check(tokens, request.scope)

@@ -31,7 +31,7 @@ from prune.session.prepare import Prepared
 from prune.session.run_folder import describe, write_json, write_text
 from prune.session.session import Session
 from validate.draw import random_plans
-from validate.null import Measure
+from validate.measure import Measure
 from validate.rig import last_logits
 
 RESULT, REPORT = "recovery.json", "recovery.md"

@@ -6,11 +6,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from criteria.text.windows import Windows
-from experts.anatomy import dissect, load
+from experts.anatomy import dissect
 from experts.disk.fingerprint import fingerprint
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.keys import key_of
+from experts.loading import load_network
 from experts.memory import free_bytes
 from experts.notes import tell
 from experts.plan import Plan
@@ -69,7 +70,7 @@ class FromDisk:
         place = folder.with_name(f"{folder.name}-pruned")
         try:
             written, recipe = self._written(plan, place), self.session.recipe
-            model = load(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device)
+            model = load_network(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device)
             yield Student(dissect(model, pruned=True), lambda _: teacher)
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -108,7 +109,9 @@ class FromDisk:
         folder = self.session.folder.path / "teacher"
         if not is_cached(folder, key):
             model = (
-                load(source, recipe.dtype, recipe.trust_remote_code) if name else self.session.anatomy.model
+                load_network(source, recipe.dtype, recipe.trust_remote_code)
+                if name
+                else self.session.anatomy.model
             )
             cache_teacher(
                 model, self.windows, settings.temperature, settings.teacher.top_k, settings.batch, folder, key

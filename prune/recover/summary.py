@@ -6,7 +6,7 @@ from experts.plan import Plan
 from prune.recover.result import CurvePointJson, RecoveredPlanJson, RecoverySummary
 from prune.tables import csv_text
 from validate.lead import lead_of, recovery_of
-from validate.null import Measure
+from validate.measure import Measure
 from validate.verdict import LEAD_RULE
 
 CURVE_COLUMNS = ("plan", "step", "tokens", "seconds", "held_out", "delta", "share")
@@ -79,5 +79,7 @@ def _point(row: Mapping[str, float], full: float, gap: float | None) -> CurvePoi
 
 def recovery_csv(plans: Iterable[RecoveredPlanJson]) -> str:
     """healing.csv: the recovered share of the gap against training tokens, a row per plan and point."""
-    rows = [{"plan": plan["name"], **point} for plan in plans for point in plan["curve"]]
+    rows: list[dict[str, object]] = []
+    for plan in plans:
+        rows += [{"plan": plan["name"], **point} for point in plan["curve"]]
     return csv_text(CURVE_COLUMNS, rows)

@@ -8,7 +8,7 @@ from validate.results import CheckJson, EvidenceJson
 
 
 class TestedPlanJson(EvidenceJson):
-    """A plan against random plans, and what its checkpoint would weigh."""
+    """A tested plan of one model."""
 
     size: int  # bytes of all tensors of the pruned checkpoint
 

@@ -7,7 +7,7 @@ from experts.keys import key_of
 from experts.notes import tell
 from prune.recipe.schema import TaskSettings
 from prune.session.session import Session
-from validate.null import LOSS, Measure
+from validate.measure import LOSS, Measure
 from validate.rows import LossEvaluator
 from validate.statistics import documents_needed
 from validate.verdict import ALPHA

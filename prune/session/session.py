@@ -14,11 +14,11 @@ from criteria.scores import Scores
 from criteria.selection import check_protected
 from criteria.text.chat import Template
 from experts.anatomy import Anatomy
-from experts.anatomy import load as load_network
 from experts.cache import Cache
 from experts.disk.fingerprint import digest_files
 from experts.disk.hub_files import reads_prompts
 from experts.disk.weight_files import regular_files
+from experts.loading import load_network
 from experts.model import Model
 from experts.plan import Plan
 from prune.session.prepare import Prepared

@@ -34,7 +34,7 @@ from prune.checkpoint.write import TrainedWeights, export
 from tests.support import tiny
 from tests.support.inputs import unequal_plan, uniform_plan, windows
 from validate.lead import lead_of, recovery_of
-from validate.null import Measure
+from validate.measure import Measure
 from validate.statistics import clustered_share
 from validate.verdict import Verdict, survival
 

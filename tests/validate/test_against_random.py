@@ -19,8 +19,10 @@ from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
 from validate import rig
 from validate.draw import random_plans
+from validate.evidence import Evidence
 from validate.loss import window_losses
-from validate.null import LOSS, Contest, Evidence, Measure, evidence_of, with_verdicts
+from validate.measure import LOSS, Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.rig import cutting
 from validate.rig import losses as rig_losses
 from validate.rows import LossEvaluator

@@ -1,5 +1,6 @@
 """The test against random plans as a whole: its false positives and its power on plans that were really measured; both nulls; overlap."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,18 +12,27 @@ from experts.plan import Plan
 from experts.shape import Shape
 from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
+from validate import null as null_module
 from validate.draw import equal_plans, random_plans
-from validate.null import LOSS, Contest, Measure, evidence_of, with_verdicts
+from validate.measure import LOSS, Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlap, overlaps, stability
 from validate.pairs import differences
 from validate.rows import Evaluator, LossEvaluator
-from validate.statistics import Correction
+from validate.statistics import Correction, clustered
 from validate.verdict import Null
 
 LAYERS = (0, 1, 2)
 SHAPE = Shape(LAYERS, 8, 3)
 NOTHING = np.zeros((3, 8), dtype=bool)
 ROUNDS = 400
+
+
+@pytest.fixture(autouse=True)
+def _quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of contests are simulated: their rates need fewer resamples than one printed interval, and no p against the full model."""
+    monkeypatch.setattr(clustered, "RESAMPLES", 999)
+    monkeypatch.setattr(null_module, "clustered_p", functools.partial(clustered.clustered_p, resamples=9))
 
 
 # Plans.

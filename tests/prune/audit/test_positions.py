@@ -34,20 +34,25 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["audit", *map(str, arguments), "--quiet"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def released(shared: Path) -> Path:
     return shared / "reference" / "causal-audit" / "olmoe-positions.csv"
+
+
+@pytest.fixture(scope="module")
+def audited(released: Path) -> Any:
+    """What the command finds in the released file, at ddof 0."""
+    done = invoke("--positions", released, "--ddof", 0, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
 
 
 def others(holm: int, benjamini_hochberg: int) -> dict[str, int]:
     return {"cells_holm": holm, "cells_benjamini-hochberg": benjamini_hochberg}
 
 
-def test_the_published_figures(released: Path) -> None:
-    done = invoke("--positions", released, "--ddof", 0, "--json")
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
-    cells = {(cell["layer"], cell["criterion"]): cell for cell in result["cells"]}
+def test_the_published_figures(audited: Any) -> None:
+    cells = {(cell["layer"], cell["criterion"]): cell for cell in audited["cells"]}
     assert len(cells) == 20
     for layer, criterion, high, low, d, p_t, p_wilcoxon in PUBLISHED:
         cell = cells[layer, criterion]
@@ -58,11 +63,11 @@ def test_the_published_figures(released: Path) -> None:
         )
         assert (round(cell["p_t"], 4), round(cell["p_wilcoxon"], 4)) == (p_t, p_wilcoxon)
         assert cell["n"] == 200
-    assert result["passing"] == {
+    assert audited["passing"] == {
         "delta": {"cells": 0, "of": 20} | others(0, 0),
         "absolute": {"cells": 6, "of": 20} | others(8, 10),
     }
-    absolute = result["outcomes"]["absolute"]
+    absolute = audited["outcomes"]["absolute"]
     assert sum(cell["passes"] for cell in absolute) == 6
     by_holm, by_rate = np.ones(20, bool), np.ones(20, bool)
     for name in ("p_t", "p_wilcoxon"):
@@ -74,11 +79,11 @@ def test_the_published_figures(released: Path) -> None:
     assert (by_holm.sum(), by_rate.sum()) == (8, 10)
 
 
-def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
+def test_every_cell_from_the_rows_by_scipy(released: Path, audited: Any) -> None:
     """No pandas, none of our statistics."""
     with released.open() as file:
         rows = list(csv.DictReader(file))
-    for cell in json.loads(invoke("--positions", released, "--ddof", 0, "--json").stdout)["cells"]:
+    for cell in audited["cells"]:
         mine = [
             row for row in rows if (row["metric"], int(row["layer"])) == (cell["criterion"], cell["layer"])
         ]
@@ -127,14 +132,13 @@ def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
         )
 
 
-def test_ddof_is_a_parameter_and_is_printed(released: Path) -> None:
-    zero, one = (
-        json.loads(invoke("--positions", released, "--ddof", ddof, "--json").stdout) for ddof in (0, 1)
-    )
-    assert (zero["ddof"], one["ddof"]) == (0, 1)
-    assert one["cells"][0]["d"] == pytest.approx(zero["cells"][0]["d"] * np.sqrt(199 / 200))
-    assert "d (ddof 0)" in invoke("--positions", released, "--ddof", 0).stdout
-    assert "6 of 20 cells pass" in invoke("--positions", released, "--outcome", "absolute").stdout
+def test_ddof_is_a_parameter_and_is_printed(released: Path, audited: Any) -> None:
+    one = json.loads(invoke("--positions", released, "--ddof", 1, "--json").stdout)
+    assert (audited["ddof"], one["ddof"]) == (0, 1)
+    assert one["cells"][0]["d"] == pytest.approx(audited["cells"][0]["d"] * np.sqrt(199 / 200))
+    printed = invoke("--positions", released, "--ddof", 0, "--outcome", "absolute").stdout
+    assert "d (ddof 0)" in printed
+    assert "6 of 20 cells pass" in printed
 
 
 # Files that are not what they should be.

@@ -27,7 +27,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "criteria": (("text.readers",), ("text",), (REST,)),
     "validate": (("statistics",), (REST,)),
-    "finetune": (("settings", "losses"), ("adapters", "teacher"), (REST,)),
+    "finetune": (("settings", "losses"), ("targets",), ("adapters", "teacher"), (REST,)),
     "prune": (
         ("tables results",),
         ("recipe",),

@@ -1,7 +1,7 @@
 """What results look like in JSON files: a type per object, a comment per key.
 
-Costs and differences are in nats per token for the loss, and in share of items for tasks; smaller is better. None
-stands for nan: the statistic does not exist, and a note or reason beside it says why.
+Costs and differences are in nats per token for the loss, and in share of items for tasks; smaller is better.
+None stands for nan: the statistic does not exist, and a note or reason beside it says why.
 """
 
 from typing import TypedDict
@@ -59,7 +59,7 @@ class CostJson(PlanCostJson):
 
 
 class EvidenceJson(PlanCostJson):
-    """A criterion's plan by every measure: the held-out loss in the keys of `PlanCostJson`, tasks in a list."""
+    """A criterion's plan by every measure: the loss in the keys of `PlanCostJson`, tasks in a list."""
 
     criterion: str
     formula: str

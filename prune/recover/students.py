@@ -15,8 +15,9 @@ from experts.loading import load_network
 from experts.memory import free_bytes
 from experts.notes import tell
 from experts.plan import Plan
-from finetune.adapters import Adapted, find_targets
+from finetune.adapters import Adapted
 from finetune.students import Student, shared_student
+from finetune.targets import find_targets
 from finetune.teacher import CachedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export

@@ -27,7 +27,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "criteria": (("text.readers",), ("text",), (REST,)),
     "validate": (("statistics",), (REST,)),
-    "finetune": (("settings", "losses"), ("adapters", "teacher"), (REST,)),
+    "finetune": (("settings", "losses"), ("targets",), ("adapters", "teacher"), (REST,)),
     "prune": (
         ("tables results",),
         ("recipe",),
@@ -40,10 +40,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 # Imports against that order. Each is to go; none may join them.
-UPWARDS = {
-    ("prune.session.prepare", "prune.effects.request"),
-    ("validate.statistics.correction", "validate.verdict"),
-}
+UPWARDS = {("prune.session.prepare", "prune.effects.request")}
 CIRCLES = {("experts.disk.names", "experts.disk.find")}
 
 

@@ -1,7 +1,7 @@
 """How a model was trained: as provenance in JSON, and as a sentence in report and card."""
 
-from finetune.adapters import find_targets
 from finetune.recovery import Job
+from finetune.targets import find_targets
 from prune.recipe.schema import FinetuneSettings
 from prune.recover.result import TeacherJson, TrainingJson
 from prune.session.run_folder import describe

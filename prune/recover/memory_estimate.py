@@ -5,7 +5,7 @@ from torch import nn
 from criteria.text.windows import Windows
 from experts.memory import free_bytes
 from experts.plan import Plan
-from finetune.adapters import find_targets
+from finetune.targets import find_targets
 from prune.recipe.schema import FinetuneSettings
 from prune.session.session import Session
 

@@ -154,7 +154,7 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
 
 
 def exhaustive() -> dict[str, Any]:
-    from criteria.text.windows import read_windows
+    from criteria.text.reading import read_windows
     from experts.anatomy import dissect, load, load_tokenizer
     from experts.disk.names import model_folder
     from experts.effects.instrument import Instrument
@@ -167,7 +167,7 @@ def exhaustive() -> dict[str, Any]:
     windows = read_windows(text.data, load_tokenizer(folder), text.length, text.sequences, text.seed)
     anatomy = dissect(load(folder, recipe.dtype))
     tokens, instrument = (
-        torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device),
+        windows.tensor(next(anatomy.model.parameters()).device),
         Instrument(anatomy),
     )
     instrument.check(tokens, Scope.POSITION)

@@ -5,10 +5,9 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from experts.errors import ExciseError, naming
 
@@ -53,16 +52,6 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
-
-
-def save_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    """numpy arrays as a safetensors file, atomic. The library's `save_file` makes it unreadable to others."""
-    import numpy as np
-    from safetensors.numpy import save
-
-    with replacing(path) as fresh:
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        fresh.write_bytes(save(whole, metadata))
 
 
 def give_usual_modes(folder: Path) -> None:

@@ -22,7 +22,7 @@ class WindowRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Windows by their number, which a cached teacher is looked up by."""
 
     def __init__(self, windows: Windows) -> None:
-        self.tokens = torch.from_numpy(windows.tokens)
+        self.tokens = windows.tensor("cpu")
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -2,7 +2,8 @@
 
 from typing import TypedDict
 
-from prune.results import LeadJson, ModelJson, RecoveredCostJson, TextJson
+from criteria.text.windows import TextJson
+from prune.results import LeadJson, ModelJson, RecoveredCostJson
 
 
 class TeacherJson(TypedDict):

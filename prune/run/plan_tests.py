@@ -12,7 +12,7 @@ from prune.checkpoint.slices import removed_bytes
 from prune.results import CheckJson
 from prune.run.result import ValidationResult
 from prune.session.measures import measures_of, row_key
-from prune.session.run_folder import describe, write_json
+from prune.session.run_folder import write_json
 from prune.session.session import Session
 from validate.agreement import agreement
 from validate.null import Evidence, Measure, evidence_of, with_verdicts
@@ -78,7 +78,7 @@ class PlanTests:
             "checks": [cast(CheckJson, asdict(check)) for check in checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": self.recipe.validation.chance,
-            "text": {"calibration": describe(texts.calibration), "validation": describe(texts.validation)},
+            "text": {"calibration": texts.calibration.summary(), "validation": texts.validation.summary()},
             "shared_documents": len(_documents(texts.calibration) & _documents(texts.validation)),
             "model": self.session.prepared.model,
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},

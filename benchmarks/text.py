@@ -76,8 +76,8 @@ def peak() -> float:
 def measure(path: Path, count: int, length: int) -> dict[str, float]:
     from criteria.text.reading import read_windows
     from criteria.text.sources import Source
-    from experts.anatomy import load_tokenizer
     from experts.disk.names import model_folder
+    from experts.loading import load_tokenizer
 
     tokenizer, source = (
         load_tokenizer(model_folder("demo")),

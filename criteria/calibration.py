@@ -1,4 +1,4 @@
-"""A model on a calibration text: statistics, experiments and scores, each made once and kept where it is asked to."""
+"""A model on a calibration text: statistics, experiments and scores, each made once."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -56,7 +56,7 @@ def integrated(setting: ExperimentContext, steps: int, windows: int) -> dict[str
 
 
 def _zeros(setting: ExperimentContext) -> Tensor:
-    device = next(setting.anatomy.model.parameters()).device
+    device = setting.anatomy.device
     return torch.zeros(
         len(setting.anatomy.layers), setting.anatomy.shape.num_experts, dtype=torch.float64, device=device
     )

@@ -25,7 +25,7 @@ def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
     plan.check_model(anatomy.shape.layers, anatomy.shape.num_experts)
     if any(len(getattr(layer.router, "weight")) != anatomy.shape.num_experts for layer in anatomy.layers):  # noqa: B009 - typed as Module or Tensor
         raise ExciseError("this model is already restricted; leave the outer restriction first")
-    device = next(anatomy.model.parameters()).device
+    device = anatomy.device
     ids = [torch.tensor(plan.kept[layer.index], device=device) for layer in anatomy.layers]
 
     def map_back(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -40,9 +40,7 @@ def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
 
 def marked(anatomy: Anatomy, *experts: int) -> Tensor:
     """bool [E], True at these experts, on the model's device."""
-    marks = torch.zeros(
-        anatomy.shape.num_experts, dtype=torch.bool, device=next(anatomy.model.parameters()).device
-    )
+    marks = torch.zeros(anatomy.shape.num_experts, dtype=torch.bool, device=anatomy.device)
     marks[list(experts)] = True
     return marks
 

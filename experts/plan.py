@@ -21,7 +21,8 @@ class Plan:
         model: fingerprint of the checkpoint the plan was made for; empty = any model of that shape
         criterion: what ranked the experts, printed in reports and the model card
         budget: what was asked for, printed in reports and the model card
-        reverse: the plan of the same budget that removes first what this one keeps; None = not known. Not stored
+        reverse: the plan of the same budget that removes first what this one keeps; None = not known. Not
+            stored
         protected: decoder layer -> ids that stay in every plan, random ones too. Not stored
     """
 
@@ -41,12 +42,14 @@ class Plan:
                 )
             if list(ids) != sorted(set(ids)):
                 raise ExciseError(
-                    f"plan: the expert ids of layer {layer} must be sorted and without repeats, got {list(ids)}"
+                    f"plan: the expert ids of layer {layer} must be sorted and without repeats, "
+                    f"got {list(ids)}"
                 )
             if ids[0] < 0 or ids[-1] >= self.num_experts:
                 wrong = ids[0] if ids[0] < 0 else ids[-1]
                 raise ExciseError(
-                    f"plan: layer {layer} keeps expert {wrong}, but the model has experts 0..{self.num_experts - 1}"
+                    f"plan: layer {layer} keeps expert {wrong}, "
+                    f"but the model has experts 0..{self.num_experts - 1}"
                 )
 
     @property
@@ -77,15 +80,18 @@ class Plan:
         """Refuses a plan that was made for another model."""
         if experts != self.num_experts:
             raise ExciseError(
-                f"plan for another model: it counts {self.num_experts} experts per layer, the model has {experts}"
+                f"plan for another model: it counts {self.num_experts} experts per layer, "
+                f"the model has {experts}"
             )
         if set(layers) != set(self.kept):
             raise ExciseError(
-                f"plan for another model: it prunes layers {sorted(self.kept)}, the model's MoE layers are {list(layers)}"
+                f"plan for another model: it prunes layers {sorted(self.kept)}, "
+                f"the model's MoE layers are {list(layers)}"
             )
         if fingerprint and self.model and fingerprint != self.model:
             raise ExciseError(
-                f"plan for another model: it was made for fingerprint {self.model}, this one has {fingerprint}; "
+                f"plan for another model: it was made for fingerprint {self.model}, "
+                f"this one has {fingerprint}; "
                 'make the plan again, or empty its "model" entry if you are sure'
             )
 

@@ -50,7 +50,7 @@ class Shape:
 
     @property
     def smallest(self) -> int:
-        """Fewest experts a layer can keep and still route: k, and with groups enough in every group a token may use.
+        """Fewest experts a layer can keep and still route: k, and enough in every group a token may use.
 
         Group-limited routers add up the two best experts of a group, so a group never falls below two.
         """
@@ -111,7 +111,7 @@ class Shape:
         return marks
 
     def check_kept(self, kept: Mapping[int, Sequence[int]]) -> None:
-        """Refuses a plan (layer -> kept ids) that cannot route: fewer than top_k reachable, or uneven router groups."""
+        """Refuse a plan (layer -> kept ids) that cannot route: too few experts, or uneven router groups."""
         for layer, ids in kept.items():
             self._check_layer(layer, ids)
 

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from experts.anatomy import Anatomy
-from experts.disk.configuration import in_tower
+from experts.disk.tensors import in_decoder, name_in_layer
 from experts.errors import ExciseError
 from experts.undo import Undo
 from finetune.settings import GROUPS, ROUTER_ONLY, Training
 
 NAME = "default"
-IN_LAYER = re.compile(r"^.*\.layers\.\d+\.")
 ATTENTION = re.compile(r"attn|attention|(^|\.)[qkvo]_proj$", re.IGNORECASE)
 
 
@@ -58,7 +57,7 @@ def find_targets(anatomy: Anatomy, wanted: tuple[str, ...]) -> Targets:
         id(part): name for name, part in (*anatomy.model.named_modules(), *anatomy.model.named_parameters())
     }
     known = {
-        "attention": [name for name in linear if ATTENTION.search(IN_LAYER.sub("", name))],
+        "attention": [name for name in linear if ATTENTION.search(name_in_layer(name))],
         "router": [f"{names[id(layer.router)]}.weight" for layer in anatomy.layers],
         "experts": [
             names[id(weight)]
@@ -94,23 +93,17 @@ def find_targets(anatomy: Anatomy, wanted: tuple[str, ...]) -> Targets:
 def _available(model: nn.Module) -> tuple[list[str], dict[str, torch.Size]]:
     """Linear layers, and weights of 2 or 3 dimensions, of the decoder layers; never of a tower for images or sound."""
     linear = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_decoder(name)
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and in_decoder(name)
     ]
-    weights = {
-        name: p.shape for name, p in model.named_parameters() if p.ndim in (2, 3) and _in_decoder(name)
-    }
+    weights = {name: p.shape for name, p in model.named_parameters() if p.ndim in (2, 3) and in_decoder(name)}
     return linear, weights
-
-
-def _in_decoder(name: str) -> bool:
-    return IN_LAYER.match(name) is not None and not in_tower(name)
 
 
 def _listed(linear: list[str], weights: dict[str, torch.Size], known: dict[str, list[str]]) -> str:
     """The groups that are not empty, and every name once, without its layer."""
     bare = {f"{name}.weight" for name in linear}
     names = dict.fromkeys(
-        IN_LAYER.sub("", name) for name in (*linear, *(name for name in weights if name not in bare))
+        name_in_layer(name) for name in (*linear, *(name for name in weights if name not in bare))
     )
     return ", ".join([group for group in GROUPS if known[group]] + list(names))
 
@@ -137,7 +130,7 @@ def adapt(model: PreTrainedModel, targets: Targets, settings: Training, seed: in
 
 def _shortened(names: tuple[str, ...], everything: list[str]) -> list[str]:
     """Names without their layer where that means the same weights, so that an adapter's configuration can be read."""
-    short = {IN_LAYER.sub("", name) for name in names}
+    short = {name_in_layer(name) for name in names}
     same = {name for name in everything if any(name.endswith(f".{end}") for end in short)} == set(names)
     return sorted(short if same else names)
 

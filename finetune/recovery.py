@@ -168,7 +168,7 @@ def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
 
 def _arguments(job: Job) -> TrainingArguments:
     settings = job.settings
-    device = next(job.anatomy.model.parameters()).device
+    device = job.anatomy.device
     arguments = TrainingArguments(
         output_dir=str(job.folder / STATES),
         max_steps=job.steps,

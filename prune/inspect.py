@@ -62,9 +62,9 @@ def inspect_model(name: str) -> InspectResult:
         ExciseError: there is no such model, or it has no experts that Excise knows.
     """
     model = find_model(name)
-    found = checkpoint_summary(model.headers())
-    found["folder"] = model.pinned
-    return found
+    facts = checkpoint_summary(model.headers())
+    facts["folder"] = model.pinned
+    return facts
 
 
 def checkpoint_summary(checkpoint: Checkpoint) -> InspectResult:
@@ -86,7 +86,7 @@ def summary(layout: Layout) -> InspectResult:
         "top_k": shape.top_k,
         "groups": shape.groups,
         "groups_per_token": shape.top_groups,
-        "shared_experts": layout.shared,
+        "shared_experts": layout.num_shared_experts,
         "dtypes": _dtypes(checkpoint),
         "parameters": _parameters(checkpoint, layout.expert_parameters),
         "size": checkpoint.size,

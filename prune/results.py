@@ -1,16 +1,8 @@
 """Parts of JSON files that several commands write. The rest of a command's file is in its `result.py`."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from criteria.text.windows import TextJson
-
-# Written by `validate`.
-CostJson = dict[str, Any]
-EvidenceJson = dict[str, Any]
-DifferenceJson = dict[str, Any]
-CellJson = dict[str, Any]
-RecoveredCostJson = dict[str, Any]
-LeadJson = dict[str, Any]
 
 
 class ModelJson(TypedDict):
@@ -26,11 +18,3 @@ class TextsJson(TypedDict):
 
     calibration: TextJson  # text that the criteria saw
     validation: TextJson  # held-out text
-
-
-class CheckJson(TypedDict):
-    """One check of the instrument; a result exists only where all have passed."""
-
-    name: str  # what was compared
-    passed: bool  # true
-    evidence: str  # the numbers

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prune.results import CostJson
+from validate.results import PlanCostJson
 
 # A smaller p is an extrapolation, from some dozens of plans or some thousands of resamples.
 SMALLEST_P = 1e-4
@@ -36,9 +36,9 @@ def plain(value: float | None, digits: int = 4) -> str:
     return "nan" if value is None else f"{value:z.{digits}f}"
 
 
-def percent(value: float) -> str:
-    """A share in whole percent."""
-    return f"{value:z.0%}"
+def percent(value: float | None) -> str:
+    """A share in whole percent; a missing one as what it is."""
+    return "nan" if value is None else f"{value:z.0%}"
 
 
 def removed(fraction: float) -> str:
@@ -62,7 +62,7 @@ def probability(value: float | None, digits: int = 3) -> str:
     return f"<{SMALLEST_P:.0e}"
 
 
-def verdict(cost: CostJson) -> str:
+def verdict(cost: PlanCostJson) -> str:
     """The verdict on a plan, with what limits it.
 
     That is why nothing can be claimed, or that criterion and reverse cost the same: no information.

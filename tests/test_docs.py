@@ -293,6 +293,7 @@ SHARED_TABLES = {"compare": ["prune"], "audit": ["prune"], "recovery": ["prune",
 NAMED_BY_DATA = {"kept_per_layer", "kept", "spearman", "formulas", "modes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "file", "name"), WRITTEN, ids=lambda part: str(part))
 def test_every_key_is_documented(results: dict[str, Path], command: str, file: str, name: str) -> None:
     known = {span for other in (name, *SHARED_TABLES.get(name, [])) for span in spans(page(other))}

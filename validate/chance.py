@@ -6,10 +6,12 @@ from experts.model import Model
 from experts.plan import Plan
 from experts.shape import Shape
 from validate.draw import equal_plans, random_plans
-from validate.null import LOSS, Contest, Evidence, Measure, evidence_of, with_verdicts
+from validate.evidence import Evidence, Judged
+from validate.measure import LOSS, Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.rig import check_rig
 from validate.rows import LossEvaluator
-from validate.statistics.correction import Correction
+from validate.statistics import Correction
 from validate.verdict import Null
 
 
@@ -22,11 +24,11 @@ def against_random(
     seed: int = 0,
     chance: Null | str = Null.COUNTED,
     batch: int = 8,
-) -> Evidence:
+) -> Evidence[Judged]:
     """Test a plan against random plans that keep as many experts in every layer and router group.
 
-    The instrument is checked first (`validate.rig`). Then the loss of every plan is measured on every window. The text
-    must not be the one that the scores were made from.
+    The instrument is checked first (`validate.rig`). Then the loss of every plan is measured on every window.
+    The text must not be the one that the scores were made from.
 
     Args:
         model: a loaded model
@@ -34,16 +36,19 @@ def against_random(
         text: held-out windows
         plans: R, number of random plans; with chance "counted" no p is below 1 / (R + 1)
         seed: of the random plans and of the bootstrap
-        chance: counted: p is the share of random plans that do as well; normal: p from a t distribution through them
+        chance: counted: p is the share of random plans that do as well; normal: p from a t distribution
+            through them
         batch: windows per forward; changes memory and speed only
 
     Returns:
-        The evidence: `verdict` (beats random, not distinguishable, worse than random), `delta` (rise of the loss over
-        the unpruned model, nats per token), `p` (one-sided, that a random plan does as well), `interval` (of the
-        advantage over the mean random plan, nats per token), and all raw values in `costs`.
+        The evidence: `verdict` (beats random, not distinguishable, worse than random), `delta` (rise of the
+        loss over the unpruned model, nats per token), `p` (one-sided, that a random plan does as well),
+        `interval` (of the advantage over the mean random plan, nats per token), and all raw values in
+        `costs`.
 
     Raises:
-        ExciseError: the plan is for another model, only one such plan is possible, or the instrument fails a check.
+        ExciseError: the plan is for another model, only one such plan is possible, or the instrument fails a
+            check.
 
     Example:
         >>> import criteria, experts, validate
@@ -64,7 +69,7 @@ def against_random(
     model.shape.check_kept(plan.kept)
     contest = contest_of(plan, model.shape, plans=plans, seed=seed)
     check_rig(model.anatomy, text, plan)
-    evidence = evidence_of(contest, [loss_of(model, text, batch=batch)], null, seed)
+    evidence = evidence_of(contest, [loss_of(text, batch=batch)], null, seed, model.anatomy)
     return with_verdicts([evidence], Correction.NONE, null)[0]
 
 
@@ -93,9 +98,9 @@ def contest_of(
     return Contest(plan, plan.reverse, randoms, formula, scope, equal)
 
 
-def loss_of(model: Model, text: Windows, *, batch: int = 8) -> Measure:
+def loss_of(text: Windows, *, batch: int = 8) -> Measure:
     """Mean cross-entropy of held-out windows, nats per token; its rows stay in memory."""
-    losses = LossEvaluator(model.anatomy, text, batch=batch)
+    losses = LossEvaluator(text, batch=batch)
     return Measure(LOSS, "nats per token", losses, losses.weights, text.document)
 
 

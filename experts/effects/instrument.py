@@ -20,7 +20,7 @@ from experts.effects.stream import CleanForward, clean_forward, entered
 from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
 from experts.memory import chunk_size, in_chunks
 from experts.modes import Mode, Scope
-from experts.notes import suppressed
+from experts.notes import log_traceback
 
 # Largest disagreement with replay that is rounding, in nats. Half precision only where float32 does not fit: two orders of summation differ
 # by that much.
@@ -197,7 +197,7 @@ class Instrument:
         except FAILURES as error:
             if is_out_of_memory(error) or is_own_mistake(error):
                 raise
-            suppressed(error, "measuring with whole forwards")
+            log_traceback(error, "measuring with whole forwards")
             gap, reason = float("inf"), f"does not run on this model ({one_line(error)})"
         if not gap <= TOLERANCE[self.anatomy.model.dtype]:
             self._fall_back(scope, reason, first.shape[1])

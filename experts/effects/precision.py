@@ -17,7 +17,7 @@ def fits_in_float32(anatomy: Anatomy) -> bool:
     if anatomy.model.dtype not in HALF:
         return False
     wide = sum(4 * parameter.numel() for parameter in anatomy.model.parameters() if parameter.dtype in HALF)
-    return wide < free_bytes(next(anatomy.model.parameters()).device) // 2
+    return wide < free_bytes(anatomy.device) // 2
 
 
 @contextmanager

@@ -5,7 +5,6 @@ hidden state that is known to enter layer d, and the others up to d pass it on. 
 attention) hands out what it gave before. Embeddings, rotary positions, masks, residual sums and everything after stay the model's own.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from experts.anatomy import Anatomy
+from experts.disk.tensors import list_of
 from experts.effects.outcome import log_probabilities, token_losses
 from experts.errors import ExciseError
 from experts.seam import Forward, intercepted, replaced
@@ -78,7 +78,7 @@ class CleanForward:
 
 def decoder_layers(anatomy: Anatomy) -> nn.ModuleList:
     """The list of decoder layers that holds the MoE blocks."""
-    name = re.split(r"\.\d+(?=\.|$)", anatomy.layers[0].name)[0]
+    name = list_of(anatomy.layers[0].name)
     layers = anatomy.model.get_submodule(name)
     if not isinstance(layers, nn.ModuleList):
         raise ExciseError(f"{name}: expected the list of decoder layers, found {type(layers).__name__}")

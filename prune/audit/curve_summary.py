@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from criteria.statistics import Array
 from criteria.text.windows import Windows
-from prune.audit.result import CurveJson
-from validate.null import number
 from validate.progressive import Curve, curve
+from validate.results import CurveJson
+from validate.statistics import number
 
 AT_TOKEN = "gate weight, at the token"  # noqa: S105 - an order of removal, not a secret
 RANDOM = "random"
@@ -52,7 +52,7 @@ def curves_of(rows: CurveRows, criteria: Sequence[str], draws: int) -> list[Curv
         curves += [_from_layer(rows, order, rows.effects[order], chance) for order in both]
     mean = _from_layer(rows, RANDOM, random.mean(axis=0))
     spread = tuple(map(float, chance.std(axis=0, ddof=1)))
-    return [_to_json(each) for each in (*curves, replace(mean, sd=spread))]
+    return [each.to_json() for each in (*curves, replace(mean, sd=spread))]
 
 
 def _random_means(random: Array, weights: Array) -> Array:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from prune.audit.result import CurveJson, ProgressiveJson
+from prune.audit.result import ProgressiveJson
 from prune.tables import Table, plain, signed
+from validate.results import CurveJson
 from validate.verdict import marked_point
 
 

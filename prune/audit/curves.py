@@ -18,6 +18,7 @@ from prune.audit.result import ProgressiveJson
 from prune.session.run_folder import write_text
 from prune.session.session import Session
 from validate.progressive import CLIFF, by_gate_weight, by_order, orders_of
+from validate.results import CurveJson
 
 ROWS = "progressive.csv"
 MODES = {"at the token": Mode.ZERO, "from the layer": Mode.REROUTE}
@@ -51,15 +52,16 @@ class Curves:
         raw = pd.concat([raw_rows(layer) for layer in layers])
         write_text(self.session.folder.path / ROWS, raw.to_csv(index=False))
         criteria = [scores.criterion for scores in self.rankings]
+        curves: list[CurveJson] = []
+        for layer in layers:
+            curves += curves_of(layer, criteria, self.settings.draws)
         return {
             "cliff": CLIFF,
             "windows": len(self.windows),
             "positions": self.settings.positions,
             "draws": self.settings.draws,
             "modes": dict(MODES),
-            "curves": [
-                curve for layer in layers for curve in curves_of(layer, criteria, self.settings.draws)
-            ],
+            "curves": curves,
         }
 
     def _layer(self, row: int, arrays: dict[str, Array]) -> CurveRows:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from prune.audit.curve_tables import curve_tables
-from prune.audit.result import AuditJson, AuditResult, FileAudit
-from prune.results import CellJson
+from prune.audit.result import AuditResult, FileAudit
 from prune.tables import Table, markdown_table, percent, plain, probability, signed
+from validate.results import AuditJson, CellJson
 
 NAMES = {"delta": "signed ΔCE", "absolute": "|ΔCE|", "kl": "KL(clean ‖ ablated)"}
 

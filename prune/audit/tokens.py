@@ -1,4 +1,4 @@
-"""`excise audit`: token by token, does a criterion rank the active experts by what removing them costs? And layer by layer, its curves."""
+"""`excise audit`: does a criterion rank the active experts of a token by what removing them costs?"""
 
 from typing import cast
 
@@ -15,19 +15,20 @@ from experts.errors import ExciseError
 from experts.keys import environment, key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
-from prune.audit.csv_file import judged_cells
 from prune.audit.curves import Curves
 from prune.audit.report import markdown
 from prune.audit.result import AuditResult, RecipeAudit
-from prune.effects.measurement import fill, half_plan
+from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
-from validate.effect_table import Cells
-from validate.positions import orders, pairs, read_positions
-from validate.rig import check_rig
-from validate.statistics import spearman_within
+from validate.effect_table import Removals
+from validate.expert_pairs import pick_pairs, rank_correlations
+from validate.position_sample import sample_positions
+from validate.positions import read_positions
+from validate.rig import check_rig, rig_plan
+from validate.token_audit import audit_outcomes
 
 EFFECTS, POSITIONS = "effects.parquet", "positions.csv"
 
@@ -43,14 +44,14 @@ class Audit:
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
     def execute(self) -> AuditResult:
-        """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
+        """Write audit.json, .csv and .md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
         self.session.check_texts()
         chosen = self._chosen()
         with self.folder.held():
             write_json(self.folder.path / "environment.json", environment())
             table = self._scores()
             effects = self._effects(chosen)
-            rows = pairs(effects, table, self.settings.seed)
+            rows = pick_pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
             rows = read_positions(self.folder.path / POSITIONS)
             result = cast(AuditResult, self._result(rows, effects, table))
@@ -69,26 +70,16 @@ class Audit:
         return self.session.scores(budget)
 
     def _chosen(self) -> NDArray[np.bool_]:
-        """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
-        valid = self.session.texts.validation.readable
-        chosen = np.zeros((len(self.prepared.shape.layers), *valid.shape), dtype=bool)
-        if self.settings.positions == "all":
-            chosen[list(self.layers)] = valid
-            return chosen
-        if self.settings.positions > valid.sum():
-            has = f"the validation text has {valid.sum()}"
-            raise ExciseError(
-                f"validate.audit.positions is {self.settings.positions}, {has}; lower it or add text"
-            )
-        for layer in self.layers:
-            rng = np.random.default_rng([self.settings.seed, layer])
-            chosen[layer].flat[rng.choice(np.flatnonzero(valid), self.settings.positions, replace=False)] = (
-                True
-            )
-        return chosen
+        """Which positions are read [L, N, W − 1]."""
+        settings = self.settings
+        windows, num_layers = self.session.texts.validation, self.prepared.shape.num_layers
+        try:
+            return sample_positions(windows, num_layers, self.layers, settings.positions, settings.seed)
+        except ExciseError as error:
+            raise ExciseError(f"validate.audit.{error}") from error
 
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
-        """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
+        """What removing every active expert costs at the chosen positions; what is there is not measured again."""
         path, settings = self.folder.path / EFFECTS, self.settings
         identity = (
             self.session.model.identity,
@@ -111,7 +102,7 @@ class Audit:
 
     def _measure(self, chosen: NDArray[np.bool_], missing: dict[int, list[int]], parts: PartialTable) -> None:
         anatomy, scope = self.session.anatomy, Scope(self.settings.scope)
-        check_rig(anatomy, self.session.texts.validation, half_plan(anatomy))
+        check_rig(anatomy, self.session.texts.validation, rig_plan(anatomy.shape))
         instrument = instrument_of(self.session, self.settings.mode)
         tokens = tokens_of(self.session)
         instrument.check(tokens, scope)
@@ -119,26 +110,21 @@ class Audit:
             tell(note)
         if anatomy.model.dtype in HALF:
             tell(
-                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; dtype: float32 avoids it"
+                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; "
+                "dtype: float32 avoids it"
             )
         fill(
             parts,
             instrument,
             tokens,
             missing,
-            Cells(scope, positions=chosen),
+            Removals(scope, positions=chosen),
             f"audit ({scope}, {self.settings.mode})",
         )
 
     def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> RecipeAudit:
-        judged = judged_cells(rows, self.settings.ddof)
-        rho = {layer: orders(effects, table, layer) for layer in effects["layer"].unique()}
-        for cell in judged["cells"]:
-            if cell["criterion"] in rho[cell["layer"]]:
-                found = spearman_within(*rho[cell["layer"]][cell["criterion"]])
-                cell["spearman"] = None if found.reason else found.rho
         return {
-            **judged,
+            **audit_outcomes(rows, self.settings.ddof, rank_correlations(effects, table)),
             "scope": self.settings.scope,
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
@@ -175,7 +161,7 @@ def _flat(result: AuditResult) -> pd.DataFrame:
 
 
 def instrument_of(session: Session, mode: Mode) -> Instrument:
-    """For removals on the recipe's model; mode mean replaces outputs by their means over the calibration text."""
+    """For removals on the recipe's model; mode mean takes means over the calibration text."""
     if mode is not Mode.MEAN:
         return Instrument(session.anatomy, mode, None)
     calibration = session.texts.calibration.tensor(session.model.device)

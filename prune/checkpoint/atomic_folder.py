@@ -1,8 +1,8 @@
 """A folder that comes into its place whole or not at all.
 
 It is filled beside its place under a hidden name, then moved there in one step. Meanwhile its process holds a
-lock on it (flock). By that later exports know what was abandoned, wherever the process ran: process numbers say
-nothing between two containers on one volume.
+lock on it (flock). By that later exports know what was abandoned, wherever the process ran: process numbers
+say nothing between two containers on one volume.
 """
 
 import contextlib

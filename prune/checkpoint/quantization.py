@@ -8,13 +8,11 @@ import re
 import reprlib
 from typing import Any
 
+from experts.disk.tensors import NAMED_EXPERT
 from experts.errors import ExciseError
 from experts.plan import Plan
 
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # in config.json
-NAMED_EXPERT = re.compile(
-    r"^(?P<head>[\w.]*\blayers\.(?P<layer>\d+)\.[\w.]*\bexperts\.)(?P<id>\d+)(?P<tail>(\.[\w.]*)?)$"
-)
 # In a pattern, or in a name without its layer.
 SINGLE_EXPERT = re.compile(r"experts\\?\.(?!\[0-9\][+*])[(\[]?\d")
 

@@ -51,7 +51,7 @@ def copy_all(jobs: Iterable[Copy]) -> None:
         OSError: a file cannot be read, written or synced; it names that file.
     """
     spans = _by_turns(_spans(jobs))
-    total = sum(job.length for span in spans for job in span)
+    total = sum(_bytes(span) for span in spans)
     with (
         tqdm(total=total, desc="export", unit="B", unit_scale=True, delay=2) as bar,
         ThreadPoolExecutor(THREADS) as pool,
@@ -136,6 +136,10 @@ def _write_span(span: Span) -> int:
                     f"{job.target}: bytes from {job.offset} on differ from {job.source} after writing; "
                     "is the disk failing?"
                 )
+    return _bytes(span)
+
+
+def _bytes(span: Span) -> int:
     return sum(job.length for job in span)
 
 

@@ -107,7 +107,7 @@ def _write_model_without_weights(layout: Layout, plan: Plan, folder: Path) -> No
 
 
 def _check_builds(source: Path, folder: Path, uniform: bool, trust_remote_code: bool) -> None:
-    from experts.anatomy import skeleton  # torch
+    from experts.loading import skeleton  # torch
 
     try:
         skeleton(folder, trust_remote_code or not uniform)

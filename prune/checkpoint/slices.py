@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from types import MappingProxyType
 
-from experts.disk.configuration import expert_axis
-from experts.disk.layout import ONE_EXPERT, Block, Layout
+from experts.disk.blocks import Block
+from experts.disk.layout import Layout
 from experts.disk.shards import Stored
+from experts.disk.tensors import ONE_EXPERT, expert_axis
 from experts.errors import ExciseError
 from experts.plan import Plan
 
@@ -68,12 +70,12 @@ def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = UNC
 
 def by_name(shards: Shards) -> dict[str, Piece]:
     """The pieces of all shards by the names of their tensors."""
-    return {piece.name: piece for pieces in shards.values() for piece in pieces}
+    return {piece.name: piece for piece in chain.from_iterable(shards.values())}
 
 
 def total_size(shards: Shards) -> int:
     """Bytes of all tensors of the new checkpoint."""
-    return sum(piece.size for pieces in shards.values() for piece in pieces)
+    return sum(piece.size for piece in chain.from_iterable(shards.values()))
 
 
 def removed_bytes(layout: Layout, plan: Plan) -> int:
@@ -90,15 +92,17 @@ def removed_bytes(layout: Layout, plan: Plan) -> int:
 def _pieces(layout: Layout, plan: Plan) -> Iterator[Piece]:
     """What is left of every tensor, in the order of the source's bytes."""
     dropped = {tensor.name for tensor in layout.predicting}
-    owners = {name: block for block in layout.blocks.values() for name in _names(block)}
+    owners: dict[str, Block] = {}
+    for block in layout.blocks.values():
+        owners |= dict.fromkeys(_names(block), block)
     tensors = layout.checkpoint.tensors.values()
     for tensor in sorted(tensors, key=lambda tensor: (tensor.file.name, tensor.start)):
         if tensor.name in dropped:
             continue
-        block = owners.get(tensor.name)
-        if block is None:
+        owner = owners.get(tensor.name)
+        if owner is None:
             yield _whole(tensor, tensor.name)
-        elif piece := _cut(tensor, plan.kept[block.layer], layout.shape.num_experts):
+        elif piece := _cut(tensor, plan.kept[owner.layer], layout.shape.num_experts):
             yield piece
 
 

@@ -172,7 +172,9 @@ def _write_index(contents: _Contents, partial: Path) -> None:
     """The index of a sharded checkpoint: shard of every tensor, and their size together."""
     source, shards = contents.layout.checkpoint, contents.shards
     if source.sharded:
-        weights = {piece.name: shard for shard, pieces in shards.items() for piece in pieces}
+        weights: dict[str, str] = {}
+        for shard, pieces in shards.items():
+            weights |= {piece.name: shard for piece in pieces}
         index = {
             "metadata": {"total_size": total_size(shards)},
             "weight_map": dict(sorted(weights.items())),

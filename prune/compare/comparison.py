@@ -1,8 +1,6 @@
-"""`excise compare`: several criteria at several budgets, on the same held-out windows and items, each against random plans of its sizes."""
+"""`excise compare`: criteria at several budgets on the same held-out rows, each against random plans of its size."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import cast
 
 import numpy as np
 
@@ -16,28 +14,29 @@ from prune.compare.csv_rows import comparison_csv
 from prune.compare.report import markdown
 from prune.compare.result import ComparisonResult, OverlapJson, TaskJson
 from prune.compare.stability import stabilities
-from prune.results import CheckJson
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, Measure, evidence_of, number, with_verdicts
+from validate.measure import Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlaps
 from validate.rig import check_rig
-from validate.verdict import PAIR_RULE, RULE, Correction
+from validate.statistics import Correction, number
+from validate.verdict import PAIR_RULE, RULE
 
 
 class Comparison:
-    """All criteria of a recipe × its budgets. Plans that were measured before, also by other criteria, are not measured again."""
+    """All criteria of a recipe × its budgets. No plan is measured twice, also where two criteria share it."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.shape, self.session = prepared.shape, Session(prepared)
 
     def execute(self) -> ComparisonResult:
-        """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
+        """Write comparison.json, .csv and .md, and the raw rows; return the content of comparison.json."""
         for note in self._notes():
             tell(note)
         self.session.check_texts()
@@ -77,8 +76,9 @@ class Comparison:
         stability = stabilities(self.session, self.prepared.compared, plans)
         checks = check_rig(self.session.anatomy, windows, next(iter(plans.values())))
         measures = measures_of(self.session)
-        tests, seed = self._contests(tables, plans), settings.random_seed
-        tested = [evidence_of(test, measures, settings.chance, seed) for test in tests]
+        contests, seed = self._contests(tables, plans), settings.random_seed
+        anatomy = self.session.anatomy
+        tested = [evidence_of(one, measures, settings.chance, seed, anatomy) for one in contests]
         evidence = with_verdicts(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {
@@ -94,7 +94,7 @@ class Comparison:
             "scopes": [
                 one.to_json() for one in pairs.between_scopes(evidence, measures, settings.random_seed)
             ],
-            "rule": f"{RULE} p: {settings.chance}, after Holm over {len(evidence)} tests (criteria × budgets).",
+            "rule": _rule(settings.chance, len(evidence)),
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
             "seed": settings.random_seed,
@@ -105,7 +105,7 @@ class Comparison:
                 "validation": windows.summary(),
             },
             "model": self.prepared.model,
-            "checks": [cast(CheckJson, asdict(check)) for check in checks],
+            "checks": [check.to_json() for check in checks],
             "notes": self._notes(),
             "run": str(self.folder.path),
         }
@@ -133,8 +133,12 @@ class Comparison:
                 yield self.session.contest(plans[scores.criterion, budget], scores, budget)
 
 
+def _rule(chance: str, tests: int) -> str:
+    return f"{RULE} p: {chance}, after Holm over {tests} tests (criteria × budgets)."
+
+
 def _agreement(tables: dict[BudgetScope, list[Scores]]) -> dict[str, list[float | None]]:
-    """Rank agreement per criterion; one whose scores depend on the scope (greedy removal) appears once a scope."""
+    """Rank agreement per criterion; a search, whose scores depend on the scope, appears once per scope."""
     found: dict[str, list[float | None]] = {}
     for scope, table in tables.items():
         for criterion, layers in agreement(table).items():

@@ -1,9 +1,11 @@
 """Tables of `excise compare` by one measure: every plan against random plans."""
 
+from typing import cast
+
 from prune.compare.costs import costs, task_of
 from prune.compare.result import ComparisonResult
-from prune.results import CostJson, EvidenceJson
 from prune.tables import Table, plain, probability, signed, spread, verdict
+from validate.results import CostJson, EvidenceJson, PlanCostJson
 
 HEAD = (
     "random (mean ± sd)",
@@ -32,11 +34,11 @@ def cost_table(result: ComparisonResult, measure: str) -> Table:
     return Table(title, head, [_row(plan, cost, task is not None, unequal) for plan, cost in pairs])
 
 
-def _row(plan: EvidenceJson, cost: CostJson, is_task: bool, unequal: bool) -> list[str]:
+def _row(plan: EvidenceJson, cost: PlanCostJson, is_task: bool, unequal: bool) -> list[str]:
     low, high = cost["delta_interval"]
     row = [plan["scope"], f"{plan['fraction']:g}", plan["criterion"]]
     if is_task:
-        row.append(plain(cost["value"], 3))
+        row.append(plain(cast(CostJson, cost)["value"], 3))
     row += [
         f"{signed(cost['delta'])} [{signed(low, 3)}, {signed(high, 3)}]",
         spread(cost["random"]["mean"], cost["random"]["sd"]),
@@ -51,7 +53,7 @@ def _row(plan: EvidenceJson, cost: CostJson, is_task: bool, unequal: bool) -> li
     return row
 
 
-def _against_equal_counts(cost: CostJson) -> str:
+def _against_equal_counts(cost: PlanCostJson) -> str:
     equal = cost["equal_counts"]
     if not equal:
         return "counts are equal"

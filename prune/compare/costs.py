@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from prune.compare.result import ComparisonResult, TaskJson
-from prune.results import CostJson, EvidenceJson
 from prune.tables import removed
+from validate.results import EvidenceJson, PlanCostJson
 
 LOSS = "loss"
 Budget = tuple[str, float]  # scope and fraction
@@ -20,7 +20,7 @@ def task_of(result: ComparisonResult, measure: str) -> TaskJson | None:
     return next((task for task in result["tasks"] if task["name"] == measure), None)
 
 
-def cost_of(plan: EvidenceJson, measure: str) -> CostJson:
+def cost_of(plan: EvidenceJson, measure: str) -> PlanCostJson:
     """What a plan costs by one measure."""
     if measure == LOSS:
         return plan
@@ -42,7 +42,7 @@ def budgets(result: ComparisonResult) -> list[Budget]:
     return list(dict.fromkeys(budget_of(plan) for plan in result["plans"]))
 
 
-def costs(result: ComparisonResult, measure: str) -> Iterator[tuple[EvidenceJson, CostJson]]:
+def costs(result: ComparisonResult, measure: str) -> Iterator[tuple[EvidenceJson, PlanCostJson]]:
     """(plan, its cost by this measure), budget by budget, best first."""
     for budget in budgets(result):
         plans = [plan for plan in result["plans"] if budget_of(plan) == budget]

@@ -2,8 +2,8 @@
 
 from prune.compare.costs import LOSS
 from prune.compare.result import ComparisonResult
-from prune.results import CostJson, EvidenceJson
 from prune.tables import csv_text
+from validate.results import EvidenceJson, PlanCostJson
 
 COMPARISON_COLUMNS = (
     "criterion",
@@ -53,7 +53,7 @@ def comparison_rows(result: ComparisonResult) -> list[dict[str, object]]:
 
 
 def _row(
-    plan: EvidenceJson, cost: CostJson, measure: str, value: float, stability: float | None
+    plan: EvidenceJson, cost: PlanCostJson, measure: str, value: float, stability: float | None
 ) -> dict[str, object]:
     equal = cost["equal_counts"]
     return {

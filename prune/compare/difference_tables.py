@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from prune.compare.costs import Budget, budget_in_words, budget_of, budgets, costs
 from prune.compare.result import ComparisonResult
-from prune.results import DifferenceJson
 from prune.tables import Table, probability, signed
+from validate.results import DifferenceJson
 
 SIGNS = "< the row costs less, > more, · no significant difference, = same plan"
 MIRRORED = {"<": ">", ">": "<", "·": "·", "=": "="}
@@ -45,7 +45,7 @@ def _marks(pairs: Sequence[DifferenceJson]) -> dict[tuple[str, str], str]:
 
 def _mark(pair: DifferenceJson) -> str:
     if pair["differ"]:
-        return "<" if pair["difference"] < 0 else ">"
+        return "<" if (pair["difference"] or 0.0) < 0 else ">"
     return "=" if pair["same_plan"] else "·"
 
 
@@ -74,4 +74,4 @@ def _scope_verdict(pair: DifferenceJson) -> str:
         return "same plan"
     if not pair["differ"]:
         return "no significant difference"
-    return "global better" if pair["difference"] < 0 else "layer better"
+    return "global better" if (pair["difference"] or 0.0) < 0 else "layer better"

@@ -7,8 +7,8 @@ from prune.compare.costs import budget_in_words, budget_of, costs, measures
 from prune.compare.difference_tables import difference_tables, scope_tables
 from prune.compare.plan_tables import agreement_table, overlap_tables
 from prune.compare.result import ComparisonResult
-from prune.results import CostJson, EvidenceJson
 from prune.tables import Table, markdown_table, probability, signed
+from validate.results import EvidenceJson, PlanCostJson
 
 
 def tables(result: ComparisonResult) -> Iterator[Table]:
@@ -38,7 +38,7 @@ def markdown(result: ComparisonResult) -> str:
 def _rules(result: ComparisonResult) -> str:
     lines = ["## Rules", f"- Verdict. {result['rule']}", f"- Pairs. {result['pair_rule']}"]
     lines += [f"- {note}" for note in result["notes"]]
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines) + "\n"
 
 
 def _methods(seed: int) -> str:
@@ -66,7 +66,7 @@ def _evidence(result: ComparisonResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _evidence_line(plan: EvidenceJson, cost: CostJson, measure: str) -> str:
+def _evidence_line(plan: EvidenceJson, cost: PlanCostJson, measure: str) -> str:
     low, high = cost["interval"]
     note = f" ({cost['interval_note']})" if cost["interval_note"] else ""
     budget = budget_in_words(*budget_of(plan))

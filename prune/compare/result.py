@@ -2,7 +2,8 @@
 
 from typing import TypedDict
 
-from prune.results import CheckJson, DifferenceJson, EvidenceJson, ModelJson, TextsJson
+from prune.results import ModelJson, TextsJson
+from validate.results import CheckJson, DifferenceJson, EvidenceJson
 
 
 class OverlapJson(TypedDict):

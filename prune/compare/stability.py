@@ -11,8 +11,8 @@ from experts.plan import Plan
 from prune.compare.result import StabilitiesJson, StabilityJson
 from prune.session.prepare import Prepared
 from prune.session.session import Session
-from validate.null import number
 from validate.overlap import stability
+from validate.statistics import number
 
 SAME_WINDOWS = (
     "stability is not measured: every calibration seed takes the same windows; "

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from criteria.experiment import Option
 from experts.notes import tell
-from experts.units import human
-from prune.tables import Table, percent, plain, signed
+from prune.tables import Table, plain, signed
 
 if TYPE_CHECKING:
     from prune.audit.result import AuditResult, FileAudit
     from prune.compare.result import ComparisonResult
     from prune.effects.result import EffectsResult
-    from prune.inspect import InspectResult, SavingJson
+    from prune.inspect import InspectResult
     from prune.recover.result import RecoveryResult
     from prune.run.result import PruneResult
 
@@ -100,56 +99,12 @@ def effects(result: "EffectsResult") -> None:
 
 def model(summary: "InspectResult") -> None:
     """The facts of `excise inspect`."""
-    lines = [
-        ("family", summary["family"]),
-        ("MoE layers", _layers(summary)),
-        *(_unequal_counts(summary) if "kept_per_layer" in summary else _equal_counts(summary)),
-        ("parameters", _parameters(summary)),
-        ("size on disk", f"{human(summary['size'])} ({', '.join(summary['dtypes'])})"),
-    ]
-    if dropped := summary.get("multi_token_prediction_tensors"):
-        lines.append(("multi-token head", f"{dropped} tensors, dropped by an export"))
-    savings = summary.get("savings", [])
-    lines += [(f"pruned by {percent(saving['fraction'])}", _saving(saving)) for saving in savings]
-    if summary["history"]:
-        lines.append(("history", summary["history"]))
+    from prune.console.facts import facts
+
+    lines = facts(summary)
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
     notes(summary["notes"])
-
-
-def _layers(summary: "InspectResult") -> str:
-    layers = summary["layers"]
-    return f"{summary['moe_layers']} (decoder layers {layers[0]}..{layers[-1]})"
-
-
-def _equal_counts(summary: "InspectResult") -> list[tuple[str, str]]:
-    groups = "none"
-    if summary["groups"] > 1:
-        groups = f"{summary['groups']}, a token uses {summary['groups_per_token']}"
-    return [
-        ("experts per layer", f"{summary['experts']}, top-{summary['top_k']}"),
-        ("router groups", groups),
-        ("shared experts", str(summary["shared_experts"])),
-    ]
-
-
-def _unequal_counts(summary: "InspectResult") -> list[tuple[str, str]]:
-    counts = ", ".join(f"{layer}: {count}" for layer, count in summary["kept_per_layer"].items())
-    how = "pruned by Excise; load with trust_remote_code=True"
-    return [("experts per layer", f"{counts} ({how}), top-{summary['top_k']}")]
-
-
-def _parameters(summary: "InspectResult") -> str:
-    inside, elsewhere = summary["parameters"]["experts"], summary["parameters"]["elsewhere"]
-    share = inside / (inside + elsewhere)
-    return f"{inside:,} in experts, {elsewhere:,} elsewhere ({share:.1%} in experts)"
-
-
-def _saving(saving: "SavingJson") -> str:
-    if "impossible" in saving:
-        return saving["impossible"]
-    return f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"
 
 
 def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, Option]]) -> None:

@@ -3,6 +3,7 @@
 Finished layers of windows wait in a folder beside the output, and become one Parquet or CSV file at the end.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -81,8 +82,10 @@ class PartialTable:
 
     def count_rows(self, missing: dict[int, list[int]]) -> int:
         """Rows of the table that these pieces have together."""
-        pieces = [(window, row) for window, rows in missing.items() for row in rows]
-        return sum(self._length(piece) or 0 for piece in pieces)
+        count = 0
+        for window, rows in missing.items():
+            count += sum(self._length((window, row)) or 0 for row in rows)
+        return count
 
     def _length(self, piece: Piece) -> int | None:
         """Rows of a piece; None where there is none, or a kill or a full disk left a part of one."""
@@ -98,8 +101,8 @@ class PartialTable:
             windows: as in `missing`.
             rows: as in `missing`.
         """
-        paths = [self._path((window, row)) for window in range(windows) for row in rows]
-        table = pa.concat_tables([pa.parquet.read_table(path) for path in paths])
+        pieces = itertools.product(range(windows), rows)
+        table = pa.concat_tables([pa.parquet.read_table(self._path(piece)) for piece in pieces])
         with replacing(self.output) as fresh:
             if self.output.suffix.lower() == ".csv":
                 pa.csv.write_csv(table, fresh)

@@ -1,4 +1,4 @@
-"""The recovered checkpoint of a run: merged weights through the same export as a pruned one, and the adapter beside it."""
+"""The recovered checkpoint of a run: merged weights through the same export, and the adapter beside it."""
 
 import shutil
 from pathlib import Path
@@ -10,10 +10,10 @@ from experts.files import replacing_folder
 from experts.plan import Plan
 from finetune.recovery import ADAPTER, Job, Recovered
 from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import Storage
 from prune.checkpoint.write import TrainedWeights, export
 from prune.recover.card import recovered_card
 from prune.recover.result import TrainingJson
-from prune.recover.stored_weights import Storage
 from prune.session.session import Session
 from validate.rig import check_reloaded, require
 
@@ -64,7 +64,10 @@ class RecoveredFolder:
         export(prepared.layout, plan, self.path, card, force, recovered=trained)
 
     def prove(self, expected: Tensor) -> None:
-        """Load what was written in the place of the whole model; its logits are the merged model's, bit by bit."""
+        """Load what was written and compare its logits with the merged model's, bit by bit.
+
+        It takes the place of the whole model in memory.
+        """
         self.session.model.unload()
         try:
             logits = self.session.reloaded_logits(self.path, self.plan, expected.device)

@@ -1,4 +1,4 @@
-"""Recovery as a stage: the criterion's plan and random plans of its size get the same training. What is left of the lead?"""
+"""Recovery as a stage: the criterion's plan and random plans of its size get the same training."""
 
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +13,16 @@ from experts.errors import ExciseError
 from experts.keys import environment
 from experts.plan import Plan
 from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
+from finetune.students import Student
 from finetune.training_log import CURVE, read_rows
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import Storage
 from prune.recover.identity import Identity
 from prune.recover.recovered_folder import CHECKPOINT, RecoveredFolder
 from prune.recover.report import markdown
 from prune.recover.result import PlacesJson, RecoveryResult
-from prune.recover.stored_weights import Storage
-from prune.recover.students import FromDisk, InMemory, Student, choose_students
+from prune.recover.students import FromDisk, InMemory, choose_students
 from prune.recover.summary import recovery_csv, recovery_summary
 from prune.recover.targets import check_targets, everything
 from prune.recover.training import training_provenance
@@ -30,7 +31,7 @@ from prune.session.prepare import Prepared
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.draw import random_plans
-from validate.null import Measure
+from validate.measure import Measure
 from validate.rig import last_logits
 
 RESULT, REPORT = "recovery.json", "recovery.md"
@@ -118,11 +119,10 @@ class Recovery:
         for old, new in zip(before, after, strict=True):
             plans = [None, *self.plans.values(), *self.known[: old.randoms]]
             for plan in tqdm(plans, desc=f"{old.name} before recovery", unit="plan", delay=2):
-                old.values(plan)
+                if not old.evaluator.knows(plan):
+                    old.evaluator.measure_plan(plan, self.session.anatomy)
             if not new.evaluator.knows(None):
                 new.evaluator.keep(None, old.evaluator.values(None))
-        for measure in (*before, *after):
-            measure.evaluator.anatomy = None
         return before, after
 
     def _recover_all(self, held_out: Measure, after: list[Measure]) -> None:
@@ -205,7 +205,7 @@ class Recovery:
 
 
 def recover_folder(prepared: Prepared) -> RecoveryResult:
-    """`excise finetune` of a pruned folder that the recipe names: its plan, the recipe's model as teacher and source."""
+    """Recover a pruned folder that the recipe names; the recipe's model is teacher and source."""
     settings = prepared.recipe.finetune
     assert settings is not None, "checked by the command"
     assert settings.checkpoint is not None, "checked by the command"

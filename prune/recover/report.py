@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike
 
 from prune.recover.result import RecoveredPlanJson, RecoveryResult
 from prune.recover.training import training_in_words
-from prune.results import LeadJson
 from prune.tables import Table, markdown_table, percent, plain, probability, removed, signed, spread
+from validate.results import LeadJson
 
 NO_CONTROL = "No random plan was recovered, so nothing can be said of the lead."
 

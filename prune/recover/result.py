@@ -3,7 +3,8 @@
 from typing import TypedDict
 
 from criteria.text.windows import TextJson
-from prune.results import LeadJson, ModelJson, RecoveredCostJson
+from prune.results import ModelJson
+from validate.results import LeadJson, RecoveredCostJson
 
 
 class TeacherJson(TypedDict):

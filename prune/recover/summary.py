@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from experts.plan import Plan
 from prune.recover.result import CurvePointJson, RecoveredPlanJson, RecoverySummary
 from prune.tables import csv_text
-from validate.lead import healed, lead
-from validate.null import Measure
+from validate.lead import lead_of, recovery_of
+from validate.measure import Measure
 from validate.verdict import LEAD_RULE
 
 CURVE_COLUMNS = ("plan", "step", "tokens", "seconds", "held_out", "delta", "share")
@@ -31,7 +31,7 @@ def recovery_summary(
     randoms = [plan for name, plan in plans.items() if name.startswith("random-")]
     leads = []
     for before, after in measures if randoms else ():
-        leads.append(lead(own, randoms, known[: before.randoms], before, after, seed).to_json())
+        leads.append(lead_of(own, randoms, known[: before.randoms], before, after, seed).to_json())
     return {
         "criterion": own.criterion,
         "budget": own.budget,
@@ -47,7 +47,7 @@ def recovery_summary(
 def _plan(
     name: str, plan: Plan, measures: Measures, curve: Curve, full: float, seed: int
 ) -> RecoveredPlanJson:
-    recoveries = [healed(plan, before, after, seed).to_json() for before, after in measures]
+    recoveries = [recovery_of(plan, before, after, seed).to_json() for before, after in measures]
     loss = recoveries[0]
     gap = None if loss["share"] is None else loss["before"]  # a share of nothing is no number
     return {
@@ -79,5 +79,7 @@ def _point(row: Mapping[str, float], full: float, gap: float | None) -> CurvePoi
 
 def recovery_csv(plans: Iterable[RecoveredPlanJson]) -> str:
     """healing.csv: the recovered share of the gap against training tokens, a row per plan and point."""
-    rows = [{"plan": plan["name"], **point} for plan in plans for point in plan["curve"]]
+    rows: list[dict[str, object]] = []
+    for plan in plans:
+        rows += [{"plan": plan["name"], **point} for point in plan["curve"]]
     return csv_text(CURVE_COLUMNS, rows)

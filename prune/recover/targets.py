@@ -1,11 +1,12 @@
 """Which weights a recovery trains, checked before any work on a model without weights."""
 
-from experts.anatomy import Anatomy, dissect, skeleton
+from experts.anatomy import Anatomy, dissect
 from experts.disk.layout import Layout
+from experts.loading import skeleton
 from experts.plan import Plan
 from finetune.adapters import find_targets
 from prune.checkpoint.slices import by_name, slice_layout
-from prune.recover.stored_weights import Storage
+from prune.checkpoint.stored_weights import Storage
 from prune.session.session import Session
 
 

@@ -1,6 +1,6 @@
 """Every criterion's plan, its reverse and random plans on held-out text; the instrument is checked first."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import cast
 
 from criteria.budget import Budget
@@ -9,15 +9,17 @@ from criteria.text.windows import Windows
 from experts.keys import key_of
 from experts.plan import Plan
 from prune.checkpoint.slices import removed_bytes
-from prune.results import CheckJson
-from prune.run.result import ValidationResult
+from prune.run.result import TestedPlanJson, ValidationResult
 from prune.session.measures import measures_of, row_key
 from prune.session.run_folder import write_json
 from prune.session.session import Session
 from validate.agreement import agreement
-from validate.null import Evidence, Measure, evidence_of, with_verdicts
+from validate.evidence import Evidence, Judged
+from validate.measure import Measure
+from validate.null import evidence_of, with_verdicts
 from validate.rig import check_rig
-from validate.verdict import RULE, Correction
+from validate.statistics import Correction
+from validate.verdict import RULE
 
 RESULT = "validation.json"
 
@@ -73,9 +75,9 @@ class PlanTests:
         measures = measures_of(self.session)
         evidence = self._evidence(measures)
         return {
-            "plans": [{**one.to_json(), "size": self._size(one.plan)} for one in evidence],
+            "plans": [self._tested(one) for one in evidence],
             "rule": f"{RULE} Not corrected for the number of criteria.",
-            "checks": [cast(CheckJson, asdict(check)) for check in checks],
+            "checks": [check.to_json() for check in checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": self.recipe.validation.chance,
             "text": {"calibration": texts.calibration.summary(), "validation": texts.validation.summary()},
@@ -87,14 +89,16 @@ class PlanTests:
             "protected": int(self.table[0].protected.sum()),
         }
 
-    def _evidence(self, measures: list[Measure]) -> list[Evidence]:
+    def _evidence(self, measures: list[Measure]) -> list[Evidence[Judged]]:
         settings = self.recipe.validation
         contests = (self.session.contest(one.plan, one.scores, one.budget) for one in self.candidates)
-        tested = [evidence_of(one, measures, settings.chance, settings.random_seed) for one in contests]
+        anatomy, seed = self.session.anatomy, settings.random_seed
+        tested = [evidence_of(one, measures, settings.chance, seed, anatomy) for one in contests]
         return with_verdicts(tested, Correction.NONE, settings.chance)
 
-    def _size(self, plan: Plan) -> int:
-        return self.layout.checkpoint.size - removed_bytes(self.layout, plan)
+    def _tested(self, evidence: Evidence[Judged]) -> TestedPlanJson:
+        size = self.layout.checkpoint.size - removed_bytes(self.layout, evidence.plan)
+        return {**evidence.to_json(), "size": size}
 
 
 def _documents(windows: Windows) -> set[str]:

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 
 from criteria.text.windows import TextJson
 from prune.recipe.schema import Recipe
-from prune.results import CostJson
 from prune.run.result import PruneResult, TestedPlanJson, ValidationResult
 from prune.run.verdicts import markdown_tables
 from prune.tables import plain, probability, signed
+from validate.results import JudgedJson
 
 P_RULES = {
     "counted": "p = (1 + #random plans at least as good) / (R + 1).",
@@ -115,7 +115,7 @@ def _evidence(plan: TestedPlanJson) -> Iterator[str]:
         yield f"{head}, {measure}: {_against_random(task, task['delta'], 'of the items', 'items')}"
 
 
-def _against_random(chance: CostJson, delta: float, unit: str, clusters: str) -> str:
+def _against_random(chance: JudgedJson, delta: float, unit: str, clusters: str) -> str:
     """Verdict, advantage, interval, effect, p and power of one test."""
     low, high = chance["interval"]
     note = f" ({chance['interval_note']})" if chance["interval_note"] else ""

@@ -3,9 +3,14 @@
 from typing import TypedDict
 
 from prune.recover.result import RecoveryResult
-from prune.results import CheckJson, EvidenceJson, ModelJson, TextsJson
+from prune.results import ModelJson, TextsJson
+from validate.results import CheckJson, EvidenceJson
 
-TestedPlanJson = EvidenceJson  # and `size`: bytes of all tensors of the pruned checkpoint
+
+class TestedPlanJson(EvidenceJson):
+    """A tested plan of one model."""
+
+    size: int  # bytes of all tensors of the pruned checkpoint
 
 
 class SizesJson(TypedDict):

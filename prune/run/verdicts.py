@@ -1,9 +1,9 @@
 """The tables of `excise prune`, for terminal, report.md and model card: the loss, then tasks."""
 
 from experts.units import human
-from prune.results import CostJson
 from prune.run.result import TestedPlanJson, ValidationResult
 from prune.tables import Table, markdown_table, plain, probability, signed, spread, verdict
+from validate.results import CostJson
 
 LOSS_HEAD = (
     "criterion",
@@ -32,7 +32,9 @@ TASK_HEAD = (
 def tables(result: ValidationResult) -> list[Table]:
     """The tested plans by the held-out loss, the one that is written first; then by every task."""
     loss = Table("", LOSS_HEAD, [_loss_row(result, plan) for plan in result["plans"]])
-    tasks = [_task_row(plan, task) for plan in result["plans"] for task in plan["tasks"]]
+    tasks: list[tuple[str, ...]] = []
+    for plan in result["plans"]:
+        tasks += [_task_row(plan, task) for task in plan["tasks"]]
     if not tasks:
         return [loss]
     return [loss, Table("", TASK_HEAD, sorted(tasks, key=lambda row: row[0]))]
@@ -67,7 +69,12 @@ def _task_row(plan: TestedPlanJson, task: CostJson) -> tuple[str, ...]:
         plain(full, 3),
         plain(task["value"], 3),
         f"{plain(full - random['mean'], 3)} ± {plain(random['sd'], 3)}",
-        plain(full - task["reversed_delta"], 3),
+        plain(_difference(full, task["reversed_delta"]), 3),
         probability(task["p"]),
         verdict(task),
     )
+
+
+def _difference(full: float, lost: float | None) -> float | None:
+    """What is left of a task's score; None where the loss is not known."""
+    return None if lost is None else full - lost

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from criteria.budget import Budget, BudgetScope
 from criteria.registry import DOMAINS, Criterion, resolve
-from experts.disk.find import Model, check_room, find_model
+from experts.disk.find import StoredModel, check_room, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
@@ -37,8 +37,8 @@ class Checked:
 
     recipe: Recipe
     criteria: tuple[Criterion, ...]
-    model: Model
-    teacher: Model | None
+    model: StoredModel
+    teacher: StoredModel | None
     layout: Layout
     budgets: dict[BudgetScope, Budget]
     compared: tuple[Budget, ...]
@@ -149,7 +149,7 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     return Checked(recipe, criteria, model, teacher, layout, budgets, compared, merged, run, force)
 
 
-def _teacher(recipe: Recipe) -> Model | None:
+def _teacher(recipe: Recipe) -> StoredModel | None:
     """The teacher that the recipe names, with weights that can be read."""
     if recipe.finetune is None or not recipe.finetune.teacher.model:
         return None
@@ -175,7 +175,7 @@ def _check_texts(*parts: TextSettings) -> None:
             raise ExciseError(f"{path}: No such file or directory")
 
 
-def _pinned_teacher(recipe: Recipe, teacher: Model | None) -> Recipe:
+def _pinned_teacher(recipe: Recipe, teacher: StoredModel | None) -> Recipe:
     """The recipe with a teacher on the hub at the commit that is read: what comes out depends on it."""
     if recipe.finetune is None or teacher is None or not teacher.commit:
         return recipe
@@ -229,7 +229,7 @@ def prepare_export(name: str, plan: Plan, out: Path, force: bool = False) -> Lay
     return _fetched(model, layout)
 
 
-def _fetched(model: Model, layout: Layout) -> Layout:
+def _fetched(model: StoredModel, layout: Layout) -> Layout:
     check_room(model)
     return _layout_in(model.fetch(), layout)
 

@@ -1,4 +1,4 @@
-"""Stages of a run folder: each result carries the key of its inputs, so a second run redoes only what changed."""
+"""Stages of a run folder: each carries the key of its inputs, so a second run redoes only what changed."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +34,8 @@ class RunFolder:
         check_name(path.absolute())
         if path.exists() and not (path / RECORD).is_file() and _is_used(path) and not force:
             raise ExciseError(
-                f"{path}: exists and is not a run of Excise; choose another --output, or --force to write into it"
+                f"{path}: exists and is not a run of Excise; "
+                "choose another --output, or --force to write into it"
             )
         self.record: dict[str, str] = {}
         if (path / RECORD).is_file():
@@ -60,7 +61,8 @@ class RunFolder:
                     tell(f"{self.path}: this file system has no locks; start no second run in this folder")
             except BlockingIOError as error:
                 raise ExciseError(
-                    f"{self.path}: another run is at work in this folder; wait for it or choose another --output"
+                    f"{self.path}: another run is at work in this folder; "
+                    "wait for it or choose another --output"
                 ) from error
             write_json(self.path / RECORD, self.record)
             yield

@@ -1,4 +1,4 @@
-"""A recipe at work: its model, its texts, its calibration, its tasks; each made once, and only when something needs it."""
+"""A recipe at work: its model, texts, calibration and tasks; each made once, when something needs it."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,11 @@ from criteria.scores import Scores
 from criteria.selection import check_protected
 from criteria.text.chat import Template
 from experts.anatomy import Anatomy
-from experts.anatomy import load as load_network
 from experts.cache import Cache
 from experts.disk.fingerprint import digest_files
 from experts.disk.hub_files import reads_prompts
 from experts.disk.weight_files import regular_files
+from experts.loading import load_network
 from experts.model import Model
 from experts.plan import Plan
 from prune.session.prepare import Prepared
@@ -137,7 +137,7 @@ class Session:
 
     @cached_property
     def tasks_identity(self) -> str:
-        """Identity of the tasks as the model meets them: items and prompts, tokenizer, generation settings."""
+        """Identity of the tasks as the model meets them: items, prompts, tokenizer, generation settings."""
         source = self.prepared.source
         digest = xxhash.xxh3_128(self.benchmark.hash.encode())
         digest_files(digest, (source / name for name in regular_files(source) if reads_prompts(name)))

@@ -111,8 +111,8 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
     from finetune.adapters import adapt, find_targets, merged
     from finetune.settings import GROUPS, Training
     from prune.checkpoint.slices import by_name, slice_layout
+    from prune.checkpoint.stored_weights import Storage
     from prune.checkpoint.write import TrainedWeights, export
-    from prune.recover.stored_weights import Storage
 
     with sharing(anatomy, plan):
         adapted = adapt(anatomy.model, find_targets(anatomy, GROUPS), Training(), 0)

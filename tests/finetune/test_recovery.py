@@ -29,12 +29,12 @@ from finetune.settings import Training
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import check_teacher, pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import Storage
 from prune.checkpoint.write import TrainedWeights, export
-from prune.recover.stored_weights import Storage
 from tests.support import tiny
 from tests.support.inputs import unequal_plan, uniform_plan, windows
-from validate.lead import healed, lead
-from validate.null import Measure
+from validate.lead import lead_of, recovery_of
+from validate.measure import Measure
 from validate.statistics import clustered_share
 from validate.verdict import Verdict, survival
 
@@ -380,17 +380,17 @@ def test_the_lead_by_hand() -> None:
         "r1": [2.1, 3, 4, 5.1],
         "r2": [1.9, 3, 4, 4.9],
     }
-    found = lead(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0)
+    found = lead_of(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0)
     assert (found.lead_before, found.lead_after) == (pytest.approx(1.95), pytest.approx(0.5))
-    assert found.kept == pytest.approx(0.5 / 1.95)
-    assert found.kept_interval.low <= found.kept <= found.kept_interval.high
+    assert found.kept_share == pytest.approx(0.5 / 1.95)
+    assert found.kept_interval.low <= found.kept_share <= found.kept_interval.high
     # t = (1.05 − 3) / (.05·√(4/3)) and (.5 − 1) / (.05·√(4/3)), 2 degrees of freedom: P = 1/2 + t / (2·√(2 + t²)).
     for chance, gap in ((found.before, 1.95), (found.after, 0.5)):
         t = -gap / (0.05 * math.sqrt(4 / 3))
         assert chance.p == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)))
     assert found.verdict == "survives"
     assert found.interval_before == found.before.interval, "the same random plans"
-    own = healed(OWN, measure(BEFORE), measure(after), 0)
+    own = recovery_of(OWN, measure(BEFORE), measure(after), 0)
     assert (own.before, own.after, own.share) == (
         pytest.approx(1.05),
         pytest.approx(0.5),
@@ -411,7 +411,7 @@ def test_what_becomes_of_a_lead(own_after: list[float], verdict: str) -> None:
         "r1": [2.1, 3, 4, 5.1],
         "r2": [1.9, 3, 4, 4.9],
     }
-    assert lead(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0).verdict == verdict
+    assert lead_of(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0).verdict == verdict
 
 
 def test_no_lead_to_keep() -> None:
@@ -426,10 +426,10 @@ def test_no_lead_to_keep() -> None:
     }
     assert found == expected
     same = {**BEFORE, "own": [4.0, 5.0, 6.0, 7.0]}
-    found = lead(OWN, RANDOMS, RANDOMS, measure(same), measure(BEFORE), 0)
+    found = lead_of(OWN, RANDOMS, RANDOMS, measure(same), measure(BEFORE), 0)
     assert found.verdict == "no lead before"
-    assert math.isnan(found.kept)
-    assert found.kept_interval.reason == "what it is a share of is not told from 0"
+    assert math.isnan(found.kept_share)
+    assert found.kept_interval.reason == "what it is a share of does not differ significantly from 0"
 
 
 def test_share_over_documents_by_hand() -> None:
@@ -460,7 +460,7 @@ def test_a_share_that_some_resamples_cannot_have_is_nan_without_a_warning() -> N
     lost, back = np.array([1.0] + [0.0] * 9), np.zeros(10)
     share, interval = clustered_share(back, lost + 0.0, np.ones(10), np.arange(10))
     assert math.isnan(share)
-    assert interval.reason == "what it is a share of is not told from 0"
+    assert interval.reason == "what it is a share of does not differ significantly from 0"
     share, interval = clustered_share(
         np.array([1.0, 0.0]), np.array([2.0, 1e-300]), np.array([1.0, 1.0]), np.arange(2)
     )

@@ -1,5 +1,6 @@
 """The test against random plans as a whole: its false positives and its power on plans that were really measured; both nulls; overlap."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,17 +12,27 @@ from experts.plan import Plan
 from experts.shape import Shape
 from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
+from validate import null as null_module
 from validate.draw import equal_plans, random_plans
-from validate.null import LOSS, Contest, Measure, evidence_of, with_verdicts
+from validate.measure import LOSS, Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlap, overlaps, stability
 from validate.pairs import differences
 from validate.rows import Evaluator, LossEvaluator
-from validate.verdict import Correction, Null
+from validate.statistics import Correction, clustered
+from validate.verdict import Null
 
 LAYERS = (0, 1, 2)
 SHAPE = Shape(LAYERS, 8, 3)
 NOTHING = np.zeros((3, 8), dtype=bool)
 ROUNDS = 400
+
+
+@pytest.fixture(autouse=True)
+def _quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of contests are simulated: their rates need fewer resamples than one printed interval, and no p against the full model."""
+    monkeypatch.setattr(clustered, "RESAMPLES", 999)
+    monkeypatch.setattr(null_module, "clustered_p", functools.partial(clustered.clustered_p, resamples=9))
 
 
 # Plans.
@@ -83,10 +94,10 @@ class Pool:
     """Random plans of one size that were all measured once; a simulated criterion and its null are drawn from them."""
 
     def __init__(self, anatomy: Anatomy, path: Path) -> None:
-        self.evaluator = LossEvaluator(anatomy, windows(12, 24), path, "k", batch=12)
+        self.evaluator = LossEvaluator(windows(12, 24), path, "k", batch=12)
         self.plans = random_plans(uniform_plan(LAYERS, (0, 1, 2, 3)), SHAPE, NOTHING, 240, seed=5)
-        for plan in self.plans:
-            self.evaluator.values(plan)
+        for plan in (None, *self.plans):
+            self.evaluator.measure_plan(plan, anatomy)
 
     def draws(self, randoms: int) -> Iterator[Contest]:
         rng = np.random.default_rng(0)
@@ -183,12 +194,14 @@ def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
         differences([one, one], [pool.measure()], 0)[0],
         differences([one, other], [pool.measure()], 0)[0],
     )
-    assert "same experts" in same.reason
-    assert (same.same_plan, different.same_plan) == (True, False)
+    assert "same experts" in same.compared.test.reason
+    assert (same.compared.pair.same_plan, different.compared.pair.same_plan) == (True, False)
     assert not same.differ
-    assert different.p_corrected == different.p
-    assert different.difference == pytest.approx(one.costs[0].delta - other.costs[0].delta)
-    assert different.low <= different.difference <= different.high
+    assert different.p_corrected == different.compared.test.p
+    assert different.compared.difference == pytest.approx(one.costs[0].delta - other.costs[0].delta)
+    assert (
+        different.compared.interval.low <= different.compared.difference <= different.compared.interval.high
+    )
 
 
 def test_what_is_detectable_after_holm(pool: Pool) -> None:

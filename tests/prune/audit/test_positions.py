@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from criteria.scores import Scores
 from experts.errors import ExciseError
 from prune.console.cli import app
-from validate.positions import GATE_WEIGHT, RANDOM_PAIR, pairs, read_positions
+from validate.expert_pairs import GATE_WEIGHT, RANDOM_PAIR, pick_pairs
+from validate.positions import read_positions
 from validate.token_audit import Outcome, audit
 
 # METHODS 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p (t), p (Wilcoxon). The one d that is
@@ -33,20 +34,25 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["audit", *map(str, arguments), "--quiet"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def released(shared: Path) -> Path:
     return shared / "reference" / "causal-audit" / "olmoe-positions.csv"
+
+
+@pytest.fixture(scope="module")
+def audited(released: Path) -> Any:
+    """What the command finds in the released file, at ddof 0."""
+    done = invoke("--positions", released, "--ddof", 0, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
 
 
 def others(holm: int, benjamini_hochberg: int) -> dict[str, int]:
     return {"cells_holm": holm, "cells_benjamini-hochberg": benjamini_hochberg}
 
 
-def test_the_published_figures(released: Path) -> None:
-    done = invoke("--positions", released, "--ddof", 0, "--json")
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
-    cells = {(cell["layer"], cell["criterion"]): cell for cell in result["cells"]}
+def test_the_published_figures(audited: Any) -> None:
+    cells = {(cell["layer"], cell["criterion"]): cell for cell in audited["cells"]}
     assert len(cells) == 20
     for layer, criterion, high, low, d, p_t, p_wilcoxon in PUBLISHED:
         cell = cells[layer, criterion]
@@ -57,11 +63,11 @@ def test_the_published_figures(released: Path) -> None:
         )
         assert (round(cell["p_t"], 4), round(cell["p_wilcoxon"], 4)) == (p_t, p_wilcoxon)
         assert cell["n"] == 200
-    assert result["passing"] == {
+    assert audited["passing"] == {
         "delta": {"cells": 0, "of": 20} | others(0, 0),
         "absolute": {"cells": 6, "of": 20} | others(8, 10),
     }
-    absolute = result["outcomes"]["absolute"]
+    absolute = audited["outcomes"]["absolute"]
     assert sum(cell["passes"] for cell in absolute) == 6
     by_holm, by_rate = np.ones(20, bool), np.ones(20, bool)
     for name in ("p_t", "p_wilcoxon"):
@@ -73,11 +79,11 @@ def test_the_published_figures(released: Path) -> None:
     assert (by_holm.sum(), by_rate.sum()) == (8, 10)
 
 
-def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
+def test_every_cell_from_the_rows_by_scipy(released: Path, audited: Any) -> None:
     """No pandas, none of our statistics."""
     with released.open() as file:
         rows = list(csv.DictReader(file))
-    for cell in json.loads(invoke("--positions", released, "--ddof", 0, "--json").stdout)["cells"]:
+    for cell in audited["cells"]:
         mine = [
             row for row in rows if (row["metric"], int(row["layer"])) == (cell["criterion"], cell["layer"])
         ]
@@ -126,14 +132,13 @@ def test_every_cell_from_the_rows_by_scipy(released: Path) -> None:
         )
 
 
-def test_ddof_is_a_parameter_and_is_printed(released: Path) -> None:
-    zero, one = (
-        json.loads(invoke("--positions", released, "--ddof", ddof, "--json").stdout) for ddof in (0, 1)
-    )
-    assert (zero["ddof"], one["ddof"]) == (0, 1)
-    assert one["cells"][0]["d"] == pytest.approx(zero["cells"][0]["d"] * np.sqrt(199 / 200))
-    assert "d (ddof 0)" in invoke("--positions", released, "--ddof", 0).stdout
-    assert "6 of 20 cells pass" in invoke("--positions", released, "--outcome", "absolute").stdout
+def test_ddof_is_a_parameter_and_is_printed(released: Path, audited: Any) -> None:
+    one = json.loads(invoke("--positions", released, "--ddof", 1, "--json").stdout)
+    assert (audited["ddof"], one["ddof"]) == (0, 1)
+    assert one["cells"][0]["d"] == pytest.approx(audited["cells"][0]["d"] * np.sqrt(199 / 200))
+    printed = invoke("--positions", released, "--ddof", 0, "--outcome", "absolute").stdout
+    assert "d (ddof 0)" in printed
+    assert "6 of 20 cells pass" in printed
 
 
 # Files that are not what they should be.
@@ -362,7 +367,7 @@ def scores(*values: float) -> Scores:
 
 def test_high_and_low_are_the_extremes_of_the_active_set() -> None:
     table = effects_table()
-    found = pairs(table, [scores(5, 4, 3, 2, 1, np.nan)], seed=0)
+    found = pick_pairs(table, [scores(5, 4, 3, 2, 1, np.nan)], seed=0)
     mine = found[found["criterion"] == "mine"]
     assert len(mine) == 400
     for _, row in mine.iterrows():
@@ -380,12 +385,12 @@ def test_high_and_low_are_the_extremes_of_the_active_set() -> None:
 
 def test_ties_and_the_random_pair_are_drawn_evenly() -> None:
     """A constant criterion is the negative control: two different experts, each with the same chance, whatever their rank."""
-    found = pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
+    found = pick_pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
     for name in ("mine", RANDOM_PAIR):
         rows = found[found["criterion"] == name]
         assert (rows["high_expert"] != rows["low_expert"]).all()
         for side in ("high_expert", "low_expert"):
             assert stats.chisquare(rows[side].value_counts()).pvalue > 0.001
-    again = pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
+    again = pick_pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
     pd.testing.assert_frame_equal(found, again)
-    assert not found.equals(pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=1))
+    assert not found.equals(pick_pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=1))

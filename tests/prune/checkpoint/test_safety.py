@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from benchmarks.deepseek import DeepSeek
 from benchmarks.kills import content, expected, is_right, kill_many
-from experts.anatomy import load, load_tokenizer, skeleton
 from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
+from experts.loading import load_network, load_tokenizer, skeleton
 from experts.plan import Plan
 from prune.checkpoint import atomic_folder as place
 from prune.checkpoint import ranges, shard_files
@@ -533,7 +533,7 @@ def test_code_of_a_checkpoint_runs_when_the_user_says_so(
 
 def test_trust_is_off_wherever_it_is_not_mentioned() -> None:
     """In Python too: every function and class that takes trust_remote_code has it off by default."""
-    for taker in (load, skeleton, load_tokenizer, Request):
+    for taker in (load_network, skeleton, load_tokenizer, Request):
         assert inspect.signature(taker).parameters["trust_remote_code"].default is False
     assert Recipe.model_fields["trust_remote_code"].default is False
 
@@ -541,7 +541,7 @@ def test_trust_is_off_wherever_it_is_not_mentioned() -> None:
 def test_a_known_model_is_loaded_by_the_library(with_code: Callable[[str], tuple[Path, Path]]) -> None:
     """Many checkpoints still carry the code they were published with; the library's own class takes its place."""
     folder, marker = with_code("olmoe")
-    assert type(load(folder)).__module__.startswith("transformers.models.olmoe")
+    assert type(load_network(folder)).__module__.startswith("transformers.models.olmoe")
     assert not marker.exists()
 
 

@@ -363,7 +363,7 @@ def test_fewer_items_or_documents_than_a_test_needs(
     monkeypatch.delenv("TQDM_DISABLE", raising=False)  # what --quiet left
     noted = CliRunner().invoke(app, ["compare", str(recipe_path), *options])
     assert noted.exit_code == 0
-    assert "no two criteria can be told apart, which takes 7 after Holm over 3 pairs" in noted.stderr
+    assert "no two criteria can differ significantly, which takes 7 after Holm over 3 pairs" in noted.stderr
 
 
 def test_too_few_plans_to_count(recipe_path: Path, tmp_path: Path) -> None:

@@ -243,8 +243,8 @@ def test_an_entry_of_another_user_is_a_miss(
     done = counting(monkeypatch)
     assert CliRunner().invoke(app, measuring(play, tmp_path / "one")).exit_code == 0
     opened, replaced = open, os.replace
-    from experts import stored_arrays
     from criteria import statistics
+    from experts import stored_arrays
 
     def forbidden(path: Any, *_: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -276,7 +276,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(
     monkeypatch.setenv("EXCISE_CACHE", "/dev/null/cache")
     done = counting(monkeypatch)
     with monkeypatch.context() as broken:
-        broken.setattr("prune.run.pipeline.Run.rank", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr("prune.run.pipeline.Run._ranked", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         first = noted(measuring(play, tmp_path / "run"))
     notes = [line for line in said(first.stderr) if "/dev/null/cache" in line]
     assert len(notes) == 1

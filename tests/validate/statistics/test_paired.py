@@ -9,6 +9,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from validate.statistics import (
+    Correction,
     clustered_p,
     cohens_d,
     corrected,
@@ -25,7 +26,6 @@ from validate.statistics import (
     spearman_within,
     wilcoxon,
 )
-from validate.verdict import Correction
 
 SAMPLE = np.random.default_rng(7).normal(0.2, 1.0, 60)
 ONES = np.ones(60)

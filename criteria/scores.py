@@ -15,7 +15,7 @@ from criteria.registry import Criterion
 from criteria.statistics import Array, Statistics
 from experts.disk.layout import Layout
 from experts.errors import ExciseError, one_line
-from experts.files import save_arrays
+from experts.stored_arrays import save_arrays
 
 
 @dataclass(frozen=True)

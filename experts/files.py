@@ -5,10 +5,9 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from experts.errors import ExciseError, naming
 
@@ -54,19 +53,6 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
-
-
-def save_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    """Write numpy arrays as a safetensors file, atomically.
-
-    The library's `save_file` would make it unreadable to other users.
-    """
-    import numpy as np
-    from safetensors.numpy import save
-
-    with replacing(path) as fresh:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        fresh.write_bytes(save(contiguous, metadata))
 
 
 def give_usual_modes(folder: Path) -> None:

@@ -22,7 +22,7 @@ class WindowRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Training windows with their numbers, by which a cached teacher finds its targets."""
 
     def __init__(self, windows: Windows) -> None:
-        self.tokens = torch.from_numpy(windows.tokens)
+        self.tokens = windows.tensor("cpu")
 
     def __len__(self) -> int:
         return len(self.tokens)

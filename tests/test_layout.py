@@ -20,7 +20,7 @@ LINES = 300
 # Floors from the bottom up. A floor has rooms side by side that know nothing of one another; a room is a folder, a module, or several.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "experts": (
-        ("errors files locks limits memory cache notes modes shape units plain_outputs",),
+        ("arrays errors files locks limits memory cache notes modes shape units plain_outputs",),
         ("disk",),
         (REST,),  # anatomy, plan, seam, routing, ablation, surgery, sharing
         ("effects",),

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from criteria.text.bos import Bos
 from criteria.text.context_length import check_vocabulary, context_note
+from criteria.text.reading import read_windows
 from criteria.text.sources import Source
-from criteria.text.windows import Windows, read_windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from experts.model import Model
 from experts.notes import tell

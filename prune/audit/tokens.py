@@ -21,7 +21,7 @@ from prune.audit.result import AuditResult, RecipeAudit
 from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
-from prune.session.run_folder import describe, write_json, write_text
+from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Removals
 from validate.expert_pairs import pick_pairs, rank_correlations
@@ -129,8 +129,8 @@ class Audit:
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
             "text": {
-                "calibration": describe(self.session.texts.calibration),
-                "validation": describe(self.session.texts.validation),
+                "calibration": self.session.texts.calibration.summary(),
+                "validation": self.session.texts.validation.summary(),
             },
             "model": self.prepared.model,
             "notes": self._notes(),
@@ -164,10 +164,10 @@ def instrument_of(session: Session, mode: Mode) -> Instrument:
     """For removals on the recipe's model; mode mean takes means over the calibration text."""
     if mode is not Mode.MEAN:
         return Instrument(session.anatomy, mode, None)
-    calibration = torch.from_numpy(session.texts.calibration.tokens).to(session.model.device)
+    calibration = session.texts.calibration.tensor(session.model.device)
     return Instrument(session.anatomy, mode, mean_outputs(session.anatomy, calibration))
 
 
 def tokens_of(session: Session) -> torch.Tensor:
     """The validation windows on the model's device."""
-    return torch.from_numpy(session.texts.validation.tokens).to(session.model.device)
+    return session.texts.validation.tensor(session.model.device)

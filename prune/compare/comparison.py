@@ -16,7 +16,7 @@ from prune.compare.result import ComparisonResult, OverlapJson, TaskJson
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
-from prune.session.run_folder import describe, write_json, write_text
+from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
@@ -101,8 +101,8 @@ class Comparison:
             "loss": measures[0].mean(measures[0].values(None)),
             "tasks": [_task(measure) for measure in measures[1:]],
             "text": {
-                "calibration": describe(self.session.texts.calibration),
-                "validation": describe(windows),
+                "calibration": self.session.texts.calibration.summary(),
+                "validation": windows.summary(),
             },
             "model": self.prepared.model,
             "checks": [check.to_json() for check in checks],

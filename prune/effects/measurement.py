@@ -8,7 +8,8 @@ import torch
 from tqdm import tqdm
 
 from criteria.text.context_length import check_vocabulary, context_note
-from criteria.text.windows import Windows, consecutive
+from criteria.text.reading import consecutive
+from criteria.text.windows import Windows
 from experts.anatomy import Anatomy, dissect
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout
@@ -89,7 +90,7 @@ def _measure(
 ) -> tuple[float, list[str]]:
     """Measure what is missing, after checks of the instrument. Returns seconds and notes."""
     check_rig(anatomy, windows, rig_plan(anatomy.shape))
-    tokens = torch.from_numpy(windows.tokens).to(anatomy.device)
+    tokens = windows.tensor(anatomy.device)
     means = mean_outputs(anatomy, tokens) if request.mode is Mode.MEAN else None
     instrument = Instrument(anatomy, request.mode, means)
     instrument.check(tokens, request.scope)

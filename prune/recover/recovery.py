@@ -28,7 +28,7 @@ from prune.recover.targets import check_targets, everything
 from prune.recover.training import training_provenance
 from prune.session.measures import measures_of
 from prune.session.prepare import Prepared
-from prune.session.run_folder import describe, write_json, write_text
+from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.draw import random_plans
 from validate.measure import Measure
@@ -193,7 +193,7 @@ class Recovery:
         return {
             **recovery_summary(self.plans, self.known, pairs, curves, seed),
             "training": read_json(self.written.path / RECOVERY)["training"],
-            "text": describe(self.session.texts.validation),
+            "text": self.session.texts.validation.summary(),
             "model": self.session.prepared.model,
             **self._places(),
         }

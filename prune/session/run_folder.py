@@ -4,16 +4,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
 from experts.locks import lock
 from experts.notes import tell
-from prune.results import TextJson
-
-if TYPE_CHECKING:
-    from criteria.text.windows import Windows
 
 RECORD, LOCK = "stages.json", ".lock"
 CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
@@ -97,16 +93,3 @@ class RunFolder:
 def _is_used(folder: Path) -> bool:
     """Whether it holds anything but what a run leaves that could not begin."""
     return any(file.name != LOCK and not is_leftover(file) for file in folder.iterdir())
-
-
-def describe(windows: "Windows") -> TextJson:
-    """What a report says of a text."""
-    rows, length = windows.tokens.shape
-    documents = len(set(windows.document.tolist()))
-    return {
-        "windows": rows,
-        "length": length,
-        "documents": documents,
-        "domains": list(windows.domains),
-        "hash": windows.hash,
-    }

@@ -152,7 +152,7 @@ class Session:
         """
         trust = not plan.uniform or self.recipe.trust_remote_code
         network = load_network(out, self.recipe.dtype, trust, device)
-        tokens = torch.from_numpy(self.texts.validation.tokens[:1]).to(device)
+        tokens = self.texts.validation.tensor(device)[:1]
         with torch.no_grad():
             logits: torch.Tensor = network(input_ids=tokens, use_cache=False).logits
         return logits

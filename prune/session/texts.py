@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from functools import cached_property
 
+from criteria.text.disjoint import check_disjoint
 from criteria.text.for_model import read_for
-from criteria.text.windows import Windows, check_disjoint
+from criteria.text.windows import Windows
 from experts.model import Model
 from experts.notes import tell
 from prune.recipe.schema import Recipe, TextSettings

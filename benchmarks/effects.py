@@ -23,7 +23,7 @@ import torch
 
 def build(options: argparse.Namespace) -> Any:
     from experts.anatomy import dissect
-    from experts.disk.names import model_folder
+    from experts.disk.find import model_folder
     from experts.loading import load_network
 
     if options.model:
@@ -157,7 +157,7 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
 def exhaustive() -> dict[str, Any]:
     from criteria.text.reading import read_windows
     from experts.anatomy import dissect
-    from experts.disk.names import model_folder
+    from experts.disk.find import model_folder
     from experts.effects.instrument import Instrument
     from experts.loading import load_network, load_tokenizer
     from experts.modes import Scope

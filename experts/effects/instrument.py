@@ -1,4 +1,4 @@
-"""What a removal costs: ΔCE and KL(clean ‖ ablated) per position (METHODS 1.3, 2).
+"""What a removal costs: ΔCE and KL(clean ‖ ablated) per position (docs/methods.md, 1.3 and 2).
 
 It is measured in three scopes and four modes. Every fast path is compared with plain replay on the model at
 hand before it is used. Where it does not hold (token mixing other than masked attention, say), plain replay

@@ -1,4 +1,4 @@
-"""Position scope: hundreds of interventions as copies of tokens in one forward (METHODS 2).
+"""Position scope: hundreds of interventions as copies of tokens in one forward (docs/methods.md, 2).
 
 Attention is causal, so an intervention at position t changes nothing before t, and only the prediction at t
 is read. A copy is token t once more, at its own position, with a 4-D mask through which it sees the clean

@@ -75,7 +75,7 @@ def test_overlap_by_hand() -> None:
     assert overlap(one, one) == 1
     assert overlap(one, uniform_plan((0,), (2, 3, 4, 5))) == 0
     assert overlap(one, uniform_plan((0,), (4, 5, 6, 7))) == -1
-    # METHODS 5, kept 6: (|A∩B|/kept − c)/(1 − c) with 5 shared and c = 6/8.
+    # docs/methods.md 7, kept 6: (|A∩B|/kept − c)/(1 − c) with 5 shared and c = 6/8.
     assert overlap(
         uniform_plan((0,), (0, 1, 2, 3, 4, 5)), uniform_plan((0,), (1, 2, 3, 4, 5, 6))
     ) == pytest.approx((5 / 6 - 0.75) / 0.25)

@@ -58,10 +58,10 @@ def texts(windows: Windows) -> list[str]:
         ("a.json", "\n".join(json.dumps(row, indent=2) for row in ROWS)),
         ("a.jsonl", json.dumps(ROWS)),
         ("a.jsonl", "\n".join(map(json.dumps, TEXTS))),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())),
-        ("a.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + LINES.encode())),
-        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
-        ("compressed without saying so.jsonl", gzip.compress(LINES.encode())),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+        ("a.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + LINES.encode(), mtime=0)),
+        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
+        ("compressed without saying so.jsonl", gzip.compress(LINES.encode(), mtime=0)),
     ],
 )
 def test_rows_of_every_kind(tmp_path: Path, name: str, content: str | bytes) -> None:
@@ -342,8 +342,16 @@ def test_shares_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
             '{\n"data": [{"text": "a"}]}',
             r"a\.json\[0\]: no text in field 'text'; it has \['data'\]",
         ),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], r"a\.jsonl\.gz: damaged or incomplete gzip file"),
-        ("a.txt.gz", gzip.compress(LINES.encode()) + b"rest", r"a\.txt\.gz: damaged or incomplete gzip file"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(LINES.encode(), mtime=0)[:-9],
+            r"a\.jsonl\.gz: damaged or incomplete gzip file",
+        ),
+        (
+            "a.txt.gz",
+            gzip.compress(LINES.encode(), mtime=0) + b"rest",
+            r"a\.txt\.gz: damaged or incomplete gzip file",
+        ),
         (
             "a.txt",
             "a".encode("utf-16"),

@@ -96,7 +96,8 @@ def test_scope_global(
 ) -> None:
     """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second calibration."""
     monkeypatch.setattr("prune.session.session.observe", None)
-    result = execute(tmp_path / "run", "prune.scope=global", "criteria=[reap_sum]")
+    changes = ("prune.scope=global", "criteria=[reap_sum]", "validate.sequences=16")
+    result = execute(tmp_path / "run", *changes)
     both = {plan["scope"]: plan for plan in result["plans"]}
     assert set(both) == {"global", "layer"}
     assert both["global"]["kept"] == both["layer"]["kept"] == 48

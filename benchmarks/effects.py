@@ -22,11 +22,12 @@ import torch
 
 
 def build(options: argparse.Namespace) -> Any:
-    from experts.anatomy import dissect, load
-    from experts.disk.names import model_folder
+    from experts.anatomy import dissect
+    from experts.disk.find import model_folder
+    from experts.loading import load_network
 
     if options.model:
-        return dissect(load(model_folder(options.model), options.dtype))
+        return dissect(load_network(model_folder(options.model), options.dtype))
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
     torch.manual_seed(0)
@@ -154,28 +155,29 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
 
 
 def exhaustive() -> dict[str, Any]:
-    from criteria.text.windows import read_windows
-    from experts.anatomy import dissect, load, load_tokenizer
-    from experts.disk.names import model_folder
+    from criteria.text.reading import read_windows
+    from experts.anatomy import dissect
+    from experts.disk.find import model_folder
     from experts.effects.instrument import Instrument
+    from experts.loading import load_network, load_tokenizer
     from experts.modes import Scope
     from prune.recipe.read import read_recipe, recipe_file
-    from validate.effect_table import Cells, measure
+    from validate.effect_table import Removals, measure_effects
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")
     text = recipe.validation
     windows = read_windows(text.data, load_tokenizer(folder), text.length, text.sequences, text.seed)
-    anatomy = dissect(load(folder, recipe.dtype))
+    anatomy = dissect(load_network(folder, recipe.dtype))
     tokens, instrument = (
-        torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device),
+        windows.tensor(anatomy.device),
         Instrument(anatomy),
     )
     instrument.check(tokens, Scope.POSITION)
     layers, tables = tuple(range(len(anatomy.layers))), list[Any]()
     missing = dict.fromkeys(range(len(tokens)), layers)
     seconds, _ = clock(
-        lambda: measure(
-            instrument, tokens, missing, Cells(Scope.POSITION), lambda *cell: tables.append(cell[2])
+        lambda: measure_effects(
+            instrument, tokens, missing, Removals(Scope.POSITION), lambda *cell: tables.append(cell[2])
         )
     )
     rows = sum(len(table["delta"]) for table in tables)
@@ -226,7 +228,7 @@ def main() -> None:
         print(json.dumps(exhaustive(), indent=2))
         return
     anatomy, mode = build(options), Mode(options.mode)
-    device = next(anatomy.model.parameters()).device
+    device = anatomy.device
     tokens = torch.randint(0, 4096, (8, options.window), generator=torch.Generator().manual_seed(0)).to(
         device
     )

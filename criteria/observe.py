@@ -117,10 +117,7 @@ def observe(
     done: statistics of the first windows, from an interrupted pass; keep: called with the statistics so far about every minute.
     """
     weights = weigh(anatomy)
-    sums = [
-        Sums(anatomy.shape.num_experts, len(windows.domains), next(anatomy.model.parameters()).device)
-        for _ in anatomy.layers
-    ]
+    sums = [Sums(anatomy.shape.num_experts, len(windows.domains), anatomy.device) for _ in anatomy.layers]
     start = 0 if done is None else _go_on(sums, done, windows, weights)
     seen, kept_at = start, time.monotonic()
     with (
@@ -141,7 +138,7 @@ def observe(
 @contextmanager
 def watched(anatomy: Anatomy, sums: list[Sums]) -> Iterator[Callable[[Windows], None]]:
     """Gives a function that runs a batch of windows through the model and adds what the experts did to `sums`."""
-    device = next(anatomy.model.parameters()).device
+    device = anatomy.device
     now: dict[str, Tensor] = {}
     with residuals(anatomy) as residual:
 

@@ -1,50 +1,50 @@
-"""Load a model and find its layers of routed experts, by structure alone.
+"""Find a model's layers of routed experts, by structure alone.
 
-An experts module is one that transformers routes through its experts interface (`transformers.integrations.moe`): it carries the
-marks which that decorator leaves, holds parameters with the expert axis first and is called with hidden states [T, H], expert
-ids [T, k] and gate weights [T, k]. Its parent is the MoE block; the router is the sibling with a weight of E rows.
+An experts module is one that transformers routes through its experts interface
+(`transformers.integrations.moe`): it carries the marks which that decorator leaves, holds parameters with the
+expert axis first and is called with hidden states [T, H], expert ids [T, k] and gate weights [T, k]. Its
+parent is the MoE block; the router is the sibling with a weight of E rows.
 """
 
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from experts.disk.configuration import (
-    COMMON,
-    COUNT_KEYS,
+from experts.disk.configuration import COUNT_KEYS, TOP_K_KEYS, router_groups
+from experts.disk.tensors import (
     ROUTER_TENSORS,
     ROUTERS,
-    TOP_K_KEYS,
+    SHARED_NORM,
     expert_axis,
     in_tower,
-    router_groups,
+    is_whole_layer,
+    numbers_in,
 )
-from experts.disk.strict_json import read_object
-from experts.disk.weight_files import entry_file, regular_files
-from experts.errors import ExciseError, let_through, one_line
+from experts.errors import ExciseError
 from experts.plain_outputs import set_plain_outputs
 from experts.shape import Shape
 
-MOST_EXTRA = 8  # rows of a router for other than routed experts
-ALIGNMENT = 64  # bytes; of every allocation of torch
+MOST_EXTRA = 8  # router rows that may belong to shared or skipped experts
 
 
 @dataclass(frozen=True)
 class MoELayer:
-    """One MoE block. `router_tensors` lists (module, tensor name) of everything outside the experts with E entries on axis 0."""
+    """One MoE block.
+
+    Attributes:
+        index: decoder layer
+        name: of the block among the model's modules
+        block: the module that holds experts and router
+        experts: the module of all E experts
+        router: the module whose weight has E rows
+        router_tensors: (module, tensor name) of everything outside the experts with E entries on its expert
+            axis
+    """
 
     index: int
     name: str
@@ -55,19 +55,18 @@ class MoELayer:
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
-        """The parameters of the experts, all with the expert axis in front, by their names in the experts module."""
+        """The experts' parameters [E, …], by their names in the experts module."""
         return {
             name: parameter
             for name, parameter in self.experts.named_parameters()
-            if COMMON not in name.split(".")
+            if SHARED_NORM not in name.split(".")
         }
 
     @property
     def counters(self) -> list[tuple[nn.Module, str]]:
-        """Integer attributes of the block and its router-side modules that hold E."""
-        modules = {
-            id(module): module for module in (self.block, *(module for module, _ in self.router_tensors))
-        }
+        """(module, attribute) of the integers outside the experts that hold E."""
+        routing_modules = (module for module, _ in self.router_tensors)
+        modules = {id(module): module for module in (self.block, *routing_modules)}
         return [
             (module, key)
             for module in modules.values()
@@ -78,7 +77,13 @@ class MoELayer:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model and its L MoE layers. Of a pruned model with unequal layers, the shape holds the largest E."""
+    """A network and its L MoE layers.
+
+    Attributes:
+        model: the transformers model
+        layers: its MoE layers, in the order of the decoder [L]
+        shape: L, E, k and router groups; where a pruned model's layers differ, E is the largest count
+    """
 
     model: PreTrainedModel
     layers: tuple[MoELayer, ...]
@@ -90,155 +95,55 @@ class Anatomy:
         return next(self.model.parameters()).device
 
 
-def load(
-    folder: Path, dtype: str = "auto", trust_remote_code: bool = False, device: torch.device | None = None
-) -> PreTrainedModel:
-    """The model of a local checkpoint folder, in evaluation mode; without a `device`, on the GPU if it fits there.
-
-    Its forwards give logits and nothing else (experts/plain_outputs.py).
-    """
-    config = read_object(
-        folder / "config.json", "no such file; a checkpoint folder has config.json and *.safetensors"
-    )
-    entry_file(
-        regular_files(folder), config, str(folder)
-    )  # refuses what transformers would read in another way
-    try:
-        auto = _auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
-        model, report = auto.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(
-                f"{len(missing)} weights of {type(model).__name__} are not in it and would be random, {missing[0]} among them"
-            )
-        model.to(device or torch.device(_device(model))).eval()
-        _align(model)
-        set_plain_outputs(model)
-    except torch.OutOfMemoryError as error:
-        raise ExciseError(
-            f"{folder}: not enough memory on the GPU ({one_line(error)}); set CUDA_VISIBLE_DEVICES= to use the CPU"
-        ) from error
-    except Exception as error:  # of files that do not fit together transformers raises anything
-        let_through(error)
-        raise ExciseError(
-            f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}"
-        ) from error
-    found: PreTrainedModel = model
-    return found
-
-
-def _own_code(error: BaseException) -> str:
-    """What to do where transformers refuses to run code that comes with a checkpoint; empty for any other error."""
-    if "trust_remote_code" not in str(error):
-        return ""
-    return (
-        "needs Python code that comes with the checkpoint, which is run only if you say so: read it, then put `trust_remote_code: true` "
-        "into the recipe (--set trust_remote_code=true), or give `excise effects` --trust-remote-code"
-    )
-
-
-def _auto_class(config: Any) -> Any:
-    """The class that reads text: of a multimodal wrapper without one of its own, the one that reads images as well."""
-    mapped = AutoModelForImageTextToText._model_mapping
-    other = type(config) in mapped and type(config) not in AutoModelForCausalLM._model_mapping
-    return AutoModelForImageTextToText if other else AutoModelForCausalLM
-
-
-@torch.no_grad()
-def _align(model: Any) -> None:
-    """Weights that lie anywhere in a file's buffer are copied to where torch would put them.
-
-    CPU kernels round by the alignment of their operands: the same weights, read behind a header of another length, would give other logits.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
-
-
-def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model without its weights: modules, names and shapes, in the time it takes to read a configuration."""
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model: PreTrainedModel = _auto_class(config).from_config(
-                config, trust_remote_code=trust_remote_code
-            )
-    except Exception as error:
-        let_through(error)
-        raise ExciseError(
-            f"{folder}: {_own_code(error) or f'the model cannot be loaded ({one_line(error)})'}"
-        ) from error
-    return model
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local checkpoint folder."""
-    if not any(
-        file for pattern in ("tokenizer*", "vocab*", "*.model", "*.tiktoken") for file in folder.glob(pattern)
-    ):
-        # transformers would make an empty tokenizer of the model's class.
-        raise ExciseError(
-            f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, vocab.*); add those of the original model"
-        )
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
-        tokens = tokenizer("A text.", add_special_tokens=False)["input_ids"]
-    except Exception as error:  # tokenizers raises bare ones
-        let_through(error)
-        raise ExciseError(
-            f"{folder}: {_own_code(error) or f'the tokenizer cannot be loaded ({one_line(error)})'}"
-        ) from error
-    if not tokens:
-        raise ExciseError(
-            f"{folder}: its tokenizer files make an empty {type(tokenizer).__name__}, which reads no text; "
-            "add all files of the original model"
-        )
-    return tokenizer
-
-
-def _device(model: Any) -> str:
-    """`cuda` where the weights leave a fifth of the GPU's free memory for the work, else `cpu`."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    free, _ = torch.cuda.mem_get_info()
-    return "cuda" if model.get_memory_footprint() < 0.8 * free else "cpu"
-
-
 def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
-    """Finds the MoE layers. Raises ExciseError for a dense model or one whose experts bypass the interface.
+    """Find the MoE layers.
 
-    pruned: layers may hold different numbers of experts; E is then the largest. From here on the model's forwards give
-    logits and nothing else (experts/plain_outputs.py).
+    From here on the model's forwards return logits and nothing else (experts/plain_outputs.py).
+
+    Args:
+        model: a transformers model
+        pruned: layers may hold different numbers of experts
+
+    Raises:
+        ExciseError: the model is dense, its experts bypass the interface, or its routing is not supported.
     """
     set_plain_outputs(model)
-    modules = dict(model.named_modules())
-    layers = tuple(
-        _layer(name, modules)
-        for name, module in modules.items()
-        if _is_experts(module) and not in_tower(name)
-    )
     config = model.config.get_text_config()
+    modules = dict(model.named_modules())
+    names = [name for name, module in modules.items() if _is_experts(module) and not in_tower(name)]
+    layers = tuple(_moe_layer(name, modules) for name in names)
     if not layers:
         raise ExciseError(_why_none(config))
-    if twins := [(one, two) for one, two in combinations(layers, 2) if one.index == two.index]:
-        one, two = (layer.name for layer in twins[0])
-        raise ExciseError(
-            f"{config.model_type}: two MoE blocks in one decoder layer ({one}, {two}); this layout is not supported"
-        )
+    _check_one_block_each(layers, config)
     counts = {layer.index: _expert_count(layer.experts) for layer in layers}
     if len(set(counts.values())) > 1 and not pruned:
         raise ExciseError(
-            f"the MoE layers have different numbers of experts ({counts}): prune the original model, not a pruned one"
+            f"the MoE layers have different numbers of experts ({counts}): "
+            "prune the original model, not a pruned one"
         )
     groups, top_groups = router_groups(config.to_dict())
     shape = Shape(tuple(counts), max(counts.values()), _top_k(config, layers[0]), groups, top_groups)
     return Anatomy(model, layers, shape)
 
 
+def expert_rows(tensor: Tensor, kept: tuple[int, ...], num_experts: int) -> Tensor:
+    """The kept experts' part of a tensor, as a tensor of its own.
+
+    Args:
+        tensor: has an expert axis of length `num_experts`: [E, …] or [1, E, …]
+        kept: sorted ids of n experts
+        num_experts: E
+
+    Returns:
+        The tensor with n entries on that axis.
+    """
+    axis = expert_axis(tensor.shape, num_experts)
+    assert axis is not None, "found by structure"
+    return tensor.detach().index_select(axis, torch.tensor(kept, device=tensor.device))
+
+
 def _is_experts(module: nn.Module) -> bool:
+    """Whether a module carries the marks of the experts interface."""
     return hasattr(module, "_is_expert_parallel") and hasattr(type(module).forward, "__wrapped__")
 
 
@@ -246,90 +151,110 @@ def _expert_count(experts: nn.Module) -> int:
     return int(next(experts.parameters()).shape[0])
 
 
+def _check_one_block_each(layers: tuple[MoELayer, ...], config: Any) -> None:
+    for first, second in combinations(layers, 2):
+        if first.index == second.index:
+            raise ExciseError(
+                f"{config.model_type}: two MoE blocks in one decoder layer ({first.name}, {second.name}); "
+                "this layout is not supported"
+            )
+
+
 def _top_k(config: Any, layer: MoELayer) -> int:
     for owner in (layer.router, layer.block, config):
         for key in ("top_k", *TOP_K_KEYS):
-            if isinstance(value := getattr(owner, key, None), int):
+            value = getattr(owner, key, None)
+            if isinstance(value, int):
                 return value
     raise ExciseError(
         f"{layer.name}: cannot tell how many experts are active per token (no top_k in router or config)"
     )
 
 
-def _layer(name: str, modules: dict[str, nn.Module]) -> MoELayer:
-    experts, parent = modules[name], name.rpartition(".")[0]
-    block, count = modules[parent], _expert_count(modules[name])
-    tensors = _router_tensors(parent, block, experts, count)
+def _moe_layer(name: str, modules: dict[str, nn.Module]) -> MoELayer:
+    """The MoE layer around the experts module of that name."""
+    parent = name.rpartition(".")[0]
+    experts, block = modules[name], modules[parent]
+    count = _expert_count(experts)
+    tensors = tuple(_router_tensors(parent, block, experts, count))
     routers = [module for module, key in tensors if key == "weight" and getattr(module, key).ndim == 2]
     if len(routers) != 1:
-        raise ExciseError(
-            f"{parent}: {_wrong_routers(block, experts, count, len(routers))}; this routing is not supported"
-        )
-    numbers = re.findall(r"\.(\d+)(?=\.|$)", parent)
+        reason = _why_no_router(block, experts, count, len(routers))
+        raise ExciseError(f"{parent}: {reason}; this routing is not supported")
+    numbers = numbers_in(parent)
     if len(numbers) != 1:
         raise ExciseError(f"{parent}: cannot tell the decoder layer from the module's name")
-    layer = MoELayer(int(numbers[0]), parent, block, experts, routers[0], tensors)
-    for key, parameter in layer.weights.items():
-        if parameter.shape[:1] != (count,):
-            raise ExciseError(
-                f"{name}.{key} has shape {tuple(parameter.shape)}: no expert axis of {count} in front, so it cannot be cut"
-            )
+    layer = MoELayer(numbers[0], parent, block, experts, routers[0], tensors)
+    _check_weights(name, layer, count)
     return layer
 
 
-def _wrong_routers(block: nn.Module, experts: nn.Module, count: int, found: int) -> str:
-    """Why a block has no single router; some choose among shared or skipped experts as well."""
+def _check_weights(name: str, layer: MoELayer, count: int) -> None:
+    for key, parameter in layer.weights.items():
+        if parameter.shape[:1] != (count,):
+            raise ExciseError(
+                f"{name}.{key} has shape {tuple(parameter.shape)}: no expert axis of {count} in front, "
+                "so it cannot be cut"
+            )
+
+
+def _why_no_router(block: nn.Module, experts: nn.Module, count: int, routers: int) -> str:
+    """Why a block has no single router. Some routers choose among shared or skipped experts as well."""
     inside = {id(parameter) for parameter in experts.parameters()}
     rows = {
-        name: len(p)
-        for name, p in block.named_parameters()
-        if p.ndim == 2 and id(p) not in inside and "shared" not in name
+        name: len(parameter)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 2 and id(parameter) not in inside and "shared" not in name
     }
-    more = {name: n for name, n in rows.items() if count < n <= count + MOST_EXTRA}
-    if found or not more:
-        return f"found {found} routers with {count} rows, expected one"
-    name = min(more, key=lambda name: more[name])
-    return f"its router ({name}) has {more[name]} rows for {count} experts, some for shared or skipped ones"
+    with_more_rows = [name for name, length in rows.items() if count < length <= count + MOST_EXTRA]
+    if routers or not with_more_rows:
+        return f"found {routers} routers with {count} rows, expected one"
+    nearest = min(with_more_rows, key=lambda name: rows[name])
+    return (
+        f"its router ({nearest}) has {rows[nearest]} rows for {count} experts, "
+        "some for shared or skipped ones"
+    )
 
 
 def _router_tensors(
     parent: str, block: nn.Module, experts: nn.Module, count: int
-) -> tuple[tuple[nn.Module, str], ...]:
+) -> Iterator[tuple[nn.Module, str]]:
+    """(module, tensor name) of everything in a block with `count` rows, except in experts."""
     inside = {id(module) for module in experts.modules()}
-    whole_layer = re.search(r"\.\d+$", parent) is not None  # the experts stand in the decoder layer itself
-    found: list[tuple[nn.Module, str]] = []
     for path, module in block.named_modules():
         if id(module) in inside or "shared" in path:
             continue
+        if is_whole_layer(parent) and not ROUTERS.intersection(path.split(".")):
+            continue  # attention and norms may have that many rows by chance
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             name = ".".join(part for part in (parent, path, key) if part)
-            if whole_layer and not ROUTERS.intersection(path.split(".")):
-                continue  # attention and norms may have that many rows by chance
-            if not tensor.is_floating_point() and tensor.ndim == 2:
-                raise ExciseError(
-                    f"{name} is a table of whole numbers, as routers use that choose experts by token id; it cannot be cut"
-                )
-            if expert_axis(tensor.shape, count) is not None:
-                if key not in ROUTER_TENSORS:
-                    raise ExciseError(
-                        f"{name} has {count} rows and is not a known router tensor: refusing to prune around it"
-                    )
-                found.append((module, key))
-    return tuple(found)
+            if _is_router_tensor(name, key, tensor, count):
+                yield module, key
 
 
-def expert_rows(tensor: torch.Tensor, kept: tuple[int, ...], experts: int) -> torch.Tensor:
-    """The kept experts' part of a tensor with an expert axis of length `experts`, as a tensor of its own."""
-    axis = expert_axis(tensor.shape, experts)
-    assert axis is not None, "found by structure"
-    return tensor.detach().index_select(axis, torch.tensor(kept, device=tensor.device))
+def _is_router_tensor(name: str, key: str, tensor: Tensor, count: int) -> bool:
+    """Whether a tensor beside the experts has a row for each. Refuses what could only be cut wrongly."""
+    if not tensor.is_floating_point() and tensor.ndim == 2:
+        raise ExciseError(
+            f"{name} is a table of whole numbers, as routers use that choose experts by token id; "
+            "it cannot be cut"
+        )
+    if expert_axis(tensor.shape, count) is None:
+        return False
+    if key not in ROUTER_TENSORS:
+        raise ExciseError(
+            f"{name} has {count} rows and is not a known router tensor: refusing to prune around it"
+        )
+    return True
 
 
 def _why_none(config: Any) -> str:
+    """Why a model has no MoE layer that Excise could prune."""
     keys = [key for key in COUNT_KEYS if getattr(config, key, None)]
     if keys:
+        count = f"{keys[0]} = {getattr(config, keys[0])}"
         return (
-            f"{config.model_type}: a mixture of experts ({keys[0]} = {getattr(config, keys[0])}) outside transformers' experts "
-            "interface; Excise can neither watch nor edit its routing"
+            f"{config.model_type}: a mixture of experts ({count}) outside transformers' experts interface; "
+            "Excise can neither watch nor edit its routing"
         )
     return f"{config.model_type}: a dense model, without routed experts; there is nothing to prune"

@@ -1,5 +1,6 @@
 """A model with everything that is known of it: network, tokenizer, shape, fingerprint, device."""
 
+import gc
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.anatomy import Anatomy, dissect, load_tokenizer
-from experts.anatomy import load as load_network
+from experts.anatomy import Anatomy, dissect
 from experts.disk.find import check_room, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
@@ -17,6 +17,7 @@ from experts.disk.loadable import check_loadable
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.keys import libraries
+from experts.loading import load_network, load_tokenizer
 from experts.shape import Shape
 
 
@@ -27,6 +28,7 @@ class Model:
 
     Attributes:
         layout: the checkpoint's tensors as MoE blocks
+        name: what the user called it: a folder, or organisation/name on the hub
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: whether code that comes with the checkpoint is run
     """
@@ -36,10 +38,12 @@ class Model:
         layout: Layout,
         known_fingerprint: str = "",
         *,
+        name: str = "",
         dtype: str = "auto",
         trust_remote_code: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
+        self.name = name or str(layout.checkpoint.folder)
         self.layout, self.dtype, self.trust_remote_code = layout, dtype, trust_remote_code
         self._known_fingerprint = known_fingerprint
         self._device = torch.device(device) if device is not None else None
@@ -64,7 +68,7 @@ class Model:
 
     @cached_property
     def identity(self) -> tuple[str, ...]:
-        """Identity of the model as it computes: files, precision, whose code, and the libraries that run it."""
+        """Identity of the model as it computes: files, precision, whose code, and which libraries run it."""
         code = ("trust_remote_code",) if self.trust_remote_code else ()
         return (self.fingerprint, self.dtype, *code, *libraries())
 
@@ -86,7 +90,7 @@ class Model:
 
     @property
     def anatomy(self) -> Anatomy:
-        """The network with its MoE layers found. Raises ExciseError where it differs from what its files promise."""
+        """The network and its MoE layers. Raises ExciseError if it is not what its files promise."""
         if self._anatomy is None:
             network = load_network(self.folder, self.dtype, self.trust_remote_code, self._device)
             anatomy = dissect(network)
@@ -117,6 +121,7 @@ class Model:
         if self._anatomy is not None:
             self._device = self._anatomy.device
             self._anatomy = None
+            gc.collect()  # models hold cycles
 
     @torch.no_grad()
     def generate(self, prompt: str, *, max_new_tokens: int = 40) -> str:
@@ -154,14 +159,14 @@ def load(
 ) -> Model:
     """Load a mixture-of-experts model.
 
-    A model on the hub is downloaded first, or taken from the local cache. Whatever can be refused from its headers
-    (a dense model, an unknown architecture, a missing tokenizer, a full disk) is refused before.
+    A model on the hub is downloaded first, or taken from the local cache. Whatever can be refused from its
+    headers (a dense model, an unknown architecture, a missing tokenizer, a full disk) is refused before.
 
     Args:
         name: folder, `demo`, or organisation/name[@revision] on the hub
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: run code that comes with the checkpoint
-        device: where the weights go; by default the GPU if they leave a fifth of its free memory, else the CPU
+        device: where the weights go; by default the GPU if a fifth of its free memory is left, else the CPU
 
     Returns:
         The model, its network in memory and in evaluation mode.
@@ -181,6 +186,6 @@ def load(
     check_room(stored)
     folder = stored.fetch()
     here = layout if layout.checkpoint.folder == folder else lay_out(open_checkpoint(folder))
-    model = Model(here, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
+    model = Model(here, name=str(name), dtype=dtype, trust_remote_code=trust_remote_code, device=device)
     _ = model.anatomy  # now, so that what cannot be loaded is refused here
     return model

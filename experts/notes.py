@@ -1,4 +1,7 @@
-"""Notes to the user during long work, through the logger `excise`: the command line shows them above bars."""
+"""Notes to the user during long work, through the logger `excise`.
+
+The command line shows them above its progress bars.
+"""
 
 import logging
 
@@ -6,10 +9,16 @@ LOGGER = logging.getLogger("excise")
 
 
 def tell(note: str) -> None:
-    """A line for the user. In Python nothing is shown unless the logger `excise` is given a handler."""
+    """Give the user a line to read. In Python nothing is shown unless the logger `excise` has a handler."""
     LOGGER.info(note)
 
 
-def suppressed(error: BaseException, instead: str) -> None:
-    """An error that the work goes on after: shown whole with --debug. instead: what is done now."""
-    LOGGER.debug("%s: %s; %s", type(error).__name__, error, instead, exc_info=error)
+def log_traceback(error: BaseException, instead: str = "") -> None:
+    """Log an error whole, at debug level (--debug): one that becomes a line, or that the work survives.
+
+    Args:
+        error: what was raised
+        instead: how the work goes on
+    """
+    consequence = f"; {instead}" if instead else ""
+    LOGGER.debug("%s: %s%s", type(error).__name__, error, consequence, exc_info=error)

@@ -1,8 +1,11 @@
-"""The router with fewer experts to choose from: for the whole model (a plan) or for single rows of tokens (an intervention)."""
+"""The router with fewer experts to choose from.
+
+For a whole model (a plan), or for some tokens (an intervention).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +13,9 @@ from torch import Tensor, nn
 from experts.anatomy import Anatomy, MoELayer, expert_rows
 from experts.errors import ExciseError
 from experts.seam import replaced
+from experts.undo import Undo
 
-CORRECTION = "e_score_correction_bias"
-
-
-Kept = list[tuple[dict[str, Any], str, Any]]  # (table of attributes, name, value before)
+CORRECTION_BIAS = "e_score_correction_bias"
 
 
 class _Routed(Exception):  # noqa: N818 - not an error: the way out of a block whose experts need not run
@@ -25,49 +26,58 @@ class _Routed(Exception):  # noqa: N818 - not an error: the way out of a block w
 
 
 @contextmanager
-def small_router(layer: MoELayer, kept: tuple[int, ...], experts: int) -> Iterator[None]:
-    """Inside the block the router has only the kept rows, as after pruning; it gives ids 0..len(kept) − 1."""
-    before: Kept = []
-    try:
-        shrink_router(layer, kept, experts, before)
+def small_router(layer: MoELayer, kept: tuple[int, ...], num_experts: int) -> Iterator[None]:
+    """Inside the block the router has only the kept rows, as after pruning.
+
+    It returns ids 0..len(kept) − 1, in the order of `kept`.
+
+    Args:
+        layer: the MoE block whose router shrinks.
+        kept: sorted ids of the experts that stay.
+        num_experts: E, the rows of the router now.
+    """
+    with Undo() as undo:
+        shrink_router(layer, kept, num_experts, undo)
         yield
-    finally:
-        for table, key, value in reversed(before):
-            table[key] = value
 
 
-def shrink_router(layer: MoELayer, kept: tuple[int, ...], experts: int, before: Kept) -> None:
-    """Leaves the router only the kept rows; what was there is added to `before`."""
+def shrink_router(layer: MoELayer, kept: tuple[int, ...], num_experts: int, undo: Undo) -> None:
+    """Leave the router only the kept rows; `undo` records what they replace."""
     for module, key in layer.router_tensors:
-        _swap(module, key, expert_rows(getattr(module, key), kept, experts), before)
+        _replace(module, key, expert_rows(getattr(module, key), kept, num_experts), undo)
     for module, key in layer.counters:
-        swap_value(vars(module), key, len(kept), before)
-
-
-def swap_value(table: dict[str, Any], key: str, value: Any, before: Kept) -> None:
-    """Puts a value into a table of attributes; the one that was there is added to `before`."""
-    before.append((table, key, table[key]))
-    table[key] = value
+        undo.replace(vars(module), key, len(kept))
 
 
 @torch.no_grad()
-def routing_without(
-    anatomy: Anatomy, position: int, hidden: Tensor, removed: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the block of layer `position` chooses for the rows [n, H] when the experts marked in `removed` [E] cannot be chosen.
+def routing_without(anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+    """Route tokens once more, as if some experts of a layer could not be chosen.
 
-    Gives expert ids (of the whole model) and gate weights [n, k]. The model's own block runs up to the call of its experts, so groups,
-    correction bias, normalisation and scaling are the model's own. Raises ExciseError where the rest cannot route.
+    The model's own block runs up to the call of its experts, so groups, correction bias, normalisation and
+    scaling are the model's own.
+
+    Args:
+        anatomy: the model.
+        row: place of the layer among the L MoE layers.
+        hidden: what enters the block [T, H].
+        removed: True at the experts that cannot be chosen, bool [E].
+
+    Returns:
+        Expert ids (of the whole model) and gate weights, [T, k] each.
+
+    Raises:
+        ExciseError: the experts that are left cannot route.
     """
-    layer, kept = anatomy.layers[position], tuple(torch.nonzero(~removed)[:, 0].tolist())
-    if len(kept) < anatomy.shape.top_k:
+    layer = anatomy.layers[row]
+    num_experts, top_k = anatomy.shape.num_experts, anatomy.shape.top_k
+    kept = tuple(torch.nonzero(~removed)[:, 0].tolist())
+    if len(kept) < top_k:
         raise ExciseError(
-            f"{layer.name}: {len(kept)} of {anatomy.shape.num_experts} experts would be left, "
-            f"but every token uses top_k = {anatomy.shape.top_k}; "
-            "remove fewer, or use mode zero"
+            f"{layer.name}: {len(kept)} of {num_experts} experts would be left, "
+            f"but every token uses top_k = {top_k}; remove fewer, or use mode zero"
         )
-    if _even(anatomy, kept):
-        with small_router(layer, kept, anatomy.shape.num_experts):
+    if _is_even(anatomy, kept):
+        with small_router(layer, kept, num_experts):
             index, weight = _route(layer, hidden)
         return torch.tensor(kept, device=index.device)[index], weight
     with _barred(layer, removed):
@@ -75,6 +85,8 @@ def routing_without(
 
 
 def _route(layer: MoELayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Expert ids and gate weights [T, k] that the block chooses for hidden states [T, H]."""
+
     def stop(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> NoReturn:  # noqa: ARG001 - names of the interface
         raise _Routed(top_k_index, top_k_weights)
 
@@ -84,37 +96,41 @@ def _route(layer: MoELayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
         except _Routed as routed:
             return routed.index, routed.weight
     raise ExciseError(
-        f"{layer.name}: the block did not call its experts, so it cannot be routed again; use another mode than reroute"
+        f"{layer.name}: the block did not call its experts, so it cannot be routed again; "
+        "use another mode than reroute"
     )
 
 
-def _even(anatomy: Anatomy, kept: tuple[int, ...]) -> bool:
-    """Whether every router group keeps as many: a smaller router divides its rows evenly among the groups."""
+def _is_even(anatomy: Anatomy, kept: tuple[int, ...]) -> bool:
+    """Whether all router groups keep equally many experts.
+
+    A smaller router divides its rows evenly among the groups.
+    """
     return len(set(anatomy.shape.group_counts(kept))) == 1
 
 
 @contextmanager
 def _barred(layer: MoELayer, removed: Tensor) -> Iterator[None]:
-    """Inside the block the marked experts lose every choice, by a correction bias of −∞; the router keeps its size and its groups."""
-    biases = [(module, key) for module, key in layer.router_tensors if key == CORRECTION]
+    """Inside the block the marked experts [E] lose every choice, by a correction bias of −∞.
+
+    The router keeps its size and its groups.
+    """
+    biases = [(module, key) for module, key in layer.router_tensors if key == CORRECTION_BIAS]
     if not biases:
         raise ExciseError(
             f"{layer.name}: the router chooses among groups, and an uneven removal would shift them; "
             "remove equally many experts of every group, or use another mode than reroute"
         )
-    before: Kept = []
-    try:
+    with Undo() as undo:
         for module, key in biases:
             bias = getattr(module, key).detach()
-            _swap(module, key, bias.masked_fill(removed.to(bias.device), -torch.inf), before)
+            _replace(module, key, bias.masked_fill(removed.to(bias.device), -torch.inf), undo)
         yield
-    finally:
-        for table, key, value in reversed(before):
-            table[key] = value
 
 
-def _swap(module: nn.Module, key: str, value: Tensor, before: Kept) -> None:
-    table: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
-    swap_value(
-        table, key, nn.Parameter(value, requires_grad=False) if table is module._parameters else value, before
-    )
+def _replace(module: nn.Module, key: str, tensor: Tensor, undo: Undo) -> None:
+    """Put a tensor in the place of a parameter or buffer, as what it was."""
+    if key in module._parameters:
+        undo.replace(module._parameters, key, nn.Parameter(tensor, requires_grad=False))
+    else:
+        undo.replace(module._buffers, key, tensor)

@@ -1,7 +1,8 @@
-"""The one place where the call of an experts module is intercepted: watch it, or edit its routing.
+"""The one place where the call of an experts module is intercepted: to watch it, or to edit its routing.
 
-Every experts module behind transformers' interface is called with hidden states [T, H], expert ids [T, k] and gate weights
-[T, k], after the model's own top-k, groups, correction bias and scaling. What is seen here is therefore what is really applied.
+Every experts module behind transformers' interface is called with hidden states [T, H], expert ids [T, k] and
+gate weights [T, k], after the model's own top-k, groups, correction bias and scaling. What is seen here is
+therefore what is really applied.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,26 +19,42 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Handler(Protocol):
-    """Replaces one experts call. layer: position among the L MoE layers; run: the call underneath (the model's or an outer handler's)."""
+    """Replaces one experts call.
 
-    def __call__(self, layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor: ...
+    Args:
+        row: place of the layer among the L MoE layers.
+        run: the call underneath, of the model or of an outer handler.
+        hidden: hidden states [T, H].
+        index: expert ids [T, k].
+        weight: gate weights [T, k].
+
+    Returns:
+        The block's routed output [T, H].
+    """
+
+    def __call__(
+        self, row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor, /
+    ) -> Tensor: ...
 
 
 @contextmanager
 def intercepted(anatomy: Anatomy, handler: Handler) -> Iterator[None]:
-    """Sends every experts call of the model through `handler`; nests; leaves no trace, also after an exception."""
+    """Inside the block every experts call goes through `handler`.
+
+    Blocks nest. They leave no trace, also after an exception.
+    """
     with ExitStack() as stack:
-        for position, layer in enumerate(anatomy.layers):
-            stack.enter_context(_patched(layer.experts, position, handler))
+        for row, layer in enumerate(anatomy.layers):
+            stack.enter_context(_patched(layer.experts, row, handler))
         yield
 
 
-def _patched(experts: nn.Module, position: int, handler: Handler) -> AbstractContextManager[None]:
+def _patched(experts: nn.Module, row: int, handler: Handler) -> AbstractContextManager[None]:
     underneath = experts.forward
 
     # The parameter names are those of the interface: some models pass them as keywords.
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        return handler(position, underneath, hidden_states, top_k_index, top_k_weights)
+        return handler(row, underneath, hidden_states, top_k_index, top_k_weights)
 
     return replaced(experts, forward)
 
@@ -58,10 +75,14 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ExpertOutputs:
-    """One experts call with the experts' outputs before weighting. S = T·k (token, expert) pairs, in the order they were computed.
+    """One experts call with the experts' outputs before weighting.
 
-    routed: the block's routed output Σ_e g_e f_e [T, H], as the model itself computes it; outputs: f_e(x_t) [S, H]; pair: which
-    pair each row is [S]: token = pair // k, slot = pair % k.
+    S = T·k pairs of a token and an expert, in the order in which they were computed.
+
+    Attributes:
+        routed: the block's routed output Σ_e g_e f_e [T, H].
+        outputs: f_e(x_t) [S, H].
+        pair: which pair each row is [S]: token = pair // k, slot = pair % k.
     """
 
     routed: Tensor
@@ -72,26 +93,30 @@ class ExpertOutputs:
 def see_outputs(
     experts: nn.Module, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor
 ) -> ExpertOutputs:
-    """Runs the experts once and shows what each of them gave: never a second evaluation.
+    """Run the experts once and show what each of them returned: never a second evaluation.
 
-    transformers' grouped and batched implementations offer a place between expert and gate weight (`post_expert_norm`), which is
-    tapped; their result is the plain one, bit for bit. Other implementations are called with one pair per row and weight 1.
+    transformers' grouped and batched implementations have a hook between expert and gate weight
+    (`post_expert_norm`), which is tapped; their routed output is the plain one, bit for bit. Other
+    implementations are called with one pair per row and weight 1; their routed output is summed here, and
+    equals the plain one up to rounding.
+
+    Args:
+        experts: the experts module.
+        run: its forward, or an outer handler's.
+        hidden: hidden states [T, H].
+        index: expert ids [T, k].
+        weight: gate weights [T, k].
     """
     config: Any = experts.config
     implementation = config._experts_implementation
     every = index.reshape(-1)
+    in_order = torch.arange(len(every), device=every.device)
     if implementation not in ("grouped_mm", "batched_mm"):
         outputs = _one_by_one(run, hidden, index)
         routed = (outputs * weight.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
-        return ExpertOutputs(
-            routed, outputs.view(len(every), -1), torch.arange(len(every), device=every.device)
-        )
-    # The grouped implementation sorts the pairs by expert with this very call; the batched one leaves them in order.
-    pair = (
-        torch.sort(every)[1]
-        if implementation == "grouped_mm"
-        else torch.arange(len(every), device=every.device)
-    )
+        return ExpertOutputs(routed, outputs.view(len(every), -1), in_order)
+    # The grouped implementation sorts the pairs by expert, with this very call; the batched one does not.
+    pair = torch.sort(every)[1] if implementation == "grouped_mm" else in_order
     with _tapped(experts) as rows:
         routed = run(hidden, index, weight)
     return ExpertOutputs(routed, rows.pop(), pair)
@@ -99,8 +124,9 @@ def see_outputs(
 
 @contextmanager
 def _tapped(experts: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the experts' outputs of a call, in the rows of the implementation."""
-    table, rows = vars(experts), list[Tensor]()
+    """Collect the experts' outputs of a call, in the rows of the implementation."""
+    table = vars(experts)
+    rows: list[Tensor] = []
     had_norm = bool(experts.has_post_expert_norm)
     norm: Any = experts.post_expert_norm if had_norm else None
 
@@ -108,8 +134,9 @@ def _tapped(experts: nn.Module) -> Iterator[list[Tensor]]:
         rows.append(norm(outputs) if had_norm else outputs)
         return rows[-1]
 
-    # Through __dict__: a norm that is a submodule stays registered, and is only hidden for the time of the call.
-    table["has_post_expert_norm"], table["post_expert_norm"] = True, tap
+    # Through __dict__: a norm that is a submodule stays registered, and is only hidden during the call.
+    table["has_post_expert_norm"] = True
+    table["post_expert_norm"] = tap
     try:
         yield rows
     finally:
@@ -118,7 +145,7 @@ def _tapped(experts: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _one_by_one(run: Forward, hidden: Tensor, index: Tensor) -> Tensor:
-    """f_e(x_t) [T, k, H]: each pair enters the call as a token of its own, with a single expert of weight 1."""
+    """f_e(x_t) [T, k, H]: each pair enters the call as a token of its own, with one expert of weight 1."""
     tokens, k = index.shape
     pairs = hidden.repeat_interleave(k, dim=0)
     ones = torch.ones(tokens * k, 1, dtype=hidden.dtype, device=hidden.device)

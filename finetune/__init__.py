@@ -1,1 +1,12 @@
-"""Recovery of pruned models. Empty so far: nothing here is offered on the command line or in recipes."""
+"""Recovery: LoRA on a pruned model, with the unpruned one as teacher."""
+
+from typing import TYPE_CHECKING
+
+from experts.lazily import lazily
+
+if TYPE_CHECKING:
+    from finetune.recover_model import recover as recover
+
+_PUBLIC = {"recover": "finetune.recover_model"}
+__all__ = ["recover"]
+__getattr__, __dir__ = lazily(__name__, _PUBLIC)

@@ -8,30 +8,52 @@ from scipy import stats
 
 from criteria.scores import Scores
 from criteria.statistics import Array
+from validate.statistics import number
 
 REFERENCE = "causal_removal"
 
 
 def spearman(values: Array, reference: Array) -> list[float]:
-    """Rank correlation of every layer's experts, [L, E] and [L, E] -> [L]; nan where fewer than three have both or one side is constant."""
-    found = []
-    for one, other in zip(values, reference, strict=True):
-        both = np.isfinite(one) & np.isfinite(other)
-        ordered = both.sum() >= 3 and np.unique(one[both]).size > 1 and np.unique(other[both]).size > 1
-        found.append(math.nan if not ordered else float(stats.spearmanr(one[both], other[both]).statistic))
-    return found
+    """Return the rank correlation of every layer's experts.
+
+    Args:
+        values: scores [L, E]
+        reference: scores to compare them with [L, E]
+
+    Returns:
+        ρ per layer [L]; nan where fewer than three experts have both scores, or one side is constant.
+    """
+    return [_spearman(own, other) for own, other in zip(values, reference, strict=True)]
+
+
+def _spearman(values: Array, reference: Array) -> float:
+    """Of one layer [E]."""
+    both = np.isfinite(values) & np.isfinite(reference)
+    values, reference = values[both], reference[both]
+    if len(values) < 3 or np.unique(values).size < 2 or np.unique(reference).size < 2:
+        return math.nan
+    return float(stats.spearmanr(values, reference).statistic)
 
 
 def reference_of(table: Sequence[Scores]) -> Scores | None:
-    """The measured removals among the scores, if any: `causal_removal` with whatever settings."""
-    return next((scores for scores in table if scores.criterion.partition(":")[0] == REFERENCE), None)
+    """Return the measured removals among the scores, `causal_removal` with any settings; None without."""
+    for scores in table:
+        if scores.criterion.partition(":")[0] == REFERENCE:
+            return scores
+    return None
 
 
 def agreement(table: Sequence[Scores]) -> dict[str, list[float | None]]:
-    """Spearman of every other criterion with the measured removals, per layer (None where there is none); empty without them."""
+    """Return Spearman's ρ of every other criterion with the measured removals.
+
+    Returns:
+        ρ per layer by criterion, None where there is none; empty where no removals were measured.
+    """
     reference = reference_of(table)
     if reference is None:
         return {}
-    others = [scores for scores in table if scores is not reference]
-    found = {scores.criterion: spearman(scores.values, reference.values) for scores in others}
-    return {name: [None if math.isnan(rho) else rho for rho in layers] for name, layers in found.items()}
+    return {
+        scores.criterion: [number(rho) for rho in spearman(scores.values, reference.values)]
+        for scores in table
+        if scores is not reference
+    }

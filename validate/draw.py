@@ -10,39 +10,59 @@ from experts.plan import Plan
 from experts.shape import Shape
 
 Marks = NDArray[np.bool_]
-Quotas = dict[int, NDArray[np.int64]]  # layer -> experts kept in each router group
+Quotas = dict[int, NDArray[np.int64]]  # decoder layer -> experts kept in each router group
 
 
 def random_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: int) -> list[Plan]:
-    """`count` plans that keep, in every layer and router group, as many experts as `plan`, chosen at random; protected ones stay."""
+    """Draw plans that keep as many experts as `plan` in every layer and router group, chosen at random.
+
+    Args:
+        plan: what is matched
+        shape: of the model
+        protected: experts that every plan keeps [L, E]
+        count: how many plans
+        seed: plan number n is the same for any `count` > n
+
+    Raises:
+        ExciseError: if only one plan of this size is possible.
+    """
     quotas = {layer: np.array(shape.group_counts(ids)) for layer, ids in plan.kept.items()}
-    if _possible(quotas, protected, shape) < 2:
+    if not _can_differ(quotas, protected, shape):
         raise ExciseError(
-            "validate.random_plans: only one plan of this size is possible, so random plans cannot differ; change the budget"
+            "validate.random_plans: only one plan of this size is possible, so random plans cannot differ; "
+            "change the budget"
         )
-    generators = [np.random.default_rng([seed, number]) for number in range(count)]
-    return [
-        _drawn(plan, quotas, shape, protected, rng, f"random plan {n} (seed {seed})")
-        for n, rng in enumerate(generators)
-    ]
+    plans = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        name = f"random plan {number} (seed {seed})"
+        plans.append(_draw(plan, quotas, shape, protected, rng, name))
+    return plans
 
 
 def equal_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: int) -> list[Plan]:
-    """`count` random plans of the same total with equal counts: what does not divide goes to layers drawn anew for every plan.
+    """Draw random plans of the same total as `plan`, with equal counts in all layers.
 
-    A layer with more protected experts than its share keeps them all; none keeps fewer than can route.
+    What does not divide goes to layers that are drawn anew for every plan. A layer with more protected
+    experts than its share keeps them all; none keeps fewer than can route.
+
+    Args:
+        plan: whose total is matched
+        shape: of the model
+        protected: experts that every plan keeps [L, E]
+        count: how many plans
+        seed: plan number n is the same for any `count` > n
     """
-    found = []
+    plans = []
     for number in range(count):
         rng = np.random.default_rng([seed, number, 1])
         counts = _equal_counts(shape, shape.per_group(plan.total), protected, rng)
         quotas = {
-            layer: np.full(shape.groups, count) for layer, count in zip(shape.layers, counts, strict=True)
+            layer: np.full(shape.groups, quota) for layer, quota in zip(shape.layers, counts, strict=True)
         }
-        found.append(
-            _drawn(plan, quotas, shape, protected, rng, f"random plan {number} of equal counts (seed {seed})")
-        )
-    return found
+        name = f"random plan {number} of equal counts (seed {seed})"
+        plans.append(_draw(plan, quotas, shape, protected, rng, name))
+    return plans
 
 
 def _equal_counts(shape: Shape, units: int, protected: Marks, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -52,37 +72,43 @@ def _equal_counts(shape: Shape, units: int, protected: Marks, rng: np.random.Gen
     counts: NDArray[np.int64] = np.maximum(units // shape.num_layers, least)
     order = rng.permutation(shape.num_layers)
     while counts.sum() < units:  # the remainder, to the layers that keep fewest
-        open_layers = [row for row in order if counts[row] < shape.group_size]
-        counts[min(open_layers, key=lambda row: counts[row])] += 1
+        open_rows = [row for row in order if counts[row] < shape.group_size]
+        counts[min(open_rows, key=lambda row: counts[row])] += 1
     while counts.sum() > units:  # what protected experts take elsewhere, from the layers that keep most
-        open_layers = [row for row in order if counts[row] > least[row]]
-        counts[max(open_layers, key=lambda row: counts[row])] -= 1
+        open_rows = [row for row in order if counts[row] > least[row]]
+        counts[max(open_rows, key=lambda row: counts[row])] -= 1
     return counts
 
 
-def _drawn(
+def _draw(
     plan: Plan, quotas: Quotas, shape: Shape, protected: Marks, rng: np.random.Generator, name: str
 ) -> Plan:
     kept = {}
     for row, layer in enumerate(shape.layers):
         order = rng.random(shape.num_experts)
         order[protected[row]] = -1
-        best = shape.grouped(order).argsort(axis=1)  # [groups, E / groups]
-        starts = range(0, shape.num_experts, shape.group_size)
-        ids = [
-            start + int(i)
-            for start, ranks, quota in zip(starts, best, quotas[layer], strict=True)
-            for i in ranks[:quota]
-        ]
-        kept[layer] = tuple(sorted(ids))
+        kept[layer] = _first_of_each_group(shape, order, quotas[layer])
     return Plan(plan.num_experts, kept, plan.model, name, plan.budget)
 
 
-def _possible(quotas: Quotas, protected: Marks, shape: Shape) -> int:
-    """Number of different plans with these quotas, counted up to 2."""
-    grouped = shape.grouped(protected).sum(axis=2)  # [L, groups]
+def _first_of_each_group(
+    shape: Shape, order: NDArray[np.float64], quotas: NDArray[np.int64]
+) -> tuple[int, ...]:
+    """The ids with the lowest `order` [E] in each group, as many as its quota, ascending."""
+    ranks = shape.grouped(order).argsort(axis=1)  # [groups, E / groups]
+    ids: list[int] = []
+    for group, quota in enumerate(quotas):
+        start = group * shape.group_size
+        ids += [start + int(place) for place in ranks[group, :quota]]
+    return tuple(sorted(ids))
+
+
+def _can_differ(quotas: Quotas, protected: Marks, shape: Shape) -> bool:
+    """Whether more than one plan has these quotas."""
+    stay = shape.grouped(protected).sum(axis=2)  # [L, groups]
     for row, layer in enumerate(shape.layers):
-        for quota, stay in zip(quotas[layer], grouped[row], strict=True):
-            if math.comb(shape.group_size - int(stay), max(int(quota) - int(stay), 0)) > 1:
-                return 2
-    return 1
+        for quota, protected_here in zip(quotas[layer], stay[row], strict=True):
+            free = shape.group_size - int(protected_here)
+            if math.comb(free, max(int(quota) - int(protected_here), 0)) > 1:
+                return True
+    return False

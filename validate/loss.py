@@ -2,23 +2,32 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from criteria.statistics import Array
 from criteria.text.windows import Windows
 from experts.effects.outcome import token_losses
 
 
 @torch.no_grad()
-def window_losses(model: PreTrainedModel, windows: Windows, batch: int = 8) -> NDArray[np.float64]:
-    """Mean cross-entropy of every window [N], float64; a position counts when it and its next token are not padding."""
+def window_losses(model: PreTrainedModel, windows: Windows, batch: int = 8) -> Array:
+    """Return the mean cross-entropy of every window [N], nats per token, float64.
+
+    A position counts when neither it nor its next token is padding.
+
+    Args:
+        model: the model, as it is now
+        windows: N windows of W tokens
+        batch: windows per forward
+    """
     device = next(model.parameters()).device
-    losses = []
+    means = []
     for start in range(0, len(windows), batch):
         tokens = torch.from_numpy(windows.tokens[start : start + batch]).to(device)
         mask = torch.from_numpy(windows.mask[start : start + batch]).to(device)
         padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
-        found = token_losses(model(input_ids=tokens, use_cache=False, **padding).logits, tokens).double()
-        valid = (mask[:, 1:] & mask[:, :-1]).double()
-        losses.append(((found * valid).sum(1) / valid.sum(1)).cpu().numpy())
-    return np.concatenate(losses)
+        logits = model(input_ids=tokens, use_cache=False, **padding).logits
+        losses = token_losses(logits, tokens).double()  # [batch, W − 1]
+        counts = (mask[:, 1:] & mask[:, :-1]).double()
+        means.append(((losses * counts).sum(1) / counts.sum(1)).cpu().numpy())
+    return np.concatenate(means)

@@ -1,18 +1,20 @@
-"""Random plans, and the test of a criterion's plan against them (METHODS 5), by held-out loss and by the items of tasks alike."""
+"""The test of a plan against random plans (docs/methods.md, 5), by held-out loss and by the items of tasks."""
 
 import math
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from criteria.statistics import Array
+from experts.anatomy import Anatomy
 from experts.plan import Plan
-from validate.rows import Evaluator, digest_of
+from validate.evidence import Chance, Cost, Evidence, Judged
+from validate.measure import Measure
+from validate.rows import digest_of
 from validate.statistics import (
-    Interval,
+    Correction,
     clustered_interval,
     clustered_p,
     corrected,
@@ -24,218 +26,71 @@ from validate.statistics import (
     smallest_detectable,
     standardized_effect,
 )
-from validate.verdict import ALPHA, Correction, Null, Verdict, ends_alike, judge
-
-LOSS = "loss"
+from validate.verdict import ALPHA, Null, judge
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What is compared: a criterion's plan, the plan of its reverse under the same budget, and random plans.
+    """What is compared.
 
-    randoms: with the plan's own counts per layer. equal: random plans of the same total with equal counts, where the plan's differ: is
-    choice and allocation together better than chance?
+    Attributes:
+        plan: what is tested
+        reversed_plan: the plan of the reversed ranking under the same budget; None = not known
+        randoms: random plans with the plan's own counts per layer
+        formula: of the criterion, for reports
+        scope: of the budget, for reports
+        equal: random plans of the same total with equal counts, where the plan's differ: is choice and
+            allocation together better than chance?
     """
 
     plan: Plan
-    reversed_plan: Plan
+    reversed_plan: Plan | None
     randoms: list[Plan]
     formula: str
     scope: str
     equal: list[Plan] | None = None
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What plans are measured by. sign: +1 where smaller is better (loss), −1 for scores; rows: the part of the evaluator's rows.
+def evidence_of(
+    contest: Contest,
+    measures: Sequence[Measure],
+    null: Null,
+    seed: int,
+    anatomy: Anatomy | None = None,
+) -> Evidence[Chance]:
+    """Measure a plan, its reverse and random plans. Verdicts come with `with_verdicts`.
 
-    weights, clusters: of those rows; tokens and documents for losses, 1 and the item itself for tasks. randoms: how many random plans,
-    None = all.
+    Args:
+        contest: the plans
+        measures: the held-out loss first
+        null: how p is read from the random plans
+        seed: of the bootstrap
+        anatomy: the unpruned model, on which plans that have no rows yet are measured; None where all have
+            some
     """
-
-    name: str
-    metric: str
-    evaluator: Evaluator
-    weights: Array
-    clusters: NDArray[np.int64]
-    sign: int = 1
-    rows: slice = field(default_factory=lambda: slice(None))
-    randoms: int | None = None
-
-    @property
-    def binary(self) -> bool:
-        """Are the items answered right or wrong? Then McNemar's test is exact."""
-        return self.sign < 0 and bool(np.isin(self.values(None), (0.0, -1.0)).all())
-
-    def values(self, plan: Plan | None) -> Array:
-        """Value of every row [N], smaller = better."""
-        return self.sign * self.evaluator.values(plan)[self.rows]
-
-    def mean(self, values: Array) -> float:
-        return float(np.average(values, weights=self.weights))
-
-
-@dataclass(frozen=True)
-class Chance:
-    """A plan against random plans, not judged yet.
-
-    cost = rise over the unpruned model: nats, or share of items lost; smaller is better.
-    interval: of the advantage, mean random cost − the plan's; positive = better than chance. effect: in sd of the random plans.
-    p, p_worse: one-sided, that chance does as well, as badly.
-    """
-
-    values: tuple[float, ...]
-    digests: tuple[str, ...]
-    p: float
-    p_worse: float
-    effect: float
-    interval: Interval
-    normality: float
-
-
-@dataclass(frozen=True)
-class Judged(Chance):
-    """The same with its verdict, which takes the whole family of tests: only this has a place in a report.
-
-    p_corrected, p_worse_corrected: over the family the report names. smallest_detectable: found with 80 % power at the
-    level of that correction; nan where so few plans are counted that nothing could be found.
-    """
-
-    smallest_detectable: float
-    p_corrected: float
-    p_worse_corrected: float
-    verdict: Verdict
-
-    def to_json(self) -> dict[str, Any]:
-        values = np.array(self.values)
-        spread = {
-            "mean": float(values.mean()),
-            "sd": float(values.std(ddof=1)),
-            "normality_p": number(self.normality),
-        }
-        return {
-            "random": {"values": list(self.values), "digests": list(self.digests), **spread},
-            "p": number(self.p),
-            "p_worse": number(self.p_worse),
-            "p_corrected": number(self.p_corrected),
-            "p_worse_corrected": number(self.p_worse_corrected),
-            "effect": number(self.effect),
-            "interval": [number(self.interval.low), number(self.interval.high)],
-            "clusters": self.interval.clusters,
-            "interval_note": self.interval.reason,
-            "smallest_detectable": number(self.smallest_detectable),
-            "verdict": self.verdict,
-        }
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a plan costs by one measure, against its nulls. full: value of the unpruned model; delta: mean rise of the plan over it.
-
-    delta_interval: of delta, over documents or items; p_full: two-sided, that the plan is as good as the unpruned model (exact McNemar,
-    or sign flips over documents); ends: interval of reversed − plan; equal: against random plans of equal counts, where the plan's differ.
-    """
-
-    name: str
-    metric: str
-    sign: int
-    full: float
-    delta: float
-    delta_interval: Interval
-    p_full: float
-    reversed_delta: float
-    ends: Interval
-    own: Chance
-    equal: Chance | None
-
-    def to_json(self) -> dict[str, Any]:
-        interval = [number(self.delta_interval.low), number(self.delta_interval.high)]
-        return {
-            "name": self.name,
-            "metric": self.metric,
-            "full": self.sign * self.full,
-            "value": self.sign * (self.full + self.delta),
-            "delta": self.delta,
-            "delta_interval": interval,
-            "p_full": number(self.p_full),
-            "reversed_delta": self.reversed_delta,
-            "ends_interval": [number(self.ends.low), number(self.ends.high)],
-            "ends_alike": ends_alike(self.ends.low, self.ends.high),
-            **_settled(self.own).to_json(),
-            "equal_counts": self.equal and _settled(self.equal).to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """A criterion's plan by every measure: the held-out loss first, then tasks."""
-
-    criterion: str
-    formula: str
-    plan: Plan
-    reversed_plan: Plan
-    scope: str
-    costs: tuple[Cost, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The loss at the top, tasks in a list."""
-        loss, *tasks = (cost.to_json() for cost in self.costs)
-        return {
-            "criterion": self.criterion,
-            "formula": self.formula,
-            "scope": self.scope,
-            "fraction": round(self.plan.fraction, 6),
-            "kept": self.plan.total,
-            "of": self.plan.num_experts * len(self.plan.kept),
-            "kept_per_layer": {str(layer): count for layer, count in self.plan.counts.items()},
-            "digest": self.plan.digest,
-            "reversed_digest": self.reversed_plan.digest,
-            **{key: value for key, value in loss.items() if key not in ("name", "metric", "full", "value")},
-            "tasks": tasks,
-        }
-
-
-def _settled(chance: Chance) -> Judged:
-    """What a report may show. Raises TypeError for a test that was never judged: it has no verdict."""
-    if not isinstance(chance, Judged):
-        raise TypeError("a test against random plans was not judged; see `with_verdicts`")
-    return chance
-
-
-def number(value: float) -> float | None:
-    """JSON has neither nan nor infinity."""
-    return value if math.isfinite(value) else None
-
-
-def against_random(test: Contest, measures: list[Measure], null: Null, seed: int) -> Evidence:
-    """Measures the plan, its reverse and the random plans by every measure. Verdicts come with `with_verdicts`."""
     costs = []
     for measure in measures:
-        for plan in tqdm(
-            _measured(test, measure),
-            desc=f"{measure.name}: {test.plan.criterion}, scope {test.scope}",
-            unit="plan",
-            delay=2,
-        ):
-            measure.values(plan)
-        costs.append(_cost(test, measure, null, seed))
-    return Evidence(
-        test.plan.criterion, test.formula, test.plan, test.reversed_plan, test.scope, tuple(costs)
-    )
+        if anatomy is not None:
+            _measure_plans(contest, measure, anatomy)
+        costs.append(_cost(contest, measure, null, seed))
+    plan = contest.plan
+    return Evidence(plan.criterion, contest.formula, plan, contest.reversed_plan, contest.scope, tuple(costs))
 
 
-def _measured(test: Contest, measure: Measure) -> list[Plan | None]:
-    return [
-        None,
-        test.plan,
-        test.reversed_plan,
-        *test.randoms[: measure.randoms],
-        *(test.equal or [])[: measure.randoms],
-    ]
+def _measure_plans(contest: Contest, measure: Measure, anatomy: Anatomy) -> None:
+    plans = [None, contest.plan]
+    if contest.reversed_plan:
+        plans.append(contest.reversed_plan)
+    plans += contest.randoms[: measure.randoms]
+    plans += (contest.equal or [])[: measure.randoms]
+    title = f"{measure.name}: {contest.plan.criterion}, scope {contest.scope}"
+    for plan in tqdm(plans, desc=title, unit="plan", delay=2):
+        measure.evaluator.measure_plan(plan, anatomy)
 
 
-def _cost(test: Contest, measure: Measure, null: Null, seed: int) -> Cost:
-    full, own, reverse = (measure.values(plan) for plan in (None, test.plan, test.reversed_plan))
+def _cost(contest: Contest, measure: Measure, null: Null, seed: int) -> Cost[Chance]:
+    full, own = measure.values(None), measure.values(contest.plan)
+    reverse = measure.values(contest.reversed_plan) if contest.reversed_plan else None
     return Cost(
         name=measure.name,
         metric=measure.metric,
@@ -244,19 +99,19 @@ def _cost(test: Contest, measure: Measure, null: Null, seed: int) -> Cost:
         delta=measure.mean(own - full),
         delta_interval=clustered_interval(own - full, measure.weights, measure.clusters, seed),
         p_full=_p_full(measure, own, full, seed),
-        reversed_delta=measure.mean(reverse - full),
-        ends=clustered_interval(reverse - own, measure.weights, measure.clusters, seed),
-        own=chance_of(own, test.randoms, measure, null, seed),
-        equal=None if test.equal is None else chance_of(own, test.equal, measure, null, seed),
+        reversed_delta=math.nan if reverse is None else measure.mean(reverse - full),
+        ends=None
+        if reverse is None
+        else clustered_interval(reverse - own, measure.weights, measure.clusters, seed),
+        own=chance_of(own, contest.randoms, measure, null, seed),
+        equal=None if contest.equal is None else chance_of(own, contest.equal, measure, null, seed),
     )
 
 
 def _p_full(measure: Measure, own: Array, full: Array, seed: int) -> float:
-    return (
-        mcnemar(own < 0, full < 0)
-        if measure.binary
-        else clustered_p(own - full, measure.weights, measure.clusters, seed)
-    ).p
+    if measure.binary:
+        return mcnemar(own < 0, full < 0).p
+    return clustered_p(own - full, measure.weights, measure.clusters, seed).p
 
 
 def chance_of(own: Array, randoms: list[Plan], measure: Measure, null: Null, seed: int) -> Chance:
@@ -277,40 +132,51 @@ def chance_of(own: Array, randoms: list[Plan], measure: Measure, null: Null, see
     )
 
 
-def with_verdicts(evidence: list[Evidence], correction: Correction, null: Null) -> list[Evidence]:
-    """The same with corrected p, verdicts, and what could have been found.
+def with_verdicts(
+    evidence: Sequence[Evidence[Chance]], correction: Correction, null: Null
+) -> list[Evidence[Judged]]:
+    """Judge what was measured: corrected p, verdicts, and what could have been found.
 
-    One family per measure and null: all criteria and budgets in `evidence`.
+    One family of tests per measure and null: all criteria and budgets in `evidence`.
     """
-    found = evidence
-    for measure in range(len(evidence[0].costs)):
-        for name in ("own", "equal"):
-            found = _family(found, measure, name, correction, null)
-    return found
+    by_measure = zip(*(one.costs for one in evidence), strict=True)
+    judged = [_judged_costs(costs, correction, null) for costs in by_measure]
+    return [
+        Evidence(one.criterion, one.formula, one.plan, one.reversed_plan, one.scope, costs)
+        for one, costs in zip(evidence, zip(*judged, strict=True), strict=True)
+    ]
 
 
-def _family(
-    evidence: list[Evidence], measure: int, name: str, correction: Correction, null: Null
-) -> list[Evidence]:
-    members = [number for number, one in enumerate(evidence) if getattr(one.costs[measure], name) is not None]
-    chances: list[Chance] = [getattr(evidence[member].costs[measure], name) for member in members]
-    p, worse = (
-        corrected(values, correction)
-        for values in ([one.p for one in chances], [one.p_worse for one in chances])
-    )
-    found, tests = list(evidence), 1 if correction is Correction.NONE else len(members)
-    for place, (member, chance) in enumerate(zip(members, chances, strict=True)):
-        ruled = with_verdict(chance, float(p[place]), float(worse[place]), tests, null)
-        costs = list(found[member].costs)
-        costs[measure] = (
-            replace(costs[measure], own=ruled) if name == "own" else replace(costs[measure], equal=ruled)
-        )
-        found[member] = replace(found[member], costs=tuple(costs))
-    return found
+def _judged_costs(costs: Sequence[Cost[Chance]], correction: Correction, null: Null) -> list[Cost[Judged]]:
+    """The costs of several plans by one measure."""
+    own = _judge_family([cost.own for cost in costs], correction, null)
+    equal = iter(_judge_family([cost.equal for cost in costs if cost.equal], correction, null))
+    return [
+        replace(cost, own=chance, equal=next(equal) if cost.equal else None)  # type: ignore[misc]
+        for cost, chance in zip(costs, own, strict=True)
+    ]
+
+
+def _judge_family(chances: Sequence[Chance], correction: Correction, null: Null) -> list[Judged]:
+    p = corrected([chance.p for chance in chances], correction)
+    worse = corrected([chance.p_worse for chance in chances], correction)
+    tests = 1 if correction is Correction.NONE else len(chances)
+    return [
+        with_verdict(chance, float(p[place]), float(worse[place]), tests, null)
+        for place, chance in enumerate(chances)
+    ]
 
 
 def with_verdict(chance: Chance, p: float, p_worse: float, tests: int, null: Null) -> Judged:
-    """The same with a (new) verdict, and with what could have been found. p, p_worse: corrected for `tests` of them."""
+    """A test with its verdict, and with what could have been found.
+
+    Args:
+        chance: what was measured
+        p: corrected for `tests` of them
+        p_worse: likewise
+        tests: size of the family
+        null: how p was read from the random plans
+    """
     measured = {part.name: getattr(chance, part.name) for part in fields(Chance)}
     return Judged(
         **measured,

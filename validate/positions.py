@@ -1,6 +1,7 @@
-"""The raw rows of an audit: at one position, what removing the high- and the low-ranked active expert costs. One row per comparison.
+"""The raw rows of an audit in a CSV file: what removing the high- and the low-ranked expert of a token costs.
 
-The columns are those of the released measurements of arXiv 2606.10703, so that one reader serves theirs and ours.
+One row per comparison. The columns are those of the released measurements of arXiv 2606.10703
+(https://arxiv.org/abs/2606.10703), so that one reader serves theirs and ours.
 """
 
 import warnings
@@ -10,12 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from criteria.scores import Scores
 from criteria.statistics import Array
 from experts.errors import ExciseError, one_line
 
-GATE_WEIGHT, RANDOM_PAIR = "control:gate_weight", "control:random_pair"
-CONTROLS = (GATE_WEIGHT, RANDOM_PAIR)
 COLUMNS = (
     "layer",
     "criterion",
@@ -30,71 +28,59 @@ COLUMNS = (
 )
 KL_COLUMNS = ("high_kl", "low_kl")
 NEEDED = ("layer", "high_delta", "low_delta")
+# What names a document: ours, and in the released files the batch and the row in it.
+DOCUMENT_COLUMNS = ("document", "sample", "batch")
 LARGEST = 1e100  # nats; sums of squares of larger numbers overflow
-TEXT_OF = (
-    "document",
-    "sample",
-    "batch",
-)  # what a text is called: ours, and batch number and row in the released files
+MOST_LAYERS = 10**6
 
 
 def read_positions(path: Path) -> pd.DataFrame:
-    """The rows of a CSV file with `layer`, `metric` or `criterion`, `high_delta`, `low_delta` (`document`, or `sample`, `batch`).
+    """Read a CSV file of positions.
 
-    Adds `text`: a number per document. Where the file names none, every row is its own; where then rows repeat, so
-    that there are several texts of which nothing tells the rows apart, it is −1.
-    Raises ExciseError that names row and column.
+    It has the columns `layer`, `criterion` or `metric`, `high_delta` and `low_delta` (nats), may have
+    `high_kl` and `low_kl` (nats), and names the document of a row by `document`, or by `sample` and `batch`.
+
+    Returns:
+        The file's rows, with one column more, `text`: a number per document. Where the file names none, every
+        row is its own; where then rows repeat, so that there are several texts and nothing tells whose a row
+        is, −1.
+
+    Raises:
+        ExciseError: that names row and column.
     """
     table = _read(path)
-    has = f"it has {', '.join(map(str, table.columns))}"
-    if "criterion" not in table and "metric" in table:
+    _check_head(path, table)
+    if "criterion" not in table:
         table = table.rename(columns={"metric": "criterion"})
-    if missing := [name for name in ("criterion", *NEEDED) if name not in table]:
-        raise ExciseError(
-            f"{path}: no column {' or '.join(missing)}{' (or metric)' if 'criterion' in missing else ''}; {has}"
-        )
-    if table.empty:
-        raise ExciseError(f"{path}: no rows below its header")
-    if "model" in table and len(models := table["model"].unique()) > 1:
-        raise ExciseError(
-            f"{path}: rows of {len(models)} models ({', '.join(models)}); the correction is per model, so give one file each"
-        )
-    for column in (*NEEDED, *(name for name in KL_COLUMNS if name in table)):
-        table[column] = _numbers(path, table, column)
+    _check_one_model(path, table)
+    for column in (*NEEDED, *KL_COLUMNS):
+        if column in table:
+            table[column] = _numbers(path, table, column)
     table["layer"] = table["layer"].astype(int)
-    named = [name for name in TEXT_OF if name in table]
-    for column in ("criterion", *named):
-        if len(empty := np.flatnonzero(table[column] == "")):
-            raise ExciseError(
-                f"{path}: row {int(empty[0]) + 2}, column {column}: is empty ({len(empty)} such cells; row 1 is the header)"
-            )
-    key = ["layer", "criterion", *named, *(name for name in ("window", "position") if name in table)]
-    twice = np.flatnonzero(table.duplicated(key)) if "position" in table else np.array([])
-    told_apart = bool(named) or "window" in table  # rows of different texts
-    if len(twice) and told_apart:
-        raise ExciseError(
-            f"{path}: row {int(twice[0]) + 2} repeats an earlier one ({', '.join(key)} are the same; {len(twice)} such rows)"
-        )
-    alone = -1 if len(twice) else np.arange(len(table))
-    table["text"] = table.groupby(named, sort=False).ngroup() if named else alone
+    for column in ("criterion", *DOCUMENT_COLUMNS):
+        if column in table:
+            _check_filled(path, table, column)
+    table["text"] = _texts(path, table)
     return table
 
 
-def without_documents(rows: pd.DataFrame) -> str:
-    """What a reader has to know of rows that do not name their document; empty where they do."""
-    if any(name in rows for name in TEXT_OF):
+def document_note(rows: pd.DataFrame) -> str:
+    """Return what a reader has to know about rows that do not name their document; empty where they do."""
+    if any(name in rows for name in DOCUMENT_COLUMNS):
         return ""
-    head = f"the rows have no column {', '.join(TEXT_OF[:-1])} or {TEXT_OF[-1]}"
+    head = f"the rows have no column {', '.join(DOCUMENT_COLUMNS[:-1])} or {DOCUMENT_COLUMNS[-1]}"
     if (rows["text"] < 0).any():
-        what = "they are of several texts, so p (documents) and its interval are absent"
-        return f"{head}, and positions repeat: {what}"
+        why = "they come from several texts, so p (documents) and its interval are absent"
+        return f"{head}, and positions repeat: {why}"
     return f"{head}: in p (documents) every position counts as a text of its own"
 
 
 def _read(path: Path) -> pd.DataFrame:
+    """Every cell as text."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells than the header has names
+            # More cells than the header has names.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
             # Blank lines are kept, so that a row's number is its line's.
             table = pd.read_csv(
                 path, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False
@@ -103,11 +89,8 @@ def _read(path: Path) -> pd.DataFrame:
         raise ExciseError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise ExciseError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (
-        ValueError,
-        pd.errors.ParserError,
-        pd.errors.ParserWarning,
-    ) as error:  # EmptyDataError is a ValueError
+    # EmptyDataError is a ValueError.
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ExciseError(f"{path}: not a CSV table ({one_line(error)})") from error
     table = table.fillna("")  # cells that a short line lacks
     while len(table) and (table.iloc[-1] == "").all():
@@ -115,70 +98,70 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
+def _check_head(path: Path, table: pd.DataFrame) -> None:
+    missing = [name for name in NEEDED if name not in table]
+    or_metric = ""
+    if "criterion" not in table and "metric" not in table:
+        missing, or_metric = ["criterion", *missing], " (or metric)"
+    if missing:
+        names = " or ".join(missing) + or_metric
+        raise ExciseError(f"{path}: no column {names}; it has {', '.join(map(str, table.columns))}")
+    if table.empty:
+        raise ExciseError(f"{path}: no rows below its header")
+
+
+def _check_one_model(path: Path, table: pd.DataFrame) -> None:
+    models = table["model"].unique() if "model" in table else ()
+    if len(models) > 1:
+        count = f"rows of {len(models)} models ({', '.join(models)})"
+        raise ExciseError(f"{path}: {count}; the correction is per model, so give one file each")
+
+
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    """The numbers of a column: finite, of a size that a loss can have, and layers whole."""
     values: Array = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
-    whole = column != "layer" or (np.equal(np.mod(values, 1), 0) & (values >= 0) & (values < 10**6))
-    if len(wrong := np.flatnonzero(~((np.abs(values) <= LARGEST) & whole))):
-        row = int(wrong[0])
-        what = "finite number" if not np.isfinite(values[row]) else "loss that a model can have"
-        what = "layer number" if column == "layer" else what
-        found = f"{table[column].iloc[row]!r} is not a {what}"
-        raise ExciseError(
-            f"{path}: row {row + 2}, column {column}: {found} ({len(wrong)} such cells; row 1 is the header)"
-        )
+    usable = np.abs(values) <= LARGEST
+    if column == "layer":
+        usable &= np.equal(np.mod(values, 1), 0) & (values >= 0) & (values < MOST_LAYERS)
+    if len(wrong := np.flatnonzero(~usable)):
+        first = int(wrong[0])
+        kind = "layer number" if column == "layer" else _kind_of(values[first])
+        what = f"{table[column].iloc[first]!r} is not a {kind}"
+        raise ExciseError(f"{_cell(path, first, column)}: {what} {_such_cells(len(wrong))}")
     return values
 
 
-def pairs(effects: pd.DataFrame, table: list[Scores], seed: int) -> pd.DataFrame:
-    """Picks two experts to compare at every position of `effects`: all active experts of each, as validate.effects.measure gives them, the
-    number of the window in `window`.
+def _kind_of(value: float) -> str:
+    """What an unusable number is not."""
+    return "loss that a model can have" if np.isfinite(value) else "finite number"
 
-    high = argmax, low = argmin of the criterion over the active set; the controls pick by gate weight, and at random. Ties are broken at
-    random (seeded): by id or by rank would let something else than the criterion choose. An expert without score is lowest.
+
+def _check_filled(path: Path, table: pd.DataFrame, column: str) -> None:
+    if len(empty := np.flatnonzero(table[column] == "")):
+        raise ExciseError(f"{_cell(path, int(empty[0]), column)}: is empty {_such_cells(len(empty))}")
+
+
+def _cell(path: Path, row: int, column: str) -> str:
+    """Where a cell is; row 1 is the header."""
+    return f"{path}: row {row + 2}, column {column}"
+
+
+def _such_cells(count: int) -> str:
+    return f"({count} such cells; row 1 is the header)"
+
+
+def _texts(path: Path, table: pd.DataFrame) -> pd.Series | NDArray[np.int64] | int:
+    """A number per document [N], or −1.
+
+    Raises:
+        ExciseError: where a row repeats an earlier one and the two are known to be of the same text.
     """
-    made = []
-    for layer, rows in effects.groupby("layer"):
-        rows = rows.sort_values(["window", "position", "rank"], kind="stable")
-        k = int(rows.groupby(["window", "position"]).size().iloc[0])
-        ties = np.random.default_rng([seed, int(layer)]).random((len(rows) // k, k))
-        for name, values in _values(rows, table, int(layer), ties, k).items():
-            made.append(_picked(rows, name, values, ties, k))
-    return pd.concat(made, ignore_index=True)
-
-
-def _values(rows: pd.DataFrame, table: list[Scores], layer: int, ties: Array, k: int) -> dict[str, Array]:
-    """What every criterion and control says of the active experts [P, k]."""
-    expert = rows["expert"].to_numpy().reshape(-1, k)
-    found = {}
-    for scores in table:
-        values = scores.values[scores.layers.index(layer)]
-        found[scores.criterion] = np.where(np.isnan(values), -np.inf, values)[expert]
-    found[GATE_WEIGHT] = rows["gate_weight"].to_numpy().reshape(-1, k)
-    found[RANDOM_PAIR] = np.zeros_like(ties)
-    return found
-
-
-def _picked(rows: pd.DataFrame, criterion: str, values: Array, ties: Array, k: int) -> pd.DataFrame:
-    order = np.lexsort((ties, values), axis=1)  # by value, equal ones by chance
-    low, high = order[:, 0], order[:, -1]
-    at = np.arange(len(order))
-
-    def column(name: str, which: NDArray[np.intp]) -> NDArray[np.float64]:
-        chosen: NDArray[np.float64] = rows[name].to_numpy().reshape(-1, k)[at, which]
-        return chosen
-
-    columns = {
-        name: column(name, low) for name in ("layer", "document", "window", "position", "baseline_loss")
-    }
-    for side, which in (("high", high), ("low", low)):
-        columns |= {f"{side}_{name}": column(name, which) for name in ("expert", "delta", "kl")}
-    return pd.DataFrame({"criterion": criterion, **columns})[[*COLUMNS, *KL_COLUMNS]]
-
-
-def orders(effects: pd.DataFrame, table: list[Scores], layer: int) -> dict[str, tuple[Array, Array]]:
-    """Criterion -> its values and the measured ΔCE of the active experts at every position of a layer, [P, k] each."""
-    rows = effects[effects["layer"] == layer].sort_values(["window", "position", "rank"], kind="stable")
-    k = int(rows.groupby(["window", "position"]).size().iloc[0])
-    delta = rows["delta"].to_numpy().reshape(-1, k)
-    values = _values(rows, table, layer, np.zeros((len(delta), k)), k)
-    return {name: (found, delta) for name, found in values.items() if name != RANDOM_PAIR}
+    named = [name for name in DOCUMENT_COLUMNS if name in table]
+    key = ["layer", "criterion", *named, *(name for name in ("window", "position") if name in table)]
+    repeated = np.flatnonzero(table.duplicated(key)) if "position" in table else np.array([])
+    if len(repeated) and (named or "window" in table):
+        same = f"{', '.join(key)} are the same; {len(repeated)} such rows"
+        raise ExciseError(f"{path}: row {int(repeated[0]) + 2} repeats an earlier one ({same})")
+    if named:
+        return table.groupby(named, sort=False).ngroup()
+    return -1 if len(repeated) else np.arange(len(table))

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experts.disk.configuration import in_tower, positive_int, text_config
+from experts.disk.configuration import positive_int, text_config
+from experts.disk.tensors import in_tower
 from experts.errors import ExciseError
 
 KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx")

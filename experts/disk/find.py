@@ -12,7 +12,7 @@ from experts.errors import ExciseError
 from experts.units import human
 
 
-class Model(Protocol):
+class StoredModel(Protocol):
     """What can be asked of a model before its weights are here."""
 
     @property
@@ -76,7 +76,7 @@ class Folder:
         return self.path
 
 
-def find_model(text: str) -> Model:
+def find_model(text: str) -> StoredModel:
     """The model a user means; one on the hub is looked up there. Raises ExciseError where there is none."""
     found = parse_model(text)
     if not isinstance(found, HubName):
@@ -87,12 +87,17 @@ def find_model(text: str) -> Model:
     return find_repository(found)
 
 
+def model_folder(name: str) -> Path:
+    """The folder of a model; one on the hub is downloaded (or found in the cache) first."""
+    return find_model(name).fetch()
+
+
 def open_anywhere(name: str) -> Checkpoint:
     """A local checkpoint, or the headers of one on the hub (a few requests, no weights)."""
     return find_model(name).headers()
 
 
-def check_room(*models: Model) -> None:
+def check_room(*models: StoredModel) -> None:
     """Refuses a download that the local cache could not hold."""
     needed = sum(model.needed() for model in models)
     if not needed:

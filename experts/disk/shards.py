@@ -21,7 +21,15 @@ from experts.disk.strict_json import (
     parse_object,
     read_object,
 )
-from experts.disk.weight_files import INDEX, SINGLE, entry_file, is_index, regular_files, shard_names, unread
+from experts.disk.weight_files import (
+    INDEX_FILE,
+    SINGLE_SHARD,
+    entry_file,
+    is_index,
+    regular_files,
+    shard_names,
+    unread,
+)
 from experts.errors import ExciseError
 
 BITS = {
@@ -80,7 +88,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, Mapping[str, str]]
-    entry: str = SINGLE
+    entry: str = SINGLE_SHARD
     unread: tuple[str, ...] = ()
 
     @property
@@ -214,7 +222,7 @@ def _entry_file(folder: Path, names: set[str], config: Mapping[str, Any]) -> str
     try:
         return entry_file(names, config, str(folder))
     except ExciseError:
-        for name in (SINGLE, INDEX):
+        for name in (SINGLE_SHARD, INDEX_FILE):
             if name not in names and (wrong := broken_link(folder / name)):
                 raise ExciseError(f"{folder / name}: {wrong}") from None
         raise

@@ -13,8 +13,8 @@ from typing import Any
 
 from experts.errors import ExciseError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+SINGLE_SHARD = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 NAMED = "transformers_weights"  # key of config.json
 OTHER_CONFIG = "configuration_files"  # key of config.json: a file for each version of transformers
@@ -33,14 +33,14 @@ def entry_file(names: Collection[str], config: Mapping[str, Any], where: str) ->
     named = config.get(NAMED)
     if named is not None:
         return _named(named, names, where)
-    for name in (SINGLE, INDEX):
+    for name in (SINGLE_SHARD, INDEX_FILE):
         if name in names:
             return name
     if any(name.endswith(PICKLED) for name in names):
         raise ExciseError(
             f"{where}: only pickled weights (*.bin), which can run code when opened; convert them to safetensors first"
         )
-    raise ExciseError(f"{where}: neither {SINGLE} nor {INDEX}; not a safetensors checkpoint")
+    raise ExciseError(f"{where}: neither {SINGLE_SHARD} nor {INDEX_FILE}; not a safetensors checkpoint")
 
 
 def is_index(name: str) -> bool:
@@ -50,7 +50,7 @@ def is_index(name: str) -> bool:
 
 def unread(names: Collection[str], entry: str) -> list[str]:
     """Other files of weights at the top of the folder that nobody reads: a single file hides an index and its shards."""
-    return [INDEX] if entry == SINGLE and INDEX in names else []
+    return [INDEX_FILE] if entry == SINGLE_SHARD and INDEX_FILE in names else []
 
 
 def shard_names(index: Mapping[str, Any], where: str) -> list[str]:
@@ -91,7 +91,7 @@ def _check_alike(names: Collection[str], config: Mapping[str, Any], where: str) 
         )
     if shard := next((name for name in sorted(names) if DISTRIBUTED.fullmatch(name)), ""):
         raise ExciseError(
-            f"{where}: {shard} belongs to a distributed checkpoint, which is loaded instead of {SINGLE}; write the model with "
+            f"{where}: {shard} belongs to a distributed checkpoint, which is loaded instead of {SINGLE_SHARD}; write the model with "
             "save_pretrained, or move those shards out of the folder"
         )
     if config.get(OTHER_CONFIG):

@@ -1,50 +1,53 @@
-"""What `excise audit` says: the same tables for the terminal and for audit.md."""
+"""audit.md, and the tables of `excise audit`: cells by an outcome, then curves of progressive removal."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from prune.compare.report import Table
-from prune.tables import markdown_table, percent, plain, probability, signed
-from validate.verdict import marked_point
+from prune.audit.curve_tables import curve_tables
+from prune.audit.result import AuditResult, FileAudit
+from prune.tables import Table, markdown_table, percent, plain, probability, signed
+from validate.results import AuditJson, CellJson
 
 NAMES = {"delta": "signed ΔCE", "absolute": "|ΔCE|", "kl": "KL(clean ‖ ablated)"}
 
 
-def tables(result: dict[str, Any], outcome: str = "delta", intervals: bool = False) -> Iterator[Table]:
-    """Title, head and rows: the cells of one outcome, then the curves, with their intervals where there is room for them."""
+def tables(result: AuditResult | FileAudit, outcome: str) -> Iterator[Table]:
+    """For the terminal: the cells by one outcome, then the curves if there are some."""
+    yield cell_table(result, outcome)
+    if "progressive" in result:
+        yield from curve_tables(result["progressive"])
+
+
+def cells_of(result: AuditJson, outcome: str) -> list[CellJson]:
+    """The cells by an outcome."""
+    return result["cells"] if outcome == "delta" else result["outcomes"][outcome]
+
+
+def cell_table(result: AuditJson, outcome: str) -> Table:
+    """Every cell by an outcome; the last column only where Spearman was measured."""
     cells = cells_of(result, outcome)
-    ranked = any("spearman" in cell and cell["spearman"] is not None for cell in cells)
-    size = f"d (ddof {result['ddof']}) [95 %]"
-    head: tuple[str, ...] = (
+    ranked = any(cell["spearman"] is not None for cell in cells)
+    head = [
         "criterion",
         "layer",
         "n",
         "high",
         "low",
-        size,
+        f"d (ddof {result['ddof']}) [95 %]",
         "p (t)",
         "p (Wilcoxon)",
         "p (documents)",
         "high > low",
-    )
-    head += ("smallest d", "n for this d", "passes")
-    yield (
-        f"Audit by {NAMES[outcome]}",
-        (*head, *(("Spearman",) if ranked else ())),
-        [_row(cell, ranked) for cell in cells],
-    )
-    if "progressive" in result:
-        yield from _curves(result["progressive"], intervals)
+        "smallest d",
+        "n for this d",
+        "passes",
+    ]
+    if ranked:
+        head.append("Spearman")
+    return Table(f"Audit by {NAMES[outcome]}", head, [_row(cell, ranked) for cell in cells])
 
 
-def cells_of(result: dict[str, Any], outcome: str) -> list[dict[str, Any]]:
-    """The cells by an outcome."""
-    found: list[dict[str, Any]] = result["cells"] if outcome == "delta" else result["outcomes"][outcome]
-    return found
-
-
-def _row(cell: dict[str, Any], ranked: bool) -> tuple[str, ...]:
-    return (
+def _row(cell: CellJson, ranked: bool) -> list[str]:
+    row = [
         cell["criterion"],
         str(cell["layer"]),
         str(cell["n"]),
@@ -57,80 +60,81 @@ def _row(cell: dict[str, Any], ranked: bool) -> tuple[str, ...]:
         percent(cell["share_high_larger"]),
         plain(cell["smallest_detectable_d"], 2),
         f"{cell['needed_n']:,}" if cell["needed_n"] else "none",
-        "passes" if cell["passes"] else "inverted" if cell["inverted"] else cell["reason"] or "no",
-        *((signed(cell["spearman"], 2),) if ranked else ()),
-    )
-
-
-def _curves(result: dict[str, Any], intervals: bool) -> Iterator[Table]:
-    """Mean ΔCE against the number of removed experts, a table per layer."""
-    layers = list(dict.fromkeys(one["layer"] for one in result["curves"]))
-    for layer in layers:
-        curves = [one for one in result["curves"] if one["layer"] == layer]
-        most = max(len(one["mean"]) for one in curves)
-        lines = []
-        for one in curves:
-            values = [_point(one, number, intervals) for number in range(len(one["mean"]))]
-            lines.append((one["order"], *values, *[""] * (most - len(values)), str(one["cliff"] or "none")))
-        title = f"Progressive removal, layer {layer}: mean ΔCE with so many experts gone; * better, ! worse than 95 % of random orders"
-        yield title, ("order", *(str(n) for n in range(1, most + 1)), f"cliff (> {result['cliff']})"), lines
-
-
-def _point(one: dict[str, Any], number: int, intervals: bool) -> str:
-    mark = marked_point(one["p"][number], one["p_worse"][number])
-    low, high = one["interval"][number]
-    ends = f" [{signed(low)}, {signed(high)}]" if intervals else ""
-    around = f" ± {plain(one['sd'][number])}" if one["sd"] else ends
-    return f"{signed(one['mean'][number])}{mark}{around}"
-
-
-def summary(result: dict[str, Any]) -> list[str]:
-    """One line per outcome, and what the controls say."""
-    lines = [
-        f"{NAMES[name]}: {found['cells']} of {found['of']} cells pass (by Holm {found['cells_holm']}, by Benjamini-Hochberg "
-        f"{found['cells_benjamini-hochberg']})"
-        for name, found in result["passing"].items()
+        _verdict(cell),
     ]
-    for control in dict.fromkeys(
-        cell["criterion"] for cell in result["cells"] if cell["criterion"].startswith("control:")
-    ):
-        counts = []
-        for name in result["passing"]:
-            cells = [cell for cell in cells_of(result, name) if cell["criterion"] == control]
-            counts.append(f"{sum(cell['passes'] for cell in cells)} of {len(cells)} by {NAMES[name]}")
-        lines.append(f"{control}: passes in {', '.join(counts)}")
-    return [*lines, *result.get("notes", [])]
+    if ranked:
+        row.append(signed(cell["spearman"], 2))
+    return row
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The whole report."""
-    parts = [
-        f"# {result['model']['name']}: token-level audit\n",
-        "\n".join(f"- {line}" for line in summary(result)) + "\n",
-    ]
+def _verdict(cell: CellJson) -> str:
+    """Passes, inverted, or why not."""
+    if cell["passes"]:
+        return "passes"
+    if cell["inverted"]:
+        return "inverted"
+    return cell["reason"] or "no"
+
+
+def summary(result: AuditResult | FileAudit) -> list[str]:
+    """A line per outcome, a line per control, and the notes."""
+    lines = []
+    for outcome, passing in result["passing"].items():
+        lines.append(
+            f"{NAMES[outcome]}: {passing['cells']} of {passing['of']} cells pass "
+            f"(by Holm {passing['cells_holm']}, by Benjamini-Hochberg {passing['cells_benjamini-hochberg']})"
+        )
+    criteria = dict.fromkeys(cell["criterion"] for cell in result["cells"])
+    lines += [_control(result, name) for name in criteria if name.startswith("control:")]
+    return [*lines, *result["notes"]]
+
+
+def _control(result: AuditJson, control: str) -> str:
+    """How many of a control's cells pass, by every outcome."""
+    counts = []
     for outcome in result["passing"]:
-        for title, head, lines in tables(
-            result if outcome == "delta" else {**result, "progressive": {"curves": []}},
-            outcome,
-            intervals=True,
-        ):
-            parts.append(f"## {title}\n\n{markdown_table(head, lines)}\n")
+        cells = [cell for cell in cells_of(result, outcome) if cell["criterion"] == control]
+        passing = sum(cell["passes"] for cell in cells)
+        counts.append(f"{passing} of {len(cells)} by {NAMES[outcome]}")
+    return f"{control}: passes in {', '.join(counts)}"
+
+
+def markdown(result: AuditResult) -> str:
+    """The whole of audit.md."""
+    parts = [f"# {result['model']['name']}: token-level audit\n"]
+    parts.append("\n".join(f"- {line}" for line in summary(result)) + "\n")
+    parts += [f"## {table.title}\n\n{markdown_table(table)}\n" for table in _report_tables(result)]
     formulas = "\n".join(f"- {name}: {formula}" for name, formula in result["formulas"].items())
-    parts.append(
-        f"## Rule\n{result['rule']}\n\n## Scores\n{formulas}\n\n## How it was computed\n{METHODS.format(**result)}"
-    )
+    parts += [
+        f"## Rule\n{result['rule']}\n",
+        f"## Scores\n{formulas}\n",
+        f"## How it was computed\n{METHODS.format(scope=result['scope'], mode=result['mode'])}",
+    ]
     return "\n".join(parts)
 
 
+def _report_tables(result: AuditResult) -> Iterator[Table]:
+    """Cells by every outcome; the curves, which are of the signed ΔCE, behind its cells."""
+    for outcome in result["passing"]:
+        yield cell_table(result, outcome)
+        if outcome == "delta" and "progressive" in result:
+            yield from curve_tables(result["progressive"], intervals=True)
+
+
 METHODS = """\
-- Removal: scope {scope}, mode {mode}. At every position high and low are the active experts with the highest and lowest score, ties
-  broken at random; control:gate_weight ranks by the token's own gate weights, control:random_pair takes two active experts at random.
-- diff = outcome(high) − outcome(low), a row per position (`positions.csv`; `effects.parquet` has every active expert).
-- p (t): scipy.stats.ttest_1samp; p (Wilcoxon): scipy.stats.wilcoxon; d = mean / sd, its interval from the noncentral t; p (documents):
-  the signs of whole documents flipped (scipy.stats.permutation_test), because positions of one text are not independent.
-- smallest d: what the t-test finds with 80 % power at the corrected α; n for this d: the positions it would need for the d that was seen.
+- Removal: scope {scope}, mode {mode}. At every position high and low are the active experts with the highest
+  and the lowest score, ties broken at random; control:gate_weight ranks by the token's own gate weights,
+  control:random_pair takes two active experts at random.
+- diff = outcome(high) − outcome(low), a row per position (`positions.csv`; every active expert:
+  `effects.parquet`).
+- p (t): scipy.stats.ttest_1samp; p (Wilcoxon): scipy.stats.wilcoxon; d = mean / sd, its interval from the
+  noncentral t; p (documents): the signs of whole documents flipped (scipy.stats.permutation_test), because
+  positions of one document are not independent.
+- smallest d: what the t-test finds with 80 % power at the corrected α; n for this d: the positions it would
+  need for the d that was observed.
 - Spearman: mean over positions, inside the active set.
-- Progressive removal: at a token the active experts in descending gate weight (mode zero, that token alone); from a layer in the order of
-  the scores, lowest first (mode reroute, every token). p of a point: (1 + #random orders at least as good, or as bad) / (draws + 1), not
-  corrected for the number of points; ± of random: sd over its orders. Intervals resample documents. Rows: `progressive.csv`.
+- Progressive removal: at a token the active experts in descending gate weight (mode zero, that token alone);
+  from a layer in the order of the scores, lowest first (mode reroute, every token). p of a point:
+  (1 + #random orders at least as good, or as bad) / (draws + 1), not corrected for the number of points;
+  ± of random: sd over its orders. Intervals resample documents. Rows: `progressive.csv`.
 """

@@ -1,6 +1,6 @@
-"""`excise audit`: token by token, does a criterion rank the active experts by what removing them costs? And layer by layer, its curves."""
+"""`excise audit`: does a criterion rank the active experts of a token by what removing them costs?"""
 
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from criteria.scores import Scores
-from criteria.selection import check_protected
-from criteria.statistics import Statistics
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
@@ -17,18 +15,20 @@ from experts.errors import ExciseError
 from experts.keys import environment, key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
-from prune.audit.csv_file import judged_cells
 from prune.audit.curves import Curves
 from prune.audit.report import markdown
-from prune.effects.measurement import fill, half_plan
+from prune.audit.result import AuditResult, RecipeAudit
+from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
-from prune.session.run_folder import describe, write_json, write_text
+from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
-from validate.effect_table import Cells
-from validate.positions import orders, pairs, read_positions
-from validate.rig import check_rig
-from validate.statistics import spearman_within
+from validate.effect_table import Removals
+from validate.expert_pairs import pick_pairs, rank_correlations
+from validate.position_sample import sample_positions
+from validate.positions import read_positions
+from validate.rig import check_rig, rig_plan
+from validate.token_audit import audit_outcomes
 
 EFFECTS, POSITIONS = "effects.parquet", "positions.csv"
 
@@ -43,20 +43,18 @@ class Audit:
         layers = prepared.shape.layers
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
-    def execute(self) -> dict[str, Any]:
-        """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
-        _ = self.session.windows
+    def execute(self) -> AuditResult:
+        """Write audit.json, .csv and .md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
+        self.session.check_texts()
         chosen = self._chosen()
         with self.folder.held():
             write_json(self.folder.path / "environment.json", environment())
-            table = self.session.rank(self._statistics())
+            table = self._scores()
             effects = self._effects(chosen)
-            rows = pairs(effects, table, self.settings.seed)
+            rows = pick_pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
-            result = {
-                **self._result(read_positions(self.folder.path / POSITIONS), effects, table),
-                "run": str(self.folder.path),
-            }
+            rows = read_positions(self.folder.path / POSITIONS)
+            result = cast(AuditResult, self._result(rows, effects, table))
             if self.recipe.validation.progressive:
                 result["progressive"] = Curves(self.session, table, self.layers).execute()
             write_json(self.folder.path / "audit.json", result)
@@ -64,38 +62,32 @@ class Audit:
             write_text(self.folder.path / "audit.md", markdown(result))
             return result
 
-    def _statistics(self) -> Statistics:
-        """With what the criteria measure; a search goes down to the recipe's budget."""
-        observed, budget = self.session.calibrate(), self.prepared.budgets[self.recipe.prune.scope]
+    def _scores(self) -> list[Scores]:
+        """Of every criterion; a search goes down to the recipe's budget."""
+        budget = self.prepared.budgets[self.recipe.prune.scope]
         if any(criterion.searches for criterion in self.prepared.criteria):
-            check_protected(self.session.protected(observed), budget, self.prepared.shape)
-        return self.session.measured(observed, budget)
+            self.session.check_room(budget)
+        return self.session.scores(budget)
 
     def _chosen(self) -> NDArray[np.bool_]:
-        """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
-        windows = self.session.validation
-        valid = windows.mask[:, 1:] & windows.mask[:, :-1]
-        chosen = np.zeros((len(self.prepared.shape.layers), *valid.shape), dtype=bool)
-        if self.settings.positions == "all":
-            chosen[list(self.layers)] = valid
-            return chosen
-        if self.settings.positions > valid.sum():
-            has = f"the validation text has {valid.sum()}"
-            raise ExciseError(
-                f"validate.audit.positions is {self.settings.positions}, {has}; lower it or add text"
-            )
-        for layer in self.layers:
-            rng = np.random.default_rng([self.settings.seed, layer])
-            chosen[layer].flat[rng.choice(np.flatnonzero(valid), self.settings.positions, replace=False)] = (
-                True
-            )
-        return chosen
+        """Which positions are read [L, N, W − 1]."""
+        settings = self.settings
+        windows, num_layers = self.session.texts.validation, self.prepared.shape.num_layers
+        try:
+            return sample_positions(windows, num_layers, self.layers, settings.positions, settings.seed)
+        except ExciseError as error:
+            raise ExciseError(f"validate.audit.{error}") from error
 
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
-        """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
+        """What removing every active expert costs at the chosen positions; what is there is not measured again."""
         path, settings = self.folder.path / EFFECTS, self.settings
-        identity = (self.session.loaded, self.session.validation.hash, settings.scope, settings.mode)
-        calibration = self.session.calibration.hash if settings.mode is Mode.MEAN else ""
+        identity = (
+            self.session.model.identity,
+            self.session.texts.validation.hash,
+            settings.scope,
+            settings.mode,
+        )
+        calibration = self.session.texts.calibration.hash if settings.mode is Mode.MEAN else ""
         key = key_of("audit", *identity, calibration, self.layers, settings.positions, settings.seed)
         if not self.folder.valid("audit", key, EFFECTS):
             parts = PartialTable(path, key, force=True)
@@ -105,48 +97,48 @@ class Audit:
             parts.join(len(chosen[0]), self.layers)
             self.folder.finish("audit", key)
         effects = pd.read_parquet(path).rename(columns={"document": "window"})
-        effects["document"] = self.session.validation.document[effects["window"]]
+        effects["document"] = self.session.texts.validation.document[effects["window"]]
         return effects
 
     def _measure(self, chosen: NDArray[np.bool_], missing: dict[int, list[int]], parts: PartialTable) -> None:
         anatomy, scope = self.session.anatomy, Scope(self.settings.scope)
-        check_rig(anatomy, self.session.validation, half_plan(anatomy))
-        instrument = instrument_of(self.session, self.settings.mode)
-        tokens = tokens_of(self.session)
-        instrument.check(tokens, scope)
-        for note in instrument.notes:
-            tell(note)
+        check_rig(anatomy, self.session.texts.validation, rig_plan(anatomy.shape))
+        instrument, tokens = self._instrument(scope), tokens_of(self.session)
         if anatomy.model.dtype in HALF:
             tell(
-                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; dtype: float32 avoids it"
+                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; "
+                "dtype: float32 avoids it"
             )
         fill(
             parts,
             instrument,
             tokens,
             missing,
-            Cells(scope, positions=chosen),
+            Removals(scope, positions=chosen),
             f"audit ({scope}, {self.settings.mode})",
         )
 
-    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> dict[str, Any]:
-        judged = judged_cells(rows, self.settings.ddof)
-        rho = {layer: orders(effects, table, layer) for layer in effects["layer"].unique()}
-        for cell in judged["cells"]:
-            if cell["criterion"] in rho[cell["layer"]]:
-                found = spearman_within(*rho[cell["layer"]][cell["criterion"]])
-                cell["spearman"] = None if found.reason else found.rho
+    def _instrument(self, scope: Scope) -> Instrument:
+        """For removals on the recipe's model; mode mean takes means over the calibration text."""
+        anatomy, mode = self.session.anatomy, self.settings.mode
+        means = None
+        if mode is Mode.MEAN:
+            means = mean_outputs(anatomy, self.session.texts.calibration.tensor(anatomy.device))
+        return Instrument.ready(anatomy, mode, scope, tokens_of(self.session), means=means)
+
+    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> RecipeAudit:
         return {
-            **judged,
+            **audit_outcomes(rows, self.settings.ddof, rank_correlations(effects, table)),
             "scope": self.settings.scope,
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
             "text": {
-                "calibration": describe(self.session.calibration),
-                "validation": describe(self.session.validation),
+                "calibration": self.session.texts.calibration.summary(),
+                "validation": self.session.texts.validation.summary(),
             },
             "model": self.prepared.model,
             "notes": self._notes(),
+            "run": str(self.folder.path),
         }
 
     def _notes(self) -> list[str]:
@@ -156,7 +148,7 @@ class Audit:
         return [f"{name} is the search down to {budget.text}" for name in searches]
 
 
-def _flat(result: dict[str, Any]) -> pd.DataFrame:
+def _flat(result: AuditResult) -> pd.DataFrame:
     """Every cell by every outcome, a row each."""
     found = []
     for outcome, cells in {"delta": result["cells"], **result["outcomes"]}.items():
@@ -172,14 +164,6 @@ def _flat(result: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def instrument_of(session: Session, mode: Mode) -> Instrument:
-    """For removals on the recipe's model; mode mean replaces outputs by their means over the calibration text."""
-    anatomy = session.anatomy
-    device = next(anatomy.model.parameters()).device
-    calibration = torch.from_numpy(session.calibration.tokens).to(device)
-    return Instrument(anatomy, mode, mean_outputs(anatomy, calibration) if mode is Mode.MEAN else None)
-
-
 def tokens_of(session: Session) -> torch.Tensor:
     """The validation windows on the model's device."""
-    return torch.from_numpy(session.validation.tokens).to(next(session.anatomy.model.parameters()).device)
+    return session.texts.validation.tensor(session.model.device)

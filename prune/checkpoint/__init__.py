@@ -1,1 +1,1 @@
-"""Writing a pruned checkpoint: slices of the source, streamed, verified, swapped in whole. No torch."""
+"""Writing a pruned checkpoint: slices of the source, streamed, verified, swapped in whole, without torch."""

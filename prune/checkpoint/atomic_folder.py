@@ -1,7 +1,8 @@
-"""A folder that comes into its place whole or not at all: filled beside it under a hidden name, then moved there in one step.
+"""A folder that comes into its place whole or not at all.
 
-While it is filled its process holds a lock on it (flock). By that later exports know what was abandoned, wherever the process ran: process
-numbers say nothing between two containers on one volume.
+It is filled beside its place under a hidden name, then moved there in one step. Meanwhile its process holds a
+lock on it (flock). By that later exports know what was abandoned, wherever the process ran: process numbers
+say nothing between two containers on one volume.
 """
 
 import contextlib
@@ -15,12 +16,17 @@ from pathlib import Path
 
 from experts.locks import lock
 
-RELATIVE_TO_HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+# Of Linux's renameat2.
+AT_FDCWD = -100  # paths start from the working directory
+RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
 def growing(out: Path) -> Iterator[Path]:
-    """A new folder `.OUT.<process>-<random>.partial` for the caller to fill and to `settle`; under that name nothing stays in the end."""
+    """A new folder `.OUT.<process>-<random>.partial` for the caller to fill and to `settle`.
+
+    Whatever has that name when the block ends is removed.
+    """
     folder = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(3)}.partial")
     folder.mkdir(parents=True)
     try:
@@ -35,9 +41,14 @@ def growing(out: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path, out: Path, force: bool) -> None:
-    """Moves the finished folder to its place. force: what stood there takes the hidden name, in the same step where the system can swap.
+    """Move the finished folder to its place.
 
-    Raises OSError where something stands there by now and is not to be replaced.
+    Args:
+        force: replace what is there. It gets the hidden name, in the same step where the system can exchange
+            folders.
+
+    Raises:
+        OSError: something is there by now, and is not to be replaced.
     """
     if not force or not out.exists():
         folder.rename(out)
@@ -49,17 +60,22 @@ def settle(folder: Path, out: Path, force: bool) -> None:
     sync(out.parent)
 
 
-def _exchanged(one: Path, other: Path) -> bool:
-    """Linux swaps two folders at once (renameat2); not every file system does."""
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchange two folders at once, as Linux can (renameat2) on most file systems. False: it cannot."""
     try:
-        swap = ctypes.CDLL(None).renameat2
+        exchange = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError, TypeError):  # another system, or an old C library
         return False
-    return bool(swap(RELATIVE_TO_HERE, os.fsencode(one), RELATIVE_TO_HERE, os.fsencode(other), EXCHANGE) == 0)
+    status = exchange(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE)
+    return bool(status == 0)
 
 
 def remove_abandoned(out: Path, kind: str) -> None:
-    """Hidden folders beside `out` whose process is gone. kind: partial, or replaced (by an export that was killed)."""
+    """Remove hidden folders beside `out` whose process is gone.
+
+    Args:
+        kind: `partial`, or `replaced` (by an export that was killed).
+    """
     for folder in out.parent.glob(f".{glob.escape(out.name)}.*.{kind}"):
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
@@ -71,14 +87,14 @@ def remove_abandoned(out: Path, kind: str) -> None:
 
 
 def discard(folder: Path) -> None:
-    """config.json goes first: killed in the middle, what remains is no checkpoint."""
+    """Remove a folder, config.json first: killed in the middle, what remains is no checkpoint."""
     with contextlib.suppress(OSError):
         (folder / "config.json").unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
-    """A file or the entries of a folder, on disk."""
+    """Bring a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

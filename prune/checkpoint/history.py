@@ -1,4 +1,4 @@
-"""What a checkpoint was made from, step by step: provenance chains when a pruned or recovered folder is pruned again. No torch."""
+"""What a checkpoint was made from, step by step: a pruned or recovered folder can be pruned again."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,19 @@ STEPS = "history"  # key of excise_plan.json: the steps before this one, the old
 
 
 def steps_of(folder: Path) -> list[Any]:
-    """The steps that led to a folder, the oldest first: {"plan": …} and, where weights were trained after it, {"recovery": …}.
+    """The steps that led to a folder, the oldest first.
 
-    Nothing for a folder that Excise did not write. A damaged provenance file is a step by itself, which says so.
+    A step is {"plan": …} or, where weights were trained after it, {"plan": …, "recovery": …}. A damaged
+    provenance file is a step by itself, which says so.
+
+    Returns:
+        An empty list for a folder that Excise did not write.
     """
     if not (folder / PLAN).is_file():
         return []
-    step: dict[str, Any] = {}
-    for name, path in (("plan", folder / PLAN), ("recovery", folder / RECOVERY)):
-        if path.is_file():
-            step[name] = _read(path)
+    step = {"plan": _read(folder / PLAN)}
+    if (folder / RECOVERY).is_file():
+        step["recovery"] = _read(folder / RECOVERY)
     before = step["plan"].pop(STEPS, [])
     return [*(before if isinstance(before, list) else [before]), step]
 
@@ -34,10 +37,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def in_words(steps: list[Any]) -> str:
     """The steps in one line, for the model card and `excise inspect`; empty where there are none."""
-    return "; ".join(_step(step) for step in steps)
+    return "; ".join(_step_in_words(step) for step in steps)
 
 
-def _step(step: Any) -> str:
+def _step_in_words(step: Any) -> str:
     try:
         plan = step["plan"]
         counts = sorted({len(ids) for ids in plan["kept"].values()})

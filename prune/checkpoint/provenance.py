@@ -1,4 +1,4 @@
-"""A pruned folder and its teacher, before anything is loaded: is it what its provenance says? No torch."""
+"""A pruned folder and its teacher, before anything is loaded: is it what its provenance says?"""
 
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,30 @@ from experts.disk.shards import Stored, open_checkpoint, read_json
 from experts.disk.strict_json import LARGEST_INDEX
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint.slices import Piece, slice_layout
+from prune.checkpoint.slices import Piece, by_name, slice_layout
 
 
 def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:
-    """The plan that a pruned folder says it was written from. Raises ExciseError without one of this model."""
+    """The plan that a pruned folder says it was written from.
+
+    Args:
+        layout: the unpruned model's.
+        fingerprint: of the unpruned model; empty = not compared.
+
+    Raises:
+        ExciseError: the folder has no such plan, one of another model, or was recovered since.
+    """
     if not folder.is_dir():
         raise ExciseError(f"finetune.checkpoint: {folder} is not a folder")
     if (folder / RECOVERY).is_file():
         raise ExciseError(
-            f"{folder}: was recovered already ({RECOVERY} is there); recover the pruned folder it was made from"
+            f"{folder}: was recovered already ({RECOVERY} is there); "
+            "recover the pruned folder it was made from"
         )
     if not (folder / PLAN).is_file():
         raise ExciseError(
-            f"{folder}: no {PLAN}, so it cannot be told which experts of which model it keeps; prune with Excise, or export the plan again"
+            f"{folder}: no {PLAN}, so it cannot be told which experts of which model it keeps; "
+            "prune with Excise, or export the plan again"
         )
     plan = Plan.read(folder / PLAN)
     plan.check_model(layout.shape.layers, layout.shape.num_experts, fingerprint)
@@ -35,43 +45,54 @@ def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:
 
 
 def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
-    """The same, of a folder that holds what it promises: names, shapes and every byte are compared."""
+    """The plan of a pruned folder that holds what it promises: names, shapes and every byte are compared.
+
+    Args:
+        layout: the unpruned model's.
+        fingerprint: of the unpruned model.
+
+    Raises:
+        ExciseError: as `promised_plan`, or a tensor is missing, added or not the source's.
+    """
     plan = promised_plan(folder, layout, fingerprint)
-    found = open_checkpoint(folder).tensors
-    pieces = [piece for shard in slice_layout(layout, plan).values() for piece in shard]
-    if wrong := {piece.name for piece in pieces} ^ found.keys():
+    stored = open_checkpoint(folder).tensors
+    pieces = by_name(slice_layout(layout, plan))
+    if wrong := pieces.keys() ^ stored.keys():
         raise ExciseError(
             f"{folder}: does not hold the tensors its {PLAN} promises ({min(wrong)}); export the plan again"
         )
-    for piece in tqdm(pieces, desc="compare with the source", unit="tensor", delay=2):
-        if not _alike(piece, found[piece.name]):
-            raise ExciseError(
-                f"{folder}: {piece.name} is not that of {layout.checkpoint.folder}; was it trained or edited since?"
-            )
+    for name, piece in tqdm(pieces.items(), desc="compare with the source", unit="tensor", delay=2):
+        if not _alike(piece, stored[name]):
+            source = layout.checkpoint.folder
+            raise ExciseError(f"{folder}: {name} is not that of {source}; was it trained or edited since?")
     return plan
 
 
 def _alike(piece: Piece, stored: Stored) -> bool:
-    """Whether every byte is the same: an edit in the middle of a tensor is one too."""
+    """Whether type, shape and every byte are the same: an edit in the middle of a tensor counts too."""
     if (piece.dtype, piece.shape) != (stored.dtype, stored.shape):
         return False
-    one, other = xxhash.xxh3_128(), xxhash.xxh3_128()
-    digest_ranges(piece.source.file, piece.ranges, one)
-    digest_ranges(stored.file, [(stored.start, stored.end)], other)
-    return bool(one.digest() == other.digest())
+    promised, found = xxhash.xxh3_128(), xxhash.xxh3_128()
+    digest_ranges(piece.source.file, piece.ranges, promised)
+    digest_ranges(stored.file, [(stored.start, stored.end)], found)
+    return bool(promised.digest() == found.digest())
 
 
 def check_teacher(teacher: Path, student: Path) -> None:
-    """Refuses a teacher whose logits would mean something else: another architecture, another vocabulary."""
-    one, other = (read_json(folder / "config.json") for folder in (teacher, student))
-    for what, key in (("architecture", "model_type"), ("vocabulary", "vocab_size")):
-        values = [_entry(config, key) for config in (one, other)]
-        if values[0] != values[1]:
+    """Refuse a teacher whose logits would mean something else.
+
+    Raises:
+        ExciseError: the two folders hold models of different architectures or vocabularies.
+    """
+    config, own = read_json(teacher / "config.json"), read_json(student / "config.json")
+    for kind, key in (("architecture", "model_type"), ("vocabulary", "vocab_size")):
+        theirs, ours = _entry(config, key), _entry(own, key)
+        if theirs != ours:
             raise ExciseError(
-                f"finetune.teacher.model: {teacher} has another {what} ({key} {values[0]}) than {student} ({values[1]})"
+                f"finetune.teacher.model: {teacher} has another {kind} ({key} {theirs}) "
+                f"than {student} ({ours})"
             )
-    words = [_vocabulary(folder) for folder in (teacher, student)]
-    if words[0] != words[1]:
+    if _vocabulary(teacher) != _vocabulary(student):
         raise ExciseError(
             f"finetune.teacher.model: {teacher} has another vocabulary (tokenizer.json) than {student}"
         )
@@ -82,7 +103,7 @@ def _entry(config: dict[str, Any], key: str) -> Any:
 
 
 def _vocabulary(folder: Path) -> Any:
-    """What tokenizer.json says of the tokens; None where there is no such file (transformers is asked when the text is read)."""
+    """The tokens of tokenizer.json; None without that file (transformers is asked when the text is read)."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None

@@ -1,4 +1,7 @@
-"""Bytes from file to file, range by range: copied, synced to disk, read back and compared. Memory independent of their number of bytes."""
+"""Bytes from file to file, range by range: copied, synced to disk, read back and compared.
+
+The memory this takes does not depend on the number of bytes.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -20,7 +23,15 @@ THREADS = 4  # more than cores: some wait for the disk
 
 @dataclass(frozen=True)
 class Copy:
-    """file[start : start + length] of the source goes to the target's bytes from offset on."""
+    """A run of bytes to be copied.
+
+    Attributes:
+        source: file it is read from.
+        start: first byte there.
+        length: bytes.
+        target: file it is written to.
+        offset: first byte there.
+    """
 
     source: Path
     start: int
@@ -29,10 +40,18 @@ class Copy:
     offset: int
 
 
+Span = list[Copy]  # neighbours from one file to one: what one thread copies, syncs and reads back
+
+
 def copy_all(jobs: Iterable[Copy]) -> None:
-    """Every range, verified; several at a time. The targets exist and have their full length."""
+    """Copy every range, several at a time. The targets exist and have their full length.
+
+    Raises:
+        ExciseError: bytes read back differ from those written, or a source is shorter than it was.
+        OSError: a file cannot be read, written or synced; it names that file.
+    """
     spans = _by_turns(_spans(jobs))
-    total = sum(job.length for span in spans for job in span)
+    total = sum(_bytes(span) for span in spans)
     with (
         tqdm(total=total, desc="export", unit="B", unit_scale=True, delay=2) as bar,
         ThreadPoolExecutor(THREADS) as pool,
@@ -47,27 +66,35 @@ def copy_all(jobs: Iterable[Copy]) -> None:
 
 
 def copies(pieces: list[Piece], target: Path, offset: int) -> Iterator[Copy]:
-    """One copy per run of neighbouring bytes of a file, cut at SPAN: kept experts that stand side by side are copied as one."""
-    runs: list[tuple[Path, list[int]]] = []
-    for piece in pieces:
-        for start, end in piece.ranges:
-            if runs and runs[-1][0] == piece.source.file and runs[-1][1][1] == start:
-                runs[-1][1][1] = end
-            else:
-                runs.append((piece.source.file, [start, end]))
-    for file, (first, last) in runs:
+    """The copies that write pieces one after the other into a file, from `offset` on.
+
+    One per run of neighbouring bytes, cut at SPAN: kept experts that are side by side are copied as one.
+    """
+    for file, first, last in _runs(pieces):
         for start in range(first, last, SPAN):
             length = min(SPAN, last - start)
             yield Copy(file, start, length, target, offset)
             offset += length
 
 
-def _spans(jobs: Iterable[Copy]) -> list[list[Copy]]:
-    """Neighbouring jobs from one file to one, together about SPAN bytes: what one thread copies, syncs and reads back."""
-    spans: list[list[Copy]] = []
+def _runs(pieces: list[Piece]) -> list[tuple[Path, int, int]]:
+    """(file, start, end) of the pieces' bytes, ranges that touch each other joined."""
+    runs: list[tuple[Path, int, int]] = []
+    for piece in pieces:
+        file = piece.source.file
+        for start, end in piece.ranges:
+            if runs and (runs[-1][0], runs[-1][2]) == (file, start):
+                start = runs.pop()[1]
+            runs.append((file, start, end))
+    return runs
+
+
+def _spans(jobs: Iterable[Copy]) -> list[Span]:
+    """Neighbouring jobs from one file to one, together about SPAN bytes."""
+    spans: list[Span] = []
     room = 0
     for job in jobs:
-        if job.length > room or (job.source, job.target) != (spans[-1][-1].source, spans[-1][-1].target):
+        if job.length > room or not _same_files(job, spans[-1][-1]):
             spans.append([])
             room = SPAN
         spans[-1].append(job)
@@ -75,31 +102,52 @@ def _spans(jobs: Iterable[Copy]) -> list[list[Copy]]:
     return spans
 
 
-def _by_turns(spans: list[list[Copy]]) -> list[list[Copy]]:
-    """The first span of every target, then the second …: threads in one file wait for each other and sync each other's bytes."""
-    by_target: dict[Path, list[list[Copy]]] = {}
+def _same_files(job: Copy, before: Copy) -> bool:
+    return (job.source, job.target) == (before.source, before.target)
+
+
+def _by_turns(spans: list[Span]) -> list[Span]:
+    """The first span of every target, then the second …
+
+    Threads in one file would wait for each other and sync each other's bytes.
+    """
+    by_target: dict[Path, list[Span]] = {}
     for span in spans:
         by_target.setdefault(span[0].target, []).append(span)
-    return [span for turn in zip_longest(*by_target.values()) for span in turn if span]
+    ordered: list[Span] = []
+    for turn in zip_longest(*by_target.values()):
+        ordered.extend(span for span in turn if span)
+    return ordered
 
 
-def _write_span(span: list[Copy]) -> int:
-    """Copies, syncs to disk, reads back and compares checksums. While one thread waits for the disk another copies."""
+def _write_span(span: Span) -> int:
+    """Copy a span, sync it, read it back, compare checksums. Returns its bytes.
+
+    While one thread waits for the disk another one copies.
+    """
     first, buffer = span[0], memoryview(bytearray(BUFFER))
     with first.source.open("rb", buffering=0) as source, first.target.open("r+b", buffering=0) as target:
-        copied = [_copy(source.fileno(), target.fileno(), job, buffer) for job in span]
+        checksums = [_copy(source.fileno(), target.fileno(), job, buffer) for job in span]
         with naming(first.target):
             os.fsync(target.fileno())
-        for job, checksum in zip(span, copied, strict=True):
+        for job, checksum in zip(span, checksums, strict=True):
             if _read_back(target.fileno(), job, buffer) != checksum:
                 raise ExciseError(
-                    f"{job.target}: bytes from {job.offset} on differ from {job.source} after writing; is the disk failing?"
+                    f"{job.target}: bytes from {job.offset} on differ from {job.source} after writing; "
+                    "is the disk failing?"
                 )
+    return _bytes(span)
+
+
+def _bytes(span: Span) -> int:
     return sum(job.length for job in span)
 
 
 def _copy(source: int, target: int, job: Copy, buffer: memoryview) -> int:
-    """Through a buffer that fits the processor's cache, so that the checksum costs little and every file system will do."""
+    """Copy one range between open files; returns its checksum.
+
+    The buffer fits the processor's cache, so the checksum costs little, and every file system will do.
+    """
     digest, done = xxhash.xxh3_64(), 0
     while done < job.length:
         with naming(job.source):
@@ -114,12 +162,12 @@ def _copy(source: int, target: int, job: Copy, buffer: memoryview) -> int:
 
 
 def _read(file: int, buffer: memoryview, start: int) -> int:
-    """Straight into the buffer where the system can."""
+    """Read into the buffer, without a copy where the system can; returns the bytes read."""
     if hasattr(os, "preadv"):
         return os.preadv(file, [buffer], start)
-    found = os.pread(file, len(buffer), start)
-    buffer[: len(found)] = found
-    return len(found)
+    data = os.pread(file, len(buffer), start)
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def _write(target: int, data: memoryview, offset: int) -> None:
@@ -129,6 +177,7 @@ def _write(target: int, data: memoryview, offset: int) -> None:
 
 
 def _read_back(target: int, job: Copy, buffer: memoryview) -> int:
+    """The checksum of what is in the target now."""
     digest, done = xxhash.xxh3_64(), 0
     while done < job.length:
         with naming(job.target):

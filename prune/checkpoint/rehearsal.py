@@ -1,4 +1,4 @@
-"""What an export and its reload would be refused for, asked before any work, with plans like the one to come."""
+"""What an export and its reload would be refused for, asked before any work, of plans like the real one."""
 
 import json
 import shutil
@@ -13,15 +13,20 @@ from experts.disk.strict_json import read_object
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
-from prune.checkpoint.quantization import renumbered
-from prune.checkpoint.slices import patched_config, slice_layout
+from prune.checkpoint.config import patched_config
+from prune.checkpoint.output import check_space, is_foreign
+from prune.checkpoint.quantization import renumber
+from prune.checkpoint.slices import slice_layout, total_size
+from prune.checkpoint.source_files import other_files
 from prune.checkpoint.unequal import modeling_source
-from prune.checkpoint.write import check_space, other_files
 
 
 def trial_plans(shape: Shape, budget: Budget) -> list[Plan]:
-    """A plan with the counts a budget asks for; in scope global also one whose counts are unequal, where that can come out."""
-    layers = len(shape.layers)
+    """A plan with the counts per layer that a budget asks for, whatever experts it keeps.
+
+    In scope global the counts are not known yet: an even plan, and an unequal one where that can come out.
+    """
+    layers = shape.num_layers
     if budget.scope == "layer":
         return [_first_of_each_group(shape, budget.of_layers(layers))]
     even = shape.even_below(budget.total // layers)
@@ -33,28 +38,30 @@ def trial_plans(shape: Shape, budget: Budget) -> list[Plan]:
 
 
 def _first_of_each_group(shape: Shape, counts: Iterable[int]) -> Plan:
-    kept = {
-        layer: shape.first_of_each_group(count) for layer, count in zip(shape.layers, counts, strict=True)
-    }
-    return Plan(shape.num_experts, kept)
+    counted = zip(shape.layers, counts, strict=True)
+    return Plan(shape.num_experts, {layer: shape.first_of_each_group(count) for layer, count in counted})
 
 
 def check_export(layout: Layout, plans: Iterable[Plan], out: Path) -> None:
-    """Raises ExciseError for whatever the export of such plans would be refused for. No torch."""
-    if out.exists() and not (out / PLAN).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    """Refuse whatever the export of such plans would be refused for. This needs no torch.
+
+    Raises:
+        ExciseError: the output is taken, a file of the source cannot be read, the disk is too small, or the
+            configuration cannot be written for such a plan.
+    """
+    if is_foreign(out):
         raise ExciseError(
-            f"{out}: exists and was not written by Excise (no {PLAN} in it); move it away, or choose another --output"
+            f"{out}: exists and was not written by Excise (no {PLAN} in it); "
+            "move it away, or choose another --output"
         )
     for file in other_files(layout.checkpoint.folder):
         _check_readable(file)
     for plan in plans:
         shards = slice_layout(layout, plan)
         if not out.exists():
-            check_space(out, sum(piece.size for pieces in shards.values() for piece in pieces))
+            check_space(out, total_size(shards))
         patched_config(layout, plan)
-        for name in QUANTIZATION_FILES:
-            if (path := layout.checkpoint.folder / name).is_file():
-                renumbered(read_object(path, "no such file"), plan, str(path))
+        _check_quantization(layout, plan)
 
 
 def _check_readable(file: Path) -> None:
@@ -62,37 +69,52 @@ def _check_readable(file: Path) -> None:
         with file.open("rb") as opened:
             opened.read(1)
     except OSError as error:
-        raise ExciseError(
-            f"{file}: cannot be read ({error.strerror or error}), and belongs to the new checkpoint"
-        ) from error
+        why = error.strerror or error
+        raise ExciseError(f"{file}: cannot be read ({why}), and belongs to the new checkpoint") from error
+
+
+def _check_quantization(layout: Layout, plan: Plan) -> None:
+    """Of the files that quantisation tools write beside config.json."""
+    for name in QUANTIZATION_FILES:
+        path = layout.checkpoint.folder / name
+        if path.is_file():
+            renumber(read_object(path, "no such file"), plan, str(path))
 
 
 def check_reload(layout: Layout, plans: Iterable[Plan], trust_remote_code: bool) -> None:
-    """Builds each pruned model from its configuration, without weights: what cannot be built could not be loaded afterwards."""
-    from experts.anatomy import skeleton  # torch
+    """Build each pruned model from its configuration, without weights. This needs torch.
 
+    Raises:
+        ExciseError: a model cannot be built, so its checkpoint could not be loaded afterwards.
+    """
     for plan in plans:
         with tempfile.TemporaryDirectory(prefix="excise-") as name:
-            folder = (
-                Path(name) / "rehearsal"
-            )  # transformers keeps code by the name of its folder: always the same
+            # transformers keeps code by the name of its folder: always the same one.
+            folder = Path(name) / "rehearsal"
             folder.mkdir()
-            config = patched_config(layout, plan)
-            (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            for code in layout.checkpoint.folder.glob("*.py"):
-                shutil.copyfile(code, folder / code.name)
-            if not plan.uniform:
-                (folder / MODELING).write_text(
-                    modeling_source(config["architectures"][0], layout.shape.num_experts), encoding="utf-8"
-                )
-            try:
-                skeleton(folder, trust_remote_code or not plan.uniform)
-            except ExciseError as error:
-                skeleton(
-                    layout.checkpoint.folder, trust_remote_code
-                )  # is it the source that cannot be built?
-                kind = "equal" if plan.uniform else "unequal"
-                said = str(error).replace(f"{folder}: ", "")
-                raise ExciseError(
-                    f"{layout.checkpoint.folder}: pruned to {kind} counts per layer it could not be loaded: {said}"
-                ) from error
+            _write_model_without_weights(layout, plan, folder)
+            _check_builds(layout.checkpoint.folder, folder, plan.uniform, trust_remote_code)
+
+
+def _write_model_without_weights(layout: Layout, plan: Plan, folder: Path) -> None:
+    config = patched_config(layout, plan)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for code in layout.checkpoint.folder.glob("*.py"):
+        shutil.copyfile(code, folder / code.name)
+    if not plan.uniform:
+        source = modeling_source(config["architectures"][0], layout.shape.num_experts)
+        (folder / MODELING).write_text(source, encoding="utf-8")
+
+
+def _check_builds(source: Path, folder: Path, uniform: bool, trust_remote_code: bool) -> None:
+    from experts.loading import skeleton  # torch
+
+    try:
+        skeleton(folder, trust_remote_code or not uniform)
+    except ExciseError as error:
+        skeleton(source, trust_remote_code)  # raises if it is the source that cannot be built
+        counts = "equal" if uniform else "unequal"
+        why = str(error).replace(f"{folder}: ", "")
+        raise ExciseError(
+            f"{source}: pruned to {counts} counts per layer it could not be loaded: {why}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Options of a source's config.json under which a pruned checkpoint would fail at every forward. No torch."""
+"""Options of a source's config.json under which a pruned checkpoint would fail at every forward."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,30 +6,33 @@ from typing import Any
 from experts.disk.configuration import text_config
 from experts.plan import Plan
 
+REASONS = {
+    "output_router_logits": "the router's loss cannot be made of unequal counts per layer",
+    "return_dict": "without it transformers cannot run the model",
+}
+
 
 def corrected_options(config: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Option -> the value that the new checkpoint gets instead, of those that the source sets to another one.
+    """Options that the source sets to a value the new checkpoint cannot have, with the value it gets instead.
 
-    output_router_logits adds a loss of the router that wants the same number of experts in every layer; without
-    return_dict models of transformers 5 cannot read their own outputs.
+    output_router_logits adds a loss of the router that wants the same number of experts in every layer;
+    without return_dict models of transformers 5 cannot read their own outputs.
     """
-    wanted = {"return_dict": True} if plan.uniform else {"return_dict": True, "output_router_logits": False}
+    required = {"return_dict": True}
+    if not plan.uniform:
+        required["output_router_logits"] = False
     tables = (config, text_config(config))
     return {
-        key: value
-        for key, value in wanted.items()
-        if any(table.get(key, value) not in (None, value) for table in tables)
+        option: value
+        for option, value in required.items()
+        if any(table.get(option, value) not in (None, value) for table in tables)
     }
 
 
 def option_notes(config: Mapping[str, Any], plan: Plan) -> list[str]:
-    """What was changed and why, a line each."""
-    why = {
-        "output_router_logits": "the router's loss cannot be made of unequal counts per layer",
-        "return_dict": "without it transformers cannot run the model",
-    }
-    changed = corrected_options(config, plan)
-    return [
-        f"config.json: {key} is {str(value).lower()} in the new checkpoint: {why[key]}"
-        for key, value in changed.items()
-    ]
+    """What was changed and why, a line per option."""
+    notes = []
+    for option, value in corrected_options(config, plan).items():
+        shown = str(value).lower()
+        notes.append(f"config.json: {option} is {shown} in the new checkpoint: {REASONS[option]}")
+    return notes

@@ -1,40 +1,47 @@
-"""Export: stream the kept bytes of a checkpoint into a new one. Atomic, verified, no torch, memory independent of model size.
+"""Export: stream the kept bytes of a checkpoint into a new one. Atomic, verified, in constant memory.
 
-The new checkpoint grows in a hidden folder beside its place, is read back and compared, and only then moved there.
-config.json gets its name last, whole and synced like everything else: a folder without it is no checkpoint to any loader.
+The new checkpoint grows in a hidden folder beside its place, is read back and compared, and only then moved
+there. config.json gets its name last, whole and synced like everything else: a folder without it is no
+checkpoint to any loader.
 """
 
-import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from criteria.budget import serving_notes
-from experts.disk.companions import FOLDERS, MODELING, PLAN, QUANTIZATION_FILES, RECOVERY, is_companion
+from experts.disk.companions import MODELING, PLAN, RECOVERY
 from experts.disk.layout import Layout
-from experts.disk.shards import FileState, Stored, read_header, read_json
-from experts.disk.strict_json import broken_link
+from experts.disk.shards import Stored
 from experts.errors import ExciseError
 from experts.plan import Plan
-from experts.units import human
 from prune.checkpoint.atomic_folder import growing, remove_abandoned, settle, sync
+from prune.checkpoint.config import patched_config
 from prune.checkpoint.history import STEPS, steps_of
-from prune.checkpoint.quantization import renumbered
-from prune.checkpoint.ranges import Copy, copies, copy_all
+from prune.checkpoint.json_files import write_json
+from prune.checkpoint.output import check_output, check_space
 from prune.checkpoint.run_options import option_notes
-from prune.checkpoint.slices import Piece, header, patched_config, removed_bytes, slice_layout
+from prune.checkpoint.shard_files import verify_shapes, write_shards
+from prune.checkpoint.slices import UNCHANGED, Shards, removed_bytes, slice_layout, total_size
 from prune.checkpoint.source_card import read_source_card
+from prune.checkpoint.source_files import check_unchanged, copy_other, other_files, states_of
 from prune.checkpoint.unequal import modeling_source
 
-UNNAMED = "config.json.partial"  # until everything else is there
+UNNAMED = "config.json.partial"  # the name of config.json until everything else is there
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. removed: bytes of tensors that went; size: bytes of the tensors that stayed."""
+    """What was written.
+
+    Attributes:
+        folder: the new checkpoint.
+        size: bytes of its tensors.
+        removed: bytes of the source's tensors that are not in it.
+        notes: what a user should know of it.
+    """
 
     folder: Path
     size: int
@@ -44,10 +51,26 @@ class Exported:
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """changed: tensors whose bytes stand in other files than the source's; provenance: becomes excise_recovery.json."""
+    """Weights that were trained since the plan was made.
+
+    Attributes:
+        changed: stored tensors by their names in the new checkpoint; their bytes are in files of their own.
+        provenance: how they were trained; becomes excise_recovery.json.
+    """
 
     changed: Mapping[str, Stored]
     provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """Everything that a new checkpoint is made of. provenance: of training; None = no weight was changed."""
+
+    layout: Layout
+    plan: Plan
+    shards: Shards
+    card: str
+    provenance: Mapping[str, Any] | None
 
 
 def export(
@@ -59,172 +82,110 @@ def export(
     fingerprint: str = "",
     recovered: TrainedWeights | None = None,
 ) -> Exported:
-    """Writes the checkpoint that keeps what `plan` keeps. `card` becomes README.md; recovered: weights that were trained since.
+    """Write the checkpoint that keeps what a plan keeps.
 
-    Raises ExciseError and leaves nothing behind.
+    Args:
+        layout: the source.
+        out: folder of the new checkpoint; a link is followed.
+        card: text of README.md.
+        force: replace a checkpoint of Excise that is already there.
+        fingerprint: of the source, held against the plan's; empty = not compared.
+        recovered: weights that were trained since.
+
+    Raises:
+        ExciseError: nothing was written, and nothing is left behind.
     """
     plan.check_model(layout.shape.layers, layout.shape.num_experts, fingerprint)
     layout.shape.check_kept(plan.kept)
     check_output(layout.checkpoint.folder, out, force)
-    shards = slice_layout(layout, plan, recovered.changed if recovered else {})
-    size = sum(piece.size for pieces in shards.values() for piece in pieces)
+    shards = slice_layout(layout, plan, recovered.changed if recovered else UNCHANGED)
+    contents = _Contents(layout, plan, shards, card, recovered.provenance if recovered else None)
     place = Path(os.path.realpath(out))  # a link stays one
     remove_abandoned(place, "partial")
-    check_space(place, size)
+    check_space(place, total_size(shards))
     try:
-        others = other_files(layout.checkpoint.folder)
-        before = _states(shards, others)
-        with growing(place) as partial:
-            _write_shards(layout, shards, partial)
-            _verify_shapes(shards, partial)
-            for file in others:
-                _copy_other(file, partial / file.relative_to(layout.checkpoint.folder), plan)
-            _write_rest(layout, plan, shards, partial, card)
-            _check_unchanged(layout, before)
-            if recovered:
-                _write_json(partial / RECOVERY, recovered.provenance)
-            _sync(partial)
-            (partial / UNNAMED).rename(partial / "config.json")
-            sync(partial)
-            settle(partial, place, force)
+        _write(contents, place, force)
     except OSError as error:
-        raise ExciseError(
-            f"{error.filename or out}: {error.strerror or error}; nothing was written to {out}"
-        ) from error
-    remove_abandoned(
-        place, "replaced"
-    )  # of an export with --force that was killed: only now is there something better
-    return Exported(out, size, removed_bytes(layout, plan), tuple(export_notes(layout, plan)))
+        where = error.filename or out
+        why = error.strerror or error
+        raise ExciseError(f"{where}: {why}; nothing was written to {out}") from error
+    # Left by an export with --force that was killed: only now is there something better.
+    remove_abandoned(place, "replaced")
+    return Exported(out, total_size(shards), removed_bytes(layout, plan), tuple(export_notes(layout, plan)))
 
 
 def export_notes(layout: Layout, plan: Plan) -> list[str]:
-    """What a user should know of the checkpoint besides its size."""
+    """What a user should know of an exported checkpoint besides its size, a line each."""
     notes = []
     if not plan.uniform:
         notes.append(
-            "unequal counts per layer: load with trust_remote_code=True; serving engines want equal counts (scope: layer)"
+            "unequal counts per layer: load with trust_remote_code=True; "
+            "serving engines want equal counts (scope: layer)"
         )
     if layout.predicting:
         notes.append(f"{len(layout.predicting)} tensors of multi-token-prediction layers were dropped")
-    notes += [
+    return [
+        *notes,
         *option_notes(layout.checkpoint.config, plan),
         *layout.checkpoint.notes,
         *read_source_card(layout.checkpoint.folder).notes,
+        *serving_notes(plan.counts.values()),
     ]
-    return notes + serving_notes(plan.counts.values())
 
 
-def check_output(source: Path, out: Path, force: bool) -> None:
-    """--force replaces checkpoints that Excise wrote, and nothing else."""
-    here, there = out.resolve(), source.resolve()
-    if here == there or here in there.parents:
-        raise ExciseError(f"{out}: is or contains the source model; choose another output")
-    if not out.exists():
-        return
-    if not force:
-        raise ExciseError(f"{out}: exists already; choose another output or pass --force to replace it")
-    if not (out / PLAN).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise ExciseError(
-            f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, remove it yourself"
-        )
+def _write(contents: _Contents, place: Path, force: bool) -> None:
+    """Fill a hidden folder, check it, name its configuration, and move it to its place."""
+    source = contents.layout.checkpoint
+    others = other_files(source.folder)
+    states = states_of(contents.shards, others)
+    with growing(place) as partial:
+        write_shards(contents.shards, source.metadata, partial)
+        verify_shapes(contents.shards, partial)
+        for file in others:
+            copy_other(file, partial / file.relative_to(source.folder), contents.plan)
+        _write_new_files(contents, partial)
+        check_unchanged(contents.layout, states)
+        _sync_all(partial)
+        (partial / UNNAMED).rename(partial / "config.json")
+        sync(partial)
+        settle(partial, place, force)
 
 
-def check_space(out: Path, size: int) -> None:
-    """Raises ExciseError where a checkpoint of so many bytes does not fit on the file system of `out`."""
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    free, needed = shutil.disk_usage(parent).free, size + 2**20  # tokenizer, configuration and headers too
-    if free < needed:
-        raise ExciseError(
-            f"{parent}: {human(needed)} needed, {human(free)} free; free some or choose another output"
-        )
-
-
-def _write_shards(layout: Layout, shards: dict[str, list[Piece]], partial: Path) -> None:
-    jobs: list[Copy] = []
-    for name, pieces in shards.items():
-        head = header(pieces, layout.checkpoint.metadata[name])
-        with (partial / name).open("wb") as file:
-            file.write(head)
-            file.truncate(len(head) + sum(piece.size for piece in pieces))
-        jobs.extend(copies(pieces, partial / name, len(head)))
-    copy_all(jobs)
-
-
-def _verify_shapes(shards: dict[str, list[Piece]], partial: Path) -> None:
-    for name, pieces in shards.items():
-        stored, _ = read_header(partial / name)
-        wanted = {piece.name: (piece.dtype, piece.shape) for piece in pieces}
-        if {key: (tensor.dtype, tensor.shape) for key, tensor in stored.items()} != wanted:
-            raise ExciseError(f"{partial / name}: the written header does not hold the planned tensors")
-
-
-def _write_rest(layout: Layout, plan: Plan, shards: dict[str, list[Piece]], partial: Path, card: str) -> None:
-    source = layout.checkpoint
-    if source.sharded:
-        weights = {piece.name: name for name, pieces in shards.items() for piece in pieces}
-        total = sum(piece.size for pieces in shards.values() for piece in pieces)
-        _write_json(
-            partial / source.entry,
-            {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))},
-        )
-    elif set(shards) != {source.entry}:
-        raise ExciseError(f"{source.folder}: nothing is left of {source.entry}")
+def _write_new_files(contents: _Contents, partial: Path) -> None:
+    """Index, modelling code, model card, provenance and configuration."""
+    layout, plan = contents.layout, contents.plan
+    _write_index(contents, partial)
     config = patched_config(layout, plan)
     if not plan.uniform:
-        (partial / MODELING).write_text(
-            modeling_source(config["architectures"][0], layout.shape.num_experts), encoding="utf-8"
-        )
-    (partial / "README.md").write_text(
-        card, encoding="utf-8", errors="replace"
-    )  # a path may hold bytes that are no UTF-8
-    steps = steps_of(source.folder)
-    _write_json(partial / PLAN, {**plan.to_json(), **({STEPS: steps} if steps else {})})
-    _write_json(partial / UNNAMED, config)
+        source = modeling_source(config["architectures"][0], layout.shape.num_experts)
+        (partial / MODELING).write_text(source, encoding="utf-8")
+    # The card may name a path, and a path may hold bytes that are no UTF-8.
+    (partial / "README.md").write_text(contents.card, encoding="utf-8", errors="replace")
+    steps = steps_of(layout.checkpoint.folder)
+    write_json(partial / PLAN, plan.to_json() | ({STEPS: steps} if steps else {}))
+    write_json(partial / UNNAMED, config)
+    if contents.provenance is not None:
+        write_json(partial / RECOVERY, contents.provenance)
 
 
-def _write_json(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write_index(contents: _Contents, partial: Path) -> None:
+    """The index of a sharded checkpoint: shard of every tensor, and their size together."""
+    source, shards = contents.layout.checkpoint, contents.shards
+    if source.sharded:
+        weights: dict[str, str] = {}
+        for shard, pieces in shards.items():
+            weights |= {piece.name: shard for piece in pieces}
+        index = {
+            "metadata": {"total_size": total_size(shards)},
+            "weight_map": dict(sorted(weights.items())),
+        }
+        write_json(partial / source.entry, index)
+    elif set(shards) != {source.entry}:
+        raise ExciseError(f"{source.folder}: nothing is left of {source.entry}")
 
 
-def other_files(source: Path) -> list[Path]:
-    """Tokenizer, templates, settings, code, licence: what is copied byte for byte (experts/disk/companions.py)."""
-    listed = [*source.iterdir(), *(file for folder in FOLDERS for file in (source / folder).glob("*"))]
-    named = [file for file in sorted(listed) if is_companion(file.relative_to(source).as_posix())]
-    for file in named:
-        if wrong := broken_link(file):
-            raise ExciseError(f"{file}: {wrong}")
-    return [file for file in named if file.is_file()]
-
-
-def _copy_other(file: Path, target: Path, plan: Plan) -> None:
-    """As it is; quantisation settings follow the experts' new numbers."""
-    target.parent.mkdir(exist_ok=True)
-    if (
-        file.name in QUANTIZATION_FILES
-        and (after := renumbered(before := read_json(file), plan, str(file))) != before
-    ):
-        _write_json(target, after)
-    else:
-        shutil.copyfile(file, target)
-
-
-def _states(shards: dict[str, list[Piece]], others: list[Path]) -> dict[Path, FileState]:
-    """Of every file that will be read; of shards since their headers were read, because the ranges come from there."""
-    found = {file: FileState.of(file.stat()) for file in others}
-    for piece in (piece for pieces in shards.values() for piece in pieces):
-        if piece.source.file not in found:
-            found[piece.source.file] = piece.source.state or FileState.of(piece.source.file.stat())
-    return found
-
-
-def _check_unchanged(layout: Layout, before: dict[Path, FileState]) -> None:
-    config, read = layout.checkpoint.folder / "config.json", layout.checkpoint.config
-    wrong = [file for file, state in before.items() if FileState.of(file.stat()) != state]
-    if wrong or json.dumps(read_json(config)) != json.dumps(read):
-        raise ExciseError(f"{wrong[0] if wrong else config}: changed while it was being copied; start again")
-
-
-def _sync(folder: Path) -> None:
+def _sync_all(folder: Path) -> None:
+    """Bring the files of a new checkpoint and its entries to disk."""
     for file in folder.rglob("*"):
         sync(file)
     sync(folder)

@@ -1,73 +1,45 @@
-"""`excise compare`: several criteria at several budgets, on the same held-out windows and items, each against random plans of its sizes."""
+"""`excise compare`: criteria at several budgets on the same held-out rows, each against random plans of its size."""
 
-import csv
-import io
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from criteria.budget import Budget, BudgetScope, deepest
 from criteria.scores import Scores
-from criteria.selection import check_protected, plan_for
+from criteria.selection import plan_for
 from experts.keys import environment
 from experts.notes import tell
 from experts.plan import Plan
+from prune.compare.csv_rows import comparison_csv
 from prune.compare.report import markdown
+from prune.compare.result import ComparisonResult, OverlapJson, TaskJson
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
-from prune.session.run_folder import describe, write_json, write_text
+from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
-from validate.null import Contest, Measure, against_random, number, with_verdicts
+from validate.measure import Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlaps
 from validate.rig import check_rig
-from validate.verdict import PAIR_RULE, RULE, Correction
-
-COLUMNS = (
-    "criterion",
-    "scope",
-    "fraction",
-    "measure",
-    "value",
-    "delta",
-    "delta_low",
-    "delta_high",
-    "random_mean",
-    "random_sd",
-    "reversed_delta",
-    "p",
-    "p_worse",
-    "p_corrected",
-    "p_worse_corrected",
-    "low",
-    "high",
-    "verdict",
-    "verdict_equal_counts",
-    "smallest_detectable",
-    "effect",
-    "clusters",
-    "p_full",
-    "ends_alike",
-    "stability",
-)
+from validate.statistics import Correction, number
+from validate.verdict import PAIR_RULE, RULE
 
 
 class Comparison:
-    """All criteria of a recipe × its budgets. Plans that were measured before, also by other criteria, are not measured again."""
+    """All criteria of a recipe × its budgets. No plan is measured twice, also where two criteria share it."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.shape, self.session = prepared.shape, Session(prepared)
 
-    def execute(self) -> dict[str, Any]:
-        """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
+    def execute(self) -> ComparisonResult:
+        """Write comparison.json, .csv and .md, and the raw rows; return the content of comparison.json."""
         for note in self._notes():
             tell(note)
-        self.session.read()
+        self.session.check_texts()
         check_rows(self.session, self._pairs)
         with self.folder.held():
             return self._compared()
@@ -82,38 +54,38 @@ class Comparison:
             found.append(f"{', '.join(by_rounds)}: {what}; the plans of larger ones are met on the way")
         return found
 
-    def _compared(self) -> dict[str, Any]:
+    def _compared(self) -> ComparisonResult:
         write_json(self.folder.path / "environment.json", environment())
-        observed = self.session.calibrate()
         for budget in self.prepared.compared:
-            check_protected(self.session.protected(observed), budget, self.shape)
+            self.session.check_room(budget)
         searched = deepest(self.prepared.compared).items()
-        measured = {scope: self.session.measured(observed, budget) for scope, budget in searched}
-        tables = {scope: self.session.rank(statistics) for scope, statistics in measured.items()}
+        tables = {scope: self.session.scores(budget) for scope, budget in searched}
         result = self._result(tables)
         write_json(self.folder.path / "comparison.json", result)
-        write_text(self.folder.path / "comparison.csv", _csv(result))
+        write_text(self.folder.path / "comparison.csv", comparison_csv(result))
         write_text(self.folder.path / "comparison.md", markdown(result))
         return result
 
-    def _result(self, tables: dict[BudgetScope, list[Scores]]) -> dict[str, Any]:
-        settings, windows = self.recipe.validation, self.session.validation
+    def _result(self, tables: dict[BudgetScope, list[Scores]]) -> ComparisonResult:
+        settings, windows = self.recipe.validation, self.session.texts.validation
         plans = {
             (scores.criterion, budget): plan_for(scores, budget, self.shape)
             for budget in self.prepared.compared
             for scores in tables[budget.scope]
         }
+        stability = stabilities(self.session, self.prepared.compared, plans)
         checks = check_rig(self.session.anatomy, windows, next(iter(plans.values())))
         measures = measures_of(self.session)
-        tests, seed = self._tests(tables), settings.random_seed
-        tested = [against_random(test, measures, settings.chance, seed) for test in tests]
+        contests, seed = self._contests(tables, plans), settings.random_seed
+        anatomy = self.session.anatomy
+        tested = [evidence_of(one, measures, settings.chance, seed, anatomy) for one in contests]
         evidence = with_verdicts(tested, Correction.HOLM, settings.chance)
         reference = reference_of(next(iter(tables.values())))
         return {
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
-            **stabilities(self.session, self.prepared.compared, plans),
+            **stability,
             "agreement": {
-                "reference": reference and reference.criterion,
+                "reference": reference.criterion if reference else None,
                 "layers": list(self.shape.layers),
                 "spearman": _agreement(tables),
             },
@@ -122,15 +94,18 @@ class Comparison:
             "scopes": [
                 one.to_json() for one in pairs.between_scopes(evidence, measures, settings.random_seed)
             ],
-            "rule": f"{RULE} p: {settings.chance}, after Holm over {len(evidence)} tests (criteria × budgets).",
+            "rule": _rule(settings.chance, len(evidence)),
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
             "seed": settings.random_seed,
             "loss": measures[0].mean(measures[0].values(None)),
             "tasks": [_task(measure) for measure in measures[1:]],
-            "text": {"calibration": describe(self.session.calibration), "validation": describe(windows)},
+            "text": {
+                "calibration": self.session.texts.calibration.summary(),
+                "validation": windows.summary(),
+            },
             "model": self.prepared.model,
-            "checks": [asdict(check) for check in checks],
+            "checks": [check.to_json() for check in checks],
             "notes": self._notes(),
             "run": str(self.folder.path),
         }
@@ -139,7 +114,7 @@ class Comparison:
     def _pairs(self) -> int:
         return pairs.count(len(self.prepared.criteria), len(self.prepared.compared))
 
-    def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> dict[str, Any]:
+    def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> OverlapJson:
         chosen = [plans[criterion.name, budget] for criterion in self.prepared.criteria]
         matrix = [[number(value) for value in row] for row in overlaps(chosen).tolist()]
         names = [criterion.name for criterion in self.prepared.criteria]
@@ -150,14 +125,20 @@ class Comparison:
             "matrix": matrix,
         }
 
-    def _tests(self, tables: dict[BudgetScope, list[Scores]]) -> Iterator[Contest]:
+    def _contests(
+        self, tables: dict[BudgetScope, list[Scores]], plans: dict[tuple[str, Budget], Plan]
+    ) -> Iterator[Contest]:
         for budget in self.prepared.compared:
-            for criterion, scores in zip(self.prepared.criteria, tables[budget.scope], strict=True):
-                yield self.session.contest(criterion, scores, budget)
+            for scores in tables[budget.scope]:
+                yield self.session.contest(plans[scores.criterion, budget], scores, budget)
+
+
+def _rule(chance: str, tests: int) -> str:
+    return f"{RULE} p: {chance}, after Holm over {tests} tests (criteria × budgets)."
 
 
 def _agreement(tables: dict[BudgetScope, list[Scores]]) -> dict[str, list[float | None]]:
-    """Rank agreement per criterion; one whose scores depend on the scope (greedy removal) appears once a scope."""
+    """Rank agreement per criterion; a search, whose scores depend on the scope, appears once per scope."""
     found: dict[str, list[float | None]] = {}
     for scope, table in tables.items():
         for criterion, layers in agreement(table).items():
@@ -168,7 +149,7 @@ def _agreement(tables: dict[BudgetScope, list[Scores]]) -> dict[str, list[float 
     return found
 
 
-def _task(measure: Measure) -> dict[str, Any]:
+def _task(measure: Measure) -> TaskJson:
     values = measure.sign * measure.values(None)
     return {
         "name": measure.name,
@@ -176,47 +157,3 @@ def _task(measure: Measure) -> dict[str, Any]:
         "items": len(values),
         "full": float(np.mean(values)),
     }
-
-
-def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat row per criterion, budget and measure, in the columns of comparison.csv."""
-    stable = {(row["criterion"], row["scope"], row["fraction"]): row["mean"] for row in result["stability"]}
-    found = []
-    for plan in result["plans"]:
-        loss = {**plan, "name": "loss", "value": result["loss"] + plan["delta"]}
-        found += [
-            _row(plan, cost, stable[plan["criterion"], plan["scope"], plan["fraction"]])
-            for cost in (loss, *plan["tasks"])
-        ]
-    return found
-
-
-def _row(plan: dict[str, Any], cost: dict[str, Any], stable: float | None) -> dict[str, Any]:
-    there = {name: cost[name] for name in COLUMNS if name in cost}
-    ends = {"delta_low": cost["delta_interval"][0], "delta_high": cost["delta_interval"][1]}
-    low, high = cost["interval"]
-    chance = {
-        "random_mean": cost["random"]["mean"],
-        "random_sd": cost["random"]["sd"],
-        "low": low,
-        "high": high,
-    }
-    equal = cost["equal_counts"] and cost["equal_counts"]["verdict"]
-    budget = {name: plan[name] for name in ("criterion", "scope", "fraction")}
-    return {
-        **there,
-        **budget,
-        "measure": cost["name"],
-        **ends,
-        **chance,
-        "verdict_equal_counts": equal,
-        "stability": stable,
-    }
-
-
-def _csv(result: dict[str, Any]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(result))
-    return text.getvalue()

@@ -1,7 +1,7 @@
 """`excise`: parses, calls one function, prints. Results go to stdout, everything else to stderr."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from experts.modes import Mode, Scope
 from prune.console import show
 from prune.console.exits import guarded, waiting
 from prune.console.options import Begin, Debug, Dtype, Force, Json, Model, Quiet, Recipe, Set, Shown
+
+if TYPE_CHECKING:
+    from prune.audit.result import AuditResult, FileAudit
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Excise prunes the experts of mixture-of-experts language models and tests, by intervention, that the ranking it used beats chance."
@@ -132,7 +135,7 @@ def audit(
         if positions is not None:
             from prune.audit.csv_file import of_file
 
-            result = of_file(positions, 1 if ddof is None else ddof)
+            result: AuditResult | FileAudit = of_file(positions, 1 if ddof is None else ddof)
         else:
             assert recipe is not None, "checked above"
             result = _audit_of(
@@ -154,7 +157,7 @@ def audit(
 
 def _audit_of(
     recipe: str, output: Path | None, overrides: list[str], force: bool, quiet: bool
-) -> dict[str, Any]:
+) -> "AuditResult":
     from prune.recipe.read import read_recipe, recipe_file
     from prune.session.prepare import prepare_audit
 
@@ -204,9 +207,8 @@ def finetune(
             show.recovery(recover_folder(prepared), as_json)
             return 0
         outcome = Run(prepared).execute()
-        show.verdicts(outcome.result, as_json) if outcome.stopped else show.recovery(
-            outcome.result["recovery"], as_json
-        )
+        recovery = outcome.result["recovery"]
+        show.recovery(recovery, as_json) if recovery else show.verdicts(outcome.result, as_json)
         return 3 if outcome.stopped else 0
 
     guarded(work, quiet, debug)
@@ -321,9 +323,9 @@ def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
     """Family, layers, experts, sizes, and what pruning would save: from headers and configuration alone."""
 
     def work() -> int:
-        from prune.inspect import look_at
+        from prune.inspect import inspect_model
 
-        found = look_at(model)
+        found = inspect_model(model)
         show.print_json(found) if as_json else show.model(found)
         return 0
 

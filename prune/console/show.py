@@ -1,192 +1,167 @@
 """What the command line prints: tables and results on stdout, notes on stderr."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from criteria.experiment import Option
 from experts.notes import tell
-from experts.units import human
-from prune.tables import plain, signed
+from prune.tables import Table, plain, signed
+
+if TYPE_CHECKING:
+    from prune.audit.result import AuditResult, FileAudit
+    from prune.compare.result import ComparisonResult
+    from prune.effects.result import EffectsResult
+    from prune.inspect import InspectResult
+    from prune.recover.result import RecoveryResult
+    from prune.run.result import PruneResult
 
 
-def verdicts(result: dict[str, Any], as_json: bool) -> None:
+def verdicts(result: "PruneResult", as_json: bool) -> None:
     """The verdicts of `excise prune`, and where things are."""
     if as_json:
         print_json(result)
         return
-    from prune.run.report import HEAD, TASK_HEAD, rows, task_rows
+    from prune.run.verdicts import tables
 
-    table(HEAD, rows(result))
-    if tasks := task_rows(result):
-        table(TASK_HEAD, tasks)
-    print("ΔCE: rise of the held-out loss, nats per token, smaller is better. p: chance does as well.")
+    for each in tables(result):
+        table(each)
+    print(
+        "ΔCE: rise of the held-out loss, nats per token, smaller is better. "
+        "p: probability that a random plan does at least as well."
+    )
     print(f"checkpoint: {result['checkpoint'] or 'none, the recipe stops on this verdict'}")
     print(f"report:     {result['run']}/report.md")
     if result["recovery"]:
         recovery(result["recovery"], as_json)
 
 
-def recovery(result: dict[str, Any], as_json: bool) -> None:
+def recovery(result: "RecoveryResult", as_json: bool) -> None:
     """The tables of `excise finetune`."""
     if as_json:
         print_json(result)
         return
-    from prune.recover.report import tables
+    from prune.recover.report import NO_CONTROL, tables
 
-    for title, head, rows in tables(result):
-        print(f"\n{title}")
-        table(head, rows)
-    print(
-        f"Rule: {result['rule']}"
-        if result["leads"]
-        else "No random plan was recovered, so nothing can be said of the lead."
-    )
+    _titled(tables(result))
+    print(f"Rule: {result['rule']}" if result["leads"] else NO_CONTROL)
     print(f"recovered:  {result['checkpoint']}, adapter {result['adapter']}")
     print(
-        f"report:     {result['run']}/recovery.md, recovery.json, healing.csv; raw rows in losses.csv, recovered_losses.csv"
+        f"report:     {result['run']}/recovery.md, recovery.json, healing.csv; "
+        "raw rows in losses.csv, recovered_losses.csv"
     )
 
 
-def comparison(result: dict[str, Any]) -> None:
+def comparison(result: "ComparisonResult") -> None:
     """The tables of `excise compare`."""
     from prune.compare.report import tables
 
-    for title, head, rows in tables(result):
-        print(f"\n{title}")
-        table(head, rows)
+    _titled(tables(result))
     print(
-        "Cost (ΔCE in nats per token, or share of items lost): smaller is better. p: that chance does as well, as badly."
+        "Cost (ΔCE in nats per token, or share of items lost): smaller is better. "
+        "p: probability that a random plan does at least as well, at least as badly."
     )
     print(f"Verdict: {result['rule']}")
+    items = ", items.csv" if result["tasks"] else ""
     print(
-        f"written: {result['run']}/comparison.md, comparison.json, comparison.csv; raw rows in losses.csv{_items(result)}"
+        f"written: {result['run']}/comparison.md, comparison.json, comparison.csv; "
+        f"raw rows in losses.csv{items}"
     )
 
 
-def _items(result: dict[str, Any]) -> str:
-    return ", items.csv" if result["tasks"] else ""
-
-
-def audit(result: dict[str, Any], outcome: str) -> None:
+def audit(result: "AuditResult | FileAudit", outcome: str) -> None:
     """The cells of `excise audit` by one outcome, and the summary of all."""
     from prune.audit.report import summary, tables
 
-    for title, head, rows in tables(result, outcome):
-        print(f"\n{title}")
-        table(head, rows)
+    _titled(tables(result, outcome))
     print(f"Rule: {result['rule']}")
     print("\n".join(summary(result)))
     if "run" in result:
         print(
-            f"written: {result['run']}/audit.md, audit.json, audit.csv; raw rows in positions.csv, effects.parquet"
+            f"written: {result['run']}/audit.md, audit.json, audit.csv; "
+            "raw rows in positions.csv, effects.parquet"
         )
 
 
-def effects(done: dict[str, Any]) -> None:
+def effects(result: "EffectsResult") -> None:
     """What `excise effects` wrote."""
-    each = f", {1000 * done['seconds'] / done['rows_now']:.2f} ms per row" if done["rows_now"] else ""
+    each = ""
+    if result["rows_now"]:
+        each = f", {plain(1000 * result['seconds'] / result['rows_now'], 2)} ms per row"
     print(
-        f"{done['table']}: {done['rows']:,} rows, {done['windows']} windows, measured in {done['seconds']:.1f} s{each}"
+        f"{result['table']}: {result['rows']:,} rows, {result['windows']} windows, "
+        f"measured in {plain(result['seconds'], 1)} s{each}"
     )
-    if done["rows"]:
-        print(f"mean ΔCE {signed(done['mean_delta'], 6)}, mean KL {plain(done['mean_kl'], 6)} nats per row")
+    if result["rows"]:
+        means = f"mean ΔCE {signed(result['mean_delta'], 6)}, mean KL {plain(result['mean_kl'], 6)}"
+        print(f"{means} nats per row")
 
 
-def model(found: dict[str, Any]) -> None:
+def model(summary: "InspectResult") -> None:
     """The facts of `excise inspect`."""
-    inside, elsewhere = found["parameters"]["experts"], found["parameters"]["elsewhere"]
-    lines = [
-        ("family", found["family"]),
-        ("MoE layers", f"{found['moe_layers']} (decoder layers {found['layers'][0]}..{found['layers'][-1]})"),
-        *(_unequal(found) if "kept_per_layer" in found else _experts(found)),
-        (
-            "parameters",
-            f"{inside:,} in experts, {elsewhere:,} elsewhere ({inside / (inside + elsewhere):.1%} in experts)",
-        ),
-        ("size on disk", f"{human(found['size'])} ({', '.join(found['dtypes'])})"),
-    ]
-    if found.get("multi_token_prediction_tensors"):
-        lines.append(
-            ("multi-token head", f"{found['multi_token_prediction_tensors']} tensors, dropped by an export")
-        )
-    for saving in found.get("savings", ()):
-        outcome = (
-            saving.get("impossible")
-            or f"{human(saving['size'])}, {human(saving['saved'])} less ({saving['keep']} experts per layer)"
-        )
-        lines.append((f"pruned by {saving['fraction']:.0%}", outcome))
-    if found["history"]:
-        lines.append(("history", found["history"]))
+    from prune.console.facts import facts
+
+    lines = facts(summary)
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
-    notes(found["notes"])
-
-
-def _experts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    groups = (
-        "none" if found["groups"] == 1 else f"{found['groups']}, a token uses {found['groups_per_token']}"
-    )
-    return [
-        ("experts per layer", f"{found['experts']}, top-{found['top_k']}"),
-        ("router groups", groups),
-        ("shared experts", str(found["shared_experts"])),
-    ]
-
-
-def _unequal(found: dict[str, Any]) -> list[tuple[str, str]]:
-    counts = ", ".join(f"{layer}: {count}" for layer, count in found["kept_per_layer"].items())
-    return [
-        (
-            "experts per layer",
-            f"{counts} (pruned by Excise; load with trust_remote_code=True), top-{found['top_k']}",
-        )
-    ]
+    notes(summary["notes"])
 
 
 def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, Option]]) -> None:
-    """The registry, and the settings of what is measured."""
-    head = ("criterion", "score (higher = keep)", "needs", "cost", "source")
-    costs = [f"{row['cost']:g}" + (f" ∝ {row['grows']}" if row["grows"] else "") for row in listed]
-    lines = [
-        (row["name"], row["formula"], row["needs"], cost, row["source"])
-        for row, cost in zip(listed, costs, strict=True)
-    ]
-    table(head, lines)
-    print(
-        "g: applied gate weight, f: expert output before it, n_e: tokens routed to e, L: MoE layers, E: experts, k: active per token."
-    )
-    print(
-        "cost: plain forwards of the calibration text; all rows that need text alone share one pass. Of interventions: on the demo"
-    )
-    print("(L, E, k = 6, 16, 4), and what it grows with.")
-    print(
-        "Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function."
-    )
-    print("Settings of interventions, written as name:setting=value,…:")
+    """The registry, and the settings of what is measured.
+
+    Args:
+        listed: a mapping per criterion: name, formula, needs, cost, grows, source.
+        settings: criterion -> setting -> its default and meaning.
+    """
+    rows = []
+    for row in listed:
+        grows = f" ∝ {row['grows']}" if row["grows"] else ""
+        rows.append((row["name"], row["formula"], row["needs"], f"{row['cost']:g}{grows}", row["source"]))
+    table(Table("", ("criterion", "score (higher = keep)", "needs", "cost", "source"), rows))
+    print(LEGEND)
     for name, options in settings.items():
         for setting, option in options.items():
             print(f"  {name}:{setting}={option.default}  {option.help}")
 
 
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table as wide as the terminal, or as it needs in a pipe. [nan, nan] in a cell is no markup."""
+LEGEND = """\
+g: applied gate weight, f: expert output before it, n_e: tokens routed to e, L: MoE layers, E: experts, \
+k: active per token.
+cost: plain forwards of the calibration text; all rows that need text alone share one pass. \
+Of interventions: on the demo
+(L, E, k = 6, 16, 4), and what it grows with.
+Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.
+Settings of interventions, written as name:setting=value,…:"""
+
+
+def _titled(tables: Iterable[Table]) -> None:
+    """Each table under its title."""
+    for each in tables:
+        print(f"\n{each.title}")
+        table(each)
+
+
+def table(shown: Table) -> None:
+    """A table as wide as the terminal; in a pipe, which has no width, as wide as it needs."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    table = Table()
-    for name in head:
-        table.add_column(Text(name))
-    for row in rows:
-        table.add_row(*map(Text, row))
+    # As Text: [nan, nan] in a cell is no markup.
+    grid = Grid()
+    for name in shown.head:
+        grid.add_column(Text(name))
+    for row in shown.rows:
+        grid.add_row(*map(Text, row))
     console = Console()
-    # A pipe has no width: lines are then as long as the table needs.
-    (console if console.is_terminal else Console(width=200)).print(table)
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(grid)
 
 
 def notes(lines: Iterable[str]) -> None:
-    """One line each, on stderr; those that were said during the work are not repeated."""
+    """A line each, on stderr; what was said during the work is not repeated."""
     for note in lines:
         tell(note)
 

@@ -1,7 +1,6 @@
-"""`excise effects`: text → windows → the raw table of effects. A layer of a window that is finished is never measured again."""
+"""`excise effects`: text → windows → the raw table of effects. What is finished is never measured again."""
 
 import time
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +8,9 @@ import torch
 from tqdm import tqdm
 
 from criteria.text.context_length import check_vocabulary, context_note
-from criteria.text.windows import Windows, consecutive
-from experts.anatomy import Anatomy, dissect, load, load_tokenizer
+from criteria.text.reading import consecutive
+from criteria.text.windows import Windows
+from experts.anatomy import Anatomy, dissect
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout
 from experts.disk.names import commit_of
@@ -19,16 +19,17 @@ from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
 from experts.errors import ExciseError
 from experts.keys import key_of, libraries
+from experts.loading import load_network, load_tokenizer
 from experts.modes import Mode
 from experts.notes import tell
-from experts.plan import Plan
 from prune.effects.partial_table import PartialTable
 from prune.effects.request import Request
-from validate.effect_table import Cells, Table, measure
-from validate.rig import check_rig
+from prune.effects.result import EffectsResult
+from validate.effect_table import Removals, Table, measure_effects
+from validate.rig import check_rig, rig_plan
 
 
-def run(request: Request, layout: Layout) -> dict[str, Any]:
+def run(request: Request, layout: Layout) -> EffectsResult:
     """Measures, or finishes measuring, and writes the table. Gives what was done, in numbers."""
     source = layout.checkpoint.folder
     layers = request.check(layout.shape)
@@ -53,15 +54,14 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
     notes: list[str] = []
     seconds = 0.0
     if missing:
-        anatomy = dissect(load(source, request.dtype, request.trust_remote_code))
+        anatomy = dissect(load_network(source, request.dtype, request.trust_remote_code))
         seconds, notes = _measure(request, anatomy, windows, missing, parts, caution)
-    rows_now = parts.rows(missing)
+    rows_now = parts.count_rows(missing)
     table = parts.join(len(windows), layers)
     if not table.num_rows:
         notes.append("the table is empty: none of these experts is active in this text")
-    return {
+    result: EffectsResult = {
         "table": str(request.output),
-        **({"commit": commit} if (commit := commit_of(source)) else {}),
         "rows": table.num_rows,
         "windows": len(windows),
         "windows_now": len(missing),
@@ -71,6 +71,9 @@ def run(request: Request, layout: Layout) -> dict[str, Any]:
         "mean_kl": _mean(table, "kl"),
         "notes": notes,
     }
+    if commit := commit_of(source):
+        result["commit"] = commit
+    return result
 
 
 def _mean(table: pa.Table, column: str) -> float | None:
@@ -85,18 +88,18 @@ def _measure(
     parts: PartialTable,
     caution: str,
 ) -> tuple[float, list[str]]:
-    """What is missing; the rig and the fast path are checked before. Gives the seconds of the measurement, and notes."""
-    check_rig(anatomy, windows, half_plan(anatomy))
-    tokens = torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device)
+    """Measure what is missing, after checks of the instrument. Returns seconds and notes."""
+    check_rig(anatomy, windows, rig_plan(anatomy.shape))
+    tokens = windows.tensor(anatomy.device)
     means = mean_outputs(anatomy, tokens) if request.mode is Mode.MEAN else None
-    instrument = Instrument(anatomy, request.mode, means)
-    instrument.check(tokens, request.scope)
-    notes = [*instrument.notes, *_cautions(anatomy), *([caution] if caution else [])]
-    for note in notes:
+    instrument = Instrument.ready(anatomy, request.mode, request.scope, tokens, means=means)
+    cautions = [*_cautions(anatomy), *([caution] if caution else [])]
+    for note in cautions:
         tell(note)
+    notes = [*instrument.notes, *cautions]
     begun = time.monotonic()
-    cells = Cells(request.scope, request.experts or None)
-    fill(parts, instrument, tokens, missing, cells, f"effects ({request.scope}, {request.mode})")
+    removals = Removals(request.scope, request.experts or None)
+    fill(parts, instrument, tokens, missing, removals, f"effects ({request.scope}, {request.mode})")
     return time.monotonic() - begun, notes
 
 
@@ -105,10 +108,14 @@ def fill(
     instrument: Instrument,
     tokens: torch.Tensor,
     missing: dict[int, list[int]],
-    cells: Cells,
+    removals: Removals,
     what: str,
 ) -> None:
-    """Measures the missing layers of windows (window -> layers) and keeps each as it is finished. what: beside the progress bar."""
+    """Measure missing layers of windows (window -> layers), and keep each as it is finished.
+
+    Args:
+        what: title of the progress bar
+    """
     with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
 
         def keep(number: int, layer: int, table: Table) -> None:
@@ -120,7 +127,7 @@ def fill(
             parts.keep(number, layer, table)
             bar.update()
 
-        measure(instrument, tokens, missing, cells, keep)
+        measure_effects(instrument, tokens, missing, removals, keep)
 
 
 def _cautions(anatomy: Anatomy) -> list[str]:
@@ -129,11 +136,3 @@ def _cautions(anatomy: Anatomy) -> list[str]:
         return []
     rounding = "single effects carry its rounding, some hundredths of a nat"
     return [f"measured in {anatomy.model.dtype}: {rounding}; --dtype float32 avoids it"]
-
-
-def half_plan(anatomy: Anatomy) -> Plan:
-    """Keeps the first half of every router group, or as few as can route: a plan to check the instrument with."""
-    shape = anatomy.shape
-    each = min(shape.group_size, max(shape.group_size // 2, -(-shape.top_k // shape.top_groups), 2))
-    kept = shape.first_of_each_group(each * shape.groups)
-    return Plan(shape.num_experts, dict.fromkeys(shape.layers, kept), criterion="check of the instrument")

@@ -1,5 +1,9 @@
-"""A table that is made piece by piece: finished layers of windows wait beside the output, and become one Parquet or CSV file at the end."""
+"""A table that is made piece by piece.
 
+Finished layers of windows wait in a folder beside the output, and become one Parquet or CSV file at the end.
+"""
+
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,83 +17,112 @@ from experts.files import replacing
 from prune.session.run_folder import write_json
 from validate.effect_table import COLUMNS, Table
 
-KEY = "measurement.json"
-WITHOUT_TOKEN = ("position", "token", "rank")  # −1 where a row is a mean over a window: written as empty
+KEY_FILE = "measurement.json"
+OF_A_TOKEN = ("position", "token", "rank")  # −1 where a row is a mean over a window; written as empty
+
+Piece = tuple[int, int]  # window, and row of the layer among the L MoE layers
 
 
 class PartialTable:
-    """output: the table; key: identity of everything that is measured. Pieces of another measurement are never mixed in."""
+    """Pieces of a table on their way to the output.
+
+    Attributes:
+        output: the table.
+        folder: the pieces.
+        key: identity of everything that is measured.
+    """
 
     def __init__(self, output: Path, key: str, force: bool = False) -> None:
+        """Take up the pieces of the same measurement, if there are some.
+
+        Args:
+            force: drop the pieces of another measurement.
+
+        Raises:
+            ExciseError: the folder holds pieces of another measurement.
+        """
         self.output, self.folder = output, output.with_name(output.name + ".partial")
-        if any(self.folder.glob("*.parquet")) and self._key() != key:
+        if any(self.folder.glob("*.parquet")) and self._key_of_pieces() != key:
             if not force:
                 raise ExciseError(
-                    f"{self.folder}: holds the windows of another measurement that was interrupted; finish that one, "
-                    "delete the folder, or choose another --output"
+                    f"{self.folder}: holds the windows of another measurement that was interrupted; "
+                    "finish that one, delete the folder, or choose another --output"
                 )
             shutil.rmtree(self.folder)
         self.key = key
 
-    def _key(self) -> str | None:
+    def _key_of_pieces(self) -> str | None:
         try:
-            found = json.loads((self.folder / KEY).read_text(encoding="utf-8"))
+            mark = json.loads((self.folder / KEY_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return str(found.get("key")) if isinstance(found, dict) else None
+        return str(mark.get("key")) if isinstance(mark, dict) else None
 
-    def missing(self, windows: int, layers: tuple[int, ...]) -> dict[int, list[int]]:
-        """Window -> layers that are not there yet, or cannot be read."""
-        lacking = {
-            number: [layer for layer in layers if self._rows((number, layer)) is None]
-            for number in range(windows)
-        }
-        return {number: found for number, found in lacking.items() if found}
+    def missing(self, windows: int, rows: tuple[int, ...]) -> dict[int, list[int]]:
+        """What is not there yet, or cannot be read: window -> rows among the MoE layers.
 
-    def keep(self, number: int, layer: int, table: Table) -> None:
-        """Keeps the rows of a finished layer of a window."""
-        if not (self.folder / KEY).exists():
+        Args:
+            windows: how many the table has.
+            rows: the MoE layers it has, by their place among the L.
+        """
+        missing = {}
+        for window in range(windows):
+            lacking = [row for row in rows if self._length((window, row)) is None]
+            if lacking:
+                missing[window] = lacking
+        return missing
+
+    def keep(self, window: int, row: int, table: Table) -> None:
+        """Keep the rows of a finished layer of a window."""
+        if not (self.folder / KEY_FILE).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / KEY, {"key": self.key})
-        with replacing(self._path((number, layer))) as fresh:
+            write_json(self.folder / KEY_FILE, {"key": self.key})
+        with replacing(self._path((window, row))) as fresh:
             pa.parquet.write_table(_arrow(table), fresh)
 
-    def rows(self, missing: dict[int, list[int]]) -> int:
-        """Rows of these pieces together."""
-        return sum(self._rows((number, layer)) or 0 for number, layers in missing.items() for layer in layers)
+    def count_rows(self, missing: dict[int, list[int]]) -> int:
+        """Rows of the table that these pieces have together."""
+        count = 0
+        for window, rows in missing.items():
+            count += sum(self._length((window, row)) or 0 for row in rows)
+        return count
 
-    def _rows(self, piece: tuple[int, int]) -> int | None:
+    def _length(self, piece: Piece) -> int | None:
         """Rows of a piece; None where there is none, or a kill or a full disk left a part of one."""
         try:
             return int(pa.parquet.read_metadata(self._path(piece)).num_rows)
         except (OSError, pa.ArrowException):
             return None
 
-    def join(self, windows: int, layers: tuple[int, ...]) -> pa.Table:
-        """Writes the whole table, window by window, and removes the pieces."""
-        pieces = [(number, layer) for number in range(windows) for layer in layers]
+    def join(self, windows: int, rows: tuple[int, ...]) -> pa.Table:
+        """Write the whole table, window by window, and remove the pieces.
+
+        Args:
+            windows: as in `missing`.
+            rows: as in `missing`.
+        """
+        pieces = itertools.product(range(windows), rows)
         table = pa.concat_tables([pa.parquet.read_table(self._path(piece)) for piece in pieces])
         with replacing(self.output) as fresh:
             if self.output.suffix.lower() == ".csv":
                 pa.csv.write_csv(table, fresh)
             else:
                 pa.parquet.write_table(table, fresh)
-        shutil.rmtree(
-            self.folder, ignore_errors=True
-        )  # the table is there: what is left of its pieces is no failure
+        # The table is there: pieces that cannot be removed are no failure.
+        shutil.rmtree(self.folder, ignore_errors=True)
         return table
 
-    def _path(self, piece: tuple[int, int]) -> Path:
-        number, layer = piece
-        return self.folder / f"{number:06d}-{layer:03d}.parquet"
+    def _path(self, piece: Piece) -> Path:
+        window, row = piece
+        return self.folder / f"{window:06d}-{row:03d}.parquet"
 
 
 def _arrow(table: Table) -> pa.Table:
+    """Columns of a piece. nan, where there is no gate weight, becomes empty too."""
     columns = {}
     for name in COLUMNS:
-        columns[name] = pa.array(
-            table[name], from_pandas=True
-        )  # nan, where there is no gate weight, becomes empty too
-        if name in WITHOUT_TOKEN:
+        if name in OF_A_TOKEN:
             columns[name] = pa.array(table[name], mask=table[name] < 0)
+        else:
+            columns[name] = pa.array(table[name], from_pandas=True)
     return pa.table(columns)

@@ -1,4 +1,4 @@
-"""What `excise effects` is asked for, and what of it can be refused before anything is loaded. No torch."""
+"""What `excise effects` is asked for, and what of it can be refused before anything is loaded."""
 
 import os
 from dataclasses import dataclass
@@ -13,7 +13,23 @@ from experts.shape import Shape
 
 @dataclass(frozen=True)
 class Request:
-    """window: tokens; sequences: windows, 0 = all the text has; layers: decoder layers, none = all with experts; experts: none = all."""
+    """A table of effects to be measured.
+
+    Attributes:
+        model: folder, `demo` or hub id.
+        text: file that windows are cut from.
+        output: the table, .parquet or .csv.
+        window: tokens per window, W.
+        sequences: windows; 0 = all of the text.
+        layers: decoder layers; none = all with experts.
+        experts: expert ids; none = all.
+        scope: where an expert is removed: at one position, in the window, or everywhere.
+        mode: what removal means.
+        dtype: precision of the model in memory; auto = as stored.
+        trust_remote_code: run model code that comes with the checkpoint.
+        force: replace a table that exists, and drop the pieces of another measurement.
+        bos: whether windows begin with the token for the beginning of a text.
+    """
 
     model: str
     text: Path
@@ -30,22 +46,36 @@ class Request:
     bos: Bos = Bos.AUTO
 
     def check(self, shape: Shape) -> tuple[int, ...]:
-        """Positions of the layers among the MoE layers. Raises ExciseError for whatever cannot be measured."""
+        """Refuse what cannot be measured on a model of this shape.
+
+        Returns:
+            The places of the asked layers among the L MoE layers, ascending.
+
+        Raises:
+            ExciseError: a layer or an expert does not exist, or as `check_alone`.
+        """
         self.check_alone()
         for layer in self.layers:
             if layer not in shape.layers:
                 raise ExciseError(
-                    f"--layers: layer {layer} is dense or absent; the layers with experts are {_listed(shape.layers)}"
+                    f"--layers: layer {layer} is dense or absent; "
+                    f"the layers with experts are {_listed(shape.layers)}"
                 )
         for expert in self.experts:
             if not 0 <= expert < shape.num_experts:
                 raise ExciseError(
-                    f"--experts: expert {expert} is out of range; a layer has experts 0 to {shape.num_experts - 1}"
+                    f"--experts: expert {expert} is out of range; "
+                    f"a layer has experts 0 to {shape.num_experts - 1}"
                 )
-        return tuple(sorted({shape.layers.index(layer) for layer in self.layers or shape.layers}))
+        layers = self.layers or shape.layers
+        return tuple(sorted({shape.layers.index(layer) for layer in layers}))
 
     def check_alone(self) -> None:
-        """What no model is needed for: windows, a text that is there, a table that can be written."""
+        """Refuse what needs no model to be refused.
+
+        Raises:
+            ExciseError: windows without an effect, no such text, or a table that cannot be written.
+        """
         if self.window < 2:
             raise ExciseError(
                 f"--window is {self.window}: an effect needs a token and the one that follows it"
@@ -56,6 +86,10 @@ class Request:
             )
         if not self.text.exists():
             raise ExciseError(f"{self.text}: No such file or directory")
+        self._check_output()
+
+    def _check_output(self) -> None:
+        """The table has a name of a known format, and can be written."""
         check_name(self.output.absolute())
         if self.output.suffix.lower() not in (".parquet", ".csv"):
             raise ExciseError(f"{self.output}: the name of the table must end in .parquet or .csv")
@@ -63,13 +97,21 @@ class Request:
             raise ExciseError(f"{self.output}: is a folder; name a file")
         if self.output.exists() and not self.force:
             raise ExciseError(f"{self.output}: exists; choose another --output, or --force to replace it")
-        there = next(folder for folder in self.output.absolute().parents if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise ExciseError(f"{self.output}: cannot be written, {there} is not a folder one can write to")
+        parent = next(folder for folder in self.output.absolute().parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise ExciseError(f"{self.output}: cannot be written, {parent} is not a folder one can write to")
 
 
 def numbers(option: str, text: str | None) -> tuple[int, ...]:
-    """The numbers of a list like 0,2,5 or a range like 0-5."""
+    """The numbers of a list like 0,2,5 or a range like 0-5.
+
+    Args:
+        option: name of the option, for the error message.
+        text: None or empty = no numbers.
+
+    Raises:
+        ExciseError: a part is neither a number nor a range.
+    """
     found: list[int] = []
     for part in filter(None, (text or "").split(",")):
         first, dash, last = part.strip().partition("-")
@@ -80,7 +122,8 @@ def numbers(option: str, text: str | None) -> tuple[int, ...]:
 
 
 def _listed(layers: tuple[int, ...]) -> str:
-    whole = tuple(range(layers[0], layers[-1] + 1))
-    return (
-        f"{layers[0]} to {layers[-1]}" if layers == whole and len(layers) > 2 else ", ".join(map(str, layers))
-    )
+    """The layers of a model as a range, or one by one where there are gaps."""
+    first, last = layers[0], layers[-1]
+    if len(layers) > 2 and layers == tuple(range(first, last + 1)):
+        return f"{first} to {last}"
+    return ", ".join(map(str, layers))

@@ -1,1 +1,1 @@
-"""A recipe: its keys, its file, and the budget it asks for. No torch."""
+"""A recipe: its keys, its file, and the budget it asks for. Nothing here needs torch."""

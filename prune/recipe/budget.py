@@ -1,4 +1,4 @@
-"""A recipe's budget in numbers of experts, from headers alone. No torch."""
+"""A recipe's budget in numbers of experts, from headers alone."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,9 +12,13 @@ from prune.recipe.schema import PruneSettings, Recipe
 
 
 def budget_of(prune: PruneSettings, layout: Layout, scope: BudgetScope | None = None) -> Budget:
-    """The budget of a recipe. scope: overrides the recipe's.
+    """The budget of a recipe.
 
-    Raises ExciseError with the numbers that conflict, before anything expensive.
+    Args:
+        scope: overrides the recipe's.
+
+    Raises:
+        ExciseError: numbers that conflict, each named.
     """
     scope = scope or prune.scope
     return budget_for(
@@ -29,19 +33,22 @@ def budget_of(prune: PruneSettings, layout: Layout, scope: BudgetScope | None = 
 
 
 def tested_budgets(recipe: Recipe, layout: Layout) -> dict[BudgetScope, Budget]:
-    """Budgets whose plans `excise prune` tests: the recipe's own first; beside scope global also scope layer, where it has another plan."""
+    """Budgets whose plans `excise prune` tests, the recipe's own first.
+
+    Beside scope global that is also scope layer, where it is possible and comes to another plan.
+    """
     own = budget_of(recipe.prune, layout, recipe.prune.scope)
-    found: dict[BudgetScope, Budget] = {recipe.prune.scope: own}
+    budgets: dict[BudgetScope, Budget] = {recipe.prune.scope: own}
     if recipe.prune.scope == "global":
         with suppress(ExciseError):
-            other = budget_of(recipe.prune, layout, "layer")
-            if other.kept(layout.shape) != own.kept(layout.shape):
-                found["layer"] = other
-    return found
+            by_layer = budget_of(recipe.prune, layout, "layer")
+            if by_layer.kept(layout.shape) != own.kept(layout.shape):
+                budgets["layer"] = by_layer
+    return budgets
 
 
 def compared_budgets(recipe: Recipe, layout: Layout) -> Iterator[Budget]:
-    """Those that `excise compare` is asked for, also such that come to the same plans."""
+    """Budgets that `excise compare` is asked for; some may come to the same plans."""
     for scope in recipe.compare.scopes or (recipe.prune.scope,):
         floor = recipe.prune.floor if scope == "global" else None
         for fraction in recipe.compare.fractions:
@@ -51,17 +58,24 @@ def compared_budgets(recipe: Recipe, layout: Layout) -> Iterator[Budget]:
 
 
 def distinct(budgets: Iterable[Budget], shape: Shape) -> tuple[tuple[Budget, ...], tuple[str, ...]]:
-    """Budgets that come to different plans, and what was left out: two names of one plan would be one test that is corrected for twice."""
-    found: dict[tuple[object, ...], Budget] = {}
-    merged: dict[str, None] = {}
+    """Budgets that come to different plans.
+
+    Two names of one plan would be one test that is corrected for twice.
+
+    Returns:
+        The budgets, and a note on each that was left out.
+    """
+    by_plan: dict[tuple[object, ...], Budget] = {}
+    notes: dict[str, None] = {}
     for budget in budgets:
-        known = found.setdefault(budget.kept(shape), budget)
-        if known.text != budget.text:
-            merged[f"{budget.text} keeps what {known.text} keeps: one test, under the name of the latter"] = (
-                None
-            )
-        elif known is not budget:
-            merged[
-                f"{budget.text} is asked for twice, or leaves nothing for another scope to decide: one test"
-            ] = None
-    return tuple(found.values()), tuple(merged)
+        first = by_plan.setdefault(budget.kept(shape), budget)
+        if first is not budget:
+            notes[_left_out(budget, first)] = None
+    return tuple(by_plan.values()), tuple(notes)
+
+
+def _left_out(budget: Budget, first: Budget) -> str:
+    """Why a budget is no test of its own."""
+    if budget.text != first.text:
+        return f"{budget.text} keeps what {first.text} keeps: one test, under the name of the latter"
+    return f"{budget.text} is asked for twice, or leaves nothing for another scope to decide: one test"

@@ -1,75 +1,65 @@
-"""recovery.md, and the tables of `excise finetune`: the control, the lead, and what every stretch of training gave back."""
+"""recovery.md, and the tables of `excise finetune`: before and after, the lead, and the curves."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prune.tables import markdown_table, percent, plain, probability, removed, signed, spread
+from prune.recover.result import RecoveredPlanJson, RecoveryResult
+from prune.recover.training import training_in_words
+from prune.tables import Table, markdown_table, percent, plain, probability, removed, signed, spread
+from validate.results import LeadJson
 
-Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+NO_CONTROL = "No random plan was recovered, so nothing can be said of the lead."
 
 
-def tables(result: dict[str, Any]) -> Iterator[Table]:
-    """(title, head, rows)."""
-    names = [measure["name"] for measure in result["plans"][0]["measures"][1:]]
-    head = (
-        "plan",
-        "ΔCE before",
-        "ΔCE after",
-        "gap closed [95 %]",
-        *(f"{name} before → after" for name in names),
-    )
-    yield (
-        "The same recovery for all",
-        head,
-        [*(_row(result, plan) for plan in result["plans"]), *_means(result)],
-    )
+def tables(result: RecoveryResult) -> Iterator[Table]:
+    """Every plan before and after, the lead over random plans if there are some, and the curves."""
+    yield _plans(result)
     if result["leads"]:
-        head = (
-            "by",
-            "lead before [95 %]",
-            "lead after [95 %]",
-            "p before",
-            "p after",
-            "smallest found",
-            "kept [95 %]",
-            "verdict",
-        )
-        yield "Lead of the criterion over random plans", head, [_lead(one) for one in result["leads"]]
-    head = (
-        "training tokens",
-        "ΔCE criterion",
-        "gap closed",
-        *(("ΔCE random (mean)", "gap closed ") if result["leads"] else ()),
-    )
-    yield "Recovery per cost", head, _healing(result)
+        yield _leads(result["leads"])
+    yield _curves(result)
 
 
-def _row(result: dict[str, Any], plan: dict[str, Any]) -> tuple[str, ...]:
+# Before and after.
+
+
+def _plans(result: RecoveryResult) -> Table:
+    tasks = [measure["name"] for measure in result["plans"][0]["measures"][1:]]
+    head = ["plan", "ΔCE before", "ΔCE after", "gap closed [95 %]"]
+    head += [f"{task} before → after" for task in tasks]
+    rows = [_plan_row(result, plan) for plan in result["plans"]]
+    if randoms := _randoms(result):
+        rows.append(_mean_row(result, randoms))
+    return Table("The same recovery for all", head, rows)
+
+
+def _plan_row(result: RecoveryResult, plan: RecoveredPlanJson) -> list[str]:
     loss, *tasks = plan["measures"]
-    around = _range(loss["share_interval"], percent)
-    share = "–" if loss["share"] is None else f"{percent(loss['share'])} {around}"
-    scores = (_scores(result["full"][task["name"]], task["before"], task["after"]) for task in tasks)
+    share = "–"
+    if loss["share"] is not None:
+        share = f"{percent(loss['share'])} {_interval(loss['share_interval'], percent)}"
     name = result["criterion"] if plan["name"] == "criterion" else plan["name"]
-    return name, signed(loss["before"]), signed(loss["after"]), share, *scores
+    scores = [_scores(result["full"][task["name"]], task["before"], task["after"]) for task in tasks]
+    return [name, signed(loss["before"]), signed(loss["after"]), share, *scores]
 
 
-def _means(result: dict[str, Any]) -> list[tuple[str, ...]]:
+def _randoms(result: RecoveryResult) -> list[RecoveredPlanJson]:
+    return [plan for plan in result["plans"] if plan["name"].startswith("random-")]
+
+
+def _mean_row(result: RecoveryResult, randoms: Sequence[RecoveredPlanJson]) -> list[str]:
     """Of the random plans, with their spread."""
-    plans = [plan["measures"] for plan in result["plans"] if plan["name"].startswith("random-")]
-    if not plans:
-        return []
-    cells = []
-    for place, measure in enumerate(plans[0]):
-        before, after = (np.array([plan[place][when] for plan in plans]) for when in ("before", "after"))
+    row = [f"mean of {len(randoms)} random (± sd)"]
+    for place, measure in enumerate(randoms[0]["measures"]):
+        before = np.array([plan["measures"][place]["before"] for plan in randoms])
+        after = np.array([plan["measures"][place]["after"] for plan in randoms])
         if place == 0:
-            around = (spread(values.mean(), values.std(ddof=1)) for values in (before, after))
-            cells += [*around, _percent(_share(after, before) if _all_lost_something(result) else None)]
+            row += [spread(values.mean(), values.std(ddof=1)) for values in (before, after)]
+            row.append(_percent(_gap_closed(after, before) if _all_lost_something(randoms) else None))
         else:
-            cells.append(_scores(result["full"][measure["name"]], before.mean(), after.mean()))
-    return [(f"mean of {len(plans)} random (± sd)", *cells)]
+            row.append(_scores(result["full"][measure["name"]], before.mean(), after.mean()))
+    return row
 
 
 def _scores(full: float, before: float, after: float) -> str:
@@ -77,49 +67,72 @@ def _scores(full: float, before: float, after: float) -> str:
     return f"{plain(full - before, 3)} → {plain(full - after, 3)}"
 
 
-def _all_lost_something(result: dict[str, Any]) -> bool:
-    """Whether a share of what random plans lost is a number: each has lost something that is told from 0."""
-    plans = [plan for plan in result["plans"] if plan["name"].startswith("random-")]
-    return all(plan["measures"][0]["share"] is not None for plan in plans)
+def _all_lost_something(randoms: Sequence[RecoveredPlanJson]) -> bool:
+    """Whether each random plan lost significantly: only then is a share of their loss a number."""
+    return all(plan["measures"][0]["share"] is not None for plan in randoms)
 
 
-def _share(after: ArrayLike, before: ArrayLike) -> float:
-    """What of the loss before came back."""
+def _gap_closed(after: ArrayLike, before: ArrayLike) -> float:
+    """Share of the loss before that came back."""
     return 1 - float(np.sum(after) / np.sum(before))
 
 
-def _lead(one: dict[str, Any]) -> tuple[str, ...]:
-    before, after = one["before"], one["after"]
-    ends = {when: _range(one[f"interval_{when}"], signed) for when in ("before", "after")}
-    leads = [f"{signed(one[f'lead_{when}'])} {around}" for when, around in ends.items()]
-    kept = f"– ({one['kept_note']})"
-    if one["kept"] is not None:
-        kept = f"{percent(one['kept'])} {_range(one['kept_interval'], percent)}"
-    return (
-        one["name"],
-        *leads,
-        probability(before["p"]),
-        probability(after["p"]),
-        signed(after["smallest_detectable"]),
-        kept,
-        one["verdict"],
+# The lead.
+
+
+def _leads(leads: Sequence[LeadJson]) -> Table:
+    head = (
+        "by",
+        "lead before [95 %]",
+        "lead after [95 %]",
+        "p before",
+        "p after",
+        "smallest found",
+        "kept [95 %]",
+        "verdict",
     )
+    return Table("LeadJson of the criterion over random plans", head, [_lead_row(lead) for lead in leads])
 
 
-def _healing(result: dict[str, Any]) -> list[tuple[str, ...]]:
+def _lead_row(lead: LeadJson) -> list[str]:
+    kept = f"– ({lead['kept_note']})"
+    if lead["kept"] is not None:
+        kept = f"{percent(lead['kept'])} {_interval(lead['kept_interval'], percent)}"
+    return [
+        lead["name"],
+        f"{signed(lead['lead_before'])} {_interval(lead['interval_before'], signed)}",
+        f"{signed(lead['lead_after'])} {_interval(lead['interval_after'], signed)}",
+        probability(lead["before"]["p"]),
+        probability(lead["after"]["p"]),
+        signed(lead["after"]["smallest_detectable"]),
+        kept,
+        lead["verdict"],
+    ]
+
+
+# Against training tokens.
+
+
+def _curves(result: RecoveryResult) -> Table:
+    """The criterion's curve, and the mean of the others where random plans were recovered."""
+    head = ["training tokens", "ΔCE criterion", "gap closed"]
+    if result["leads"]:
+        head += ["ΔCE random (mean)", "gap closed "]
     own, *others = [plan["curve"] for plan in result["plans"] if plan["name"] != "unpruned"]
+    comparable = _all_lost_something(_randoms(result))
     rows = []
     for place, point in enumerate(own):
-        cells = [f"{int(point['tokens']):,}", signed(point["delta"]), _percent(point["share"])]
+        row = [f"{int(point['tokens']):,}", signed(point["delta"]), _percent(point["share"])]
         if others:
-            deltas, starts = ([curve[at]["delta"] for curve in others] for at in (place, 0))
-            share = _share(deltas, starts) if _all_lost_something(result) else None
-            cells += [signed(float(np.mean(deltas))), _percent(share)]
-        rows.append(tuple(cells))
-    return rows
+            starts = [curve[0]["delta"] for curve in others]
+            deltas = [curve[place]["delta"] for curve in others]
+            row.append(signed(float(np.mean(deltas))))
+            row.append(_percent(_gap_closed(deltas, starts) if comparable else None))
+        rows.append(row)
+    return Table("Recovery per cost", head, rows)
 
 
-def _range(ends: list[float | None], shown: Callable[[float], str]) -> str:
+def _interval(ends: Sequence[float | None], shown: Callable[[float], str]) -> str:
     low, high = ends
     return "[nan]" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
 
@@ -128,55 +141,49 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else percent(value)
 
 
-def training_in_words(training: dict[str, Any]) -> str:
-    """One sentence."""
-    teacher = training["teacher"]
-    parts = [f"{training['ce']:g} · cross-entropy"] * bool(training["ce"])
-    if teacher:
-        where = (
-            "the same weights in memory"
-            if teacher["keep"] == "memory"
-            else f"its best {teacher['top_k']} logits"
-        )
+# The report.
+
+
+def markdown(result: RecoveryResult) -> str:
+    """The whole of recovery.md."""
+    name, criterion, share = result["model"]["name"], result["criterion"], removed(result["fraction"])
+    parts = [
+        f"# {name}: recovery of {criterion}, {share} of the experts removed\n",
+        f"{training_in_words(result['training'])}\n{SAME_TRAINING}\n",
+    ]
+    parts += [f"## {table.title}\n{markdown_table(table)}\n" for table in tables(result)]
+    if not result["leads"]:
         parts.append(
-            f"{training['kl']:g} · KL to the teacher ({teacher['model']}, {where}, τ = {training['temperature']:g})"
+            "No random plan was recovered (finetune.random_plans: 0), so nothing can be said of the lead.\n"
         )
-    return (
-        f"LoRA of rank {training['rank']} on {', '.join(training['targets'])} ({training['weights']} weights, {training['tuned']:,} "
-        f"trained parameters); loss = {' + '.join(parts)}; {training['steps']} steps, {training['tokens']:,} tokens of "
-        f"{training['text']['windows']} windows (hash {training['text']['hash']}), learning rate {training['learning_rate']:g}, "
-        f"seed {training['seed']}."
-    )
+    parts += [
+        _definitions(result["loss"]),
+        f"Rule: {result['rule']}\n",
+        FILES,
+        f"Checkpoint: {result['checkpoint']}. Adapter: {result['adapter']}.\n",
+    ]
+    return "\n".join(parts)
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The whole report."""
-    shown = "\n\n".join(f"## {title}\n{markdown_table(head, rows)}" for title, head, rows in tables(result))
-    control = (
-        ""
-        if result["leads"]
-        else "\n\nNo random plan was recovered (finetune.random_plans: 0), so nothing can be said of the lead."
-    )
-    gone = removed(result["fraction"])
-    return f"""# {result["model"]["name"]}: recovery of {result["criterion"]}, {gone} of the experts removed
-
-{training_in_words(result["training"])}
-Random plans keep as many experts in every layer and got the same training: same text, same steps, same seed.
-
-{shown}{control}
-
-ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(result["loss"])}, nats per token;
+def _definitions(loss: float) -> str:
+    return f"""\
+ΔCE: rise of the held-out cross-entropy over the unpruned model's {plain(loss)}, nats per token;
 of tasks: the score itself.
 After: the merged weights, in the precision they are written in.
-Gap closed: 1 − after / before; above 100 % the training gave more than pruning
-took. Lead: mean random − criterion; kept: lead after / lead before. Intervals: percentile bootstrap over documents (of tasks: items), for
-the random plans that were recovered; p: that one more random plan does as well, from a t distribution through the random plans: before
-recovery through all of the validation's, after it through the recovered ones.
+Gap closed: 1 − after / before; above 100 % training gained more than pruning took.
+Lead: mean random − criterion; kept: lead after / lead before.
+Intervals: percentile bootstrap over documents (of tasks: items), for the random plans that were recovered.
+p: probability that one more random plan does as well, from a t distribution through the random plans:
+before recovery through all of the validation's, after it through the recovered ones.
+"""
 
-Rule: {result["rule"]}
 
-The held-out text was only measured, never selected by. Raw rows: `losses.csv`, `recovered_losses.csv` (of tasks `items.csv`,
-`recovered_items.csv`); curves: `healing.csv`; losses of every step: `recovery/<plan>/training.csv`.
-
-Checkpoint: {result["checkpoint"]}. Adapter: {result["adapter"]}.
+SAME_TRAINING = (
+    "Random plans keep as many experts in every layer and got the same training: "
+    "same text, same steps, same seed."
+)
+FILES = """\
+The held-out text was only measured, never selected by.
+Raw rows: `losses.csv`, `recovered_losses.csv` (of tasks `items.csv`, `recovered_items.csv`);
+curves: `healing.csv`; losses of every step: `recovery/<plan>/training.csv`.
 """

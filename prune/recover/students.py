@@ -1,39 +1,29 @@
-"""Where pruned models to be recovered come from, and their teacher: from one set of weights in memory, or one after the other from disk."""
+"""Pruned models to be recovered, and their teacher: one set of weights in memory, or models from disk in turn."""
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from criteria.text.windows import Windows
-from experts.anatomy import Anatomy, dissect, load
+from experts.anatomy import dissect
 from experts.disk.fingerprint import fingerprint
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.keys import key_of
-from experts.memory import free_bytes
+from experts.loading import load_network
 from experts.notes import tell
 from experts.plan import Plan
-from experts.sharing import sharing
-from finetune.adapters import Adapted, find_targets
-from finetune.teacher import CachedTeacher, SharedTeacher, Teacher, cache_teacher, is_cached
+from finetune.adapters import Adapted
+from finetune.students import Student, shared_student
+from finetune.teacher import CachedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export
 from prune.recipe.schema import FinetuneSettings
+from prune.recover.memory_estimate import missing_memory
 from prune.session.session import Session
 
 TeacherOf = Callable[[Adapted], Teacher | None]
-BYTES_TRAINED = 20  # of a trained parameter: itself, its gradient, two moments of AdamW, the last good copy
-LOGITS_COPIES = 8  # of a batch, in float32: logits, softmax and gradients of both losses
-
-
-@dataclass(frozen=True)
-class Student:
-    """A pruned model, as it stands in memory, and what makes its teacher once the adapters are on."""
-
-    anatomy: Anatomy
-    teacher_of: TeacherOf
 
 
 class InMemory:
@@ -46,16 +36,12 @@ class InMemory:
 
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:  # noqa: ARG002 - nothing has to be written
-        with sharing(self.session.anatomy, plan) as twin:
-
-            def teacher_of(adapted: Adapted) -> Teacher | None:
-                return (
-                    SharedTeacher(twin, self.settings.temperature, adapted.peft.disable_adapter)
-                    if self.settings.kl
-                    else None
-                )
-
-            yield Student(twin.anatomy, teacher_of)
+        settings = self.settings
+        distil = settings.kl > 0
+        with shared_student(
+            self.session.anatomy, plan, temperature=settings.temperature, distil=distil
+        ) as student:
+            yield student
 
 
 class FromDisk:
@@ -77,14 +63,12 @@ class FromDisk:
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:
         teacher = self._teacher() if self.settings.kl else None
-        device = (
-            next(self.session.anatomy.model.parameters()).device if "anatomy" in vars(self.session) else None
-        )
-        self.session.unload()
+        device = self.session.model.device if self.session.model.is_loaded else None
+        self.session.model.unload()
         place = folder.with_name(f"{folder.name}-pruned")
         try:
             written, recipe = self._written(plan, place), self.session.recipe
-            model = load(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device)
+            model = load_network(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device)
             yield Student(dissect(model, pruned=True), lambda _: teacher)
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -123,7 +107,9 @@ class FromDisk:
         folder = self.session.folder.path / "teacher"
         if not is_cached(folder, key):
             model = (
-                load(source, recipe.dtype, recipe.trust_remote_code) if name else self.session.anatomy.model
+                load_network(source, recipe.dtype, recipe.trust_remote_code)
+                if name
+                else self.session.anatomy.model
             )
             cache_teacher(
                 model, self.windows, settings.temperature, settings.teacher.top_k, settings.batch, folder, key
@@ -133,7 +119,7 @@ class FromDisk:
 
 def teacher_identity(session: Session, settings: FinetuneSettings) -> tuple[str, ...]:
     """Of the teacher as it computes. Another model is known by its content, not by its name."""
-    teacher, (own, *rest) = session.prepared.teacher, session.loaded
+    teacher, (own, *rest) = session.prepared.teacher, session.model.identity
     return (fingerprint(open_checkpoint(teacher)) if settings.teacher.model and teacher else own, *rest)
 
 
@@ -148,28 +134,8 @@ def choose_students(
 
 
 def _fits(session: Session, settings: FinetuneSettings, windows: Windows, plan: Plan) -> bool:
-    """Whether adapters, their optimiser, the adapted copies of weights that autograd keeps, and logits fit beside the whole model."""
-    model, kept = session.anatomy.model, 1 - plan.fraction
-    free = free_bytes(next(model.parameters()).device)
-    needed = (
-        LOGITS_COPIES
-        * 4.0
-        * settings.batch
-        * windows.tokens.shape[1]
-        * int(model.config.get_text_config().vocab_size)
-    )
-    weights = dict(model.named_parameters())
-    for name in find_targets(session.anatomy, settings.targets).weights:
-        size, (rows, columns) = (
-            weights[name].numel() * (kept if weights[name].ndim == 3 else 1),
-            weights[name].shape[-2:],
-        )
-        needed += BYTES_TRAINED * settings.rank * (rows + columns) * size / (rows * columns)
-        needed += 0 if settings.gradient_checkpointing else size * weights[name].element_size()
-    if needed < 0.8 * free:
-        return True
-    tell(
-        f"recovery beside the unpruned model would take about {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free: the teacher's best logits "
-        "are cached on disk (finetune.teacher.keep=memory insists)"
-    )
-    return False
+    """Whether the training fits beside the unpruned model; where not, a note says what is done."""
+    missing = missing_memory(session, settings, windows, plan)
+    if missing:
+        tell(missing)
+    return not missing

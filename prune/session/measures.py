@@ -7,7 +7,7 @@ from experts.keys import key_of
 from experts.notes import tell
 from prune.recipe.schema import TaskSettings
 from prune.session.session import Session
-from validate.null import LOSS, Measure
+from validate.measure import LOSS, Measure
 from validate.rows import LossEvaluator
 from validate.statistics import documents_needed
 from validate.verdict import ALPHA
@@ -15,13 +15,16 @@ from validate.verdict import ALPHA
 
 def row_key(session: Session) -> str:
     """Identity of the raw rows of losses: model, precision, text."""
-    return key_of("rows", session.loaded, session.validation.hash, session.recipe.validation.batch)
+    return key_of(
+        "rows", session.model.identity, session.texts.validation.hash, session.recipe.validation.batch
+    )
 
 
 def check_rows(session: Session, pairs: int = 0) -> None:
     """Enough rows for the tests that are asked for? pairs: differences between criteria that share α.
 
-    Raises ExciseError for fewer items than a test needs; fewer documents still tell plans from chance, so they are a note.
+    Raises ExciseError for fewer items than a test needs; fewer documents still tell plans from chance, so
+    they are a note.
     """
     tests = max(1, pairs)
     needed = documents_needed(tests, ALPHA)
@@ -29,22 +32,29 @@ def check_rows(session: Session, pairs: int = 0) -> None:
         if part.items < needed:
             has = f"validate.tasks: {part.task} has {part.items} items"
             raise ExciseError(
-                f"{has}; {tests} tests at α = {ALPHA} need at least {needed}; raise limit, or take a longer task"
+                f"{has}; {tests} tests at α = {ALPHA} need at least {needed}; "
+                "raise limit, or take a longer task"
             )
-    documents = len(np.unique(session.validation.document))
+    documents = len(np.unique(session.texts.validation.document))
     if pairs and documents < needed:
         tell(
-            f"the validation text has {documents} documents: by loss no two criteria can be told apart, which takes {needed} after "
-            f"Holm over {pairs} pairs; add text, or split it with `separator`"
+            f"the validation text has {documents} documents: by loss no two criteria can differ significantly, "
+            f"which takes {needed} after Holm over {pairs} pairs; add text, or split it with `separator`"
         )
 
 
 def measures_of(session: Session, prefix: str = "", recovery: str = "") -> list[Measure]:
-    """The loss first, then a measure per task. prefix: of the files of raw rows; recovery: identity of a training, for plans after it."""
-    settings, windows = session.recipe.validation, session.validation
+    """The loss first, then a measure per task.
+
+    Args:
+        session: the recipe at work
+        prefix: of the files of raw rows
+        recovery: identity of a training, for plans after it
+    """
+    settings, windows = session.recipe.validation, session.texts.validation
     tasks = _tasks(session, settings.tasks, prefix, recovery) if settings.tasks else []
     path, key = session.folder.path / f"{prefix}losses.csv", _after(row_key(session), recovery)
-    losses = LossEvaluator(session.anatomy, windows, path, key, settings.batch)
+    losses = LossEvaluator(windows, path, key, settings.batch)
     return [Measure(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
 
 
@@ -57,8 +67,8 @@ def _tasks(session: Session, settings: TaskSettings, prefix: str, recovery: str)
 
     benchmark = session.benchmark
     path = session.folder.path / f"{prefix}items.csv"
-    key = _after(key_of("items", session.loaded, session.asked, settings.batch), recovery)
-    items = ItemEvaluator(session.anatomy, benchmark, session.tokenizer(), path, key, settings.batch)
+    key = _after(key_of("items", session.model.identity, session.tasks_identity, settings.batch), recovery)
+    items = ItemEvaluator(benchmark, session.model.new_tokenizer(), path, key, settings.batch)
     return [
         Measure(
             part.task,

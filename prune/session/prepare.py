@@ -6,7 +6,7 @@ from pathlib import Path
 
 from criteria.budget import Budget, BudgetScope
 from criteria.registry import DOMAINS, Criterion, resolve
-from experts.disk.find import Model, check_room, find_model
+from experts.disk.find import StoredModel, check_room, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
@@ -15,12 +15,13 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
+from prune.checkpoint.output import check_output
 from prune.checkpoint.provenance import check_teacher, promised_plan
 from prune.checkpoint.rehearsal import check_export, trial_plans
-from prune.checkpoint.write import check_output
 from prune.effects.request import Request
 from prune.recipe.budget import compared_budgets, distinct, tested_budgets
 from prune.recipe.schema import BUDGETS, Recipe, TextSettings
+from prune.results import ModelJson
 from prune.session.run_folder import CHECKPOINT, RunFolder
 from validate.verdict import ALPHA, Null
 
@@ -36,8 +37,8 @@ class Checked:
 
     recipe: Recipe
     criteria: tuple[Criterion, ...]
-    model: Model
-    teacher: Model | None
+    model: StoredModel
+    teacher: StoredModel | None
     layout: Layout
     budgets: dict[BudgetScope, Budget]
     compared: tuple[Budget, ...]
@@ -102,14 +103,18 @@ class Prepared:
     def shape(self) -> Shape:
         return self.layout.shape
 
+    def with_recipe(self, recipe: Recipe, criteria: tuple[Criterion, ...]) -> "Prepared":
+        """The same model and folders for another recipe, of some of the criteria."""
+        return replace(self, recipe=recipe, criteria=criteria)
+
     @property
     def scopes(self) -> list[BudgetScope]:
         return list(self.budgets)
 
     @property
-    def model(self) -> dict[str, str]:
+    def model(self) -> ModelJson:
         """What results say of the model; on the hub with the commit that was read."""
-        named = {"name": self.recipe.model, "fingerprint": self.fingerprint}
+        named: ModelJson = {"name": self.recipe.model, "fingerprint": self.fingerprint}
         return {**named, "commit": self.commit} if self.commit else named
 
     @property
@@ -144,7 +149,7 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     return Checked(recipe, criteria, model, teacher, layout, budgets, compared, merged, run, force)
 
 
-def _teacher(recipe: Recipe) -> Model | None:
+def _teacher(recipe: Recipe) -> StoredModel | None:
     """The teacher that the recipe names, with weights that can be read."""
     if recipe.finetune is None or not recipe.finetune.teacher.model:
         return None
@@ -170,7 +175,7 @@ def _check_texts(*parts: TextSettings) -> None:
             raise ExciseError(f"{path}: No such file or directory")
 
 
-def _pinned_teacher(recipe: Recipe, teacher: Model | None) -> Recipe:
+def _pinned_teacher(recipe: Recipe, teacher: StoredModel | None) -> Recipe:
     """The recipe with a teacher on the hub at the commit that is read: what comes out depends on it."""
     if recipe.finetune is None or teacher is None or not teacher.commit:
         return recipe
@@ -224,7 +229,7 @@ def prepare_export(name: str, plan: Plan, out: Path, force: bool = False) -> Lay
     return _fetched(model, layout)
 
 
-def _fetched(model: Model, layout: Layout) -> Layout:
+def _fetched(model: StoredModel, layout: Layout) -> Layout:
     check_room(model)
     return _layout_in(model.fetch(), layout)
 

@@ -108,11 +108,12 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
     import torch
 
     from experts.sharing import sharing
-    from finetune.adapters import adapt, find_targets, merged
+    from finetune.adapters import adapt, merged
     from finetune.settings import GROUPS, Training
-    from prune.checkpoint.slices import slice_layout
+    from finetune.targets import find_targets
+    from prune.checkpoint.slices import by_name, slice_layout
+    from prune.checkpoint.stored_weights import Storage
     from prune.checkpoint.write import TrainedWeights, export
-    from prune.recover.stored_weights import Storage
 
     with sharing(anatomy, plan):
         adapted = adapt(anatomy.model, find_targets(anatomy, GROUPS), Training(), 0)
@@ -120,10 +121,7 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
             for name, parameter in adapted.peft.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)
-        storage = Storage(
-            anatomy.model,
-            {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard},
-        )
+        storage = Storage(anatomy.model, by_name(slice_layout(layout, plan)))
         with merged(adapted, storage.rounded) as weights, torch.no_grad():
             changed = storage.write(weights, out.with_name(f"{out.name}-weights"))
             export(layout, plan, out, recovered=TrainedWeights(changed, {}))

@@ -23,18 +23,19 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.sharing import kept_counts, sharing
 from experts.surgery import cut
-from finetune.adapters import adapt, find_targets, merged, remove
-from finetune.losses import TeacherLogits, best, cross_entropy, divergence, log_softened
+from finetune.adapters import adapt, merged, remove
+from finetune.losses import TeacherLogits, cross_entropy, divergence, log_softened, top_tokens
 from finetune.settings import Training
+from finetune.targets import find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import check_teacher, pruned_plan
-from prune.checkpoint.slices import slice_layout
+from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import Storage
 from prune.checkpoint.write import TrainedWeights, export
-from prune.recover.stored_weights import Storage
 from tests.support import tiny
 from tests.support.inputs import unequal_plan, uniform_plan, windows
-from validate.lead import healed, lead
-from validate.null import Measure
+from validate.lead import lead_of, recovery_of
+from validate.measure import Measure
 from validate.statistics import clustered_share
 from validate.verdict import Verdict, survival
 
@@ -79,7 +80,7 @@ def test_cached_tokens_bound_the_divergence_from_below() -> None:
     torch.manual_seed(1)
     one, other = 3 * torch.randn(2, 5, 11), torch.randn(2, 5, 11)
     whole = float(divergence(TeacherLogits(log_softened(one[:, :-1], 2.0)), other, 2.0))
-    parts = [float(divergence(best(one[:, :-1], 2.0, k), other, 2.0)) for k in (1, 4, 10, 11, 50)]
+    parts = [float(divergence(top_tokens(one[:, :-1], 2.0, k), other, 2.0)) for k in (1, 4, 10, 11, 50)]
     assert parts == sorted(parts)
     assert parts[0] < whole
     assert parts[3:] == pytest.approx([whole, whole])
@@ -161,7 +162,7 @@ def test_adapter_and_merge_and_reload(family: str, saved: dict[str, Path], tmp_p
     plan = uniform_plan(layout.shape.layers, EVEN)
     export(layout, plan, tmp_path / "pruned")
     anatomy = dissect(AutoModelForCausalLM.from_pretrained(saved[family]))
-    pieces = {piece.name: piece for shard in slice_layout(layout, plan).values() for piece in shard}
+    pieces = by_name(slice_layout(layout, plan))
     with sharing(anatomy, plan):
         adapted = adapt(
             anatomy.model, find_targets(anatomy, ("attention", "router", "experts")), Training(rank=4), 0
@@ -258,11 +259,7 @@ def test_a_merge_rounds_once_and_refuses_what_is_not_finite() -> None:
 def test_weights_that_cannot_be_written_back_are_refused(saved: dict[str, Path]) -> None:
     layout = lay_out(open_checkpoint(saved["olmoe"]))
     model = AutoModelForCausalLM.from_pretrained(saved["olmoe"])
-    pieces = {
-        piece.name: piece
-        for shard in slice_layout(layout, uniform_plan(layout.shape.layers, tuple(range(8)))).values()
-        for piece in shard
-    }
+    pieces = by_name(slice_layout(layout, uniform_plan(layout.shape.layers, tuple(range(8)))))
     weights = {"model.layers.0.mlp.experts.down_proj": model.model.layers[0].mlp.experts.down_proj}
     name = "model.layers.0.mlp.experts.3.down_proj.weight"
     Storage(model, pieces).check(weights)
@@ -384,17 +381,17 @@ def test_the_lead_by_hand() -> None:
         "r1": [2.1, 3, 4, 5.1],
         "r2": [1.9, 3, 4, 4.9],
     }
-    found = lead(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0)
+    found = lead_of(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0)
     assert (found.lead_before, found.lead_after) == (pytest.approx(1.95), pytest.approx(0.5))
-    assert found.kept == pytest.approx(0.5 / 1.95)
-    assert found.kept_interval.low <= found.kept <= found.kept_interval.high
+    assert found.kept_share == pytest.approx(0.5 / 1.95)
+    assert found.kept_interval.low <= found.kept_share <= found.kept_interval.high
     # t = (1.05 − 3) / (.05·√(4/3)) and (.5 − 1) / (.05·√(4/3)), 2 degrees of freedom: P = 1/2 + t / (2·√(2 + t²)).
     for chance, gap in ((found.before, 1.95), (found.after, 0.5)):
         t = -gap / (0.05 * math.sqrt(4 / 3))
         assert chance.p == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)))
     assert found.verdict == "survives"
     assert found.interval_before == found.before.interval, "the same random plans"
-    own = healed(OWN, measure(BEFORE), measure(after), 0)
+    own = recovery_of(OWN, measure(BEFORE), measure(after), 0)
     assert (own.before, own.after, own.share) == (
         pytest.approx(1.05),
         pytest.approx(0.5),
@@ -415,7 +412,7 @@ def test_what_becomes_of_a_lead(own_after: list[float], verdict: str) -> None:
         "r1": [2.1, 3, 4, 5.1],
         "r2": [1.9, 3, 4, 4.9],
     }
-    assert lead(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0).verdict == verdict
+    assert lead_of(OWN, RANDOMS, RANDOMS, measure(BEFORE), measure(after), 0).verdict == verdict
 
 
 def test_no_lead_to_keep() -> None:
@@ -430,10 +427,10 @@ def test_no_lead_to_keep() -> None:
     }
     assert found == expected
     same = {**BEFORE, "own": [4.0, 5.0, 6.0, 7.0]}
-    found = lead(OWN, RANDOMS, RANDOMS, measure(same), measure(BEFORE), 0)
+    found = lead_of(OWN, RANDOMS, RANDOMS, measure(same), measure(BEFORE), 0)
     assert found.verdict == "no lead before"
-    assert math.isnan(found.kept)
-    assert found.kept_interval.reason == "what it is a share of is not told from 0"
+    assert math.isnan(found.kept_share)
+    assert found.kept_interval.reason == "what it is a share of does not differ significantly from 0"
 
 
 def test_share_over_documents_by_hand() -> None:
@@ -464,7 +461,7 @@ def test_a_share_that_some_resamples_cannot_have_is_nan_without_a_warning() -> N
     lost, back = np.array([1.0] + [0.0] * 9), np.zeros(10)
     share, interval = clustered_share(back, lost + 0.0, np.ones(10), np.arange(10))
     assert math.isnan(share)
-    assert interval.reason == "what it is a share of is not told from 0"
+    assert interval.reason == "what it is a share of does not differ significantly from 0"
     share, interval = clustered_share(
         np.array([1.0, 0.0]), np.array([2.0, 1e-300]), np.array([1.0, 1.0]), np.arange(2)
     )

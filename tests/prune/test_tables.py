@@ -7,12 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prune.audit import curve_tables
 from prune.audit import report as audit_report
+from prune.compare import cost_tables, difference_tables, plan_tables
 from prune.compare import report as comparison_report
 from prune.console.show import table
+from prune.recover import card as recovery_card
 from prune.recover import report as recovery_report
-from prune.run import report
-from prune.tables import percent, plain, probability, removed, signed, spread
+from prune.recover import training
+from prune.run import card, report, verdicts
+from prune.tables import Table, percent, plain, probability, removed, signed, spread
 
 NEGATIVE_ZERO = re.compile(r"-0(\.0*)?%?(?![\d.])")
 
@@ -44,7 +48,7 @@ def test_numbers_as_text() -> None:
 def test_a_table_shows_its_cells_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """What stands in brackets is no markup: neither an interval that is missing nor the folder of somebody's criterion."""
     cells = ("nan [nan, nan]", "[/old]/mine.py:f", "[bold]", "a\\[b]", ":smile:")
-    table(("d [95 %]", "[red]", "c", "d", "e"), [cells])
+    table(Table("", ("d [95 %]", "[red]", "c", "d", "e"), [cells]))
     shown = capsys.readouterr().out
     assert all(text in shown for text in (*cells, "[95 %]", "[red]"))
 
@@ -56,7 +60,15 @@ def test_a_share_of_experts_is_told_from_its_neighbours() -> None:
     assert (removed(0.5), removed(0.25), removed(0.125), removed(1 / 3)) == ("50%", "25%", "12.5%", "33.33%")
 
 
-@pytest.mark.parametrize("module", [report, comparison_report, audit_report, recovery_report])
+REPORTS = [
+    *(report, verdicts, card),
+    *(comparison_report, plan_tables, cost_tables, difference_tables),
+    *(audit_report, curve_tables),
+    *(recovery_report, recovery_card, training),
+]
+
+
+@pytest.mark.parametrize("module", REPORTS)
 def test_reports_take_their_numbers_from_one_place(module: object) -> None:
     """A format of their own would bring −0.000 back."""
     source = Path(module.__file__).read_text(encoding="utf-8")  # type: ignore[attr-defined]

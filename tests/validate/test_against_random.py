@@ -19,11 +19,21 @@ from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
 from validate import rig
 from validate.draw import random_plans
+from validate.evidence import Evidence
 from validate.loss import window_losses
-from validate.null import LOSS, Contest, Evidence, Measure, against_random, with_verdicts
+from validate.measure import LOSS, Measure
+from validate.null import Contest, evidence_of, with_verdicts
+from validate.rig import cutting
+from validate.rig import losses as rig_losses
 from validate.rows import LossEvaluator
-from validate.statistics import clustered_interval, permutation_p, smallest_detectable, standardized_effect
-from validate.verdict import Correction, Null, judge
+from validate.statistics import (
+    Correction,
+    clustered_interval,
+    permutation_p,
+    smallest_detectable,
+    standardized_effect,
+)
+from validate.verdict import Null, judge
 
 SHAPE = Shape((0, 1, 2), 8, 3)
 NOTHING = np.zeros((3, 8), dtype=bool)
@@ -65,14 +75,14 @@ def test_rig_passes(family: str) -> None:
 
 
 def test_rig_check_1_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rig, "window_losses", lambda model, text: window_losses(model, text) + 0.01)
+    monkeypatch.setattr(rig_losses, "window_losses", lambda model, text: window_losses(model, text) + 0.01)
     with pytest.raises(ExciseError, match="failed its check \"1 own loss = model's loss\": own .*, model's"):
         rig.check_rig(anatomy, windows(), uniform_plan(anatomy.shape.layers))
 
 
 def test_rig_check_2_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = itertools.count()
-    monkeypatch.setattr(rig, "window_losses", lambda *_: np.array([float(next(losses))]))
+    monkeypatch.setattr(rig_losses, "window_losses", lambda *_: np.array([float(next(losses))]))
     assert not rig.check_lifted(anatomy, windows(1), uniform_plan(anatomy.shape.layers)).passed
 
 
@@ -120,8 +130,8 @@ def test_rig_check_5_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_rig_check_6_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = rig.cut_layer
-    monkeypatch.setattr(rig, "cut_layer", lambda layer, kept, experts: cut(layer, kept[::-1], experts))
+    cut = cutting.cut_layer
+    monkeypatch.setattr(cutting, "cut_layer", lambda layer, kept, experts: cut(layer, kept[::-1], experts))
     check = rig.check_restricted_is_cut(anatomy, windows(1), uniform_plan(anatomy.shape.layers))
     assert not check.passed
     assert "3 of 3 blocks differ, first model.layers.0.mlp" in check.evidence
@@ -248,10 +258,30 @@ def test_verdict(evidence: tuple[float, float, float, float], verdict: str) -> N
 def measured(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:
     """Not judged yet."""
     plan, reverse = uniform_plan((0, 1, 2)), uniform_plan((0, 1, 2), (0, 1, 2, 3, 4, 5))
-    evaluator = LossEvaluator(anatomy, windows(), path, key)
+    evaluator = LossEvaluator(windows(), path, key)
     measure = Measure(LOSS, "nats per token", evaluator, evaluator.weights, evaluator.windows.document)
     contest = Contest(plan, reverse, random_plans(plan, SHAPE, NOTHING, 20, 0), "f", "layer")
-    return against_random(contest, [measure], Null.COUNTED, 0)
+    return evidence_of(contest, [measure], Null.COUNTED, 0, anatomy)
+
+
+def test_rows_are_kept_in_memory_without_a_file(
+    anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers, each plan measured once, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    plan, calls = uniform_plan((0, 1, 2)), []
+    in_memory, in_file = LossEvaluator(windows()), LossEvaluator(windows(), tmp_path / "losses.csv", "k")
+    in_file.measure_plan(plan, anatomy)
+    (tmp_path / "losses.csv").unlink()
+    measure = LossEvaluator.measure
+    monkeypatch.setattr(
+        LossEvaluator, "measure", lambda self, anatomy: (calls.append(1), measure(self, anatomy))[1]
+    )
+    for _ in range(2):
+        in_memory.measure_plan(plan, anatomy)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(in_memory.values(plan), in_file.values(plan))
+    assert list(tmp_path.iterdir()) == []
 
 
 def run_test(anatomy: Anatomy, path: Path, key: str = "k") -> Evidence:

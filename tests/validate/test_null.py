@@ -14,12 +14,13 @@ from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
 from validate import null as null_module
 from validate.draw import equal_plans, random_plans
-from validate.null import LOSS, Contest, Measure, against_random, with_verdicts
+from validate.measure import LOSS, Measure
+from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlap, overlaps, stability
 from validate.pairs import differences
 from validate.rows import Evaluator, LossEvaluator
-from validate.statistics import clustered
-from validate.verdict import Correction, Null
+from validate.statistics import Correction, clustered
+from validate.verdict import Null
 
 LAYERS = (0, 1, 2)
 SHAPE = Shape(LAYERS, 8, 3)
@@ -74,7 +75,7 @@ def test_overlap_by_hand() -> None:
     assert overlap(one, one) == 1
     assert overlap(one, uniform_plan((0,), (2, 3, 4, 5))) == 0
     assert overlap(one, uniform_plan((0,), (4, 5, 6, 7))) == -1
-    # METHODS 5, kept 6: (|A∩B|/kept − c)/(1 − c) with 5 shared and c = 6/8.
+    # docs/methods.md 7, kept 6: (|A∩B|/kept − c)/(1 − c) with 5 shared and c = 6/8.
     assert overlap(
         uniform_plan((0,), (0, 1, 2, 3, 4, 5)), uniform_plan((0,), (1, 2, 3, 4, 5, 6))
     ) == pytest.approx((5 / 6 - 0.75) / 0.25)
@@ -93,10 +94,10 @@ class Pool:
     """Random plans of one size that were all measured once; a simulated criterion and its null are drawn from them."""
 
     def __init__(self, anatomy: Anatomy, path: Path) -> None:
-        self.evaluator = LossEvaluator(anatomy, windows(12, 24), path, "k", batch=12)
+        self.evaluator = LossEvaluator(windows(12, 24), path, "k", batch=12)
         self.plans = random_plans(uniform_plan(LAYERS, (0, 1, 2, 3)), SHAPE, NOTHING, 240, seed=5)
-        for plan in self.plans:
-            self.evaluator.values(plan)
+        for plan in (None, *self.plans):
+            self.evaluator.measure_plan(plan, anatomy)
 
     def draws(self, randoms: int) -> Iterator[Contest]:
         rng = np.random.default_rng(0)
@@ -132,7 +133,7 @@ class Shifted(Evaluator):
 def test_false_positive_rate(pool: Pool, null: Null) -> None:
     """400 simulated criteria that are random, the whole rule (p and interval): at most 7 % beat random at α = .05."""
     verdicts = [
-        with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
+        with_verdicts([evidence_of(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
         .costs[0]
         .own.verdict
         for test in pool.draws(20)
@@ -153,16 +154,14 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
         if number == 150:
             break
         plain = (
-            with_verdicts([against_random(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
+            with_verdicts([evidence_of(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
             .costs[0]
             .own
         )
         for factor, hits in found.items():
             shift = Shifted(pool, test.plan, factor * plain.smallest_detectable)
             judged = (
-                with_verdicts([against_random(test, [pool.measure(shift)], null, 0)], Correction.NONE, null)[
-                    0
-                ]
+                with_verdicts([evidence_of(test, [pool.measure(shift)], null, 0)], Correction.NONE, null)[0]
                 .costs[0]
                 .own
             )
@@ -177,7 +176,7 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
 def test_holm_is_over_all_criteria(pool: Pool) -> None:
     """Twenty random criteria at once: the family hardly ever has a winner, where each alone would have one in 21."""
     tests = list(pool.draws(20))[:200]
-    evidence = [against_random(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
+    evidence = [evidence_of(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
     alone = [one.costs[0].own.verdict for one in with_verdicts(evidence, Correction.NONE, Null.NORMAL)]
     families = [
         with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL)
@@ -189,28 +188,30 @@ def test_holm_is_over_all_criteria(pool: Pool) -> None:
 
 def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
     one, other = (
-        with_verdicts(
-            [against_random(test, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED
-        )[0]
+        with_verdicts([evidence_of(test, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED)[
+            0
+        ]
         for test in list(pool.draws(20))[:2]
     )
     same, different = (
         differences([one, one], [pool.measure()], 0)[0],
         differences([one, other], [pool.measure()], 0)[0],
     )
-    assert "same experts" in same.reason
-    assert (same.same_plan, different.same_plan) == (True, False)
+    assert "same experts" in same.compared.test.reason
+    assert (same.compared.pair.same_plan, different.compared.pair.same_plan) == (True, False)
     assert not same.differ
-    assert different.p_corrected == different.p
-    assert different.difference == pytest.approx(one.costs[0].delta - other.costs[0].delta)
-    assert different.low <= different.difference <= different.high
+    assert different.p_corrected == different.compared.test.p
+    assert different.compared.difference == pytest.approx(one.costs[0].delta - other.costs[0].delta)
+    assert (
+        different.compared.interval.low <= different.compared.difference <= different.compared.interval.high
+    )
 
 
 @pytest.mark.slow
 def test_what_is_detectable_after_holm(pool: Pool) -> None:
     """Twenty tests: the effect that is printed is found at α / 20, the first step of Holm; by counting 20 plans nothing could be."""
     tests = list(pool.draws(20))[:100]
-    evidence = [against_random(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
+    evidence = [evidence_of(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
     families = [
         with_verdicts(evidence[start : start + 20], Correction.HOLM, Null.NORMAL)
         for start in range(0, 100, 20)
@@ -225,7 +226,7 @@ def test_what_is_detectable_after_holm(pool: Pool) -> None:
         shift = Shifted(
             pool, test.plan, own.smallest_detectable + one.costs[0].delta - float(np.mean(own.values))
         )
-        hits.append(against_random(test, [pool.measure(shift)], Null.NORMAL, 0).costs[0].own.p <= 0.05 / 20)
+        hits.append(evidence_of(test, [pool.measure(shift)], Null.NORMAL, 0).costs[0].own.p <= 0.05 / 20)
     assert np.mean(hits) >= 0.75, "a plan that is better by so much, on average"
     counted = with_verdicts(evidence[:20], Correction.HOLM, Null.COUNTED)
     assert all(np.isnan(one.costs[0].own.smallest_detectable) for one in counted)
@@ -236,7 +237,7 @@ def test_two_ends_alike(pool: Pool) -> None:
     test = next(iter(pool.draws(20)))
     same = Contest(test.plan, test.plan, test.randoms, "", "layer")
     found = with_verdicts(
-        [against_random(same, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED
+        [evidence_of(same, [pool.measure()], Null.COUNTED, 0)], Correction.NONE, Null.COUNTED
     )[0].to_json()
     assert found["ends_alike"]
     assert found["ends_interval"] == [0, 0]

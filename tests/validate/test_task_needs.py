@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from experts.anatomy import dissect, load, load_tokenizer
+from experts.anatomy import dissect
 from experts.errors import ExciseError
+from experts.loading import load_network, load_tokenizer
 from tests.prune.run.test_run import counted
 from tests.support import tiny
 from tests.support.recipes import execute, invoke
@@ -179,7 +180,7 @@ def test_settings_of_generate_that_lm_eval_cannot_give(
     path.write_text(
         json.dumps({**before, **odd, "cache_implementation": "quantized", "repetition_penalty": 1.3})
     )
-    settings = load(model).generation_config
+    settings = load_network(model).generation_config
     assert settings.repetition_penalty == 1.3
     assert settings.eos_token_id == before["eos_token_id"]
     assert not settings.stop_strings

@@ -44,7 +44,9 @@ def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Pat
         Benchmark(("guess",), task_file(tmp_path / "tasks"), None, None),
         uniform_plan((0, 1, 2), (0, 2, 3, 5)),
     )
-    evaluator = ItemEvaluator(anatomy, benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k", 8)
+    evaluator = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k", 8)
+    for measured in (None, plan):
+        evaluator.measure_plan(measured, anatomy)
     whole, pruned = evaluator.values(None), evaluator.values(plan)
     assert whole.tolist() == by_hand(anatomy)
     with restricted(anatomy, plan):
@@ -59,14 +61,15 @@ def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Pat
 
 def test_items_are_kept(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = Benchmark(("guess",), task_file(tmp_path / "tasks"), None, None)
-    first = ItemEvaluator(anatomy, benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k").values(None)
+    first = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k")
+    first.measure_plan(None, anatomy)
     monkeypatch.setattr(Benchmark, "scores", lambda *_: pytest.fail("measured again"))
-    again = ItemEvaluator(anatomy, benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k")
-    np.testing.assert_array_equal(again.values(None), first)
+    again = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k")
+    again.measure_plan(None, anatomy)
+    np.testing.assert_array_equal(again.values(None), first.values(None))
+    another = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "another model")
     with pytest.raises(pytest.fail.Exception):
-        ItemEvaluator(anatomy, benchmark, tiny.tokenizer(), tmp_path / "items.csv", "another model").values(
-            None
-        )
+        another.measure_plan(None, anatomy)
 
 
 def test_several_tasks_and_a_limit(anatomy: Anatomy, tmp_path: Path) -> None:
@@ -204,8 +207,8 @@ def test_the_demo_ships_a_task() -> None:
     assert [(part.metric, part.items) for part in benchmark.parts] == [("acc", 160)]
 
 
-def test_a_plan_without_rows_needs_a_model(tmp_path: Path) -> None:
+def test_a_plan_without_rows_has_no_values(tmp_path: Path) -> None:
     benchmark = Benchmark(("guess",), task_file(tmp_path / "tasks"), None, None)
-    evaluator = ItemEvaluator(None, benchmark, None, tmp_path / "items.csv", "k")  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="no model"):
-        evaluator.values(Plan(8, {0: (0, 1, 2)}))
+    evaluator = ItemEvaluator(benchmark, None, tmp_path / "items.csv", "k")
+    with pytest.raises(LookupError, match="no rows of 'mine': it was not measured"):
+        evaluator.values(Plan(8, {0: (0, 1, 2)}, criterion="mine"))

@@ -1,7 +1,12 @@
-"""Every test, effect size, interval, correction and power of the project, and nothing of them elsewhere; scipy and statsmodels do the work.
+"""Every test, effect size, interval, correction and power of the project, and nothing of them elsewhere.
 
-paired: are paired differences 0? clustered: the same where rows of a document belong together. correction: many tests at once.
-power: what a test could have found. chance: one plan against random plans. Input that cannot be tested gives nan and a reason.
+- paired: are paired differences 0?
+- clustered: the same where the rows of a document belong together.
+- correction: many tests at once.
+- power: what a test could have found.
+- chance: one plan against random plans.
+
+scipy and statsmodels do the work. Input that cannot be tested gives nan and a reason.
 """
 
 from validate.statistics.chance import normal_p, normality_p, permutation_p, standardized_effect
@@ -12,7 +17,8 @@ from validate.statistics.clustered import (
     clustered_share,
     resamples_for,
 )
-from validate.statistics.correction import corrected
+from validate.statistics.correction import Correction, corrected
+from validate.statistics.json_number import number
 from validate.statistics.paired import (
     Association,
     Size,
@@ -36,6 +42,7 @@ from validate.statistics.power import (
 __all__ = [
     "POWER",
     "Association",
+    "Correction",
     "Interval",
     "Size",
     "Test",
@@ -49,6 +56,7 @@ __all__ = [
     "needed_n",
     "normal_p",
     "normality_p",
+    "number",
     "paired_t",
     "permutation_p",
     "random_plans_needed",

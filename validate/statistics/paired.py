@@ -1,4 +1,7 @@
-"""Are paired differences 0? Two-sided tests of one sample of differences, and their size. scipy and statsmodels do the work."""
+"""Are paired differences 0? Two-sided tests of one sample of differences [N], and effect sizes.
+
+scipy and statsmodels do the work. Input that cannot be tested gives nan and a reason, never an error.
+"""
 
 import math
 import warnings
@@ -18,7 +21,14 @@ FAR = 1e4  # |t| from which scipy is no better than the limit (1e-6), then slow,
 
 @dataclass(frozen=True)
 class Test:
-    """statistic: t, W or b; p: two-sided; n: pairs; reason: why statistic and p are nan, else empty."""
+    """Result of a two-sided test.
+
+    Attributes:
+        statistic: t, W, b or a mean, as the test says
+        p: two-sided p value
+        n: pairs
+        reason: why statistic and p are nan, else empty
+    """
 
     __test__ = False  # not one of pytest's
 
@@ -27,10 +37,24 @@ class Test:
     n: int
     reason: str = ""
 
+    @classmethod
+    def absent(cls, n: int, reason: str) -> "Test":
+        """Return the result of a test that cannot be made."""
+        return cls(math.nan, math.nan, n, reason)
+
 
 @dataclass(frozen=True)
 class Size:
-    """Cohen's d of paired differences with its 95 % interval; ddof: of the standard deviation; reason: why it is nan, else empty."""
+    """Cohen's d of paired differences, with its 95 % interval.
+
+    Attributes:
+        d: mean / sd
+        low: lower end of the interval of d
+        high: upper end of the interval of d
+        n: pairs
+        ddof: what is subtracted from n in the variance of sd
+        reason: why d or its interval is nan, else empty
+    """
 
     d: float
     low: float
@@ -42,7 +66,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Association:
-    """rho: mean rank correlation over the rows that have one; rows: how many have; reason: why it is nan, else empty."""
+    """Mean rank correlation over rows.
+
+    Attributes:
+        rho: mean of Spearman's ρ over the rows that have one
+        rows: how many rows have one
+        reason: why rho is nan, else empty
+    """
 
     rho: float
     rows: int
@@ -50,7 +80,7 @@ class Association:
 
 
 def unfit(differences: Array) -> str:
-    """Why nothing can be said of these differences; empty where something can."""
+    """Return why nothing can be said about these differences [N]; empty where something can."""
     if len(differences) < 2:
         return f"n = {len(differences)}: at least 2 pairs are needed"
     if wrong := int(np.count_nonzero(~np.isfinite(differences))):
@@ -59,45 +89,60 @@ def unfit(differences: Array) -> str:
 
 
 def without_spread(differences: Array) -> str:
-    """`unfit`, or that all differences are the same number: their standard deviation is 0, and any ratio with it a false certainty."""
+    """Return the reason of `unfit`, or that all differences [N] are the same number; else empty.
+
+    Without spread the standard deviation is 0, and any ratio with it a false certainty.
+    """
     if reason := unfit(differences):
         return reason
     return "all differences are equal: they have no spread" if constant(differences) else ""
 
 
 def paired_t(differences: Array) -> Test:
-    """Student's t = mean / (sd/√n), n − 1 degrees of freedom, of differences [N] (scipy.stats.ttest_1samp)."""
+    """Return Student's t-test of differences [N] against 0 (scipy.stats.ttest_1samp).
+
+    t = mean / (sd / √N), N − 1 degrees of freedom.
+    """
     if reason := without_spread(differences):
-        return Test(np.nan, np.nan, len(differences), reason)
+        return Test.absent(len(differences), reason)
     with np.errstate(over="ignore"):  # scipy divides by their mean, which may be next to nothing
-        found = stats.ttest_1samp(scaled(differences), 0.0)
-    return Test(float(found.statistic), float(found.pvalue), len(differences))
+        result = stats.ttest_1samp(scaled(differences), 0.0)
+    return Test(float(result.statistic), float(result.pvalue), len(differences))
 
 
 def wilcoxon(differences: Array) -> Test:
-    """Signed rank test; zeros are dropped before ranking (scipy.stats.wilcoxon with its defaults)."""
+    """Return the signed rank test of differences [N] (scipy.stats.wilcoxon with its defaults).
+
+    Zeros are dropped before ranking.
+    """
     if reason := unfit(differences):
-        return Test(np.nan, np.nan, len(differences), reason)
-    found = stats.wilcoxon(differences)
-    return Test(float(found.statistic), float(found.pvalue), len(differences))
+        return Test.absent(len(differences), reason)
+    result = stats.wilcoxon(differences)
+    return Test(float(result.statistic), float(result.pvalue), len(differences))
 
 
 def cohens_d(differences: Array, ddof: int = 1) -> Size:
-    """d = mean / sd (`ddof` subtracted from n in the variance). Interval: the noncentral t distributions that put t at 2.5 and 97.5 %."""
+    """Return d = mean / sd of differences [N], with its 95 % interval.
+
+    The ends of the interval are the d of the noncentral t distributions that put the observed t at 2.5 and
+    97.5 %.
+
+    Args:
+        differences: paired differences [N], in any unit
+        ddof: subtracted from N in the variance; 1 = sample, 0 = population
+    """
     n = len(differences)
     if reason := without_spread(differences):
-        return Size(np.nan, np.nan, np.nan, n, ddof, reason)
-    near = scaled(differences)
-    mean, sd = float(near.mean()), float(near.std(ddof=1))
-    scale = math.sqrt((n - ddof) / (n - 1))  # from ddof 1 to ddof
+        return Size(math.nan, math.nan, math.nan, n, ddof, reason)
+    near_one = scaled(differences)
+    mean, sd = float(near_one.mean()), float(near_one.std(ddof=1))
+    from_ddof_1 = math.sqrt((n - ddof) / (n - 1))
     t = mean / sd * math.sqrt(n)
-    low, high = (
-        _noncentrality(t, n - 1, tail) / math.sqrt(n) * scale for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    )
-    reason = (
-        "" if np.isfinite([low, high]).all() else "the interval cannot be computed for an effect this large"
-    )
-    return Size(mean / sd * scale, low, high, n, ddof, reason)
+    low = _noncentrality(t, n - 1, (1 - LEVEL) / 2) / math.sqrt(n) * from_ddof_1
+    high = _noncentrality(t, n - 1, (1 + LEVEL) / 2) / math.sqrt(n) * from_ddof_1
+    known = np.isfinite([low, high]).all()
+    reason = "" if known else "the interval cannot be computed for an effect this large"
+    return Size(mean / sd * from_ddof_1, low, high, n, ddof, reason)
 
 
 def _noncentrality(t: float, df: int, tail: float) -> float:
@@ -106,43 +151,64 @@ def _noncentrality(t: float, df: int, tail: float) -> float:
         return float(t * math.sqrt(stats.chi2.ppf(tail if t > 0 else 1 - tail, df) / df))
     reach = 10 * (1 + abs(t) / math.sqrt(2 * df))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # far out scipy's noncentral t warns, and gives nan
+        warnings.simplefilter("ignore", RuntimeWarning)  # far out scipy's noncentral t warns, and returns nan
         try:
-            found: float = optimize.brentq(lambda nc: stats.nct.sf(t, df, nc) - tail, t - reach, t + reach)
+            root: float = optimize.brentq(lambda nc: stats.nct.sf(t, df, nc) - tail, t - reach, t + reach)
         except (ValueError, RuntimeError):
-            return float("nan")
-    return found
+            return math.nan
+    return root
 
 
 def share_positive(differences: Array) -> float:
-    """Share of differences above 0; nan of none."""
-    return float(np.mean(differences > 0)) if len(differences) else float("nan")
+    """Return the share of differences [N] above 0; nan of none."""
+    return float(np.mean(differences > 0)) if len(differences) else math.nan
 
 
 def spearman_within(scores: Array, effects: Array) -> Association:
-    """Mean over rows of Spearman's ρ between `scores` and `effects` [N, k]: the order inside each active set. Constant rows have none."""
+    """Return the mean over rows of Spearman's ρ between scores and effects: the order inside each active set.
+
+    Args:
+        scores: scores of the k active experts at N positions [N, k]. −inf is lowest; a row with nan has no ρ.
+        effects: measured effects of the same experts [N, k]. A row that is not finite has no ρ.
+
+    Returns:
+        The mean over the rows that have a ρ; a row of equal scores or of equal effects has none.
+    """
     if scores.shape[-1] < 2 or not len(scores):
-        return Association(np.nan, 0, "an order needs at least two active experts at a position")
+        return Association(math.nan, 0, "an order needs at least two active experts at a position")
     usable = np.isfinite(effects).all(axis=1)
     for values in (scores, effects):
         usable &= (values != values[:, :1]).any(axis=1) & ~np.isnan(values).any(axis=1)
     if not usable.any():
-        return Association(np.nan, 0, "scores or effects are all equal at every position")
-    ranks = [stats.rankdata(values[usable], axis=1) for values in (scores, effects)]
-    one, other = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
-    rho = (one * other).sum(axis=1) / np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+        return Association(math.nan, 0, "scores or effects are all equal at every position")
+    score_ranks, effect_ranks = _centred_ranks(scores[usable]), _centred_ranks(effects[usable])
+    covariance = (score_ranks * effect_ranks).sum(axis=1)
+    rho = covariance / np.sqrt((score_ranks**2).sum(axis=1) * (effect_ranks**2).sum(axis=1))
     return Association(float(rho.mean()), int(usable.sum()))
 
 
-def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Test:
-    """Exact McNemar of the same items answered twice: of the items answered differently, is one side right more often than by a coin?
+def _centred_ranks(values: Array) -> Array:
+    """Ranks inside each row, minus their mean [N, k]."""
+    ranks = stats.rankdata(values, axis=1)
+    centred: Array = ranks - ranks.mean(axis=1, keepdims=True)
+    return centred
 
-    one, other: right or wrong [N]. statistic: items that only `one` got right (statsmodels, exact binomial).
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Test:
+    """Return McNemar's exact test of the same N items answered twice (statsmodels, exact binomial).
+
+    Among the items that are answered differently, is one side right more often than by a coin?
+
+    Args:
+        first: which items the first side got right [N]
+        second: which items the second side got right [N]
+
+    Returns:
+        A test whose statistic is the number of items that only `first` got right.
     """
-    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
-    if only_one + only_other == 0:
-        return Test(
-            np.nan, np.nan, len(one), "no item is answered differently" if len(one) else "n = 0: no items"
-        )
-    table = [[int((one & other).sum()), only_one], [only_other, int((~one & ~other).sum())]]
-    return Test(float(only_one), float(exact_mcnemar(table, exact=True).pvalue), len(one))
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    if only_first + only_second == 0:
+        return Test.absent(len(first), "no item is answered differently" if len(first) else "n = 0: no items")
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    result = exact_mcnemar([[both, only_first], [only_second, neither]], exact=True)
+    return Test(float(only_first), float(result.pvalue), len(first))

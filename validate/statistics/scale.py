@@ -9,19 +9,22 @@ ROUNDING = 1e-6  # values that vary by less, relative to the largest, are one nu
 
 
 def exponent(values: Array) -> int:
-    """The power of two that brings `values` near 1; 0 where their size does no harm, or one is not finite."""
+    """Return the exponent of the power of two by which `values` are divided to come near 1.
+
+    0 where their size does no harm, and where a value is not finite.
+    """
     most = float(np.abs(values).max(initial=0.0))
-    found = int(np.frexp(most)[1]) if np.isfinite(most) else 0
-    return found if abs(found) > SAFE else 0
+    binary = int(np.frexp(most)[1]) if np.isfinite(most) else 0
+    return binary if abs(binary) > SAFE else 0
 
 
 def scaled(values: Array) -> Array:
-    """The same numbers near 1, for statistics that do not depend on the unit."""
-    found: Array = np.ldexp(values, -exponent(values))
-    return found
+    """Return values · 2^(−`exponent`), for statistics that do not depend on the unit."""
+    near_one: Array = np.ldexp(values, -exponent(values))
+    return near_one
 
 
 def constant(values: Array) -> bool:
-    """Whether these finite numbers are one number, but for rounding."""
-    near = scaled(values)
-    return bool(np.ptp(near) <= ROUNDING * np.abs(near).max())
+    """Return whether these finite numbers are one number, apart from rounding."""
+    near_one = scaled(values)
+    return bool(np.ptp(near_one) <= ROUNDING * np.abs(near_one).max())

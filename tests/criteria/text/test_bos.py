@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from criteria.text.bos import Bos
 from criteria.text.context_length import context_note
+from criteria.text.reading import consecutive, read_windows
 from criteria.text.sources import Source
-from criteria.text.windows import consecutive, read_windows
 from experts.errors import ExciseError
 from prune.console.cli import app
 from prune.recipe.read import parse_recipe
@@ -97,9 +97,9 @@ def test_recipes_and_effects_begin_as_the_tokenizer_does(
 ) -> None:
     recipe = parse_recipe(recipe_of(begins_model, text), "recipe", tmp_path)
     session = Session(prepare(recipe, tmp_path / "run"))
-    assert (session.read_part(recipe.calibration).tokens[:, 0] == 258).all()
+    assert (session.texts.read(recipe.calibration).tokens[:, 0] == 258).all()
     never = parse_recipe(recipe_of(begins_model, text, bos="never"), "recipe", tmp_path)
-    assert (session.read_part(never.calibration).tokens != 258).all()
+    assert (session.texts.read(never.calibration).tokens != 258).all()
     with pytest.raises(
         ExciseError, match=r"calibration\.bos: input should be 'auto', 'always' or 'never', got 'maybe'"
     ):
@@ -147,8 +147,8 @@ def test_windows_that_do_not_fit_are_said_or_refused(
     caplog.set_level("INFO", "excise")
     recipe = parse_recipe(recipe_of(begins_model, text, length=130, sequences=1), "recipe", tmp_path)
     session = Session(prepare(recipe, tmp_path / "run"))
-    session.read_part(recipe.calibration)
-    session.read_part(recipe.validation)
+    session.texts.read(recipe.calibration)
+    session.texts.read(recipe.validation)
     note = "a window of 130 tokens is longer than the 128 positions the model was made for"
     assert caplog.text.count(note) == 1
     learned = tmp_path / "learned"
@@ -160,7 +160,7 @@ def test_windows_that_do_not_fit_are_said_or_refused(
     with pytest.raises(
         ExciseError, match="a window of 110 tokens is longer than the 100 positions the model has"
     ):
-        Session(prepare(recipe, tmp_path / "run2")).read_part(recipe.calibration)
+        Session(prepare(recipe, tmp_path / "run2")).texts.read(recipe.calibration)
     asked = ("--text", text, "--window", 110, "-o", tmp_path / "e.csv")
     done = CliRunner().invoke(app, list(map(str, ("effects", learned, *asked))))
     assert done.exit_code == 1

@@ -12,13 +12,13 @@ import yaml
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from experts.disk.find import find_model, open_anywhere
+from experts.disk.find import find_model, model_folder, open_anywhere
 from experts.disk.layout import lay_out
-from experts.disk.names import commit_of, model_folder
+from experts.disk.names import commit_of
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from prune.console.cli import app
-from prune.inspect import describe, look_at
+from prune.inspect import inspect_model, summary
 from prune.recipe.read import read_recipe
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
@@ -33,13 +33,14 @@ HEADER = 100_001  # bytes that the client asks for to read a header
 
 
 def test_inspect_reads_only_headers(hub: FakeHub, hub_folder: Path) -> None:
-    remote, own = describe(lay_out(open_anywhere("org/tiny"))), describe(lay_out(open_checkpoint(hub_folder)))
+    remote, own = summary(lay_out(open_anywhere("org/tiny"))), summary(lay_out(open_checkpoint(hub_folder)))
     assert {**remote, "folder": ""} == {**own, "folder": ""}
     assert not downloads(hub)
     assert hub.weight_bytes() <= 3 * HEADER
     assert len(hub.sent) == 8, "the listing; config.json and the index, looked up and fetched; three headers"
     assert (
-        look_at("https://huggingface.co/org/tiny")["folder"] == f"org/tiny@{hub.repos['org/tiny'].commit()}"
+        inspect_model("https://huggingface.co/org/tiny")["folder"]
+        == f"org/tiny@{hub.repos['org/tiny'].commit()}"
     )
 
 
@@ -86,7 +87,7 @@ def test_a_single_file_hides_an_index_and_its_shards(hub: FakeHub, hub_folder: P
 def test_repositories_that_are_no_model(files: dict[str, bytes | None], message: str, hub: FakeHub) -> None:
     held = {**hub.repos["org/tiny"].revisions["main"], **files}
     hub.repos["org/odd"] = Repo({name: data for name, data in held.items() if data is not None})
-    for ask in (look_at, model_folder):
+    for ask in (inspect_model, model_folder):
         with pytest.raises(ExciseError, match=message):
             ask("org/odd")
     assert not downloads(hub)
@@ -95,7 +96,7 @@ def test_repositories_that_are_no_model(files: dict[str, bytes | None], message:
 def test_a_shard_that_is_none(hub: FakeHub) -> None:
     hub.repos["org/odd"] = Repo({**hub.repos["org/tiny"].revisions["main"], SHARDS[0]: b"\xff" * 9})
     with pytest.raises(ExciseError, match="org/odd: reading the headers of the weights failed"):
-        look_at("org/odd")
+        inspect_model("org/odd")
 
 
 # Revisions.
@@ -319,7 +320,7 @@ def test_a_cache_that_cannot_be_written(
     """Looking at a model needs no cache; fetching one is refused before it begins."""
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
-    assert look_at("org/tiny")["experts"] == 8
+    assert inspect_model("org/tiny")["experts"] == 8
     message = said("prune", recipe(), "-o", tmp_path / "run")
     assert f"{tmp_path}/file/hub: cannot be written (Not a directory)" in message
     assert "HF_HOME" in message
@@ -347,9 +348,9 @@ def test_a_gated_model(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         ExciseError,
         match=rf"accept their terms: do so at {hub.url}/org/tiny, then log in \(`hf auth login`, or HF_TOKEN\)",
     ):
-        look_at("org/tiny")
+        inspect_model("org/tiny")
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    assert look_at("org/tiny")["experts"] == 8
+    assert inspect_model("org/tiny")["experts"] == 8
 
 
 def test_what_is_not_there(hub: FakeHub) -> None:
@@ -357,11 +358,11 @@ def test_what_is_not_there(hub: FakeHub) -> None:
         ExciseError,
         match="org/nope: no such folder, and no such model on the hub; if it is a private one, log in",
     ):
-        look_at("org/nope")
+        inspect_model("org/nope")
     with pytest.raises(
         ExciseError, match="org/tiny@nope: the model on the hub has no branch, tag or commit 'nope'"
     ):
-        look_at("org/tiny@nope")
+        inspect_model("org/tiny@nope")
 
 
 @pytest.mark.parametrize(

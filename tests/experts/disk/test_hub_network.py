@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from experts.disk.find import open_anywhere
-from experts.disk.names import model_folder
+from experts.disk.find import model_folder, open_anywhere
 from experts.errors import ExciseError
-from prune.inspect import look_at
+from prune.inspect import inspect_model
 from tests.support import tiny
 from tests.support.fake_hub import INDEX, SHARDS, FakeHub, downloads, names
 from tests.support.inputs import uniform_plan
@@ -128,7 +127,7 @@ def test_a_cached_model_needs_no_hub(hub: FakeHub, offline: Callable[[], None]) 
     offline()
     for name in ("org/tiny", "org/tiny@main", f"org/tiny@{commit}"):
         assert model_folder(name) == fetched
-        assert look_at(name)["folder"] == f"org/tiny@{commit}"
+        assert inspect_model(name)["folder"] == f"org/tiny@{commit}"
     assert not hub.sent
 
 
@@ -146,9 +145,9 @@ def test_a_cached_model_and_a_hub_that_is_down(
 
 
 def test_a_model_that_is_there_in_part(hub: FakeHub, offline: Callable[[], None]) -> None:
-    look_at("org/tiny")
+    inspect_model("org/tiny")
     offline()
-    for ask in (look_at, model_folder):
+    for ask in (inspect_model, model_folder):
         with pytest.raises(
             ExciseError,
             match=rf"org/tiny: the local cache lacks {SHARDS[0]} and 2 more files; the hub cannot be reached",
@@ -158,18 +157,18 @@ def test_a_model_that_is_there_in_part(hub: FakeHub, offline: Callable[[], None]
         ExciseError,
         match=r"org/nope: no such folder, and the hub cannot be reached \(HF_HUB_OFFLINE is set\)",
     ):
-        look_at("org/nope")
+        inspect_model("org/nope")
 
 
 def test_one_file_that_is_not_there(hub: FakeHub, tmp_path: Path, offline: Callable[[], None]) -> None:
     hub.add("org/one", tiny.save(tiny.build("olmoe"), tmp_path / "one"))
-    look_at("org/one")
+    inspect_model("org/one")
     offline()
     with pytest.raises(
         ExciseError,
         match=r"org/one: neither model.safetensors .* \(so it is in the local cache; the hub cannot be reached",
     ):
-        look_at("org/one")
+        inspect_model("org/one")
 
 
 # The command line.

@@ -21,19 +21,20 @@ from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import lay_out
 from experts.disk.shards import (
     BITS,
-    INDEX,
+    INDEX_FILE,
     LONGEST_NAME,
     MOST_AXES,
-    SINGLE,
+    SINGLE_SHARD,
     Stored,
     open_checkpoint,
     read_header,
 )
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint.slices import Piece, header
+from prune.checkpoint.shard_files import header
+from prune.checkpoint.slices import Piece
 from prune.checkpoint.write import export
-from prune.inspect import describe
+from prune.inspect import summary
 
 WHOLE_BYTES = {dtype: bits // 8 for dtype, bits in BITS.items() if bits % 8 == 0}
 FIXED = settings(
@@ -287,7 +288,7 @@ def folder(tmp_path: Path) -> Path:
     for name, inside in shards.items():
         write(root / name, inside, {"format": "pt"})
     weights = {tensor: name for name, inside in shards.items() for tensor in inside}
-    (root / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    (root / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
     (root / "config.json").write_text(json.dumps(CONFIG))
     return root
 
@@ -298,7 +299,7 @@ def use(folder: Path, kept: dict[int, tuple[int, ...]]) -> bool:
     try:
         checkpoint = open_checkpoint(folder)
         layout = lay_out(checkpoint)
-        json.dumps(describe(layout), ensure_ascii=False).encode()
+        json.dumps(summary(layout), ensure_ascii=False).encode()
         from_fraction(layout.shape, 0.25, "global")
         export(layout, Plan(layout.shape.num_experts, kept), out, fingerprint=fingerprint(checkpoint))
     except ExciseError as error:
@@ -349,7 +350,7 @@ def test_odd_configurations(
     use(folder, kept)
 
 
-@pytest.mark.parametrize("name", ["config.json", INDEX])
+@pytest.mark.parametrize("name", ["config.json", INDEX_FILE])
 @settings(FIXED, max_examples=200)
 @given(data=st.data())
 def test_damaged_json(data: st.DataObject, name: str, folder: Path) -> None:
@@ -393,7 +394,7 @@ def test_damaged_json(data: st.DataObject, name: str, folder: Path) -> None:
     | JSON
 )
 def test_odd_indices(weights: Any, folder: Path) -> None:
-    (folder / INDEX).write_text(json.dumps({"weight_map": weights}))
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": weights}))
     assert not use(folder, EVEN)
 
 
@@ -435,13 +436,13 @@ def test_odd_names_and_shapes(data: st.DataObject, tmp_path: Path) -> None:
         name: (dtype, shape, data[: WHOLE_BYTES[dtype] * math.prod(shape)])
         for name, (dtype, shape, data) in stored.items()
     }
-    write(root / SINGLE, stored, {})
+    write(root / SINGLE_SHARD, stored, {})
     (root / "config.json").write_text(
         json.dumps({"num_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 2})
     )
     try:
         layout = lay_out(open_checkpoint(root))
-        describe(layout)
+        summary(layout)
         export(layout, Plan(2, dict.fromkeys(layout.shape.layers, (1,))), tmp_path / "out")
     except ExciseError:
         assert not (tmp_path / "out").exists()
@@ -484,7 +485,7 @@ def test_a_promise_of_countless_experts(tmp_path: Path) -> None:
         "model.layers.0.mlp.gate.weight": ("F32", [10**18, 0], b""),
         "model.layers.0.mlp.experts.0.w": ("U8", [1], b"x"),
     }
-    write(tmp_path / SINGLE, tensors, {})
+    write(tmp_path / SINGLE_SHARD, tensors, {})
     (tmp_path / "config.json").write_text(json.dumps({"num_experts": 10**18, "num_experts_per_tok": 1}))
     with pytest.raises(
         ExciseError, match=r"holds experts 0\.\.0 \(1 of them\), config\.json promises 1000000000000000000"
@@ -492,7 +493,7 @@ def test_a_promise_of_countless_experts(tmp_path: Path) -> None:
         lay_out(open_checkpoint(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["config.json", INDEX])
+@pytest.mark.parametrize("name", ["config.json", INDEX_FILE])
 def test_huge_json_is_refused_before_it_is_read(name: str, folder: Path) -> None:
     """A sparse file of 10 GB: reading it would be noticed."""
     with (folder / name).open("r+b") as file:
@@ -526,7 +527,7 @@ def test_json_up_to_the_limit_is_read(tmp_path: Path) -> None:
 )
 def test_json_that_is_refused(raw: bytes, message: str, tmp_path: Path, folder: Path) -> None:
     """As configuration, as index, and as a plan."""
-    for path, read in ((folder / "config.json", open_checkpoint), (folder / INDEX, open_checkpoint)):
+    for path, read in ((folder / "config.json", open_checkpoint), (folder / INDEX_FILE, open_checkpoint)):
         before = path.read_bytes()
         path.write_bytes(raw)
         with pytest.raises(ExciseError, match=rf"{path.name}: .*{message}"):

@@ -21,13 +21,21 @@ from transformers.modeling_utils import _get_resolved_checkpoint_files
 from transformers.utils.peft_utils import find_adapter_config_file
 from typer.testing import CliRunner
 
-from experts.anatomy import load
 from experts.disk import fingerprint as identity
 from experts.disk.fingerprint import KNOWN, fingerprint
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
-from experts.disk.weight_files import ADAPTER, INDEX, SINGLE, entry_file, is_index, regular_files, shard_names
+from experts.disk.weight_files import (
+    ADAPTER,
+    INDEX_FILE,
+    SINGLE_SHARD,
+    entry_file,
+    is_index,
+    regular_files,
+    shard_names,
+)
 from experts.errors import ExciseError
+from experts.loading import load_network
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export, export_notes
 from prune.console.cli import app
@@ -58,7 +66,7 @@ def ours(folder: Path, config: dict[str, Any]) -> list[str]:
 def place(folder: Path, name: str, kind: str) -> None:
     """kind: file, link (to a file elsewhere, as in the hub's cache), broken (a link to nothing), folder, or absent."""
     path, blob = folder / name, folder.parent / f"blob-{name}"
-    content = json.dumps({"metadata": {}, "weight_map": {"w": SHARD}}) if name == INDEX else "x"
+    content = json.dumps({"metadata": {}, "weight_map": {"w": SHARD}}) if name == INDEX_FILE else "x"
     match kind:
         case "file":
             path.write_text(content)
@@ -75,7 +83,7 @@ KINDS = ("absent", "file", "link", "broken", "folder")
 SHAPES = [
     shape
     for shape in itertools.product(
-        KINDS, KINDS, ("absent", "file"), (None, NAMED, INDEX), (False, True), (False, True)
+        KINDS, KINDS, ("absent", "file"), (None, NAMED, INDEX_FILE), (False, True), (False, True)
     )
     if shape.count("folder") + shape.count("broken") <= 1
 ]
@@ -87,7 +95,7 @@ def test_every_folder_shape_is_read_as_transformers_reads_it(tmp_path: Path) -> 
     for number, (single, index, other, named, pickled, distributed) in enumerate(SHAPES):
         folder = tmp_path / str(number) / "model"
         folder.mkdir(parents=True)
-        for name, kind in ((SINGLE, single), (INDEX, index), (SHARD, "file"), (NAMED, other)):
+        for name, kind in ((SINGLE_SHARD, single), (INDEX_FILE, index), (SHARD, "file"), (NAMED, other)):
             place(folder, name, kind)
         for name, there in ((PICKLE, pickled), (DISTRIBUTED, distributed)):
             place(folder, name, "file" if there else "absent")
@@ -111,10 +119,10 @@ def test_an_adapter_is_found_where_transformers_finds_it(tmp_path: Path) -> None
     for kind in KINDS:
         folder = tmp_path / kind / "model"
         folder.mkdir(parents=True)
-        place(folder, SINGLE, "file")
+        place(folder, SINGLE_SHARD, "file")
         place(folder, ADAPTER, kind)
         if find_adapter_config_file(str(folder)) is None:
-            assert ours(folder, {}) == [SINGLE]
+            assert ours(folder, {}) == [SINGLE_SHARD]
         else:
             with pytest.raises(ExciseError, match="holds an adapter"):
                 ours(folder, {})
@@ -130,17 +138,17 @@ def test_an_adapter_is_found_where_transformers_finds_it(tmp_path: Path) -> None
 def test_any_named_file_stays_in_the_folder_or_is_refused(named: Any) -> None:
     config = {"transformers_weights": named}
     try:
-        entry = entry_file({SINGLE, "a.safetensors"}, config, "m")
+        entry = entry_file({SINGLE_SHARD, "a.safetensors"}, config, "m")
     except ExciseError as error:
         assert "\n" not in str(error)
     else:
-        assert entry in {SINGLE, "a.safetensors"}
+        assert entry in {SINGLE_SHARD, "a.safetensors"}
 
 
 def moved(folder: Path, source: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Adds 1 to every weight of a checkpoint in one file; gives the weights."""
-    changed = {name: value + 1 for name, value in load_file(source / SINGLE).items()}
-    save_file(changed, folder / SINGLE, metadata={"format": "pt"})
+    changed = {name: value + 1 for name, value in load_file(source / SINGLE_SHARD).items()}
+    save_file(changed, folder / SINGLE_SHARD, metadata={"format": "pt"})
     return changed
 
 
@@ -148,21 +156,23 @@ def test_a_single_file_hides_an_older_index_and_its_shards(tmp_path: Path) -> No
     """Measured and exported are the weights of the single file; a note says which files nobody reads."""
     folder = tiny.save(tiny.build("olmoe"), tmp_path / "model", max_shard_size="60KB")
     newer = moved(folder, tiny.save(tiny.build("olmoe"), tmp_path / "one"))
-    loaded = load(folder).state_dict()["model.embed_tokens.weight"]
+    loaded = load_network(folder).state_dict()["model.embed_tokens.weight"]
     torch.testing.assert_close(loaded, torch.from_numpy(newer["model.embed_tokens.weight"]), rtol=0, atol=0)
     layout = lay_out(open_checkpoint(folder))
     plan = uniform_plan(layout.shape.layers)
     export(layout, plan, tmp_path / "out")
-    written = load_file(tmp_path / "out" / SINGLE)
+    written = load_file(tmp_path / "out" / SINGLE_SHARD)
     np.testing.assert_array_equal(written["model.embed_tokens.weight"], newer["model.embed_tokens.weight"])
-    assert not (tmp_path / "out" / INDEX).exists()
-    assert any(f"{SINGLE} is read" in note and INDEX in note for note in export_notes(layout, plan))
+    assert not (tmp_path / "out" / INDEX_FILE).exists()
+    assert any(
+        f"{SINGLE_SHARD} is read" in note and INDEX_FILE in note for note in export_notes(layout, plan)
+    )
 
 
 def test_an_index_without_its_shards_does_no_harm_beside_a_single_file(tmp_path: Path) -> None:
     folder = tiny.save(tiny.build("olmoe"), tmp_path / "model")
     before = fingerprint(open_checkpoint(folder))
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"w": "gone.safetensors"}}))
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": {"w": "gone.safetensors"}}))
     assert fingerprint(open_checkpoint(folder)) == before
 
 
@@ -170,7 +180,7 @@ def test_a_file_named_in_config_is_read_fingerprinted_and_exported(tmp_path: Pat
     """The export keeps the name, so that plain transformers reads the pruned weights and not a left-over."""
     folder = tiny.save(tiny.build("olmoe"), tmp_path / "model")
     other = fingerprint(open_checkpoint(folder))
-    changed = {name: value + 1 for name, value in load_file(folder / SINGLE).items()}
+    changed = {name: value + 1 for name, value in load_file(folder / SINGLE_SHARD).items()}
     save_file(changed, folder / NAMED, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": NAMED}))
@@ -213,7 +223,7 @@ def test_an_adapter_beside_the_weights_is_refused_before_any_work(command: str, 
 def test_load_refuses_what_the_export_would_read_differently(tmp_path: Path) -> None:
     folder = tiny.save(tiny.build("olmoe"), tmp_path / "model")
     (folder / DISTRIBUTED).write_bytes(b"x")
-    for read in (load, open_checkpoint):
+    for read in (load_network, open_checkpoint):
         with pytest.raises(
             ExciseError, match=r"belongs to a distributed checkpoint, which is loaded instead"
         ):
@@ -222,7 +232,7 @@ def test_load_refuses_what_the_export_would_read_differently(tmp_path: Path) -> 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "configuration_files": ["config.4.0.0.json"]}))
     (folder / "config.4.0.0.json").write_text(json.dumps({**config, "num_experts_per_tok": 1}))
-    for read in (load, open_checkpoint):
+    for read in (load_network, open_checkpoint):
         with pytest.raises(ExciseError, match="names other configurations"):
             read(folder)
 
@@ -248,7 +258,7 @@ def test_the_fingerprint_covers_code_that_config_names(tmp_path: Path) -> None:
 
 def edited(folder: Path, keep_times: bool = False) -> None:
     """One bit in the middle of the largest tensor of a folder."""
-    path, before = folder / SINGLE, (folder / SINGLE).stat()
+    path, before = folder / SINGLE_SHARD, (folder / SINGLE_SHARD).stat()
     tensor = max(open_checkpoint(folder).tensors.values(), key=lambda tensor: tensor.size)
     with path.open("r+b") as file:
         file.seek((tensor.start + tensor.end) // 2 + 1)
@@ -264,7 +274,7 @@ def large(tmp_path: Path) -> Path:
     """A model whose embedding takes 260 KiB, last changed an hour ago."""
     folder = tiny.save(tiny.build("olmoe", hidden_size=256), tmp_path / "large")
     hour_ago = time.time() - 3600
-    os.utime(folder / SINGLE, (hour_ago, hour_ago))
+    os.utime(folder / SINGLE_SHARD, (hour_ago, hour_ago))
     return folder
 
 

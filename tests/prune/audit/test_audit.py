@@ -28,27 +28,30 @@ from prune.console.cli import app
 from tests.support import planted, tiny
 from tests.support.inputs import windows
 from validate import effect_table as effects_module
-from validate.effect_table import Cells, measure
+from validate.audit_cells import Cell
+from validate.effect_table import Removals, measure_effects
+from validate.expert_pairs import GATE_WEIGHT, RANDOM_PAIR, pick_pairs
 from validate.loss import window_losses
-from validate.positions import GATE_WEIGHT, RANDOM_PAIR, pairs
 from validate.progressive import by_gate_weight, curve
-from validate.token_audit import Cell, Outcome, audit
+from validate.token_audit import Outcome, audit
 
 OBSERVED = ("utilization", "routing_weight", "activation_norm", "activation_std")
 # Mode zero, as the audit removes: when the router chooses anew, the gate of the useful expert grows, and that is an effect too.
 MEASURED = ("causal_position", "causal_removal:mode=zero")
 
 
-def collected(anatomy: Anatomy, tokens: torch.Tensor, cells: Cells, mode: Mode = Mode.ZERO) -> pd.DataFrame:
+def collected(
+    anatomy: Anatomy, tokens: torch.Tensor, removals: Removals, mode: Mode = Mode.ZERO
+) -> pd.DataFrame:
     """The effects of all windows and layers, as the audit sees them; every window is a document."""
     tables: list[pd.DataFrame] = []
     layers = list(range(len(anatomy.layers)))
     instrument = Instrument(anatomy, mode)
-    measure(
+    measure_effects(
         instrument,
         tokens,
         dict.fromkeys(range(len(tokens)), layers),
-        cells,
+        removals,
         lambda _n, _l, table: tables.append(pd.DataFrame(table)),
     )
     return pd.concat(tables, ignore_index=True).assign(window=lambda table: table["document"])
@@ -92,9 +95,9 @@ def planted_cells() -> dict[tuple[str, Outcome], Cell]:
         assert scores.values[0, list(planted.IDLE)].min() > scores.values[0, list(planted.USEFUL)].max(), (
             "the idle ones look important"
         )
-    effects = collected(anatomy, torch.from_numpy(test.tokens), Cells(Scope.POSITION))
+    effects = collected(anatomy, torch.from_numpy(test.tokens), Removals(Scope.POSITION))
     assert (effects["delta"][effects["expert"].isin(planted.IDLE)] == 0).all(), "and cost exactly nothing"
-    rows = pairs(effects, table, seed=0).assign(text=lambda rows: rows["document"])
+    rows = pick_pairs(effects, table, seed=0).assign(text=lambda rows: rows["document"])
     return {(cell.criterion, outcome): cell for outcome in Outcome for cell in audit(rows, outcome)}
 
 
@@ -124,11 +127,11 @@ def test_measured_removals_pass_there(
 def test_the_negative_control_keeps_alpha() -> None:
     """Pairs at random on a real (random) model, 100 draws: the whole rule passes, or inverts, in at most α of the cells."""
     anatomy = dissect(tiny.build("olmoe"))
-    effects = collected(anatomy, torch.from_numpy(windows(3, 24).tokens), Cells(Scope.POSITION))
+    effects = collected(anatomy, torch.from_numpy(windows(3, 24).tokens), Removals(Scope.POSITION))
     effects = effects[effects["layer"] == 1]
     cells = []
     for seed in range(100):
-        rows = pairs(effects, [], seed).assign(text=lambda rows: rows["window"])
+        rows = pick_pairs(effects, [], seed).assign(text=lambda rows: rows["window"])
         cells += audit(rows[rows["criterion"] == RANDOM_PAIR])
     assert len(cells) == 100
     assert np.mean([cell.passes or cell.inverted for cell in cells]) <= 0.08
@@ -144,7 +147,7 @@ def test_sampled_positions_are_those_of_the_whole_table() -> None:
     chosen = np.random.default_rng(0).random((3, 4, 15)) < 0.2
     chosen[:, 2] = False
     for scope in (Scope.POSITION, Scope.SEQUENCE):
-        every, some = (collected(anatomy, tokens, Cells(scope, positions=part)) for part in (None, chosen))
+        every, some = (collected(anatomy, tokens, Removals(scope, positions=part)) for part in (None, chosen))
         layer = every["layer"].map({index: row for row, index in enumerate(anatomy.shape.layers)})
         wanted = every[chosen[layer, every["window"], every["position"]]].reset_index(drop=True)
         assert len(some) == chosen.sum() * anatomy.shape.top_k
@@ -319,8 +322,8 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
     result = json.loads(invoke(audit_recipe, tmp_path / "a").stdout)["progressive"]
     rows = pd.read_csv(tmp_path / "a" / "progressive.csv")
     session = Session(prepare(read_recipe(audit_recipe), tmp_path / "b"))
-    anatomy, validation = session.anatomy, session.validation
-    table: list[Scores] = session.rank(session.calibrate())
+    anatomy, validation = session.anatomy, session.texts.validation
+    table: list[Scores] = session.calibration.scores(session.prepared.criteria)
     chosen = validation.select(np.array(sorted(rows["window"][rows["position"].isna()].unique())))
     clean = window_losses(anatomy.model, chosen)
     for layer, index in enumerate(anatomy.shape.layers):
@@ -371,7 +374,7 @@ def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path)
     instrument = Instrument(session.anatomy, Mode.ZERO)
     for _, row in rows.sample(6, random_state=0).iterrows():
         layer, position = session.anatomy.shape.layers.index(row["layer"]), int(row["position"])
-        tokens = torch.from_numpy(session.validation.tokens[[int(row["window"])]])
+        tokens = torch.from_numpy(session.texts.validation.tokens[[int(row["window"])]])
         clean = instrument.clean_forward(tokens, Scope.POSITION)
         ranked = clean.index[layer][0, position][
             torch.argsort(clean.weight[layer][0, position], descending=True)

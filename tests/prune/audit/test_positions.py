@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from criteria.scores import Scores
 from experts.errors import ExciseError
 from prune.console.cli import app
-from validate.positions import GATE_WEIGHT, RANDOM_PAIR, pairs, read_positions
+from validate.expert_pairs import GATE_WEIGHT, RANDOM_PAIR, pick_pairs
+from validate.positions import read_positions
 from validate.token_audit import Outcome, audit
 
-# METHODS 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p (t), p (Wilcoxon). The one d that is
+# docs/methods.md 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p (t), p (Wilcoxon). The one d that is
 # printed there as .050 is .05059 at ddof 0 (.05046 at ddof 1).
 PUBLISHED = [
     (0, "utilization_rate", -0.0052, 0.0125, -0.071, 0.3188, 0.2590),
@@ -367,7 +368,7 @@ def scores(*values: float) -> Scores:
 
 def test_high_and_low_are_the_extremes_of_the_active_set() -> None:
     table = effects_table()
-    found = pairs(table, [scores(5, 4, 3, 2, 1, np.nan)], seed=0)
+    found = pick_pairs(table, [scores(5, 4, 3, 2, 1, np.nan)], seed=0)
     mine = found[found["criterion"] == "mine"]
     assert len(mine) == 400
     for _, row in mine.iterrows():
@@ -385,12 +386,12 @@ def test_high_and_low_are_the_extremes_of_the_active_set() -> None:
 
 def test_ties_and_the_random_pair_are_drawn_evenly() -> None:
     """A constant criterion is the negative control: two different experts, each with the same chance, whatever their rank."""
-    found = pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
+    found = pick_pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
     for name in ("mine", RANDOM_PAIR):
         rows = found[found["criterion"] == name]
         assert (rows["high_expert"] != rows["low_expert"]).all()
         for side in ("high_expert", "low_expert"):
             assert stats.chisquare(rows[side].value_counts()).pvalue > 0.001
-    again = pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
+    again = pick_pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
     pd.testing.assert_frame_equal(found, again)
-    assert not found.equals(pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=1))
+    assert not found.equals(pick_pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=1))

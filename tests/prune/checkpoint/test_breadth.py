@@ -11,19 +11,20 @@ from transformers import PreTrainedModel
 from criteria.observe import observe
 from criteria.registry import resolve
 from experts.ablation import restricted
-from experts.anatomy import Anatomy, dissect, load, skeleton
+from experts.anatomy import Anatomy, dissect
 from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
 from experts.errors import ExciseError
+from experts.loading import load_network, skeleton
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.shape import Shape
 from experts.surgery import cut
 from prune.checkpoint.rehearsal import check_export, check_reload
 from prune.checkpoint.write import export
-from prune.recover.recovery import check_stored
+from prune.recover.targets import check_stored
 from tests.support import architectures, tiny
 from tests.support.architecture_table import (
     ALL,
@@ -128,12 +129,14 @@ def exports(anatomy: Anatomy, layout: Layout, plan: Plan, full: torch.Tensor, ou
         assert (tiny.logits(model) - expected).abs().max() < 5e-5, "the reference"
     export(layout, plan, out)
     assert towers(out) == towers(layout.checkpoint.folder)
-    assert torch.equal(tiny.logits(load(out, trust_remote_code=not plan.uniform)), expected), "reloaded"
+    assert torch.equal(tiny.logits(load_network(out, trust_remote_code=not plan.uniform)), expected), (
+        "reloaded"
+    )
 
 
 def check_recovery(source: Path, layout: Layout) -> None:
     """Trained routers, experts and attention could be written back: of the loaded model, and of the one without weights that is asked first."""
-    for model in (load(source), skeleton(source)):
+    for model in (load_network(source), skeleton(source)):
         attention = ("attention",) * any(
             name.endswith(("q_proj", "qkv_proj", "q_b_proj")) for name, _ in model.named_modules()
         )

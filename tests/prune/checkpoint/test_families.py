@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from experts.ablation import restricted
-from experts.anatomy import dissect, load
+from experts.anatomy import dissect
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
+from experts.loading import load_network
 from experts.plan import Plan
 from experts.surgery import cut
 from prune.checkpoint.write import export
@@ -42,7 +43,7 @@ def test_found_by_structure(family: str, saved: dict[str, Path]) -> None:
 @families
 @pytest.mark.parametrize("plan_of", [uniform_plan, unequal_plan], ids=["uniform", "unequal"])
 def test_restricted_is_cut_is_reloaded(family: str, plan_of, saved: dict[str, Path], tmp_path: Path) -> None:
-    model = load(saved[family], "float32")
+    model = load_network(saved[family], "float32")
     anatomy = dissect(model)
     plan = plan_of(anatomy.shape.layers)
     before = tiny.logits(model)
@@ -173,8 +174,8 @@ def test_plan_of_another_model_is_refused() -> None:
 
 @pytest.mark.parametrize(("free", "device"), [(10**12, "cuda"), (1000, "cpu")])
 def test_gpu_only_if_the_model_fits(free: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from experts import anatomy
+    from experts.loading import best_device
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free, free))
-    assert anatomy._device(tiny.build("olmoe")) == device
+    assert best_device(tiny.build("olmoe")).type == device

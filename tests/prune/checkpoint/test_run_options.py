@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from experts.ablation import restricted
-from experts.anatomy import dissect, load
+from experts.anatomy import dissect
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
+from experts.loading import load_network
 from experts.plan import Plan
 from prune.checkpoint.write import export, export_notes
 from tests.support import tiny
@@ -45,7 +46,7 @@ def test_forwards_do_not_depend_on_what_else_a_model_could_give(
 ) -> None:
     """The logits are those of the model without the option, whole and restricted, bit by bit."""
     folder = with_options(saved[family], tmp_path / "model", **{option: OPTIONS[option]})
-    plain, changed = dissect(load(saved[family])), dissect(load(folder))
+    plain, changed = dissect(load_network(saved[family])), dissect(load_network(folder))
     for plan in (None, *(make(plain.shape.layers) for make in PLANS)):
         expected, found = (logits_under(anatomy, plan) for anatomy in (plain, changed))
         assert torch.equal(expected, found)

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from benchmarks.deepseek import DeepSeek
 from benchmarks.kills import content, expected, is_right, kill_many
-from experts.anatomy import load, load_tokenizer, skeleton
 from experts.disk.layout import Layout, lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
+from experts.loading import load_network, load_tokenizer, skeleton
 from experts.plan import Plan
 from prune.checkpoint import atomic_folder as place
-from prune.checkpoint import ranges
+from prune.checkpoint import ranges, shard_files
 from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint.write import TrainedWeights, export
 from prune.console.cli import app
@@ -182,13 +182,13 @@ def test_a_link_stays_a_link(source: Path, tmp_path: Path) -> None:
 
 def test_config_gets_its_name_last(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while it is being written, it would stand there half. When everything is synced there is no such file yet."""
-    seen, sync = [], checkpoint_module._sync
+    seen, sync = [], checkpoint_module._sync_all
 
     def look(folder: Path) -> None:
         seen.extend(path.name for path in folder.iterdir())
         sync(folder)
 
-    monkeypatch.setattr(checkpoint_module, "_sync", look)
+    monkeypatch.setattr(checkpoint_module, "_sync_all", look)
     layout, plan = opened(source)
     export(layout, plan, tmp_path / "out", recovered=TrainedWeights({}, {"training": "none"}))
     assert {path.name for path in (tmp_path / "out").iterdir()} - set(seen) == {"config.json"}
@@ -227,7 +227,7 @@ def failing(code: int, at: int, real: Callable[..., Any]) -> Callable[..., Any]:
         *((os, "fsync", code, at) for code in (errno.ENOSPC, errno.EIO) for at in (0, 4, 9)),
         *((os, "preadv", errno.EIO, at) for at in (0, 7, 30)),
         (shutil, "copyfile", errno.ENOSPC, 0),
-        *((checkpoint_module, "_write_json", errno.ENOSPC, at) for at in (0, 1, 2)),
+        *((checkpoint_module, "write_json", errno.ENOSPC, at) for at in (0, 1, 2)),
         (Path, "rename", errno.EIO, 0),
     ],
 )
@@ -345,7 +345,7 @@ def test_a_source_that_changes(
         change(source / name)
 
     if moment == "during the copy":
-        monkeypatch.setattr(checkpoint_module, "copy_all", changed)
+        monkeypatch.setattr(shard_files, "copy_all", changed)
     else:
         change(source / name)
     with pytest.raises(ExciseError, match=rf"{name}: changed while it was being copied; start again"):
@@ -534,7 +534,7 @@ def test_code_of_a_checkpoint_runs_when_the_user_says_so(
 
 def test_trust_is_off_wherever_it_is_not_mentioned() -> None:
     """In Python too: every function and class that takes trust_remote_code has it off by default."""
-    for taker in (load, skeleton, load_tokenizer, Request):
+    for taker in (load_network, skeleton, load_tokenizer, Request):
         assert inspect.signature(taker).parameters["trust_remote_code"].default is False
     assert Recipe.model_fields["trust_remote_code"].default is False
 
@@ -542,7 +542,7 @@ def test_trust_is_off_wherever_it_is_not_mentioned() -> None:
 def test_a_known_model_is_loaded_by_the_library(with_code: Callable[[str], tuple[Path, Path]]) -> None:
     """Many checkpoints still carry the code they were published with; the library's own class takes its place."""
     folder, marker = with_code("olmoe")
-    assert type(load(folder)).__module__.startswith("transformers.models.olmoe")
+    assert type(load_network(folder)).__module__.startswith("transformers.models.olmoe")
     assert not marker.exists()
 
 

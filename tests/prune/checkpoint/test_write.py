@@ -23,7 +23,7 @@ from experts.plan import Plan
 from prune.checkpoint import ranges
 from prune.checkpoint import write as checkpoint_module
 from prune.checkpoint.write import export
-from prune.inspect import describe
+from prune.inspect import summary
 from tests.support import tiny
 from tests.support.inputs import unequal_plan, uniform_plan
 
@@ -130,7 +130,7 @@ def test_symlinked_cache(saved: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_inspect_adds_up(saved: dict[str, Path]) -> None:
-    found = describe(layout_of(saved["qwen2_moe"]))
+    found = summary(layout_of(saved["qwen2_moe"]))
     source = tensors(saved["qwen2_moe"])
     inside = sum(value.size for name, value in source.items() if ".experts." in name)
     assert found["parameters"] == {
@@ -262,7 +262,9 @@ def test_a_source_that_changes_is_detected(
     assert not leftovers(tmp_path)
 
 
-@pytest.mark.parametrize("stage", ["_copy", "_read_back", "_verify_shapes", "_write_rest", "_sync", "settle"])
+@pytest.mark.parametrize(
+    "stage", ["_copy", "_read_back", "verify_shapes", "_write_new_files", "_sync_all", "settle"]
+)
 def test_ctrl_c_at_any_stage(
     stage: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

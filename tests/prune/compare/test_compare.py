@@ -11,11 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from criteria import calibration as calibration_module
 from criteria.scores import Scores
 from experts.plan import Plan
-from prune.compare.report import agreement_rows
+from prune.compare.plan_tables import agreement_rows
 from prune.console.cli import app
-from prune.session import session as session_module
 from tests.support.tasks import task_file
 from validate.agreement import agreement, spearman
 
@@ -61,7 +61,7 @@ def test_agreement_needs_measured_removals() -> None:
 
 
 def test_agreement_is_listed_best_first() -> None:
-    found = agreement_rows({"spearman": {"low": [-0.5, None], "none": [None, None], "high": [0.25, 0.75]}})
+    found = agreement_rows({"low": [-0.5, None], "none": [None, None], "high": [0.25, 0.75]})
     assert found == [
         ("high", "+0.50", "+0.25", "+0.75"),
         ("low", "-0.50", "-0.50", "nan"),
@@ -81,9 +81,9 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     }
     data["validate"]["chance"], data["prune"]["protect_super_experts"] = "normal", False
     recipe_path.write_text(yaml.safe_dump(data))
-    experiments, measure = [], session_module.measure
+    experiments, measure = [], calibration_module.measure
     monkeypatch.setattr(
-        session_module,
+        calibration_module,
         "measure",
         lambda m, s: (experiments.append((m.key, s.budget.total, s.budget.scope)), measure(m, s))[1],
     )
@@ -173,8 +173,10 @@ def test_prune_with_a_measured_criterion(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan of the best removals is written; another fraction measures nothing anew; the report has the rank agreement."""
-    experiments, measure = [], session_module.measure
-    monkeypatch.setattr(session_module, "measure", lambda m, s: (experiments.append(m.key), measure(m, s))[1])
+    experiments, measure = [], calibration_module.measure
+    monkeypatch.setattr(
+        calibration_module, "measure", lambda m, s: (experiments.append(m.key), measure(m, s))[1]
+    )
     overrides = ("--set", "criteria=[causal_removal, reap]")
     done = invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides)
     assert done.exit_code == 0, done.output
@@ -196,20 +198,20 @@ def test_an_interrupted_experiment_resumes(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from criteria import causal
-    from criteria.experiment_context import Store
+    from experts.stored_arrays import StoredArrays
 
     monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
     overrides = ("--set", "criteria=[causal_removal]", "--set", "calibration.batch=2")
-    write, written = Store.write, []
+    write, written = StoredArrays.write, []
 
-    def second(self: Store, arrays: Any) -> None:
+    def second(self: StoredArrays, arrays: Any) -> None:
         write(self, arrays)
         if "rows" in arrays:  # unfinished
             written.append(int(np.isfinite(arrays["rows"]).all(axis=(1, 2)).sum()))
             if len(written) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(Store, "write", second)
+    monkeypatch.setattr(StoredArrays, "write", second)
     assert invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides).exit_code == 1
     assert (tmp_path / "a" / "experiment.partial.safetensors").exists()
     assert invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides).exit_code == 0
@@ -293,9 +295,9 @@ def test_stability_searches_as_far_down_as_the_first_seed(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plans of another seed are compared with those of the first: the same search, to the smallest budget, once a seed."""
-    searched, measure = [], session_module.measure
+    searched, measure = [], calibration_module.measure
     monkeypatch.setattr(
-        session_module,
+        calibration_module,
         "measure",
         lambda m, s: (searched.append((s.windows.hash, s.budget.total)), measure(m, s))[1],
     )
@@ -361,7 +363,7 @@ def test_fewer_items_or_documents_than_a_test_needs(
     monkeypatch.delenv("TQDM_DISABLE", raising=False)  # what --quiet left
     noted = CliRunner().invoke(app, ["compare", str(recipe_path), *options])
     assert noted.exit_code == 0
-    assert "no two criteria can be told apart, which takes 7 after Holm over 3 pairs" in noted.stderr
+    assert "no two criteria can differ significantly, which takes 7 after Holm over 3 pairs" in noted.stderr
 
 
 def test_too_few_plans_to_count(recipe_path: Path, tmp_path: Path) -> None:

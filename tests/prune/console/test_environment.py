@@ -23,18 +23,18 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from criteria.experiment_context import Store
+from criteria import calibration as calibration_module
 from experts import limits, memory
 from experts.cache import Cache, cache_folder
 from experts.errors import ExciseError
 from experts.files import replacing, replacing_folder
 from experts.notes import tell
 from experts.plan import Plan
+from experts.stored_arrays import StoredArrays
 from prune.console.cli import app
 from prune.console.environment import mend
 from prune.console.messages import listening
 from prune.session import run_folder as stages
-from prune.session import session as session_module
 from tests.support.play import Play
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -160,16 +160,16 @@ def test_writers_of_one_name_do_not_meet(tmp_path: Path, monkeypatch: pytest.Mon
     def write(number: int) -> None:
         try:
             for _ in range(60):
-                Store(tmp_path / "entry", "key").write(results[number])
+                StoredArrays(tmp_path / "entry", "key").write(results[number])
         except OSError as error:
             failed.append(error)
 
-    Store(tmp_path / "entry", "key").write(results[0])
+    StoredArrays(tmp_path / "entry", "key").write(results[0])
     threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        found = Store(tmp_path / "entry", "key").read()["a"]
+        found = StoredArrays(tmp_path / "entry", "key").read()["a"]
         assert (found == found[0, 0]).all()
     assert not failed
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
@@ -193,12 +193,12 @@ def test_what_a_kill_left_goes_with_the_next_run(play: Play, tmp_path: Path) -> 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Calibrations and experiments that are really measured."""
     done: list[str] = []
-    observe, measure = session_module.observe, session_module.measure
+    observe, measure = calibration_module.observe, calibration_module.measure
     monkeypatch.setattr(
-        session_module, "observe", lambda *given: (done.append("observe"), observe(*given))[1]
+        calibration_module, "observe", lambda *given: (done.append("observe"), observe(*given))[1]
     )
     monkeypatch.setattr(
-        session_module, "measure", lambda *given: (done.append("measure"), measure(*given))[1]
+        calibration_module, "measure", lambda *given: (done.append("measure"), measure(*given))[1]
     )
     return done
 
@@ -211,7 +211,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "half": lambda path: path.write_bytes(path.read_bytes()[:100]),
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(b"\xff" * 1000),
-    "another key": lambda path: Store(path, "other").write({"a": np.zeros(3)}),
+    "another key": lambda path: StoredArrays(path, "other").write({"a": np.zeros(3)}),
     "a link in a circle": lambda path: (path.unlink(), path.symlink_to(path)),
     "a folder": lambda path: (path.unlink(), path.mkdir(), (path / "x").touch()),  # cannot be replaced
 }
@@ -243,8 +243,8 @@ def test_an_entry_of_another_user_is_a_miss(
     done = counting(monkeypatch)
     assert CliRunner().invoke(app, measuring(play, tmp_path / "one")).exit_code == 0
     opened, replaced = open, os.replace
-    from criteria import experiment_context as setting
     from criteria import statistics
+    from experts import stored_arrays
 
     def forbidden(path: Any, *_: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -258,7 +258,7 @@ def test_an_entry_of_another_user_is_a_miss(
         def reading(path: Path, *given: Any) -> Any:
             return forbidden(path) if Path(path).parent == tmp_path / "cache" else read(path, *given)
 
-        for module in (statistics, setting):
+        for module in (statistics, stored_arrays):
             foreign.setattr(module, "safe_open", reading)
         foreign.setattr(os, "replace", replace)
         for _ in range(2):
@@ -276,7 +276,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(
     monkeypatch.setenv("EXCISE_CACHE", "/dev/null/cache")
     done = counting(monkeypatch)
     with monkeypatch.context() as broken:
-        broken.setattr("prune.run.pipeline.Run.rank", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr("prune.run.pipeline.Run._ranked", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         first = noted(measuring(play, tmp_path / "run"))
     notes = [line for line in said(first.stderr) if "/dev/null/cache" in line]
     assert len(notes) == 1
@@ -287,7 +287,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(
     assert done == ["observe", "measure"]
     heard: list[str] = []
     monkeypatch.setattr("experts.cache.tell", heard.append)
-    monkeypatch.setattr(session_module, "observe", lambda *_: heard.append("observe") or 1 / 0)
+    monkeypatch.setattr(calibration_module, "observe", lambda *_: heard.append("observe") or 1 / 0)
     noted(measuring(play, tmp_path / "other"))
     assert [line[:9] for line in heard] == ["/dev/null", "observe"]
 
@@ -732,7 +732,7 @@ def test_what_was_passed_over_is_shown_with_debug(
     def fail(*_: Any, **__: Any) -> Any:
         raise kind("no such cache")
 
-    monkeypatch.setattr("experts.effects.instrument.packed", fail)
+    monkeypatch.setattr("experts.effects.fast_path.packed", fail)
     kind: type[Exception] = ValueError
     command = play.command("effects.csv", tmp_path)
     plain = noted([*command, "--force"])
@@ -743,10 +743,10 @@ def test_what_was_passed_over_is_shown_with_debug(
     assert "Traceback" not in plain.stderr
     shown = noted([*command, "--force", "--debug"])
     assert "debug: ValueError: no such cache; measuring with whole forwards\nTraceback" in shown.stderr
-    monkeypatch.setattr("experts.effects.instrument.packed", lambda *_: None)
+    monkeypatch.setattr("experts.effects.fast_path.packed", lambda *_: None)
     wrong = noted([*command, "--force"])
     assert wrong.exit_code == 1
     assert re.search(
-        r"excise: an error of Excise itself \(TypeError at experts/effects/instrument\.py:\d+: 'NoneType'",
+        r"excise: an error of Excise itself \(TypeError at experts/effects/fast_path\.py:\d+: 'NoneType'",
         wrong.stderr,
     )

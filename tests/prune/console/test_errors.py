@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from experts import anatomy as anatomy_module
+from experts import loading
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError, let_through
 from experts.plan import Plan
@@ -258,7 +258,7 @@ SITES: dict[str, list[list[str]]] = {
             "peft.PeftModel.save_pretrained",
             "peft.PeftModel.load_adapter",
         ],
-        ["prune.recover.stored_weights.save_file", "shutil.copytree"],
+        ["prune.checkpoint.stored_weights.save_file", "shutil.copytree"],
     ],
     "disk": [["os.posix_fallocate"]],
 }
@@ -315,7 +315,7 @@ def test_any_fault_of_a_model_or_its_tokenizer(
     def fail(*_: Any, **__: Any) -> Any:
         raise fault()
 
-    auto = {"load": anatomy_module.AutoModelForCausalLM, "load_tokenizer": anatomy_module.AutoTokenizer}[site]
+    auto = {"load": loading.AutoModelForCausalLM, "load_tokenizer": loading.AutoTokenizer}[site]
     monkeypatch.setattr(auto, "from_pretrained", fail)
     check_one_line(CliRunner().invoke(app, play.command("effects.csv", tmp_path)))
 
@@ -363,7 +363,7 @@ def test_every_command_shows_the_traceback_with_debug(
             broken.setattr("experts.disk.shards.read_header", fail)
             done = CliRunner().invoke(app, [*play.command(name, tmp_path), "--debug"])
             assert isinstance(done.exception, ValueError), done.output
-    monkeypatch.setattr(anatomy_module.AutoTokenizer, "from_pretrained", fail)
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", fail)
     done = CliRunner().invoke(app, [*play.command("effects.csv", tmp_path), "--debug"])
     assert isinstance(done.exception, ExciseError)
     assert isinstance(done.exception.__cause__, ValueError)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from experts.anatomy import dissect, load, load_tokenizer
+from experts.anatomy import dissect
 from experts.effects.instrument import Instrument
+from experts.loading import load_network, load_tokenizer
 from experts.modes import Mode, Scope
 from prune.console.cli import app
 from prune.effects import measurement as command
@@ -59,7 +60,7 @@ def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_pat
     rows = measured(saved[family], text, tmp_path / "e.parquet")
     assert list(rows.columns) == COLUMNS
     ids = load_tokenizer(saved[family])(TEXT, add_special_tokens=False)["input_ids"]
-    anatomy = dissect(load(saved[family], "float32"))
+    anatomy = dissect(load_network(saved[family], "float32"))
     k, count = anatomy.shape.top_k, len(anatomy.layers)
     assert len(rows) == 3 * 15 * k * count
     assert not rows.duplicated(["document", "position", "layer", "expert"]).any()
@@ -86,7 +87,7 @@ def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_pat
 
 def test_sequence_and_corpus_tables_agree(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
     """The same removals, read per token where the expert is active, and as the mean of the window."""
-    anatomy = dissect(load(saved["qwen2_moe"], "float32"))
+    anatomy = dissect(load_network(saved["qwen2_moe"], "float32"))
     sequence = measured(
         saved["qwen2_moe"],
         text,
@@ -298,7 +299,7 @@ def test_falling_back_is_said(
     def broken(*_: object) -> None:
         raise RuntimeError("no such mask")
 
-    monkeypatch.setattr("experts.effects.instrument.packed", broken)
+    monkeypatch.setattr("experts.effects.fast_path.packed", broken)
     done = excise(
         saved["olmoe"],
         "--text",
@@ -322,7 +323,7 @@ def test_falling_back_is_said(
 def test_the_shortest_window_and_an_empty_table(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
     assert len(measured(saved["olmoe"], text, tmp_path / "e.csv", "--window", 2)) == 3 * 3 * 3
     ids = torch.tensor([load_tokenizer(saved["olmoe"])(TEXT, add_special_tokens=False)["input_ids"][:3]])
-    clean = Instrument(dissect(load(saved["olmoe"], "float32"))).clean_forward(ids, Scope.SEQUENCE)
+    clean = Instrument(dissect(load_network(saved["olmoe"], "float32"))).clean_forward(ids, Scope.SEQUENCE)
     never = next(e for e in range(8) if e not in clean.index[0][0, :-1])
     one = ("--window", 3, "--sequences", 1, "--layers", "0", "--experts", never)
     done = excise(saved["olmoe"], "--text", text, *one, "-o", tmp_path / "n.parquet", "--json")

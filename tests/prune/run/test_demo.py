@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from criteria.text.reading import read_windows
 from criteria.text.sources import Source
-from criteria.text.windows import read_windows
 from experts.ablation import restricted
-from experts.anatomy import dissect, load, load_tokenizer
+from experts.anatomy import dissect
 from experts.disk.names import recipes_folder
 from experts.disk.shards import open_checkpoint
+from experts.loading import load_network, load_tokenizer
 from experts.plan import Plan
 from prune.recipe.read import read_recipe
 from prune.run.pipeline import Run
@@ -54,7 +55,7 @@ def test_is_really_trained() -> None:
         16,
         0,
     )
-    loss = window_losses(load(MODEL, "float32"), windows).mean()
+    loss = window_losses(load_network(MODEL, "float32"), windows).mean()
     assert report["held_out_loss"] < 0.65 * report["unigram_loss"]
     assert loss < 0.7 * report["unigram_loss"]
 
@@ -84,7 +85,7 @@ def test_checkpoint_gives_the_restricted_models_logits(demo: tuple[dict[str, Any
     removed = 48 * (3 * 192 * 128 + 192) * 2  # 48 experts and their router rows, bfloat16
     assert result["size"]["removed"] == removed
     tokens = torch.arange(300).view(2, 150)
-    whole = load(MODEL, "bfloat16")
+    whole = load_network(MODEL, "bfloat16")
     with torch.no_grad(), restricted(dissect(whole), plan):
         expected = whole(input_ids=tokens, use_cache=False).logits
     reloaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).eval()
@@ -98,8 +99,8 @@ def test_scope_global(
     tmp_path: Path, demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second calibration."""
-    monkeypatch.setattr("prune.session.session.observe", None)
-    changes = ("prune.scope=global", "criteria=[reap_sum]", "validate.sequences=16")
+    monkeypatch.setattr("criteria.calibration.observe", None)
+    changes = ("prune.scope=global", "criteria=[reap_sum]", "validate.sequences=8")
     result = execute(tmp_path / "run", *changes)
     both = {plan["scope"]: plan for plan in result["plans"]}
     assert set(both) == {"global", "layer"}
@@ -117,6 +118,6 @@ def test_the_demo_task_is_well_above_chance() -> None:
 
     from validate.tasks import Benchmark
 
-    model, tokenizer = load(MODEL, "float32", False), load_tokenizer(MODEL, False)
+    model, tokenizer = load_network(MODEL, "float32", False), load_tokenizer(MODEL, False)
     scores = Benchmark(("demo_continuation",), MODEL.parent / "tasks", 80, None).scores(model, tokenizer, 16)
     assert stats.binomtest(int(scores.sum()), 80, 0.25, alternative="greater").pvalue < 1e-4

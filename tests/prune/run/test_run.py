@@ -14,13 +14,17 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from criteria import calibration as calibration_module
 from criteria import observe as observe_module
+from criteria.text import for_model
+from experts import model as model_module
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.console.cli import app
 from prune.recipe.read import read_recipe
 from prune.recipe.schema import Recipe
 from prune.run import pipeline as run_module
+from prune.run import plan_tests, pruned_folder
 from prune.session import session as session_module
 from prune.session.prepare import prepare
 from tests.support.recipes import execute
@@ -48,10 +52,15 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return counting
 
-    for name in calls:
-        for module in (run_module, session_module):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, wrap(name, getattr(module, name)))
+    for name, places in {
+        "load": (model_module, session_module),
+        "observe": (calibration_module,),
+        "check_rig": (plan_tests,),
+        "export": (pruned_folder,),
+    }.items():
+        for module in places:
+            function = "load_network" if name == "load" else name
+            monkeypatch.setattr(module, function, wrap(name, getattr(module, function)))
     return calls
 
 
@@ -189,12 +198,12 @@ def test_target_size_is_kept_where_layers_weigh_differently(
 @pytest.mark.parametrize(
     "stage",
     [
-        "load",
+        "load_network",
         "read_windows",
         "observe",
         "score",
         "check_rig",
-        "against_random",
+        "evidence_of",
         "export",
         "check_reloaded",
         "markdown",
@@ -207,7 +216,8 @@ def test_ctrl_c_at_any_stage_then_resume(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(session_module if hasattr(session_module, stage) else run_module, stage, interrupt)
+        places = (model_module, for_model, calibration_module, run_module, plan_tests, pruned_folder)
+        broken.setattr(next(module for module in places if hasattr(module, stage)), stage, interrupt)
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet"])
         assert done.exit_code == 1
         assert done.stderr.endswith(
@@ -241,9 +251,9 @@ def test_interrupted_calibration_resumes_in_the_middle(
             execute(recipe_path, tmp_path / "run", "calibration.batch=2")
     assert (tmp_path / "run" / "calibration.partial.safetensors").exists()
     starts = []
-    observe = session_module.observe
+    observe = calibration_module.observe
     monkeypatch.setattr(
-        session_module, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1]
+        calibration_module, "observe", lambda *args: (starts.append(args[3].tokens.sum()), observe(*args))[1]
     )
     result = execute(recipe_path, tmp_path / "run", "calibration.batch=2")
     assert starts == [4 * 64]
@@ -294,13 +304,13 @@ def test_a_note_is_told_once(recipe_path: Path, tmp_path: Path, monkeypatch: pyt
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / scope), *options])
         assert done.exit_code == 0, done.output
         notes = json.loads(done.stdout)["notes"]
-        assert any("do not divide by 8" in note for note in notes)
+        assert any("not a multiple of 8" in note for note in notes)
         assert any("protect_super_experts: auto protects none of 24 experts" in note for note in notes)
         assert [done.stderr.count(f"note: {note}\n") for note in notes] == [1] * len(notes)
     again = CliRunner().invoke(
         app, ["prune", str(recipe_path), "-o", str(tmp_path / "layer"), "--set", "criteria=[reap_sum]"]
     )
-    assert again.stderr.count("do not divide by 8") == 1, "in another run it is told again"
+    assert again.stderr.count("not a multiple of 8") == 1, "in another run it is told again"
 
 
 @pytest.mark.parametrize(("setting", "protected"), [("auto", 0), ("true", 1), ("false", 0)])
@@ -562,7 +572,7 @@ def test_a_checkpoint_without_some_weights_is_refused(
     save_file(weights, odd / "model.safetensors", {"format": "pt"})
     with pytest.raises(
         ExciseError,
-        match=r"odd: .*2 weights of OlmoeForCausalLM are not in it.*, model\.layers\.1\.self_attn\.q_proj\.weight",
+        match=r"odd: .*lacks 2 weights of OlmoeForCausalLM \(first: model\.layers\.1\.self_attn\.q_proj\.weight\)",
     ):
         execute(recipe_path, tmp_path / "run", f"model={odd}")
 
@@ -577,7 +587,7 @@ def test_counts_by_hand_and_multiples(recipe_path: Path, tmp_path: Path) -> None
         "prune.protect_super_experts=false",
     )
     assert by_hand["plans"][0]["kept_per_layer"] == {"0": 8, "1": 5, "2": 8}
-    assert any("5 experts per layer do not divide by 8" in note for note in by_hand["notes"])
+    assert any("layers keep 5 experts, not a multiple of 8" in note for note in by_hand["notes"])
     model = AutoModelForCausalLM.from_pretrained(by_hand["checkpoint"], trust_remote_code=True)
     assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers] == [8, 5, 8]
     wide = execute(

@@ -15,7 +15,7 @@ from finetune import recovery as recover_module
 from prune.audit.tokens import Audit
 from prune.checkpoint.write import export
 from prune.recipe.read import read_recipe
-from prune.recover import recovery as recovery_module
+from prune.recover import recovered_folder
 from prune.recover import students as students_module
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
@@ -122,7 +122,7 @@ def test_a_folder_of_that_name_is_not_yet_that_plan(
     source = students_module.FromDisk(
         session,
         settings.model_copy(update={"kl": 0.0}),
-        session.training,
+        session.texts.training,
         tmp_path / "none",
         plans["written"],
     )
@@ -166,7 +166,7 @@ def test_there_and_back_again(recovery_recipe: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ExciseError, match="holds the result of another training"):
         run(recovery_recipe, tmp_path / "run", *trained)
     again = lambda: run(recovery_recipe, tmp_path / "run", *trained, force=True)  # noqa: E731
-    killed(monkeypatch, again, recovery_module.shutil, "copytree", lambda *_: True)
+    killed(monkeypatch, again, recovered_folder.shutil, "copytree", lambda *_: True)
     with pytest.raises(ExciseError, match="holds the result of another training"):
         run(recovery_recipe, tmp_path / "run", *SHORT)
     back()

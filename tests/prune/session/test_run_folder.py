@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prune.session import session as session_module
+from criteria import calibration as calibration_module
+from experts import model as model_module
 from prune.session.run_folder import RunFolder
 from tests.prune.session.test_resume import audit, killed, numbers, run
 from validate.loss import window_losses
@@ -66,8 +67,10 @@ def test_rows_belong_to_what_made_them(
         calls: list[int] = []
         with monkeypatch.context() as counting:
             for name in ("observe", "measure"):
-                work = getattr(session_module, name)
-                counting.setattr(session_module, name, lambda *a, work=work: (calls.append(1), work(*a))[1])
+                work = getattr(calibration_module, name)
+                counting.setattr(
+                    calibration_module, name, lambda *a, work=work: (calls.append(1), work(*a))[1]
+                )
             counting.setattr(
                 LossEvaluator,
                 "measure",
@@ -79,7 +82,7 @@ def test_rows_belong_to_what_made_them(
     assert measured() == 1 + 1 + 23
     assert measured() == 0
     assert measured("trust_remote_code=true") == 25
-    monkeypatch.setattr(session_module, "libraries", lambda: ("torch 9.9",))
+    monkeypatch.setattr(model_module, "libraries", lambda: ("torch 9.9",))
     assert measured() == 25
 
 
@@ -88,12 +91,12 @@ def test_searches_of_an_older_version_are_not_used(
 ) -> None:
     """They may have been interrupted, and then they are wrong under the right key."""
     searched: list[str] = []
-    work = session_module.measure
-    monkeypatch.setattr(session_module, "measure", lambda m, s: (searched.append(m.kind), work(m, s))[1])
+    work = calibration_module.measure
+    monkeypatch.setattr(calibration_module, "measure", lambda m, s: (searched.append(m.kind), work(m, s))[1])
     sets = ("criteria=['causal_greedy:start=reap,shortlist=4,step=4,windows=1']", "validate.sequences=2")
     run(recipe_path, tmp_path / "a", *sets)
     run(recipe_path, tmp_path / "b", *sets)
     assert searched == ["greedy"]
-    monkeypatch.setattr(session_module, "VERSION", 1)
+    monkeypatch.setattr(calibration_module, "VERSION", 1)
     run(recipe_path, tmp_path / "c", *sets)
     assert searched == ["greedy", "greedy"]

@@ -9,6 +9,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from validate.statistics import (
+    Correction,
     clustered_p,
     cohens_d,
     corrected,
@@ -25,7 +26,6 @@ from validate.statistics import (
     spearman_within,
     wilcoxon,
 )
-from validate.verdict import Correction
 
 SAMPLE = np.random.default_rng(7).normal(0.2, 1.0, 60)
 ONES = np.ones(60)
@@ -196,7 +196,7 @@ def test_smallest_d_is_statsmodels(n: int, alpha: float) -> None:
 
 
 def test_published_power() -> None:
-    """METHODS 3: 80 % power at α = .0025 and n = 200 needs d ≥ .27; d = .10 needs about 1,500 positions."""
+    """docs/methods.md 3: 80 % power at α = .0025 and n = 200 needs d ≥ .27; d = .10 needs about 1,500 positions."""
     assert smallest_detectable_d(200, 0.0025) == pytest.approx(0.27, abs=0.01)
     assert needed_n(0.10, 0.0025) == pytest.approx(1500, abs=10)
 

@@ -1,0 +1,173 @@
+"""Recovery of a pruned model, as users call it: LoRA on the kept experts, the whole model as teacher."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from torch import Tensor
+
+from criteria.text.windows import Windows
+from experts.anatomy import Anatomy
+from experts.errors import ExciseError
+from experts.keys import key_of
+from experts.model import Model
+from experts.plan import Plan
+from finetune.recovery import Job, recovered
+from finetune.settings import GROUPS, Training
+from finetune.students import Student, shared_student
+from validate.loss import window_losses
+from validate.rows import LossEvaluator
+
+
+@dataclass(frozen=True)
+class RecoveredModel:
+    """A recovered model, as long as its `with` block lasts.
+
+    Attributes:
+        anatomy: the pruned network with the trained weights merged in
+        plan: the experts it keeps
+        weights: the tensors that were trained, by name
+        curve: held-out loss during training, a row per point (step, tokens, seconds, held_out)
+        training: how it was trained, for the checkpoint's provenance
+    """
+
+    anatomy: Anatomy
+    plan: Plan
+    weights: dict[str, Tensor]
+    curve: list[dict[str, float]]
+    training: dict[str, object]
+
+
+@contextmanager
+def recover(
+    model: Model,
+    plan: Plan,
+    text: Windows,
+    *,
+    held_out: Windows,
+    targets: Sequence[str] = GROUPS,
+    rank: int = 8,
+    alpha: float = 16.0,
+    steps: int | None = None,
+    learning_rate: float = 5e-4,
+    ce: float = 1.0,
+    kl: float = 1.0,
+    temperature: float = 1.0,
+    batch: int = 8,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> Iterator[RecoveredModel]:
+    """Train a pruned model with LoRA; inside the `with` block `model` is the recovered one.
+
+    The unpruned model is the teacher, from the same weights in memory. Afterwards the model is whole again.
+    `prune.export(model, plan, out, recovered=…)` writes the result, inside the block. Whether the choice of
+    experts still matters afterwards, only random plans with the same training tell: `excise finetune` trains
+    them.
+
+    Args:
+        model: a loaded model
+        plan: experts to keep
+        text: training windows; not those of the test
+        held_out: windows on which the loss is measured during training
+        targets: attention, router, experts, router_only, or names of weights
+        rank: of the adapters (of every expert)
+        alpha: adapters are scaled by alpha / rank
+        steps: optimiser steps; by default one pass over the windows
+        learning_rate: peak; linear warm-up over 5 % of the steps, then cosine to 0
+        ce: weight of the cross-entropy of the text
+        kl: weight of KL(teacher ‖ student); 0 = no teacher
+        temperature: τ of the KL; its gradient is scaled by τ²
+        batch: windows per step
+        seed: of the adapters and of the order of windows
+        folder: where states and the adapter go, so that an interrupted training resumes; by default a
+            temporary one
+
+    Raises:
+        ExciseError: a setting is out of range, memory runs out, a loss is not finite, or a weight moved that
+            `targets` does not name.
+    """
+    settings = _settings(
+        targets=tuple(targets),
+        rank=rank,
+        alpha=alpha,
+        steps=steps,
+        learning_rate=learning_rate,
+        ce=ce,
+        kl=kl,
+        temperature=temperature,
+    )
+    plan.check_model(model.shape.layers, model.shape.num_experts, model.fingerprint if plan.model else "")
+    with ExitStack() as stack:
+        place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="excise-")))
+        student = stack.enter_context(
+            shared_student(model.anatomy, plan, temperature=temperature, distil=kl > 0)
+        )
+        job = _job(model, plan, student, text, held_out, settings, batch, seed, place / "training")
+        merged = stack.enter_context(recovered(job, student.teacher_of))
+        training = _provenance(job, merged.tuned)
+        yield RecoveredModel(student.anatomy, plan, merged.weights, merged.curve, training)
+
+
+def _settings(**values: object) -> Training:
+    try:
+        return Training.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ExciseError(f"recover: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _job(
+    model: Model,
+    plan: Plan,
+    student: Student,
+    text: Windows,
+    held_out: Windows,
+    settings: Training,
+    batch: int,
+    seed: int,
+    folder: Path,
+) -> Job:
+    losses = LossEvaluator(held_out, batch=batch)
+    dtypes = {name: weight.dtype for name, weight in student.anatomy.model.named_parameters()}
+    key = key_of(
+        "recover", model.identity, plan.digest, text.hash, held_out.hash, settings.model_dump(), batch, seed
+    )
+
+    def rounded(name: str, weight: Tensor) -> Tensor:
+        return weight.to(dtypes[name])
+
+    def loss() -> float:
+        return float(
+            np.average(window_losses(student.anatomy.model, held_out, batch), weights=losses.weights)
+        )
+
+    return Job(
+        anatomy=student.anatomy,
+        counts=dict(plan.counts),
+        windows=text,
+        batch=batch,
+        seed=seed,
+        settings=settings,
+        folder=folder,
+        rounded=rounded,
+        held_out=loss,
+        key=key,
+        base=str(model.folder),
+    )
+
+
+def _provenance(job: Job, tuned: int) -> dict[str, object]:
+    """What becomes part of excise_recovery.json."""
+    kept = {"targets", "rank", "alpha", "learning_rate", "weight_decay", "ce", "kl", "temperature", "bf16"}
+    return {
+        **job.settings.model_dump(mode="json", include=kept),
+        "seed": job.seed,
+        "steps": job.steps,
+        "tokens": job.steps * job.tokens_per_step,
+        "text": job.windows.hash,
+        "tuned": tuned,
+    }

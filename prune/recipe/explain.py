@@ -1,0 +1,61 @@
+"""A validation error of pydantic as one line: the key, what is wrong with it, the nearest key that exists."""
+
+import difflib
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from criteria.text.sources import Source
+from finetune.settings import TeacherSettings
+from prune.recipe.schema import (
+    AuditSettings,
+    CompareSettings,
+    FinetuneSettings,
+    ProgressiveSettings,
+    PruneSettings,
+    Recipe,
+    TaskSettings,
+    TextSettings,
+    ValidateSettings,
+)
+
+TABLES: dict[str, type[BaseModel]] = {
+    "calibration": TextSettings,
+    "prune": PruneSettings,
+    "validate": ValidateSettings,
+    "data": Source,
+    "compare": CompareSettings,
+    "audit": AuditSettings,
+    "progressive": ProgressiveSettings,
+    "tasks": TaskSettings,
+    "finetune": FinetuneSettings,
+    "teacher": TeacherSettings,
+}
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a recipe, in one line."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(path)
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(path) or 'recipe'}: {message[0].lower()}{message[1:]}{_shown(first)}"
+
+
+def _shown(error: ErrorDetails) -> str:
+    """The value that was given, where the message does not say it."""
+    return "" if error["type"] in ("missing", "value_error") else f", got {error['input']!r}"
+
+
+def _unknown_key(path: list[str]) -> str:
+    known = _known_keys(path[:-1])
+    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return f"unknown key {'.'.join(path)!r}; {hint}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    """Keys of the table at the end of a path."""
+    table = next((TABLES[key] for key in reversed(path) if key in TABLES), Recipe)
+    return [field.alias or name for name, field in table.model_fields.items()]

@@ -1,0 +1,78 @@
+"""The recovered checkpoint of a run: merged weights through the same export, and the adapter beside it."""
+
+import shutil
+from pathlib import Path
+
+from torch import Tensor
+
+from experts.errors import ExciseError
+from experts.files import replacing_folder
+from experts.plan import Plan
+from finetune.recovery import ADAPTER, Job, Recovered
+from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import Storage
+from prune.checkpoint.write import TrainedWeights, export
+from prune.recover.card import recovered_card
+from prune.recover.result import TrainingJson
+from prune.session.session import Session
+from validate.rig import check_reloaded, require
+
+CHECKPOINT = "recovered"
+STAGE = "recover"
+BEGUN = "begun "  # before the key of a checkpoint that is being written: it is not the finished one
+
+
+class RecoveredFolder:
+    """Where the criterion's plan goes after its recovery. key: identity of its trained weights."""
+
+    def __init__(self, session: Session, plan: Plan, key: str) -> None:
+        self.session, self.plan, self.key, self.folder = session, plan, key, session.folder
+        self.path = self.folder.path / CHECKPOINT
+
+    @property
+    def is_done(self) -> bool:
+        """Whether these very weights are there, and proven."""
+        return self.folder.valid(STAGE, self.key, CHECKPOINT, ADAPTER)
+
+    def check(self) -> None:
+        """A checkpoint of another training is replaced only with --force."""
+        written = self.folder.record.get(STAGE)
+        ours = (None, self.key, BEGUN + self.key)
+        if self.path.exists() and written not in ours and not self.session.prepared.force:
+            way_out = "choose another --output, or --force to replace it"
+            raise ExciseError(f"{self.path}: holds the result of another training; {way_out}")
+
+    def write(self, job: Job, merged: Recovered, training: TrainingJson) -> None:
+        """Export the merged weights, and copy the adapter. training: provenance."""
+        self.folder.begin("recovery")  # the report that may be there is of the checkpoint before
+        self.folder.finish(STAGE, BEGUN + self.key)  # from here on the folder is no other training's
+        shards = self.folder.path / "recovery" / "merged"
+        try:
+            self._export(job, merged, training, shards)
+        finally:
+            shutil.rmtree(shards, ignore_errors=True)
+        with replacing_folder(self.folder.path / ADAPTER) as fresh:
+            shutil.copytree(job.folder / ADAPTER, fresh, dirs_exist_ok=True)
+
+    def _export(self, job: Job, merged: Recovered, training: TrainingJson, shards: Path) -> None:
+        prepared, plan = self.session.prepared, self.plan
+        storage = Storage(job.anatomy.model, by_name(slice_layout(prepared.layout, plan)))
+        changed = storage.write(merged.weights, shards)
+        trained = TrainedWeights(changed, {"plan": plan.digest, "training": training})
+        card = recovered_card(self.session.recipe, prepared.layout, plan, training)
+        force = prepared.force or self.path.exists()
+        export(prepared.layout, plan, self.path, card, force, recovered=trained)
+
+    def prove(self, expected: Tensor) -> None:
+        """Load what was written and compare its logits with the merged model's, bit by bit.
+
+        It takes the place of the whole model in memory.
+        """
+        self.session.model.unload()
+        try:
+            logits = self.session.reloaded_logits(self.path, self.plan, expected.device)
+            require([check_reloaded(expected, logits)])
+        except BaseException:
+            shutil.rmtree(self.path)
+            raise
+        self.folder.finish(STAGE, self.key)

@@ -1,0 +1,106 @@
+"""Every criterion's plan, its reverse and random plans on held-out text; the instrument is checked first."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from criteria.budget import Budget
+from criteria.scores import Scores
+from criteria.text.windows import Windows
+from experts.keys import key_of
+from experts.plan import Plan
+from prune.checkpoint.slices import removed_bytes
+from prune.run.result import TestedPlanJson, ValidationResult
+from prune.session.measures import measures_of, row_key
+from prune.session.run_folder import write_json
+from prune.session.session import Session
+from validate.agreement import agreement
+from validate.evidence import Evidence, Judged
+from validate.measure import Measure
+from validate.null import evidence_of, with_verdicts
+from validate.rig import check_rig
+from validate.statistics import Correction
+from validate.verdict import RULE
+
+RESULT = "validation.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan to be tested, and what it was selected from."""
+
+    scores: Scores
+    budget: Budget
+    plan: Plan
+
+
+class PlanTests:
+    """The stage `validate` of a run. candidates: the plan that is written first."""
+
+    def __init__(self, session: Session, candidates: list[Candidate]) -> None:
+        self.session, self.candidates = session, candidates
+        self.recipe, self.folder = session.recipe, session.folder
+        self.layout = session.prepared.layout
+
+    @property
+    def table(self) -> list[Scores]:
+        """Scores of every criterion, each once."""
+        return list({candidate.scores.criterion: candidate.scores for candidate in self.candidates}.values())
+
+    def execute(self) -> ValidationResult:
+        """Content of validation.json; what an earlier run measured from the same inputs is used again."""
+        stage = self._key()
+        if kept := self.folder.kept("validate", stage, RESULT):
+            return cast(ValidationResult, kept)
+        result = self._result()
+        self.folder.begin("validate")
+        write_json(self.folder.path / RESULT, result)
+        self.folder.finish("validate", stage)
+        return result
+
+    def _key(self) -> str:
+        tasks = self.session.tasks_identity if self.recipe.validation.tasks else ""
+        return key_of(
+            "validate",
+            row_key(self.session),
+            # The scores themselves: a user's criterion can change behind an unchanged name.
+            [scores.digest for scores in self.table],
+            self.recipe.model_dump(mode="json", exclude={"finetune"}),
+            self.session.texts.calibration.hash,
+            tasks,
+        )
+
+    def _result(self) -> ValidationResult:
+        texts, plan = self.session.texts, self.candidates[0].plan
+        checks = check_rig(self.session.anatomy, texts.validation, plan)
+        measures = measures_of(self.session)
+        evidence = self._evidence(measures)
+        return {
+            "plans": [self._tested(one) for one in evidence],
+            "rule": f"{RULE} Not corrected for the number of criteria.",
+            "checks": [check.to_json() for check in checks],
+            "loss": measures[0].mean(measures[0].values(None)),
+            "chance": self.recipe.validation.chance,
+            "text": {"calibration": texts.calibration.summary(), "validation": texts.validation.summary()},
+            "shared_documents": len(_documents(texts.calibration) & _documents(texts.validation)),
+            "model": self.session.prepared.model,
+            "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
+            "agreement": agreement(self.table),
+            "without_data": int(self.session.calibration.observed.unreached.sum()),
+            "protected": int(self.table[0].protected.sum()),
+        }
+
+    def _evidence(self, measures: list[Measure]) -> list[Evidence[Judged]]:
+        settings = self.recipe.validation
+        contests = (self.session.contest(one.plan, one.scores, one.budget) for one in self.candidates)
+        anatomy, seed = self.session.anatomy, settings.random_seed
+        tested = [evidence_of(one, measures, settings.chance, seed, anatomy) for one in contests]
+        return with_verdicts(tested, Correction.NONE, settings.chance)
+
+    def _tested(self, evidence: Evidence[Judged]) -> TestedPlanJson:
+        size = self.layout.checkpoint.size - removed_bytes(self.layout, evidence.plan)
+        return {**evidence.to_json(), "size": size}
+
+
+def _documents(windows: Windows) -> set[str]:
+    """Documents that windows come from; with other windows in both texts, they are not quite unseen."""
+    return {windows.documents[number] for number in windows.document}

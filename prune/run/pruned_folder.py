@@ -1,0 +1,106 @@
+"""The checkpoint of a run: written once, and proven by loading it again."""
+
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from experts.ablation import restricted
+from experts.disk.companions import PLAN
+from experts.disk.shards import open_checkpoint
+from experts.errors import ExciseError
+from experts.keys import key_of
+from experts.plan import Plan
+from prune.checkpoint.slices import removed_bytes
+from prune.checkpoint.write import export
+from prune.recipe.schema import Recipe
+from prune.run.card import model_card
+from prune.run.result import ValidationResult
+from prune.session.run_folder import write_text
+from prune.session.session import Session
+from validate.rig import check_reloaded, last_logits, require
+
+STAGE = "export"
+WAY_OUT = "choose another --output, or --force to replace it"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint whose last check is missing. expected: logits of the restricted model [1, W, V]."""
+
+    expected: Tensor
+
+
+class PrunedFolder:
+    """The folder that a run's plan is exported to."""
+
+    def __init__(self, session: Session, path: Path) -> None:
+        self.session, self.path, self.folder = session, path, session.folder
+        self.layout, self.force = session.prepared.layout, session.prepared.force
+
+    def check_model(self) -> None:
+        """Refuse a checkpoint of another model, before any work."""
+        before, fingerprint = self._plan_before(), self.session.fingerprint
+        if before and before.model and before.model != fingerprint:
+            fingerprints = f"(fingerprint {before.model}, this one has {fingerprint})"
+            raise ExciseError(f"{self.path}: was made of another model {fingerprints}; {WAY_OUT}")
+
+    def check_plan(self, plan: Plan) -> None:
+        """Refuse a checkpoint of another plan, before the tests."""
+        before = self._plan_before()
+        if before and before.digest != plan.digest:
+            why = "texts or criteria have changed since it was made"
+            raise ExciseError(f"{self.path}: keeps other experts than this run would: {why}; {WAY_OUT}")
+
+    def _plan_before(self) -> Plan | None:
+        """The plan of the checkpoint that is there and may not be replaced."""
+        if self.force or not (self.path / PLAN).is_file():
+            return None
+        with suppress(ExciseError):  # damaged: the export says what is to be done
+            return Plan.read(self.path / PLAN)
+        return None
+
+    def write(self, recipe: Recipe, plan: Plan, result: ValidationResult) -> Pending | None:
+        """Export a plan, or write its card anew where the checkpoint is there and proven.
+
+        Returns:
+            What `prove` needs; None where it was proven before.
+        """
+        stage, card = self._key(plan), model_card(recipe, self.layout, plan, result)
+        intact = self._is_intact(plan)
+        if intact and self.folder.valid(STAGE, stage):
+            write_text(self.path / "README.md", card)
+            return None
+        with restricted(self.session.anatomy, plan):
+            expected = last_logits(self.session.anatomy, self.session.texts.validation)
+        if not intact:
+            # This very checkpoint, but no longer whole, may be replaced.
+            damaged = self.path.exists() and self.folder.valid(STAGE, stage)
+            export(self.layout, plan, self.path, card, self.force or damaged, self.session.fingerprint)
+        return Pending(expected)
+
+    def prove(self, plan: Plan, pending: Pending) -> None:
+        """Load the checkpoint and compare its logits with the restricted model's, bit by bit.
+
+        The pruned model takes the place of the whole one: never both in memory.
+        """
+        self.session.model.unload()
+        try:
+            logits = self.session.reloaded_logits(self.path, plan, pending.expected.device)
+            require([check_reloaded(pending.expected, logits)])
+        except BaseException:
+            shutil.rmtree(self.path)  # unproven, so not left behind
+            raise
+        self.folder.finish(STAGE, self._key(plan))
+
+    def _key(self, plan: Plan) -> str:
+        return key_of(STAGE, self.session.fingerprint, plan.digest)
+
+    def _is_intact(self, plan: Plan) -> bool:
+        """Whether the folder holds this plan's checkpoint, every tensor in its place, proven or not."""
+        with suppress(ExciseError):
+            size = self.layout.checkpoint.size - removed_bytes(self.layout, plan)
+            return Plan.read(self.path / PLAN) == plan and open_checkpoint(self.path).size == size
+        return False

@@ -1,0 +1,80 @@
+"""The tables of `excise prune`, for terminal, report.md and model card: the loss, then tasks."""
+
+from experts.units import human
+from prune.run.result import TestedPlanJson, ValidationResult
+from prune.tables import Table, markdown_table, plain, probability, signed, spread, verdict
+from validate.results import CostJson
+
+LOSS_HEAD = (
+    "criterion",
+    "scope",
+    "kept",
+    "size before → after",
+    "ΔCE",
+    "ΔCE random (mean ± sd)",
+    "ΔCE reversed",
+    "p",
+    "verdict",
+)
+TASK_HEAD = (
+    "task",
+    "criterion",
+    "scope",
+    "unpruned",
+    "pruned",
+    "random (mean ± sd)",
+    "reversed",
+    "p",
+    "verdict",
+)
+
+
+def tables(result: ValidationResult) -> list[Table]:
+    """The tested plans by the held-out loss, the one that is written first; then by every task."""
+    loss = Table("", LOSS_HEAD, [_loss_row(result, plan) for plan in result["plans"]])
+    tasks: list[tuple[str, ...]] = []
+    for plan in result["plans"]:
+        tasks += [_task_row(plan, task) for task in plan["tasks"]]
+    if not tasks:
+        return [loss]
+    return [loss, Table("", TASK_HEAD, sorted(tasks, key=lambda row: row[0]))]
+
+
+def markdown_tables(result: ValidationResult) -> str:
+    """The same in Markdown."""
+    return "\n\n".join(markdown_table(table) for table in tables(result))
+
+
+def _loss_row(result: ValidationResult, plan: TestedPlanJson) -> tuple[str, ...]:
+    return (
+        plan["criterion"],
+        plan["scope"],
+        f"{plan['kept']}/{plan['of']}",
+        f"{human(result['size']['before'])} → {human(plan['size'])}",
+        signed(plan["delta"]),
+        spread(plan["random"]["mean"], plan["random"]["sd"]),
+        signed(plan["reversed_delta"]),
+        probability(plan["p"]),
+        verdict(plan),
+    )
+
+
+def _task_row(plan: TestedPlanJson, task: CostJson) -> tuple[str, ...]:
+    """The metric itself, larger is better."""
+    full, random = task["full"], task["random"]
+    return (
+        f"{task['name']} ({task['metric']})",
+        plan["criterion"],
+        plan["scope"],
+        plain(full, 3),
+        plain(task["value"], 3),
+        f"{plain(full - random['mean'], 3)} ± {plain(random['sd'], 3)}",
+        plain(_difference(full, task["reversed_delta"]), 3),
+        probability(task["p"]),
+        verdict(task),
+    )
+
+
+def _difference(full: float, lost: float | None) -> float | None:
+    """What is left of a task's score; None where the loss is not known."""
+    return None if lost is None else full - lost

@@ -1,0 +1,194 @@
+"""What is found out about a plan: its costs, against random plans, before and after the verdict."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from experts.plan import Plan
+from validate.results import CostJson, EvidenceJson, JudgedJson, PlanCostJson, RandomPlansJson
+from validate.statistics import Interval, number
+from validate.verdict import Verdict, ends_alike
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A plan against R random plans, not judged yet.
+
+    A cost is a rise over the unpruned model: nats per token, or the share of items lost; smaller is better.
+
+    Attributes:
+        values: cost of every random plan [R]
+        digests: which plans they are [R]
+        p: one-sided, that chance does as well
+        p_worse: one-sided, that chance does as badly
+        effect: advantage over the mean random plan, in standard deviations of the random plans
+        interval: of the advantage, mean random cost − the plan's; positive = better than chance
+        normality: Shapiro-Wilk p that the values are normal
+    """
+
+    values: tuple[float, ...]
+    digests: tuple[str, ...]
+    p: float
+    p_worse: float
+    effect: float
+    interval: Interval
+    normality: float
+
+
+@dataclass(frozen=True)
+class Judged(Chance):
+    """The same with its verdict, which takes the whole family of tests: only this has a place in a report.
+
+    Attributes:
+        smallest_detectable: advantage found with 80 % power at the level of the correction; nan where so few
+            plans are counted that nothing could be found
+        p_corrected: p over the family that the report names
+        p_worse_corrected: p_worse over the same family
+        verdict: beats random, not distinguishable, worse than random
+    """
+
+    smallest_detectable: float
+    p_corrected: float
+    p_worse_corrected: float
+    verdict: Verdict
+
+    def to_json(self) -> JudgedJson:
+        """The keys of `JudgedJson`; nan becomes None."""
+        values = np.array(self.values)
+        random: RandomPlansJson = {
+            "values": list(self.values),
+            "digests": list(self.digests),
+            "mean": float(values.mean()),
+            "sd": float(values.std(ddof=1)),
+            "normality_p": number(self.normality),
+        }
+        return {
+            "random": random,
+            "p": number(self.p),
+            "p_worse": number(self.p_worse),
+            "p_corrected": number(self.p_corrected),
+            "p_worse_corrected": number(self.p_worse_corrected),
+            "effect": number(self.effect),
+            "interval": self.interval.to_json(),
+            "clusters": self.interval.clusters,
+            "interval_note": self.interval.reason,
+            "smallest_detectable": number(self.smallest_detectable),
+            "verdict": self.verdict,
+        }
+
+
+AnyChance = TypeVar("AnyChance", bound=Chance, covariant=True)
+
+
+@dataclass(frozen=True)
+class Cost(Generic[AnyChance]):
+    """What a plan costs by one measure, against its nulls.
+
+    Attributes:
+        name: loss, or the task
+        metric: unit of the value
+        sign: +1 where smaller is better, −1 for scores
+        full: value of the unpruned model, times sign
+        delta: mean rise of the plan over it
+        delta_interval: of delta, over documents or items
+        p_full: two-sided, that the plan is as good as the unpruned model (exact McNemar, or sign flips over
+            documents)
+        reversed_delta: delta of the reverse plan; nan where there is none
+        ends: interval of reverse − plan; None where there is no reverse
+        own: against random plans with the plan's own counts
+        equal: against random plans of equal counts, where the plan's differ
+    """
+
+    name: str
+    metric: str
+    sign: int
+    full: float
+    delta: float
+    delta_interval: Interval
+    p_full: float
+    reversed_delta: float
+    ends: Interval | None
+    own: AnyChance
+    equal: AnyChance | None
+
+    def to_json(self: "Cost[Judged]") -> CostJson:
+        """The keys of `CostJson`."""
+        return {
+            "name": self.name,
+            "metric": self.metric,
+            "full": self.sign * self.full,
+            "value": self.sign * (self.full + self.delta),
+            **self.against_nulls(),
+        }
+
+    def against_nulls(self: "Cost[Judged]") -> PlanCostJson:
+        """What the plan costs, without the measure's name and plain values."""
+        return {
+            "delta": self.delta,
+            "delta_interval": self.delta_interval.to_json(),
+            "p_full": number(self.p_full),
+            "reversed_delta": number(self.reversed_delta),
+            "ends_interval": self.ends.to_json() if self.ends else [None, None],
+            "ends_alike": bool(self.ends and ends_alike(self.ends.low, self.ends.high)),
+            **self.own.to_json(),
+            "equal_counts": self.equal.to_json() if self.equal else None,
+        }
+
+
+@dataclass(frozen=True)
+class Evidence(Generic[AnyChance]):
+    """A plan by every measure: the held-out loss first, then tasks. `Evidence[Judged]` has a verdict.
+
+    Attributes:
+        criterion: what ranked the experts
+        formula: of the criterion
+        plan: what was tested
+        reversed_plan: the plan of the reversed ranking; None = not known
+        scope: of the budget
+        costs: one per measure
+    """
+
+    criterion: str
+    formula: str
+    plan: Plan
+    reversed_plan: Plan | None
+    scope: str
+    costs: tuple[Cost[AnyChance], ...]
+
+    @property
+    def delta(self) -> float:
+        """Rise of the held-out loss over the unpruned model, nats per token."""
+        return self.costs[0].delta
+
+    @property
+    def p(self) -> float:
+        """One-sided, that a random plan does as well by the held-out loss; not corrected."""
+        return self.costs[0].own.p
+
+    @property
+    def interval(self) -> Interval:
+        """Of the advantage over the mean random plan, nats per token; positive = better than chance."""
+        return self.costs[0].own.interval
+
+    @property
+    def verdict(self: "Evidence[Judged]") -> Verdict:
+        """By the held-out loss: beats random, not distinguishable, worse than random."""
+        return self.costs[0].own.verdict
+
+    def to_json(self: "Evidence[Judged]") -> EvidenceJson:
+        """The loss at the top, tasks in a list."""
+        loss, *tasks = self.costs
+        return {
+            "criterion": self.criterion,
+            "formula": self.formula,
+            "scope": self.scope,
+            "fraction": round(self.plan.fraction, 6),
+            "kept": self.plan.total,
+            "of": self.plan.num_experts * len(self.plan.kept),
+            "kept_per_layer": {str(layer): count for layer, count in self.plan.counts.items()},
+            "digest": self.plan.digest,
+            "reversed_digest": self.reversed_plan.digest if self.reversed_plan else None,
+            **loss.against_nulls(),
+            "tasks": [cost.to_json() for cost in tasks],
+        }

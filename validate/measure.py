@@ -1,0 +1,50 @@
+"""What plans are measured by: the held-out loss, or the items of a task."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from criteria.statistics import Array
+from experts.plan import Plan
+from validate.rows import Evaluator
+
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number per plan, from N paired rows.
+
+    Attributes:
+        name: loss, or the task
+        metric: unit of the value
+        evaluator: measures plans, and keeps their rows
+        weights: of the rows: tokens of a window, 1 of an item [N]
+        clusters: what intervals are drawn over: documents, or the items themselves [N]
+        sign: +1 where smaller is better (loss), −1 for scores
+        rows: the part of the evaluator's rows that belongs to this measure
+        randoms: how many random plans are measured; None = all
+    """
+
+    name: str
+    metric: str
+    evaluator: Evaluator
+    weights: Array
+    clusters: NDArray[np.int64]
+    sign: int = 1
+    rows: slice = field(default_factory=lambda: slice(None))
+    randoms: int | None = None
+
+    @property
+    def binary(self) -> bool:
+        """Whether items are answered right or wrong: then McNemar's test is exact."""
+        return self.sign < 0 and bool(np.isin(self.values(None), (0.0, -1.0)).all())
+
+    def values(self, plan: Plan | None) -> Array:
+        """Value of every row under a measured plan [N], smaller = better; None = the unpruned model."""
+        return self.sign * self.evaluator.values(plan)[self.rows]
+
+    def mean(self, values: Array) -> float:
+        """Weighted mean of the rows."""
+        return float(np.average(values, weights=self.weights))

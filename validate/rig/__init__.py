@@ -1,0 +1,30 @@
+"""Checks of the instrument, before any data (docs/methods.md, 6). A failed check stops the run.
+
+1. Own per-token losses average to the model's own loss.
+2. A lifted intervention leaves the loss bit-equal.
+3. Losses differ across positions.
+4. An effect is exactly 0 at earlier positions, and where the removed expert is not active.
+5. A planted expert that computes nothing has effect 0 everywhere.
+6. Restricted = cut, bit-equal: block by block here, and the reloaded checkpoint after the export.
+"""
+
+from validate.rig.check import Check, require
+from validate.rig.cutting import check_reloaded, check_restricted_is_cut, last_logits
+from validate.rig.effects import check_local, check_planted
+from validate.rig.losses import check_lifted, check_own_loss, check_unique
+from validate.rig.suite import check_rig, rig_plan
+
+__all__ = [
+    "Check",
+    "check_lifted",
+    "check_local",
+    "check_own_loss",
+    "check_planted",
+    "check_reloaded",
+    "check_restricted_is_cut",
+    "check_rig",
+    "check_unique",
+    "last_logits",
+    "require",
+    "rig_plan",
+]

@@ -23,7 +23,7 @@ import torch
 
 def build(options: argparse.Namespace) -> Any:
     from experts.anatomy import dissect
-    from experts.disk.names import model_folder
+    from experts.disk.find import model_folder
     from experts.loading import load_network
 
     if options.model:
@@ -155,9 +155,9 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
 
 
 def exhaustive() -> dict[str, Any]:
-    from criteria.text.windows import read_windows
+    from criteria.text.reading import read_windows
     from experts.anatomy import dissect
-    from experts.disk.names import model_folder
+    from experts.disk.find import model_folder
     from experts.effects.instrument import Instrument
     from experts.loading import load_network, load_tokenizer
     from experts.modes import Scope
@@ -169,7 +169,7 @@ def exhaustive() -> dict[str, Any]:
     windows = read_windows(text.data, load_tokenizer(folder), text.length, text.sequences, text.seed)
     anatomy = dissect(load_network(folder, recipe.dtype))
     tokens, instrument = (
-        torch.from_numpy(windows.tokens).to(anatomy.device),
+        windows.tensor(anatomy.device),
         Instrument(anatomy),
     )
     instrument.check(tokens, Scope.POSITION)

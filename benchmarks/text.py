@@ -74,9 +74,9 @@ def peak() -> float:
 
 
 def measure(path: Path, count: int, length: int) -> dict[str, float]:
+    from criteria.text.reading import read_windows
     from criteria.text.sources import Source
-    from criteria.text.windows import read_windows
-    from experts.disk.names import model_folder
+    from experts.disk.find import model_folder
     from experts.loading import load_tokenizer
 
     tokenizer, source = (

@@ -1,4 +1,7 @@
-"""How many experts a plan may keep. Impossible budgets are refused from sizes alone, before any calibration. No numpy, no torch."""
+"""How many experts a plan may keep.
+
+Impossible budgets are refused from sizes alone, before any calibration.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +16,16 @@ BudgetScope = Literal["layer", "global"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to keep. total: experts kept in the whole model; scope `layer` spreads them evenly; floor: fewest kept in a layer.
+    """How much to keep.
 
-    multiple: what the count of every layer divides by; asked: the total before that; counts: those counts, in the order of the MoE layers,
-    where they were given by hand.
+    Attributes:
+        total: experts kept in the whole model
+        scope: layer = spread evenly over the layers, or by `counts`; global = wherever the scores are highest
+        floor: fewest experts kept in a layer
+        text: the budget in words, printed in reports
+        multiple: every layer's count is a multiple of it
+        counts: counts given by hand, in the order of the MoE layers [L]
+        asked: the total before rounding to `multiple`
     """
 
     total: int
@@ -28,7 +37,7 @@ class Budget:
     asked: int | None = None
 
     def notes(self, layers: int) -> list[str]:
-        """What can be said before any work: what multiple_of did to the number that was asked for, and what serving may not like."""
+        """What can be said before any work: what multiple_of changed, and what serving may not like."""
         moved = self.asked not in (None, self.total)
         said = (
             [f"{self.text} keeps {self.total} experts in all, {self.asked} without multiple_of"]
@@ -38,14 +47,14 @@ class Budget:
         return said + (serving_notes(self.of_layers(layers)) if self.scope == "layer" else [])
 
     def of_layers(self, layers: int) -> tuple[int, ...]:
-        """Experts that each layer keeps, of a budget that leaves nothing to the scores (scope layer, or counts by hand)."""
+        """Experts that each layer keeps [L], of a budget that leaves nothing to the scores (scope layer)."""
         return self.counts or (self.total // layers,) * layers
 
     def kept(self, shape: Shape) -> tuple[object, ...]:
         """What decides which plans it allows: equal for two budgets that always come to the same plan.
 
-        In scope global a layer keeps at least what the others cannot. Where every layer is at its floor nothing is left
-        to decide.
+        In scope global a layer keeps at least what the others cannot. Where every layer is at its floor
+        nothing is left to decide.
         """
         layers, unit = shape.num_layers, max(self.multiple, shape.groups)
         floor = max(self.floor, self.total - shape.num_experts // unit * unit * (layers - 1))
@@ -80,18 +89,21 @@ def serving_notes(counts: Iterable[int]) -> list[str]:
     if not (odd := sorted({count for count in counts if count % 8})):
         return []
     shown = ", ".join(map(str, odd))
-    return [
-        f"{shown} experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)"
-    ]
+    note = f"layers keep {shown} experts, not a multiple of 8, which expert-parallel serving may require"
+    return [f"{note} (prune.multiple_of: 8)"]
 
 
 def from_fraction(
     shape: Shape, fraction: float, scope: BudgetScope, floor: int | None = None, multiple: int = 1
 ) -> Budget:
-    """fraction: share of the experts to remove, in (0, 1); rounded to whole experts per layer (scope layer) or in all (global)."""
+    """Remove a share of the experts, in (0, 1).
+
+    It is rounded to whole experts per layer (scope layer), or in the whole model (scope global).
+    """
     if not 0 < fraction < 1:
         raise ExciseError(
-            f"prune.fraction is {fraction}; it is the share of experts to remove and lies between 0 and 1, for example 0.5"
+            f"prune.fraction is {fraction}; it is the share of experts to remove and lies between 0 and 1, "
+            "for example 0.5"
         )
     text = f"fraction={fraction:g} scope={scope}"
     if scope == "layer":
@@ -127,7 +139,8 @@ def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> B
             raise ExciseError(f"prune.keep: layer {layer} is to keep {count} experts; routing needs {needs}")
         if count % multiple:
             raise ExciseError(
-                f"prune.keep: layer {layer} is to keep {count} experts, not a multiple of prune.multiple_of = {multiple}"
+                f"prune.keep: layer {layer} is to keep {count} experts, "
+                f"not a multiple of prune.multiple_of = {multiple}"
             )
     kept = tuple(counts.get(layer, shape.num_experts) for layer in shape.layers)
     if untouched := [layer for layer in shape.layers if layer not in counts and shape.num_experts % multiple]:
@@ -167,12 +180,13 @@ def from_total(
 def _check_multiple(shape: Shape, multiple: int) -> None:
     if not shape.is_even(multiple):
         raise ExciseError(
-            f"prune.multiple_of is {multiple}: {shape.groups} router groups keep equally many; take a multiple of them"
+            f"prune.multiple_of is {multiple}: {shape.groups} router groups keep equally many; "
+            "take a multiple of them"
         )
     if shape.num_experts // multiple * multiple < shape.smallest:
         raise ExciseError(
-            f"prune.multiple_of is {multiple}: no number of experts from {shape.smallest} (fewest that can route) to {shape.num_experts} "
-            "divides by it; take a smaller one"
+            f"prune.multiple_of is {multiple}: no number of experts from {shape.smallest} (fewest that can route) "
+            f"to {shape.num_experts} divides by it; take a smaller one"
         )
 
 
@@ -194,27 +208,32 @@ def _checked(shape: Shape, budget: Budget) -> Budget:
         )
     if keep < shape.top_k:
         raise ExciseError(
-            f"{budget.text} keeps {keep:g} of {shape.num_experts} experts per layer, but every token uses top_k = {shape.top_k}; "
+            f"{budget.text} keeps {keep:g} of {shape.num_experts} experts per layer, "
+            f"but every token uses top_k = {shape.top_k}; "
             f"keep at least {shape.smallest} (fraction ≤ {1 - shape.smallest / shape.num_experts:.3g})"
         )
     if keep < shape.smallest:
         raise ExciseError(
-            f"{budget.text} keeps {keep:g} experts per layer in {shape.groups} router groups, of which a token uses {shape.top_groups}: "
+            f"{budget.text} keeps {keep:g} experts per layer in {shape.groups} router groups, "
+            f"of which a token uses {shape.top_groups}: "
             f"too few for top_k = {shape.top_k}; keep at least {shape.smallest}"
         )
     spread = budget.total // layers if budget.scope == "layer" else budget.total
     if not shape.is_even(spread):
         raise ExciseError(
-            f"{budget.text} keeps {keep:g} experts per layer, which {shape.groups} router groups cannot share evenly "
+            f"{budget.text} keeps {keep:g} experts per layer, "
+            f"which {shape.groups} router groups cannot share evenly "
             f"(a router would choose wrongly); {_next_even(shape, budget)}"
         )
     if budget.floor > keep and budget.floor - budget.multiple < shape.smallest:
         raise ExciseError(
-            f"{budget.text} keeps {keep:g} experts per layer, and the fewest that can route are {budget.floor}; keep more"
+            f"{budget.text} keeps {keep:g} experts per layer, "
+            f"and the fewest that can route are {budget.floor}; keep more"
         )
     if not shape.smallest <= budget.floor <= keep:
         raise ExciseError(
-            f"prune.floor is {budget.floor}; it must lie between {shape.smallest} and the mean number kept, {keep:g}"
+            f"prune.floor is {budget.floor}; it must lie between {shape.smallest} "
+            f"and the mean number kept, {keep:g}"
         )
     return budget
 

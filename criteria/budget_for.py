@@ -60,14 +60,14 @@ def _total_for(layout: Layout, target_size: str, scope: BudgetScope, multiple_of
 
 
 def _keep_within(layout: Layout, target: int) -> int:
-    """Most experts per layer with which all tensors fit into `target` bytes; a multiple of the router groups."""
+    """Most experts per layer with which all tensors fit into `target` bytes; the groups share them evenly."""
     shape, size = layout.shape, layout.kept_size
     per_step = sum(layout.bytes_per_expert.values())  # one expert less in every layer
     smallest = size - per_step * (shape.num_experts - shape.smallest)
     if target < smallest:
         raise ExciseError(
-            f"prune.target_size is {human(target)}, but with the fewest experts that can route ({shape.smallest} per layer) "
-            f"the model still has {human(smallest)}"
+            f"prune.target_size is {human(target)}, but with the fewest experts that can route "
+            f"({shape.smallest} per layer) the model still has {human(smallest)}"
         )
     keep = min(shape.num_experts, shape.num_experts + (target - size) // per_step)
     if keep == shape.num_experts:
@@ -78,7 +78,10 @@ def _keep_within(layout: Layout, target: int) -> int:
 
 
 def _total_within(layout: Layout, target: int) -> int:
-    """Most experts in all that fit into `target` bytes wherever the scores put them: at worst the lightest go. A multiple of the groups."""
+    """Most experts in all that fit into `target` bytes wherever the scores put them: at worst the lightest go.
+
+    A multiple of the router groups.
+    """
     shape, size = layout.shape, layout.kept_size
     kept = shape.num_experts * len(shape.layers)
     for weight in sorted(layout.bytes_per_expert.values()):

@@ -1,4 +1,4 @@
-"""A model on a calibration text: statistics, experiments and scores, each made once and kept where it is asked to."""
+"""A model on a calibration text: statistics, experiments and scores, each made once."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from criteria.budget import Budget
 from criteria.experiment import Measurement, prerequisites
-from criteria.experiment_context import ExperimentContext, Store
+from criteria.experiment_context import ExperimentContext
 from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
 from criteria.measure import measure
@@ -26,6 +26,7 @@ from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.model import Model
 from experts.shape import Shape
+from experts.stored_arrays import StoredArrays
 
 Protection = Literal["auto", True, False]
 
@@ -136,14 +137,14 @@ class Calibration:
                 f"{measurement.kind}: a search needs the budget it prunes down to; give fraction or keep"
             )
         if self.storage is None:
-            return measure(measurement, self._context(statistics, budget, Store()))
+            return measure(measurement, self._context(statistics, budget, StoredArrays()))
         key = self._key(measurement, budget)
         name = f"{key}.safetensors"
-        if kept := self.storage.cache.read(name, lambda path: Store(path, key).read() or None):
+        if kept := self.storage.cache.read(name, lambda path: StoredArrays(path, key).read() or None):
             return kept
-        partial = Store(self.storage.folder / "experiment.partial.safetensors", key)
+        partial = StoredArrays(self.storage.folder / "experiment.partial.safetensors", key)
         results = measure(measurement, self._context(statistics, budget, partial))
-        self.storage.cache.write(name, lambda path: Store(path, key).write(results))
+        self.storage.cache.write(name, lambda path: StoredArrays(path, key).write(results))
         partial.clear()
         return results
 
@@ -155,7 +156,9 @@ class Calibration:
             bound = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected)
         return key_of("measured", self.model.identity, self.windows.hash, measurement.key, *bound)
 
-    def _context(self, statistics: Statistics, budget: Budget | None, partial: Store) -> ExperimentContext:
+    def _context(
+        self, statistics: Statistics, budget: Budget | None, partial: StoredArrays
+    ) -> ExperimentContext:
         shape = self.model.shape
         return ExperimentContext(
             anatomy=self.model.anatomy,

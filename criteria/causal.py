@@ -23,7 +23,7 @@ def position(setting: ExperimentContext, mode: str, windows: int) -> dict[str, A
 
     Exhaustive: every position that has a next token, every active expert. Gives score [L, E] and per_window: the sums [N, L, E].
     """
-    tokens = setting.tokens(setting.chosen(windows))
+    tokens = setting.tokens(windows)
     anatomy = setting.anatomy
     instrument = Instrument(anatomy, Mode(mode), probabilities=False)
     instrument.check(tokens, Scope.POSITION)
@@ -56,7 +56,7 @@ def removal(setting: ExperimentContext, mode: str, outcome: str, windows: int) -
     KL is ΔCE averaged over what the model itself expects instead of the one token that came: the same damage, with less noise.
     Gives score [L, E] and per_window: the mean of every window [N, L, E].
     """
-    tokens = setting.tokens(setting.chosen(windows))
+    tokens = setting.tokens(windows)
     anatomy = setting.anatomy
     instrument = Instrument(anatomy, Mode(mode), probabilities=outcome == "kl")
     instrument.check(tokens, Scope.CORPUS)

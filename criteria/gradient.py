@@ -32,7 +32,7 @@ def first_order(setting: ExperimentContext, windows: int) -> dict[str, Array]:
         signed[layer].index_add_(0, flat, -slope.reshape(-1).double())
         absolute[layer].index_add_(0, flat, slope.reshape(-1).double().abs())
 
-    tokens = setting.tokens(setting.chosen(windows))
+    tokens = setting.tokens(windows)
     _slopes(setting, tokens, 1.0, add, "gradient")
     count = tokens.shape[0] * (tokens.shape[1] - 1)
     return {"gradient": (signed / count).cpu().numpy(), "gradient_abs": (absolute / count).cpu().numpy()}
@@ -49,7 +49,7 @@ def integrated(setting: ExperimentContext, steps: int, windows: int) -> dict[str
     def add(layer: int, index: Tensor, slope: Tensor) -> None:
         sums[layer].index_add_(0, index.reshape(-1), -slope.reshape(-1).double())
 
-    tokens = setting.tokens(setting.chosen(windows))
+    tokens = setting.tokens(windows)
     for step in range(steps):
         _slopes(setting, tokens, (step + 0.5) / steps, add, f"integrated gradient {step + 1}/{steps}")
     return {"integrated": (sums / (steps * tokens.shape[0] * (tokens.shape[1] - 1))).cpu().numpy()}
@@ -95,7 +95,7 @@ def fisher(setting: ExperimentContext, probes: int, windows: int) -> dict[str, A
     backwards per window. The signs are seeded; the relative error is about √(2 / (windows · probes)).
     """
     sums = _zeros(setting)
-    tokens = setting.tokens(setting.chosen(windows))
+    tokens = setting.tokens(windows)
     generator = torch.Generator().manual_seed(20061117)
     signs = (
         torch.randint(0, 2, (probes, len(tokens), tokens.shape[1] - 1), generator=generator).to(tokens.device)

@@ -68,7 +68,7 @@ class Search:
 
     def __init__(self, setting: ExperimentContext, windows: int, outcome: str, start: str) -> None:
         self.setting, self.shape, self.budget = setting, setting.shape, setting.budget
-        self.tokens = setting.tokens(setting.chosen(windows))
+        self.tokens = setting.tokens(windows)
         self.divergence, self.updates = outcome == "kl", start == LEAVE_ONE_OUT
         self.instrument = Instrument(setting.anatomy, Mode.REROUTE, probabilities=self.divergence)
         self.instrument.check(self.tokens, Scope.CORPUS)

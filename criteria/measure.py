@@ -1,4 +1,4 @@
-"""Runs experiments on the loaded model. EXPERIMENTS is the one place that says which function belongs to which kind."""
+"""Experiments on the loaded model: EXPERIMENTS alone says which function belongs to which kind."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,7 @@
-"""Scores: one number per expert, higher = keep. Reusable on disk: other fractions and selections need no second calibration."""
+"""Scores: one number per expert, higher = keep.
+
+Kept on disk, they serve other budgets without a second calibration.
+"""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -12,7 +15,7 @@ from criteria.registry import Criterion
 from criteria.statistics import Array, Statistics
 from experts.disk.layout import Layout
 from experts.errors import ExciseError, one_line
-from experts.files import save_arrays
+from experts.stored_arrays import save_arrays
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,11 @@ def score(
     model: str,
     data: str,
 ) -> Scores:
-    """Applies a criterion and checks what it returned: the right shape, and a finite number for every expert that tokens reached."""
+    """Apply a criterion and check what it returned: one finite number for every expert that tokens reached.
+
+    Raises:
+        ExciseError: the criterion failed, or returned another shape, or a number that is not finite.
+    """
     try:
         values = np.asarray(criterion.score(statistics), dtype=np.float64)
     except ExciseError:
@@ -74,13 +81,16 @@ def score(
         ) from error
     if values.shape != statistics.count.shape:
         raise ExciseError(
-            f"criterion {criterion.name}: returned shape {values.shape}, expected [L, E] = {statistics.count.shape}"
+            f"criterion {criterion.name}: returned shape {values.shape}, "
+            f"expected [L, E] = {statistics.count.shape}"
         )
     if (wrong := np.argwhere(~np.isfinite(values) & ~statistics.unreached)).size:
         row, expert = wrong[0]
-        where = f"expert {expert} of layer {layers[row]}, which {int(statistics.count[row, expert])} tokens reached"
+        tokens = int(statistics.count[row, expert])
+        where = f"expert {expert} of layer {layers[row]}, which {tokens} tokens reached"
         raise ExciseError(
-            f"criterion {criterion.name}: gave {values[row, expert]} to {where}; are the model's weights finite in this dtype?"
+            f"criterion {criterion.name}: gave {values[row, expert]} to {where}; "
+            "are the model's weights finite in this dtype?"
         )
     # No data is no data: an infinite score would keep an expert that does nothing.
     values = np.where(np.isfinite(values), values, np.nan)
@@ -88,7 +98,7 @@ def score(
 
 
 def save(path: Path, table: list[Scores]) -> None:
-    """All scores of a run in one safetensors file: one [L, E] tensor per criterion, provenance in the metadata. Atomic."""
+    """Write all scores of a run into one safetensors file: a tensor [L, E] per criterion, provenance as metadata."""
     tensors = {scores.criterion: scores.values for scores in table}
     provenance = {f"formula of {scores.criterion}": scores.formula for scores in table}
     common = {"model": table[0].model, "data": table[0].data, "layers": ",".join(map(str, table[0].layers))}

@@ -15,8 +15,8 @@ from experts.shape import Shape
 def plan_for(scores: Scores, budget: Budget, shape: Shape) -> Plan:
     """The plan that keeps the highest scores.
 
-    Ties, and experts without data, are broken by id: the lower id stays. The plan knows its reverse (of the same
-    budget, from the negated scores) and which experts are protected.
+    Ties, and experts without data, are broken by id: the lower id stays. The plan knows its reverse (of the
+    same budget, from the negated scores) and which experts are protected.
     """
     reverse = _plan(scores.reversed, budget, shape)
     return replace(_plan(scores, budget, shape), reverse=reverse, protected=_protected_ids(scores, shape))
@@ -75,8 +75,8 @@ def _per_layer(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> NDA
 def _whole_model(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> NDArray[np.bool_]:
     """The best of the whole model above a floor per layer [L, E].
 
-    With router groups the unit is a rank: the r-th best of every group of a layer stay or go together, valued by their mean. Where counts
-    have to divide by a number, so many neighbouring ranks are one unit.
+    With router groups the unit is a rank: the r-th best of every group of a layer stay or go together, valued
+    by their mean. Where counts have to divide by a number, so many neighbouring ranks are one unit.
     """
     grouped = shape.grouped(ranked)
     order = np.argsort(-grouped, axis=2, kind="stable")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from experts.errors import ExciseError, one_line
-from experts.files import save_arrays
+from experts.stored_arrays import save_arrays
 
 Array = NDArray[np.float64]
 

@@ -17,19 +17,21 @@ from experts.seam import Forward, intercepted
 
 @contextmanager
 def restricted(anatomy: Anatomy, plan: Plan) -> Iterator[None]:
-    """Inside the block the model routes only to the experts `plan` keeps: the logits of the cut model, bit for bit.
+    """Inside the block the model routes only to the experts `plan` keeps.
 
-    The router runs with the kept rows of its weight, bias and correction bias, exactly as it will after pruning; the ids it
-    returns are mapped back to the untouched experts. No weight is copied except the router's.
+    Its logits are those of the cut model, bit for bit: the router runs with the kept rows of its weight, bias
+    and correction bias, exactly as it will after pruning, and the ids that it returns are mapped back to the
+    untouched experts. No weight is copied except the router's.
+
+    Raises:
+        ExciseError: the plan was made for another model, or the model is restricted already.
     """
     plan.check_model(anatomy.shape.layers, anatomy.shape.num_experts)
-    if any(len(getattr(layer.router, "weight")) != anatomy.shape.num_experts for layer in anatomy.layers):  # noqa: B009 - typed as Module or Tensor
-        raise ExciseError("this model is already restricted; leave the outer restriction first")
-    device = anatomy.device
-    ids = [torch.tensor(plan.kept[layer.index], device=device) for layer in anatomy.layers]
+    _check_unrestricted(anatomy)
+    ids = [torch.tensor(plan.kept[layer.index], device=anatomy.device) for layer in anatomy.layers]
 
-    def map_back(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        return run(hidden, ids[layer].to(index.device)[index], weight)
+    def map_back(row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        return run(hidden, ids[row].to(index.device)[index], weight)
 
     with ExitStack() as stack:
         for layer in anatomy.layers:
@@ -49,78 +51,117 @@ def marked(anatomy: Anatomy, *experts: int) -> Tensor:
 def ablated(
     anatomy: Anatomy, removed: Mapping[int, Tensor], mode: Mode, means: Tensor | None = None
 ) -> Iterator[None]:
-    """Inside the block the marked experts are removed.
+    """Inside the block the marked experts are removed: several of a layer, and of several layers, together.
 
-    removed: layer position -> bool [E], for every token, or [T, E], token by token in the order in which they enter the experts.
-    means: mean output of every expert [L, E, H], for Mode.MEAN. Experts of several layers, and several of a layer, go together.
+    Args:
+        anatomy: the model
+        removed: row among the MoE layers -> bool [E], for every token, or [T, E], token by token in the order
+            in
+            which they enter the experts
+        mode: what removal means
+        means: mean output of every expert [L, E, H], for Mode.MEAN
+
+    Raises:
+        ExciseError: the mean outputs are missing, or a router cannot choose again.
     """
     if mode is Mode.MEAN and means is None:
         raise ExciseError("mode mean needs the mean outputs of the experts")
-    entered: dict[int, Tensor] = {}
+    block_inputs: dict[int, Tensor] = {}
 
-    def edit(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        if layer not in removed:
+    def edit(row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        if row not in removed:
             return run(hidden, index, weight)
         if mode is Mode.REROUTE:
-            return run(hidden, *_rerouted(anatomy, layer, entered.pop(layer), removed[layer], index, weight))
-        gone = removed[layer].expand(len(hidden), -1)
-        hit = gone.gather(1, index)
-        routed = run(hidden, index, _without(weight, hit, mode))
+            block_input = block_inputs.pop(row)
+            return run(hidden, *_rerouted(anatomy, row, block_input, removed[row], index, weight))
+        marks = removed[row].expand(len(hidden), -1)
+        hit = marks.gather(1, index)
+        routed = run(hidden, index, _weights_without(weight, hit, mode))
         if mode is Mode.MEAN and means is not None:
-            share = torch.zeros(gone.shape, dtype=means.dtype, device=means.device).scatter_add_(
-                1, index, (weight * hit).to(means.dtype)
-            )
-            routed = routed + (share @ means[layer]).to(routed.dtype)
+            routed = routed + _mean_part(index, weight * hit, means[row]).to(routed.dtype)
         return routed
 
     with ExitStack() as stack:
         if mode is Mode.REROUTE:
-            for position in removed:
-                stack.callback(_note_input(anatomy, position, entered))
+            for row in removed:
+                stack.callback(_record_input(anatomy, row, block_inputs))
         stack.enter_context(intercepted(anatomy, edit))
         yield
 
 
-def _without(weight: Tensor, hit: Tensor, mode: Mode) -> Tensor:
-    """Gate weights [T, k] with those that are hit at 0, and the others rescaled to the same sum in Mode.RENORMALIZE."""
-    kept = weight.masked_fill(hit, 0)
+def _check_unrestricted(anatomy: Anatomy) -> None:
+    for layer in anatomy.layers:
+        rows = getattr(layer.router, "weight")  # noqa: B009 - typed as Module or Tensor
+        if len(rows) != anatomy.shape.num_experts:
+            raise ExciseError("this model is already restricted; leave the outer restriction first")
+
+
+def _mean_part(index: Tensor, weight: Tensor, means: Tensor) -> Tensor:
+    """What the experts' mean outputs [E, H] add to each token [T, H], by ids and weights [T, k]."""
+    shares = torch.zeros(len(index), len(means), dtype=means.dtype, device=means.device)
+    shares.scatter_add_(1, index, weight.to(means.dtype))
+    return shares @ means
+
+
+def _weights_without(weight: Tensor, hit: Tensor, mode: Mode) -> Tensor:
+    """Gate weights [T, k] with those that are hit at 0.
+
+    In Mode.RENORMALIZE the others are rescaled to the same sum, in float64.
+    """
+    left = weight.masked_fill(hit, 0)
     if mode is not Mode.RENORMALIZE:
-        return kept
-    left = kept.double().sum(dim=-1, keepdim=True)
-    factor = torch.where(
-        hit.any(dim=-1, keepdim=True) & (left != 0), weight.double().sum(dim=-1, keepdim=True) / left, 1.0
-    )
-    return (kept.double() * factor).to(weight.dtype)
+        return left
+    left_sum = left.double().sum(dim=-1, keepdim=True)
+    rescaled = hit.any(dim=-1, keepdim=True) & (left_sum != 0)
+    factor = torch.where(rescaled, weight.double().sum(dim=-1, keepdim=True) / left_sum, 1.0)
+    return (left.double() * factor).to(weight.dtype)
 
 
 def _rerouted(
-    anatomy: Anatomy, position: int, block_input: Tensor, gone: Tensor, index: Tensor, weight: Tensor
+    anatomy: Anatomy, row: int, block_input: Tensor, removed: Tensor, index: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Expert ids and gate weights [T, k] after the router has chosen again; every distinct removal of the rows is routed once."""
-    flat = block_input.reshape(len(index), -1)
-    if gone.ndim == 1:
-        ids, weights = routing_without(anatomy, position, flat, gone)
+    """Expert ids and gate weights [T, k] after the router has chosen again.
+
+    Tokens from which the same experts are removed are routed together, once.
+
+    Args:
+        anatomy: the model
+        row: place of the layer among the L MoE layers
+        block_input: what entered its block, T tokens of width H
+        removed: True at the experts that cannot be chosen, bool [E] or [T, E]
+        index: ids that the router chose first [T, k]
+        weight: their gate weights [T, k]
+    """
+    hidden = block_input.reshape(len(index), -1)
+    if removed.ndim == 1:
+        ids, weights = routing_without(anatomy, row, hidden, removed)
         return ids.to(index.dtype), weights.to(weight.dtype)
     index, weight = index.clone(), weight.clone()
-    sets, which = torch.unique(gone, dim=0, return_inverse=True)
-    for number, removed in enumerate(sets):
-        if removed.any():
-            rows = torch.nonzero(which == number)[:, 0]
-            ids, weights = routing_without(anatomy, position, flat[rows], removed)
-            index[rows], weight[rows] = ids.to(index.dtype), weights.to(weight.dtype)
+    removals, removal_of = torch.unique(removed, dim=0, return_inverse=True)
+    for number, removal in enumerate(removals):
+        if removal.any():
+            tokens = torch.nonzero(removal_of == number)[:, 0]
+            ids, weights = routing_without(anatomy, row, hidden[tokens], removal)
+            index[tokens] = ids.to(index.dtype)
+            weight[tokens] = weights.to(weight.dtype)
     return index, weight
 
 
-def _note_input(anatomy: Anatomy, position: int, entered: dict[int, Tensor]) -> Callable[[], None]:
-    """Keeps what enters a block until its experts are called: the router has to see it again."""
-    layer = anatomy.layers[position]
+def _record_input(anatomy: Anatomy, row: int, block_inputs: dict[int, Tensor]) -> Callable[[], None]:
+    """Record what enters a block until its experts are called: the router has to see it again.
 
-    def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+    Returns:
+        Ends the recording.
+    """
+    layer = anatomy.layers[row]
+
+    def record(_: nn.Module, args: Any, kwargs: Any) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if len(tensors) != 1:
             raise ExciseError(
-                f"{layer.name}: the block takes {len(tensors)} tensors, so it cannot be routed again; use another mode than reroute"
+                f"{layer.name}: the block takes {len(tensors)} tensors, so it cannot be routed again; "
+                "use another mode than reroute"
             )
-        entered[position] = tensors[0]
+        block_inputs[row] = tensors[0]
 
-    return layer.block.register_forward_pre_hook(note, with_kwargs=True).remove
+    return layer.block.register_forward_pre_hook(record, with_kwargs=True).remove

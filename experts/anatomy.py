@@ -82,7 +82,7 @@ class Anatomy:
     Attributes:
         model: the transformers model
         layers: its MoE layers, in the order of the decoder [L]
-        shape: L, E, k and router groups; E is the largest count if a pruned model's layers differ
+        shape: L, E, k and router groups; where a pruned model's layers differ, E is the largest count
     """
 
     model: PreTrainedModel
@@ -210,13 +210,16 @@ def _why_no_router(block: nn.Module, experts: nn.Module, count: int, routers: in
     if routers or not with_more_rows:
         return f"found {routers} routers with {count} rows, expected one"
     nearest = min(with_more_rows, key=lambda name: rows[name])
-    return f"its router ({nearest}) has {rows[nearest]} rows for {count} experts, some for shared or skipped ones"
+    return (
+        f"its router ({nearest}) has {rows[nearest]} rows for {count} experts, "
+        "some for shared or skipped ones"
+    )
 
 
 def _router_tensors(
     parent: str, block: nn.Module, experts: nn.Module, count: int
 ) -> Iterator[tuple[nn.Module, str]]:
-    """(module, tensor name) of everything in a block with `count` rows, without experts and shared experts."""
+    """(module, tensor name) of everything in a block with `count` rows, except in experts."""
     inside = {id(module) for module in experts.modules()}
     for path, module in block.named_modules():
         if id(module) in inside or "shared" in path:
@@ -230,7 +233,7 @@ def _router_tensors(
 
 
 def _is_router_tensor(name: str, key: str, tensor: Tensor, count: int) -> bool:
-    """Whether a tensor beside the experts has a row for each of them. Refuses what could only be cut wrongly."""
+    """Whether a tensor beside the experts has a row for each. Refuses what could only be cut wrongly."""
     if not tensor.is_floating_point() and tensor.ndim == 2:
         raise ExciseError(
             f"{name} is a table of whole numbers, as routers use that choose experts by token id; "

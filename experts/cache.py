@@ -10,8 +10,8 @@ from experts.errors import one_line
 from experts.files import remove_leftovers, usual_mode
 from experts.notes import tell
 
-Found = TypeVar("Found")
-OWN = "cache"  # in a run folder, where the shared one cannot be used
+Result = TypeVar("Result")
+OWN_CACHE = "cache"  # in a run folder, where the shared one cannot be used
 DAY = 86_400.0  # seconds after which a temporary file is nobody's
 
 
@@ -25,50 +25,68 @@ def cache_folder() -> Path | None:
 
 
 class Cache:
-    """Of one run. run: its folder, which takes the place of a shared cache that cannot be used."""
+    """The cache as one run uses it.
+
+    Attributes:
+        own: a folder of the run, which takes the place of a shared cache that cannot be used
+    """
 
     def __init__(self, run: Path) -> None:
-        self.own = run / OWN
+        self.own = run / OWN_CACHE
 
     @cached_property
     def shared(self) -> Path | None:
         """The folder of all runs; None, and a note, where it cannot be used."""
-        folder, why = cache_folder(), "there is no home folder"
+        folder = cache_folder()
+        reason = "there is no home folder"
         if folder is not None:
             try:
-                _try(folder)
+                _prepare(folder)
             except OSError as error:
-                why = f"{folder} cannot be written ({error.strerror or one_line(error)})"
+                reason = f"{folder} cannot be written ({_reason(error)})"
             else:
                 return folder
-        alone = f"results stay in {self.own}, for this run alone"
-        tell(f"{why}: {alone}; EXCISE_CACHE names a folder for all runs")
+        tell(
+            f"{reason}: results stay in {self.own}, for this run alone; "
+            "EXCISE_CACHE names a folder for all runs"
+        )
         return None
 
-    def read(self, name: str, read: Callable[[Path], Found | None]) -> Found | None:
-        """What `read` makes of the first file of that name that it can use; None of an unusable one."""
+    def read(self, name: str, read: Callable[[Path], Result | None]) -> Result | None:
+        """What `read` returns for the first file of that name that it can use, else None.
+
+        Args:
+            name: of the file in the cache
+            read: reads it; None where it cannot be used
+        """
         for folder in (self.shared, self.own):
-            found = None if folder is None else read(folder / name)
-            if found is not None:
-                return found
+            result = None if folder is None else read(folder / name)
+            if result is not None:
+                return result
         return None
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
-        """Has `write` make the file: for all runs, or else for this one."""
+        """Let `write` make the file of that name: for all runs, or else for this one."""
         if self.shared is not None:
             try:
                 write(self.shared / name)
             except OSError as error:  # full, over quota, or the entry is another user's
-                why = f"{self.shared} cannot take a result ({error.strerror or one_line(error)})"
-                tell(f"{why}: it stays in {self.own}, for this run alone")
+                tell(
+                    f"{self.shared} cannot take a result ({_reason(error)}): "
+                    f"it stays in {self.own}, for this run alone"
+                )
             else:
                 return
         self.own.mkdir(parents=True, exist_ok=True)
         write(self.own / name)
 
 
-def _try(folder: Path) -> None:
-    """Makes the folder, and a file in it: modes alone do not tell. Leftovers of killed runs go."""
+def _prepare(folder: Path) -> None:
+    """Make the folder, and a file in it: modes alone do not tell. Leftovers of killed runs go."""
     folder.mkdir(parents=True, exist_ok=True)
     usual_mode(folder)
     remove_leftovers(folder, DAY)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or one_line(error)

@@ -27,42 +27,51 @@ class ExciseError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what another library said, and the next one where that is what the first announces."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    """The first line of another library's message, with the next one where the first only announces it."""
+    stripped = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in stripped if line] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 @contextmanager
 def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
-    """A full disk does not say where it is full: an OSError of the block carries the file it was about.
+    """Add `path` to an OSError that names no file, as ENOSPC does.
 
-    instead_of: a temporary name that `path` is reported for.
+    Args:
+        path: the file that the block is about
+        instead_of: a temporary name, for which `path` is reported
     """
     try:
         yield
     except OSError as error:
-        if error.filename is None or (instead_of and str(error.filename).startswith(str(instead_of))):
+        is_temporary = instead_of is not None and str(error.filename).startswith(str(instead_of))
+        if error.filename is None or is_temporary:
             error.filename = str(path)
         raise
     except Exception as error:
-        if (found := hidden_os_error(error)) is None:
+        of_system = hidden_os_error(error)
+        if of_system is None:
             raise
-        found.filename = str(path)
-        raise found from error
+        of_system.filename = str(path)
+        raise of_system from error
 
 
 def hidden_os_error(error: BaseException) -> OSError | None:
-    """What the system said, where a library in Rust (safetensors) or C++ (torch's files) wraps it."""
-    if found := re.search(r"\(os error (\d+)\)", str(error)):
-        return OSError(int(found[1]), os.strerror(int(found[1])))
-    said = one_line(error)
-    if isinstance(error, RuntimeError) and TORCH_FILE.search(said) and "Reader" not in said:
-        return OSError(f"cannot be written to its end ({said}); is the disk full?")
+    """The system's own error, where a library in Rust (safetensors) or C++ (torch's files) wraps it."""
+    if coded := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(coded[1])
+        return OSError(number, os.strerror(number))
+    message = one_line(error)
+    if isinstance(error, RuntimeError) and TORCH_FILE.search(message) and "Reader" not in message:
+        return OSError(f"cannot be written to its end ({message}); is the disk full?")
     return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class for it on GPUs only. By name: whoever asks may not have loaded torch."""
+    """Whether memory ran out, on a GPU or in main memory.
+
+    torch has a class for it on GPUs only. It is known here by its name: the caller may not have loaded torch.
+    """
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if "MemoryError" in kinds or "OutOfMemoryError" in kinds:
         return True
@@ -71,24 +80,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_own_mistake(error: BaseException) -> bool:
     """Whether the error arose in a line of Excise and is of a kind that only a wrong line raises."""
-    passed = frames(error)
-    return isinstance(error, MISTAKES) and bool(passed) and is_own(passed[-1][0])
+    calls = frames(error)
+    return isinstance(error, MISTAKES) and bool(calls) and is_own(calls[-1][0])
 
 
 def let_through(error: BaseException) -> None:
-    """In a handler of whatever a library or a checkpoint raises: raises again what says nothing of them.
+    """Raise again what a handler of foreign errors must not explain as one of them.
 
-    That is a mistake of ours, memory that ran out, a missing library, and what is a clear line already.
+    Called where whatever a library or a checkpoint raises is caught. What passes: a mistake of ours, memory
+    that ran out, a missing library, and what is a clear line already.
     """
-    told = isinstance(error, ModuleNotFoundError | ExciseError)
-    if told or is_own_mistake(error) or is_out_of_memory(error):
+    is_clear = isinstance(error, ModuleNotFoundError | ExciseError)
+    if is_clear or is_own_mistake(error) or is_out_of_memory(error):
         raise error
 
 
 def frames(error: BaseException) -> list[tuple[str, int, str]]:
     """File, line and function of every call that the error passed through, the innermost last."""
-    walked = traceback.walk_tb(error.__traceback__)
-    return [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in walked]
+    calls = traceback.walk_tb(error.__traceback__)
+    return [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in calls]
 
 
 def is_own(file: str) -> bool:

@@ -5,26 +5,26 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from experts.errors import ExciseError, naming
 
-MARK, END = ".excise-", ".new"
+PREFIX, SUFFIX = ".excise-", ".new"  # of temporary names
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to fill: it takes the name when the block ends, or goes if the block fails.
+    """Yield a new file beside `path` to fill.
 
+    It takes the name `path` when the block ends, and is removed if the block fails.
     Its name is random, so that no other process writes it, in this container or another. Whatever fills it,
     it gets the mode of any new file here (umask). An OSError names `path`.
     """
     fresh = _beside(path)
     with naming(path, instead_of=fresh):
-        mode = _created(fresh)
+        mode = _create(fresh)
         try:
             yield fresh
             _set_mode(fresh, mode)
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder. What stood there is moved aside, and removed when the new one has its name."""
+    """The same for a folder. One that is there already is removed when the new one has its name."""
     fresh, old = _beside(path), _beside(path)
     with naming(path, instead_of=fresh):
         fresh.mkdir()
@@ -55,18 +55,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def save_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    """numpy arrays as a safetensors file, atomic. The library's `save_file` makes it unreadable to others."""
-    import numpy as np
-    from safetensors.numpy import save
-
-    with replacing(path) as fresh:
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        fresh.write_bytes(save(whole, metadata))
-
-
 def give_usual_modes(folder: Path) -> None:
-    """Every file below gets the mode of a new file here; libraries leave some unreadable to others."""
+    """Give every file below the mode of a new file here: libraries leave some unreadable to others."""
     mode = usual_mode(folder)
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
@@ -74,7 +64,7 @@ def give_usual_modes(folder: Path) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Raises ExciseError for a name that libraries in Rust and C++ cannot open, before any work is done."""
+    """Refuse a name that libraries in Rust and C++ cannot open, before any work is done."""
     try:
         os.fsencode(path).decode()  # by its bytes: a C locale shows good ones as bad
     except UnicodeDecodeError as error:
@@ -82,34 +72,43 @@ def check_name(path: Path) -> None:
 
 
 def usual_mode(folder: Path) -> int:
-    """What umask and the folder give a new file. Raises OSError where none can be made."""
+    """The mode that umask and the folder give a new file. Raises OSError where none can be made."""
     probe = _beside(folder / "probe")
-    mode = _created(probe)
+    mode = _create(probe)
     probe.unlink()
     return mode
 
 
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:
-    """What killed processes left. age: seconds; what is younger may still be written by another process."""
+    """Remove temporary files and folders that killed processes left.
+
+    Args:
+        folder: where they are
+        age: seconds; what is younger may still be written by another process
+    """
     before = time.time() - age
     for leftover in filter(is_leftover, folder.iterdir()):
         with suppress(OSError):
-            if leftover.stat().st_mtime <= before:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if leftover.stat().st_mtime > before:
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether it has a temporary name of this module."""
-    return path.name.startswith(MARK) and path.name.endswith(END)
+    """Whether a path has a temporary name of this module."""
+    return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
 
 
 def _beside(path: Path) -> Path:
-    """No longer than any name, whatever that of `path` is."""
-    return path.with_name(f"{MARK}{secrets.token_hex(8)}{END}")
+    """A temporary name in the same folder; its length does not depend on `path`."""
+    return path.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
 
 
-def _created(path: Path) -> int:
-    """Makes an empty file, which must not exist, and tells the mode that umask and the folder gave it."""
+def _create(path: Path) -> int:
+    """Create an empty file, which must not exist, and return the mode that umask and the folder gave it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)

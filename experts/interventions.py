@@ -50,8 +50,8 @@ def ablated(
     Args:
         model: a loaded model
         removed: decoder layer -> ids of the experts to remove there
-        mode: what removal means: zero (their output is 0), renormalize (and the other gate weights keep the sum),
-            reroute (the router chooses again without them), mean (their output is its mean)
+        mode: what removal means: zero (their output is 0), renormalize (and the other gate weights keep
+            their sum), reroute (the router chooses again without them), mean (their output is its mean)
         means: mean output of every expert [L, E, H], for mode mean (`experts.effects.means.mean_outputs`)
 
     Raises:

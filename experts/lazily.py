@@ -1,4 +1,7 @@
-"""Public names that are imported at their first use: `import prune` and `excise inspect` do not wait for torch."""
+"""Public names that are imported at their first use.
+
+`import prune` and `excise inspect` need not wait for torch.
+"""
 
 import sys
 from collections.abc import Callable, Mapping

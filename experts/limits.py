@@ -4,44 +4,73 @@ Beyond such a limit the kernel kills the process, or refuses memory, whatever th
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")  # where Linux shows the limits of all groups
+OWN_GROUPS = Path("/proc/self/cgroup")  # and to which groups this process belongs
 
 
-def memory_left(cgroups: Path = CGROUPS, own: Path = OWN) -> Iterator[int]:
-    """Bytes left under every limit that is set, in no order. cgroups, own: where Linux shows them."""
-    for line in _read(own).splitlines():
+@dataclass(frozen=True)
+class _Files:
+    """Names of the files in which a version of cgroups shows memory.
+
+    Attributes:
+        limits: bytes that the group may take
+        used: bytes that it takes
+        cache: entry of memory.stat for the file cache that the kernel reclaims first
+    """
+
+    limits: tuple[str, ...]
+    used: str
+    cache: str
+
+
+VERSION_1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+def memory_left(cgroups: Path = CGROUPS, own_groups: Path = OWN_GROUPS) -> Iterator[int]:
+    """Bytes left under every limit that is set, in no order."""
+    for line in _read(own_groups).splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             for root in (cgroups, cgroups / "unified"):
-                yield from _left(root, path, ("memory.max", "memory.high"), "memory.current", "inactive_file")
+                yield from _left_in_groups(root, path, VERSION_2)
         elif "memory" in controllers.split(","):
-            limits, used = ("memory.limit_in_bytes",), "memory.usage_in_bytes"
-            yield from _left(cgroups / "memory", path, limits, used, "total_inactive_file")
+            yield from _left_in_groups(cgroups / "memory", path, VERSION_1)
     yield from _address_space()
 
 
-def _left(root: Path, path: str, limits: tuple[str, ...], used: str, cache: str) -> Iterator[int]:
-    """Of a group and all groups above it; the file cache that the kernel gives back first counts as free.
+def _left_in_groups(root: Path, path: str, files: _Files) -> Iterator[int]:
+    """Bytes left in a group and in all groups above it.
 
     Inside a container `path` may be the host's, and `root` the container's own group: it then leads nowhere.
     """
     group = root / path.strip("/")
     for folder in (group, *group.parents):
-        taken = _number(folder / used)
-        found = [number for name in limits if (number := _number(folder / name)) is not None]
-        if taken is not None and found:
-            yield max(0, min(found) - taken + _entry(folder / "memory.stat", cache))
+        left = _left(folder, files)
+        if left is not None:
+            yield left
         if folder == root:
             return
 
 
+def _left(group: Path, files: _Files) -> int | None:
+    """Bytes left in one group; None where it has no limit. File cache counts as free."""
+    used = _number(group / files.used)
+    numbers = (_number(group / name) for name in files.limits)
+    limits = [number for number in numbers if number is not None]
+    if used is None or not limits:
+        return None
+    return max(0, min(limits) - used + _entry(group / "memory.stat", files.cache))
+
+
 def _address_space() -> Iterator[int]:
-    """ulimit -v."""
+    """Bytes left under the limit of a shell (ulimit -v)."""
     try:
         import resource
     except ImportError:  # not on every system
@@ -64,6 +93,6 @@ def _number(path: Path) -> int | None:
 
 
 def _entry(path: Path, name: str) -> int:
-    """A line `name number` of memory.stat; 0 where there is none."""
+    """The number in a line `name number` of memory.stat; 0 where there is none."""
     lines = dict(line.partition(" ")[::2] for line in _read(path).splitlines())
     return int(lines[name]) if lines.get(name, "").isdecimal() else 0

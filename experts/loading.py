@@ -37,8 +37,7 @@ def load_network(
         folder: holds config.json and safetensors files
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: run code that comes with the checkpoint
-        device: where the weights go; by default the GPU if they leave a fifth of its free memory, else the
-            CPU
+        device: where the weights go; by default the GPU if a fifth of its free memory is left, else the CPU
 
     Raises:
         ExciseError: the folder holds no safetensors checkpoint, or the network cannot be loaded.
@@ -127,7 +126,10 @@ def _from_pretrained(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
 
 
 def _auto_class(config: Any) -> Any:
-    """The class that reads text: for a multimodal wrapper without one of its own, the one that reads images too."""
+    """The class that reads text.
+
+    For a multimodal wrapper without one of its own, that is the one that reads images too.
+    """
     with_images = AutoModelForImageTextToText._model_mapping
     text_alone = AutoModelForCausalLM._model_mapping
     if type(config) in with_images and type(config) not in text_alone:
@@ -168,11 +170,11 @@ def _refusing(folder: Path, subject: str) -> Iterator[None]:
 
 
 def _about_remote_code(error: BaseException) -> str:
-    """What to do where transformers refuses to run code that comes with a checkpoint; empty for other errors."""
+    """What to do where transformers refuses to run a checkpoint's own code; empty for other errors."""
     if "trust_remote_code" not in str(error):
         return ""
     return (
-        "needs Python code that comes with the checkpoint, which is run only if you say so: read it, then put "
-        "`trust_remote_code: true` into the recipe (--set trust_remote_code=true), or give `excise effects` "
-        "--trust-remote-code"
+        "needs Python code that comes with the checkpoint, which is run only if you say so: read it, "
+        "then put `trust_remote_code: true` into the recipe (--set trust_remote_code=true), "
+        "or give `excise effects` --trust-remote-code"
     )

@@ -3,14 +3,18 @@
 import errno
 import os
 
-# By another process. Any other error says that there are no locks here.
+# Another process has the lock. Any other error means that there are no locks here.
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 def lock(descriptor: int) -> bool:
-    """Takes the lock of an open file until it is closed; False where there are no locks.
+    """Take the lock of an open file until it is closed.
 
-    Raises BlockingIOError where another process has it.
+    Returns:
+        False where there are no locks.
+
+    Raises:
+        BlockingIOError: another process has it.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""How much fits: chunks from the memory that is free, and smaller ones when that was too much."""
+"""Chunks that fit into the free memory, and smaller ones where that was too much."""
 
 import gc
 from collections.abc import Callable
@@ -9,11 +9,14 @@ import torch
 from experts.errors import ExciseError, is_out_of_memory, one_line
 from experts.limits import memory_left
 
-SHARE = 0.3  # of the free memory; temporaries of a forward are only estimated
+SHARE = 0.3  # of the free memory; how much a forward takes is only estimated
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device, as far as this process may use it; on a GPU what torch holds in reserve is free."""
+    """Free memory of the device, as far as this process may use it.
+
+    On a GPU what torch holds in reserve counts as free.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -21,14 +24,25 @@ def free_bytes(device: torch.device) -> int:
 
 
 def chunk_size(device: torch.device, bytes_per_item: int, most: int) -> int:
-    """Items that fit into a share of the free memory, from 1 to `most`."""
-    return max(1, min(most, int(SHARE * free_bytes(device)) // max(1, bytes_per_item)))
+    """How many items fit into a share of the free memory, from 1 to `most`."""
+    fitting = int(SHARE * free_bytes(device)) // max(1, bytes_per_item)
+    return max(1, min(most, fitting))
 
 
-def in_chunks(total: int, size: int, work: Callable[[int, int], None], what: str) -> int:
-    """Calls work(start, stop) over `total` items, `size` at a time; halves the size when memory runs out. Gives back the size that fitted.
+def in_chunks(total: int, size: int, work: Callable[[int, int], None], item: str) -> int:
+    """Work through items chunk by chunk; halve the chunks when memory runs out.
 
-    Raises ExciseError when a single item does not fit. `work` must be able to begin a range again.
+    Args:
+        total: how many items there are
+        size: items of a chunk, to begin with
+        work: called as work(start, stop); it must be able to begin a range again
+        item: the word for one of them in the error message
+
+    Returns:
+        The size that fitted.
+
+    Raises:
+        ExciseError: not even a single item fits.
     """
     start = 0
     while start < total:
@@ -40,7 +54,8 @@ def in_chunks(total: int, size: int, work: Callable[[int, int], None], what: str
                 raise
             if stop - start == 1:
                 raise ExciseError(
-                    f"out of memory: not even one {what} fits ({one_line(error)}); use shorter windows or a smaller dtype"
+                    f"out of memory: not even one {item} fits ({one_line(error)}); "
+                    "use shorter windows or a smaller dtype"
                 ) from error
             size = (stop - start) // 2
         else:

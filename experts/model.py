@@ -68,7 +68,7 @@ class Model:
 
     @cached_property
     def identity(self) -> tuple[str, ...]:
-        """Identity of the model as it computes: files, precision, whose code, and the libraries that run it."""
+        """Identity of the model as it computes: files, precision, whose code, and which libraries run it."""
         code = ("trust_remote_code",) if self.trust_remote_code else ()
         return (self.fingerprint, self.dtype, *code, *libraries())
 
@@ -90,7 +90,7 @@ class Model:
 
     @property
     def anatomy(self) -> Anatomy:
-        """The network with its MoE layers found. Raises ExciseError where it differs from what its files promise."""
+        """The network and its MoE layers. Raises ExciseError if it is not what its files promise."""
         if self._anatomy is None:
             network = load_network(self.folder, self.dtype, self.trust_remote_code, self._device)
             anatomy = dissect(network)
@@ -159,14 +159,14 @@ def load(
 ) -> Model:
     """Load a mixture-of-experts model.
 
-    A model on the hub is downloaded first, or taken from the local cache. Whatever can be refused from its headers
-    (a dense model, an unknown architecture, a missing tokenizer, a full disk) is refused before.
+    A model on the hub is downloaded first, or taken from the local cache. Whatever can be refused from its
+    headers (a dense model, an unknown architecture, a missing tokenizer, a full disk) is refused before.
 
     Args:
         name: folder, `demo`, or organisation/name[@revision] on the hub
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: run code that comes with the checkpoint
-        device: where the weights go; by default the GPU if they leave a fifth of its free memory, else the CPU
+        device: where the weights go; by default the GPU if a fifth of its free memory is left, else the CPU
 
     Returns:
         The model, its network in memory and in evaluation mode.

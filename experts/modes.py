@@ -1,4 +1,4 @@
-"""The two axes of an intervention (METHODS 1.3): what removal means, and where an expert is removed. No torch."""
+"""The two axes of an intervention (METHODS 1.3): what removal means, and where it happens. No torch."""
 
 from enum import StrEnum
 

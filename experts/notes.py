@@ -1,4 +1,7 @@
-"""Notes to the user during long work, through the logger `excise`; the command line shows them above progress bars."""
+"""Notes to the user during long work, through the logger `excise`.
+
+The command line shows them above its progress bars.
+"""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What a forward gives back, set in one place: fine-tunes leave options in config.json that would change it."""
+"""What a forward returns, set in one place: fine-tunes leave options in config.json that would change it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,16 +6,17 @@ from typing import Any
 from torch import nn
 from transformers import GenerationConfig
 
-# Losses of the router are made from the rows of all layers: with a router that is restricted or cut they cannot be.
+# The router's loss needs the logits of all experts in all layers: a restricted or cut router has fewer.
 PLAIN_OUTPUTS = {
     "output_router_logits": False,
     "output_hidden_states": False,
     "output_attentions": False,
     "return_dict": True,
 }
-# What of the settings of `generate` stays: token ids, and what changes the scores of tokens. The rest chooses other
-# ways to search (beams, contrast, stop strings, caches of other packages), which lm-eval does not ask for or cannot give.
-ANSWERS = (
+# Settings of `generate` that stay: token ids, and what changes the scores of tokens. The others choose
+# another search (beams, contrast, stop strings, caches of other packages), which lm-eval does not ask for or
+# cannot give.
+KEPT_SETTINGS = (
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
@@ -32,29 +33,28 @@ ANSWERS = (
 
 
 def set_plain_outputs(model: Any) -> None:
-    """From here on every forward of the model gives logits and nothing else, whatever its configuration asked for.
+    """Let every forward of the model return logits and nothing else, whatever its configuration asks for.
 
-    Options that change the logits themselves stay as they are; `generate` gives the ids of one answer. The files of the
+    Options that change the logits themselves stay; `generate` returns the ids of one answer. The files of the
     checkpoint are not touched.
     """
     for config in _configurations(model):
         _set(config, PLAIN_OUTPUTS)
-    if isinstance(settings := getattr(model, "generation_config", None), GenerationConfig):
-        kept = {name: value for name in ANSWERS if (value := getattr(settings, name, None)) is not None}
-        model.generation_config = type(settings)(**kept)
+    settings = getattr(model, "generation_config", None)
+    if isinstance(settings, GenerationConfig):
+        values = {name: getattr(settings, name, None) for name in KEPT_SETTINGS}
+        given = {name: value for name, value in values.items() if value is not None}
+        model.generation_config = type(settings)(**given)
 
 
 def _configurations(model: nn.Module) -> Iterator[Any]:
     """Every configuration object that a module of the model reads, each once."""
-    found = {
-        id(config): config
-        for module in model.modules()
-        if (config := getattr(module, "config", None)) is not None
-    }
-    yield from found.values()
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    once = {id(config): config for config in configs if config is not None}
+    yield from once.values()
 
 
-def _set(options: Any, wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        if getattr(options, name, None) not in (None, value):
-            setattr(options, name, value)
+def _set(config: Any, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if getattr(config, name, None) not in (None, value):
+            setattr(config, name, value)

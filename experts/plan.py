@@ -1,6 +1,7 @@
-"""Plan: which experts every MoE layer keeps. Plain data, JSON on disk, no torch."""
+"""A plan: which experts every MoE layer keeps. Plain data, JSON on disk, no torch."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ class Plan:
         model: fingerprint of the checkpoint the plan was made for; empty = any model of that shape
         criterion: what ranked the experts, printed in reports and the model card
         budget: what was asked for, printed in reports and the model card
-        reverse: the plan of the same budget that removes first what this one keeps; None = not known. Not stored
-        protected: decoder layer -> ids that stay in every plan, random ones too. Not stored
+        reverse: the plan of that budget that removes first what this one keeps, None = unknown (not stored)
+        protected: decoder layer -> ids that stay in every plan, random ones too (not stored)
     """
 
     num_experts: int
@@ -35,30 +36,37 @@ class Plan:
 
     def __post_init__(self) -> None:
         for layer, ids in self.kept.items():
-            if not ids:
+            self._check_layer(layer, ids)
+
+    def _check_layer(self, layer: int, ids: tuple[int, ...]) -> None:
+        if not ids:
+            raise ExciseError(
+                f"plan: layer {layer} keeps no expert; every MoE layer must keep at least top_k"
+            )
+        if list(ids) != sorted(set(ids)):
+            raise ExciseError(
+                f"plan: the expert ids of layer {layer} must be sorted and without repeats, got {list(ids)}"
+            )
+        for expert in (ids[0], ids[-1]):
+            if not 0 <= expert < self.num_experts:
+                last = self.num_experts - 1
                 raise ExciseError(
-                    f"plan: layer {layer} keeps no expert; every MoE layer must keep at least top_k"
-                )
-            if list(ids) != sorted(set(ids)):
-                raise ExciseError(
-                    f"plan: the expert ids of layer {layer} must be sorted and without repeats, got {list(ids)}"
-                )
-            if ids[0] < 0 or ids[-1] >= self.num_experts:
-                wrong = ids[0] if ids[0] < 0 else ids[-1]
-                raise ExciseError(
-                    f"plan: layer {layer} keeps expert {wrong}, but the model has experts 0..{self.num_experts - 1}"
+                    f"plan: layer {layer} keeps expert {expert}, but the model has experts 0..{last}"
                 )
 
     @property
     def counts(self) -> dict[int, int]:
+        """Decoder layer -> how many experts stay."""
         return {layer: len(ids) for layer, ids in self.kept.items()}
 
     @property
     def total(self) -> int:
+        """How many experts stay in all layers together."""
         return sum(self.counts.values())
 
     @property
     def uniform(self) -> bool:
+        """Whether all layers keep equally many experts."""
         return len(set(self.counts.values())) == 1
 
     @property
@@ -69,27 +77,39 @@ class Plan:
     @property
     def digest(self) -> str:
         """Identity of the choice alone: equal for two plans that keep the same experts."""
-        return hashlib.sha256(json.dumps([self.num_experts, sorted(self.kept.items())]).encode()).hexdigest()[
-            :16
-        ]
+        choice = json.dumps([self.num_experts, sorted(self.kept.items())])
+        return hashlib.sha256(choice.encode()).hexdigest()[:16]
 
-    def check_model(self, layers: tuple[int, ...], experts: int, fingerprint: str = "") -> None:
-        """Refuses a plan that was made for another model."""
-        if experts != self.num_experts:
+    def check_model(self, layers: tuple[int, ...], num_experts: int, fingerprint: str = "") -> None:
+        """Refuse a plan that was made for another model.
+
+        Args:
+            layers: decoder layers of the model that hold experts
+            num_experts: E, in every one of them
+            fingerprint: of the model; compared where the plan has one too
+
+        Raises:
+            ExciseError: layers, counts or fingerprint differ.
+        """
+        if num_experts != self.num_experts:
             raise ExciseError(
-                f"plan for another model: it counts {self.num_experts} experts per layer, the model has {experts}"
+                f"plan for another model: it counts {self.num_experts} experts per layer, "
+                f"the model has {num_experts}"
             )
         if set(layers) != set(self.kept):
             raise ExciseError(
-                f"plan for another model: it prunes layers {sorted(self.kept)}, the model's MoE layers are {list(layers)}"
+                f"plan for another model: it prunes layers {sorted(self.kept)}, "
+                f"the model's MoE layers are {list(layers)}"
             )
         if fingerprint and self.model and fingerprint != self.model:
             raise ExciseError(
-                f"plan for another model: it was made for fingerprint {self.model}, this one has {fingerprint}; "
+                f"plan for another model: it was made for fingerprint {self.model}, "
+                f"this one has {fingerprint}; "
                 'make the plan again, or empty its "model" entry if you are sure'
             )
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as it is stored in excise_plan.json."""
         return {
             "model": self.model,
             "criterion": self.criterion,
@@ -100,20 +120,24 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Any, origin: str = "plan") -> "Plan":
+        """The plan of a parsed file. `origin` names the file in errors."""
         try:
             kept = {int(layer): tuple(ids) for layer, ids in data["kept"].items()}
-            if not kept or not all(
-                type(i) is int for ids in (*kept.values(), (data["experts"],)) for i in ids
-            ):
+            if not kept or not _are_integers([data["experts"], *itertools.chain(*kept.values())]):
                 raise ValueError("expert ids and counts are whole numbers, and some layer must be there")
             model, criterion, budget = (str(data.get(key, "")) for key in ("model", "criterion", "budget"))
             return cls(data["experts"], kept, model, criterion, budget)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            why = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+            reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
             raise ExciseError(
-                f'{origin}: not a plan; expected {{"experts": E, "kept": {{"layer": [ids]}}}} ({why})'
+                f'{origin}: not a plan; expected {{"experts": E, "kept": {{"layer": [ids]}}}} ({reason})'
             ) from error
 
     @classmethod
     def read(cls, path: Path) -> "Plan":
+        """The plan of a JSON file. Raises ExciseError where there is none."""
         return cls.from_json(read_object(path, "no such plan file"), str(path))
+
+
+def _are_integers(values: list[Any]) -> bool:
+    return all(type(value) is int for value in values)  # no truth values

@@ -1,4 +1,4 @@
-"""The shape of a model's experts, and everything that router groups make of counts and ids.
+"""The shape of a model's experts, and what router groups make of counts and ids. No torch.
 
 A group-limited router divides its E experts into `groups` runs of neighbouring ids, lets a token choose among
 `top_groups` of them, and so needs every group to keep as many experts.
@@ -20,11 +20,12 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 class Shape:
     """L MoE layers of E experts, k of which a token uses.
 
-    layers: indices of the decoder layers that hold experts, ascending [L]
-    num_experts: E, in every one of them
-    top_k: k
-    groups: router groups; 1 = none
-    top_groups: groups a token may use
+    Attributes:
+        layers: indices of the decoder layers that hold experts, ascending [L]
+        num_experts: E, in every one of them
+        top_k: k
+        groups: router groups; 1 = none
+        top_groups: groups a token may use
     """
 
     layers: tuple[int, ...]
@@ -50,9 +51,10 @@ class Shape:
 
     @property
     def smallest(self) -> int:
-        """Fewest experts a layer can keep and still route: k, and with groups enough in every group a token may use.
+        """Fewest experts a layer can keep and still route.
 
-        Group-limited routers add up the two best experts of a group, so a group never falls below two.
+        That is k; with router groups, enough of them in every group that a token may use. Group-limited
+        routers add up the two best experts of a group, so a group never falls below two.
         """
         if self.groups == 1:
             return self.top_k
@@ -76,10 +78,10 @@ class Shape:
 
     def group_counts(self, ids: Iterable[int]) -> tuple[int, ...]:
         """How many of these experts each group has."""
-        found = [0] * self.groups
+        counts = [0] * self.groups
         for expert in ids:
-            found[expert // self.group_size] += 1
-        return tuple(found)
+            counts[expert // self.group_size] += 1
+        return tuple(counts)
 
     def first_of_each_group(self, count: int) -> tuple[int, ...]:
         """`count` ids, as many from the start of every group."""
@@ -93,14 +95,18 @@ class Shape:
     def first_ranks(
         self, order: NDArray[np.int64], counts: Sequence[int] | NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Marks [L, E] of the experts that come first in every group.
+        """The experts that come first in every group.
 
-        order: places within each group, the first to be taken in front [L, groups, E / groups]
-        counts: how many of every group are taken, layer by layer [L]
+        Args:
+            order: places within each group, the first to be taken in front [L, groups, E / groups]
+            counts: how many of every group are taken, layer by layer [L]
+
+        Returns:
+            True at these experts, bool [L, E].
         """
         marks = np.zeros(order.shape, dtype=bool)
-        for layer, count in enumerate(counts):
-            np.put_along_axis(marks[layer], order[layer, :, :count], True, axis=1)
+        for row, count in enumerate(counts):
+            np.put_along_axis(marks[row], order[row, :, :count], True, axis=1)
         return marks.reshape(len(order), self.num_experts)
 
     def marks(self, ids: Mapping[int, Iterable[int]]) -> NDArray[np.bool_]:
@@ -111,7 +117,14 @@ class Shape:
         return marks
 
     def check_kept(self, kept: Mapping[int, Sequence[int]]) -> None:
-        """Refuses a plan (layer -> kept ids) that cannot route: fewer than top_k reachable, or uneven router groups."""
+        """Refuse a plan that cannot route.
+
+        Args:
+            kept: decoder layer -> ids of the experts that stay
+
+        Raises:
+            ExciseError: a layer keeps too few experts, or its router groups keep unequal numbers.
+        """
         for layer, ids in kept.items():
             self._check_layer(layer, ids)
 

@@ -1,4 +1,4 @@
-"""Cut a model in memory: what a restriction does for a while, for good."""
+"""Cut a model in memory: for good what a restriction does for a while."""
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,13 @@ from experts.plan import Plan
 
 @torch.no_grad()
 def cut(anatomy: Anatomy, plan: Plan) -> Anatomy | None:
-    """Removes the experts that `plan` does not keep, in place; ids are renumbered 0..n-1 in order.
+    """Remove the experts that `plan` does not keep, in place. Ids are renumbered 0..n−1 in order.
 
-    Returns the new anatomy, or None where layers now differ in size (no stock configuration describes such a model).
+    Returns:
+        The new anatomy, or None where layers now differ in size, which no stock configuration describes.
+
+    Raises:
+        ExciseError: the plan was made for another model.
     """
     plan.check_model(anatomy.shape.layers, anatomy.shape.num_experts)
     for layer in anatomy.layers:
@@ -25,22 +29,26 @@ def cut(anatomy: Anatomy, plan: Plan) -> Anatomy | None:
 
 
 @torch.no_grad()
-def cut_layer(layer: MoELayer, kept: tuple[int, ...], experts: int) -> None:
-    """Slices the experts, the router and the counters of one MoE block of `experts` experts."""
+def cut_layer(layer: MoELayer, kept: tuple[int, ...], num_experts: int) -> None:
+    """Slice the experts, the router and the counters of one MoE block.
+
+    Args:
+        layer: the MoE block
+        kept: sorted ids of the experts that stay
+        num_experts: E, before the cut
+    """
     for name, parameter in layer.weights.items():
         owner, _, key = name.rpartition(".")
-        _replace(layer.experts.get_submodule(owner), key, expert_rows(parameter, kept, experts))
+        _replace(layer.experts.get_submodule(owner), key, expert_rows(parameter, kept, num_experts))
     for module, key in layer.router_tensors:
-        _replace(module, key, expert_rows(getattr(module, key), kept, experts))
-    for module, key in (
-        *layer.counters,
-        *((layer.experts, key) for key in COUNT_KEYS if hasattr(layer.experts, key)),
-    ):
+        _replace(module, key, expert_rows(getattr(module, key), kept, num_experts))
+    of_experts = [(layer.experts, key) for key in COUNT_KEYS if hasattr(layer.experts, key)]
+    for module, key in (*layer.counters, *of_experts):
         setattr(module, key, len(kept))
 
 
 def set_count(config: PreTrainedConfig, count: int) -> None:
-    """Writes the new E under whichever key the configuration has."""
+    """Write the new E under whichever key the configuration has."""
     for key in COUNT_KEYS:
         if getattr(config, key, None) is not None:
             setattr(config, key, count)

@@ -15,7 +15,7 @@ UNITS = {
 
 
 def human(size: int) -> str:
-    """Bytes with a decimal unit."""
+    """A size in bytes with a decimal unit: 1.50 GB."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:
             return f"{size / scale:.2f} {unit}"
@@ -23,7 +23,7 @@ def human(size: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of '8GB', '500 MiB', '1.5e9'."""
+    """The bytes of '8GB', '500 MiB' or '1.5e9'. Raises ValueError for anything else."""
     number = text.strip().rstrip("BbKkMmGgTtIi ")
     unit = text.strip()[len(number) :].strip().upper()
     try:

@@ -1,6 +1,5 @@
-"""LoRA adapters (peft) on a pruned model: which weights they sit on, how they are put there, and how they are merged."""
+"""LoRA adapters (peft) on a pruned model: how they are put on, merged and taken off."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,32 +12,26 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from experts.anatomy import Anatomy
-from experts.disk.tensors import in_decoder, name_in_layer
+from experts.disk.tensors import name_in_layer
 from experts.errors import ExciseError
 from experts.undo import Undo
-from finetune.settings import GROUPS, ROUTER_ONLY, Training
+from finetune.settings import Training
+from finetune.targets import Targets
 
-NAME = "default"
-ATTENTION = re.compile(r"attn|attention|(^|\.)[qkvo]_proj$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Full names of what is adapted: linear layers, and parameters that are no layer's (routers [E, H], fused experts [E, …])."""
-
-    modules: tuple[str, ...]
-    parameters: tuple[str, ...]
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Names of the weights that a merge changes."""
-        return (*(f"{name}.weight" for name in self.modules), *self.parameters)
+NAME = "default"  # of the adapter, in peft
+Rounded = Callable[[str, Tensor], Tensor]  # (name, tensor) -> the tensor in the precision it is stored in
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model with adapters. names: id of every module of the bare model -> its name there."""
+    """A model with adapters.
+
+    Attributes:
+        peft: the model as peft wraps it
+        model: the model itself
+        targets: what is adapted
+        names: id of every module of the bare model -> its name there
+    """
 
     peft: PeftModel
     model: PreTrainedModel
@@ -46,110 +39,85 @@ class Adapted:
     names: dict[int, str]
 
 
-def find_targets(anatomy: Anatomy, wanted: tuple[str, ...]) -> Targets:
-    """What the words of a recipe mean in this model, found by structure. Raises ExciseError for a name that matches nothing.
-
-    attention: linear layers under a module called …attn… or …attention…, or called q_proj and the like; router: its [E, H] rows; experts:
-    their fused 3-D parameters; else the end of a linear layer's or weight's name (q_proj, mlp.gate.weight), inside the decoder layers.
-    """
-    linear, weights = _available(anatomy.model)
-    names = {
-        id(part): name for name, part in (*anatomy.model.named_modules(), *anatomy.model.named_parameters())
-    }
-    known = {
-        "attention": [name for name in linear if ATTENTION.search(name_in_layer(name))],
-        "router": [f"{names[id(layer.router)]}.weight" for layer in anatomy.layers],
-        "experts": [
-            names[id(weight)]
-            for layer in anatomy.layers
-            for weight in layer.weights.values()
-            if weight.ndim == 3
-        ],
-    }
-    found: list[str] = []
-    for word in wanted:
-        group = "router" if word == ROUTER_ONLY else word
-        matches = (
-            known[group]
-            if group in known
-            else [n for n in (*linear, *weights) if n == word or n.endswith(f".{word}")]
-        )
-        if not matches:
-            raise ExciseError(
-                f"finetune.targets: {word!r} matches nothing in this model; there is {_listed(linear, weights, known)}"
-            )
-        found += matches
-    modules = tuple(name for name in dict.fromkeys(found) if name in linear)
-    return Targets(
-        modules,
-        tuple(
-            name
-            for name in dict.fromkeys(found)
-            if name in weights and name.removesuffix(".weight") not in modules
-        ),
-    )
-
-
-def _available(model: nn.Module) -> tuple[list[str], dict[str, torch.Size]]:
-    """Linear layers, and weights of 2 or 3 dimensions, of the decoder layers; never of a tower for images or sound."""
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and in_decoder(name)
-    ]
-    weights = {name: p.shape for name, p in model.named_parameters() if p.ndim in (2, 3) and in_decoder(name)}
-    return linear, weights
-
-
-def _listed(linear: list[str], weights: dict[str, torch.Size], known: dict[str, list[str]]) -> str:
-    """The groups that are not empty, and every name once, without its layer."""
-    bare = {f"{name}.weight" for name in linear}
-    names = dict.fromkeys(
-        name_in_layer(name) for name in (*linear, *(name for name in weights if name not in bare))
-    )
-    return ", ".join([group for group in GROUPS if known[group]] + list(names))
-
-
 def adapt(model: PreTrainedModel, targets: Targets, settings: Training, seed: int) -> Adapted:
-    """Puts fresh adapters on the model: A random (seeded), B zero, so that nothing changes yet."""
+    """Put fresh adapters on a model: A random, B zero, so that nothing changes yet.
+
+    LoRA is that of https://arxiv.org/abs/2106.09685.
+
+    Args:
+        model: to be adapted in place
+        targets: which weights
+        settings: rank and alpha of the adapters
+        seed: of A
+    """
     names = {id(module): name for name, module in model.named_modules()}
+    parameters = [name for name, _ in model.named_parameters()]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # a float serves as well
         target_modules=_shortened(targets.modules, list(names.values())),
-        target_parameters=_shortened(targets.parameters, [name for name, _ in model.named_parameters()]),
+        target_parameters=_shortened(targets.parameters, parameters),
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning
-        )  # peft asks for it
+        # peft asks for it.
+        deprecated = ".is_gradient_checkpointing. is deprecated"
+        warnings.filterwarnings("ignore", message=deprecated, category=FutureWarning)
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return Adapted(wrapped, model, targets, names)
 
 
 def _shortened(names: tuple[str, ...], everything: list[str]) -> list[str]:
-    """Names without their layer where that means the same weights, so that an adapter's configuration can be read."""
+    """Names without their layer, where that means the same weights: a configuration that people can read."""
     short = {name_in_layer(name) for name in names}
-    same = {name for name in everything if any(name.endswith(f".{end}") for end in short)} == set(names)
-    return sorted(short if same else names)
+    meant = {name for name in everything if any(name.endswith(f".{end}") for end in short)}
+    return sorted(short if meant == set(names) else names)
 
 
-def tuned_layers(adapted: Adapted) -> Iterator[tuple[str, nn.Module, str, Any]]:
-    """(name of the weight, module that holds it, its name there, peft layer) of every adapter."""
+@dataclass(frozen=True)
+class TunedWeight:
+    """A weight with its adapter.
+
+    Attributes:
+        name: full name of the weight in the bare model
+        module: the module that holds it
+        key: its name there
+        layer: peft's layer, which knows the adapter
+    """
+
+    name: str
+    module: nn.Module
+    key: str
+    layer: Any
+
+
+def tuned_weights(adapted: Adapted) -> Iterator[TunedWeight]:
+    """Yield every weight that has an adapter."""
     for layer in adapted.peft.modules():
         if isinstance(layer, BaseTunerLayer):
-            base = layer.get_base_layer()
+            module = layer.get_base_layer()
             key = getattr(layer, "parameter_name", "weight")
-            yield f"{adapted.names[id(base)]}.{key}", base, key, layer
+            yield TunedWeight(f"{adapted.names[id(module)]}.{key}", module, key, layer)
 
 
 @contextmanager
-def merged(adapted: Adapted, rounded: Callable[[str, Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Takes the adapters off; inside the block every adapted weight is W + (alpha / rank)·B·A, after it W. Gives the new weights by name.
+def merged(adapted: Adapted, rounded: Rounded) -> Iterator[dict[str, Tensor]]:
+    """Take the adapters off; inside the block every adapted weight is W + (alpha / rank)·B·A, after it W.
 
-    rounded(name, tensor): the precision the weight is stored in, so that what is in memory is what will be read back. The old tensors are
-    replaced, not changed: they may be views of the teacher's.
+    The old tensors are replaced, not changed: they may be views of the teacher's.
+
+    Args:
+        adapted: the model with its adapters
+        rounded: returns a weight in the precision it is stored in, so that what is in memory is what will be
+            read back
+
+    Yields:
+        The new weights by name, in the model's precision.
+
+    Raises:
+        ExciseError: a merged weight is not finite.
     """
     weights = _merged_weights(adapted, rounded)
     remove(adapted)
@@ -162,19 +130,21 @@ def merged(adapted: Adapted, rounded: Callable[[str, Tensor], Tensor]) -> Iterat
 
 
 @torch.no_grad()
-def _merged_weights(adapted: Adapted, rounded: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
-    """The sums, added in float32."""
+def _merged_weights(adapted: Adapted, rounded: Rounded) -> dict[str, Tensor]:
+    """The sums, added in at least float32."""
     weights = {}
-    for name, base, key, layer in tuned_layers(adapted):
-        weight: Tensor = getattr(base, key)
+    for tuned in tuned_weights(adapted):
+        weight: Tensor = getattr(tuned.module, tuned.key)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        total = rounded(name, weight.to(wide) + layer.get_delta_weight(NAME).to(wide))
+        change = tuned.layer.get_delta_weight(NAME).to(wide)
+        total = rounded(tuned.name, weight.to(wide) + change)
         if not torch.isfinite(total).all():
-            raise ExciseError(f"{name}: the merged weight is not finite; lower finetune.learning_rate")
-        weights[name] = total.to(weight.dtype)
+            what = f"{tuned.name}: the merged weight is not finite"
+            raise ExciseError(f"{what}; lower finetune.learning_rate")
+        weights[tuned.name] = total.to(weight.dtype)
     return weights
 
 
 def remove(adapted: Adapted) -> None:
-    """Takes the adapters off without merging them: the model is as before."""
+    """Take the adapters off without merging them: the model is as before."""
     adapted.peft.unload()

@@ -61,11 +61,12 @@ def recover(
     seed: int = 0,
     folder: str | Path | None = None,
 ) -> Iterator[RecoveredModel]:
-    """Train a pruned model with LoRA; inside the `with` block `model` is the pruned one with the result merged in.
+    """Train a pruned model with LoRA; inside the `with` block `model` is the recovered one.
 
     The unpruned model is the teacher, from the same weights in memory. Afterwards the model is whole again.
-    `prune.export(model, plan, out, recovered=…)` writes the result, inside the block. Whether the choice of experts
-    still matters afterwards, only random plans with the same training tell: `excise finetune` trains them.
+    `prune.export(model, plan, out, recovered=…)` writes the result, inside the block. Whether the choice of
+    experts still matters afterwards, only random plans with the same training tell: `excise finetune` trains
+    them.
 
     Args:
         model: a loaded model
@@ -82,7 +83,8 @@ def recover(
         temperature: τ of the KL; its gradient is scaled by τ²
         batch: windows per step
         seed: of the adapters and of the order of windows
-        folder: where states and the adapter go, so that an interrupted training resumes; by default a temporary one
+        folder: where states and the adapter go, so that an interrupted training resumes; by default a
+            temporary one
 
     Raises:
         ExciseError: a setting is out of range, memory runs out, a loss is not finite, or a weight moved that

@@ -1,4 +1,7 @@
-"""One recovery: train adapters on a pruned model, check that nothing else moved, merge. Interrupted, it goes on at its last state."""
+"""One recovery: train adapters on a pruned model, check that nothing else moved, merge.
+
+An interrupted training goes on at its last state.
+"""
 
 import json
 import logging
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
@@ -19,9 +22,10 @@ from criteria.text.windows import Windows
 from experts.anatomy import Anatomy
 from experts.errors import ExciseError, is_out_of_memory, naming, one_line
 from experts.files import give_usual_modes, replacing, replacing_folder
-from experts.sharing import kept_counts
-from finetune.adapters import NAME, Adapted, adapt, find_targets, merged, remove
+from finetune.adapters import NAME, Adapted, adapt, merged, remove
+from finetune.guards import check_counts, check_moved, checksums
 from finetune.settings import Training
+from finetune.targets import find_targets
 from finetune.teacher import Teacher
 from finetune.trainer import Guard, NotFiniteError, RecoveryTrainer, WindowRows
 from finetune.training_log import CURVE, TrainingLog, read_rows
@@ -29,17 +33,28 @@ from finetune.training_log import CURVE, TrainingLog, read_rows
 ADAPTER, LAST_GOOD, STATES, KEY = "adapter", "last_good_adapter", "states", "key"
 WARM_UP = 0.05  # share of the steps
 MEMORY_WAYS = (
-    "lower finetune.batch (and raise finetune.accumulate by the same factor), lower finetune.length or finetune.rank, set "
-    "finetune.gradient_checkpointing=true, or finetune.teacher.keep=disk"
+    "lower finetune.batch (and raise finetune.accumulate by the same factor), lower finetune.length or "
+    "finetune.rank, set finetune.gradient_checkpointing=true, or finetune.teacher.keep=disk"
 )
+LEARNING_WAYS = "lower finetune.learning_rate, or use dtype float32"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one recovery works with. The model of `anatomy` stands pruned; counts: experts of every MoE layer, by the plan.
+    """What one recovery works with.
 
-    folder: adapter, training.csv, curve.csv, states; key: identity of the training, a folder of another one is begun anew; base: what the
-    adapter names as its model; rounded: see `merged`; held_out: mean validation loss of the model as it is.
+    Attributes:
+        anatomy: the pruned model
+        counts: decoder layer -> experts that the plan keeps
+        windows: training text
+        batch: windows per forward
+        seed: of the adapters and of the order of windows
+        settings: of the training
+        folder: where adapter, training.csv, curve.csv and states go
+        rounded: returns a merged weight in the precision it is stored in (see `merged`)
+        held_out: measures the mean validation loss of the model as it is, nats per token
+        key: identity of the training; a folder of another one is begun anew
+        base: what the adapter names as its model
     """
 
     anatomy: Anatomy
@@ -61,12 +76,19 @@ class Job:
 
     @property
     def tokens_per_step(self) -> int:
+        """Training tokens of an optimiser step."""
         return self.batch * self.settings.accumulate * int(self.windows.tokens.shape[1])
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """weights: the merged tensors by name; curve: rows of curve.csv; tuned: parameters that were trained."""
+    """What a training made.
+
+    Attributes:
+        weights: the merged tensors by name
+        curve: rows of curve.csv: step, tokens, seconds, held_out
+        tuned: number of parameters that were trained
+    """
 
     weights: dict[str, Tensor]
     curve: list[dict[str, float]]
@@ -75,43 +97,41 @@ class Recovered:
 
 @contextmanager
 def recovered(job: Job, teacher_of: Callable[[Adapted], Teacher | None]) -> Iterator[Recovered]:
-    """Trains and saves the adapter; inside the block the model in memory is the merged one, after it the pruned one again.
+    """Train a pruned model; inside the block it is the merged one, after it the pruned one again.
 
-    teacher_of: makes the teacher when the adapters are on. Raises ExciseError when memory runs out or a loss is not finite (the last good
-    adapter is kept), and when a guard finds that another weight moved, or other expert counts than the plan's.
+    The adapter is saved. What is trained already is not trained again.
+
+    Args:
+        job: the training
+        teacher_of: makes the teacher, once the adapters are on
+
+    Raises:
+        ExciseError: memory runs out, a loss is not finite (the last good adapter is kept), another weight
+            moved, or the layers hold other numbers of experts than the plan.
     """
     _claim(job)
-    before = _sums(job.anatomy.model)
-    adapted = adapt(
-        job.anatomy.model, find_targets(job.anatomy, job.settings.targets), job.settings, job.seed
-    )
+    before = checksums(job.anatomy.model)
+    targets = find_targets(job.anatomy, job.settings.targets)
+    adapted = adapt(job.anatomy.model, targets, job.settings, job.seed)
     tuned = sum(parameter.numel() for parameter in adapted.peft.parameters() if parameter.requires_grad)
     try:
         if not is_trained(job.folder, job.key):
             with _memory_named():
                 _train(job, adapted, teacher_of(adapted))
             _save(job, adapted, job.folder / ADAPTER)
-        adapted.peft.load_adapter(
-            job.folder / ADAPTER, NAME
-        )  # also a fresh one: what is merged is what a user will load
+        # Also a fresh one: what is merged is what a user will load.
+        adapted.peft.load_adapter(job.folder / ADAPTER, NAME)
     except BaseException:
         remove(adapted)
         raise
     with merged(adapted, job.rounded) as weights:
-        _check_moved(before, _sums(job.anatomy.model), set(adapted.targets.weights))
-        _check_counts(job)
+        check_moved(before, checksums(job.anatomy.model), set(targets.weights))
+        check_counts(job.anatomy, job.counts)
         yield Recovered(weights, read_rows(job.folder / CURVE), tuned)
 
 
-class UsualModes(TrainerCallback):
-    """States of a training can be read by whoever may read other files here."""
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        give_usual_modes(Path(str(args.output_dir)))
-
-
 def is_trained(folder: Path, key: str) -> bool:
-    """Whether the folder holds this training, done."""
+    """Return whether the folder holds this training, finished."""
     return _is_of(folder, key) and (folder / ADAPTER).is_dir() and (folder / CURVE).is_file()
 
 
@@ -121,24 +141,24 @@ def _is_of(folder: Path, key: str) -> bool:
 
 
 def _claim(job: Job) -> None:
-    """Makes the folder; one that holds another training is begun anew."""
-    if not _is_of(job.folder, job.key):
-        if job.folder.exists():
-            (job.folder / KEY).unlink(missing_ok=True)  # first: what is half-deleted is no training
-            shutil.rmtree(job.folder)
-        job.folder.mkdir(parents=True)
-        with replacing(job.folder / KEY) as fresh:
-            fresh.write_text(job.key, encoding="utf-8")
+    """Make the folder; one that holds another training is begun anew."""
+    if _is_of(job.folder, job.key):
+        return
+    if job.folder.exists():
+        (job.folder / KEY).unlink(missing_ok=True)  # first: what is half-deleted is no training
+        shutil.rmtree(job.folder)
+    job.folder.mkdir(parents=True)
+    with replacing(job.folder / KEY) as fresh:
+        fresh.write_text(job.key, encoding="utf-8")
 
 
 def _save(job: Job, adapted: Adapted, folder: Path) -> None:
-    """Atomic. The adapter names the pruned checkpoint as its model."""
+    """Save the adapter, whole or not at all, with the pruned checkpoint as its model. States then go."""
     config: Any = adapted.peft.peft_config[NAME]
     config.base_model_name_or_path = job.base
-    config.target_modules, config.target_parameters = (
-        sorted(config.target_modules),
-        sorted(config.target_parameters),
-    )  # sets: no order
+    # Sets have no order, and files should not differ from run to run.
+    config.target_modules = sorted(config.target_modules)
+    config.target_parameters = sorted(config.target_parameters)
     with replacing_folder(folder) as fresh:
         adapted.peft.save_pretrained(str(fresh), save_embedding_layers=False)
         (fresh / "README.md").unlink(missing_ok=True)  # peft's template, with nothing filled in
@@ -150,25 +170,29 @@ def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
     trainer = RecoveryTrainer(
         job.settings, teacher, model=adapted.peft, args=_arguments(job), train_dataset=data
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Guard(trainer.tuned))
-    trainer.add_callback(UsualModes())
     training_log = TrainingLog(job.folder, trainer, _points(job), job.tokens_per_step, job.held_out)
-    trainer.add_callback(training_log)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (Guard(trainer.tuned), UsualModes(), training_log):
+        trainer.add_callback(callback)
     try:
         with _quiet_trainer(), naming(job.folder / STATES):
             trainer.train(resume_from_checkpoint=_last_state(job.folder / STATES))
     except NotFiniteError as error:
-        kept = _keep_good(job, adapted, trainer)
-        ways = "lower finetune.learning_rate, or use dtype float32"
-        raise ExciseError(f"recovery stopped: {error}; {kept}; {ways}") from error
+        what_is_kept = _keep_good(job, adapted, trainer)
+        raise ExciseError(f"recovery stopped: {error}; {what_is_kept}; {LEARNING_WAYS}") from error
     finally:
         training_log.close()
 
 
+class UsualModes(TrainerCallback):
+    """Lets whoever may read other files here read the states of a training too."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        give_usual_modes(Path(str(args.output_dir)))
+
+
 def _arguments(job: Job) -> TrainingArguments:
     settings = job.settings
-    device = job.anatomy.device
     arguments = TrainingArguments(
         output_dir=str(job.folder / STATES),
         max_steps=job.steps,
@@ -191,21 +215,22 @@ def _arguments(job: Job) -> TrainingArguments:
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
-        use_cpu=device.type == "cpu",
+        use_cpu=job.anatomy.device.type == "cpu",
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would copy the model to every GPU it sees
     return arguments
 
 
 def _points(job: Job) -> set[int]:
-    """Steps after which the held-out loss is measured: `measure` of them, evenly spread, the last one included."""
-    return {round(job.steps * (number + 1) / job.settings.measure) for number in range(job.settings.measure)}
+    """Steps after which the held-out loss is measured: `measure` of them, evenly, the last included."""
+    count = job.settings.measure
+    return {round(job.steps * number / count) for number in range(1, count + 1)}
 
 
 def _last_state(folder: Path) -> str | None:
     """The newest state that was written to its end: trainer_state.json is its last file."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for state in reversed(found):
+    states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for state in reversed(states):
         try:
             TrainerState.load_from_json(str(state / "trainer_state.json"))
         except (OSError, json.JSONDecodeError, TypeError):
@@ -217,9 +242,10 @@ def _last_state(folder: Path) -> str | None:
 
 @torch.no_grad()
 def _keep_good(job: Job, adapted: Adapted, trainer: RecoveryTrainer) -> str:
-    """Saves the adapter under which the loss was last finite, if it was since the start or resumption.
+    """Save the adapter under which the loss was last finite, if it was since the start or resumption.
 
-    Gives what was kept, in words.
+    Returns:
+        What was kept, in words.
     """
     if not trainer.good:
         return "it was never finite since the training began or went on, so no adapter is kept"
@@ -229,38 +255,9 @@ def _keep_good(job: Job, adapted: Adapted, trainer: RecoveryTrainer) -> str:
     return f"the last good adapter is kept in {job.folder / LAST_GOOD}"
 
 
-def _sums(model: nn.Module) -> dict[str, Tensor]:
-    """Checksums of every tensor, computed where it lies: the exclusive or of the bits of each of its rows."""
-    tensors = {
-        name: tensor.detach().reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
-        for name, tensor in model.state_dict().items()
-    }
-    return {name: torch.hash_tensor(tensor, dim=-1) for name, tensor in tensors.items() if tensor.numel()}
-
-
-def _check_moved(before: dict[str, Tensor], after: dict[str, Tensor], chosen: set[str]) -> None:
-    """Guard: only the chosen weights moved."""
-    if before.keys() != after.keys():
-        raise ExciseError(f"recovery left other tensors than it found: {min(before.keys() ^ after.keys())}")
-    if moved := [
-        name for name in before if name not in chosen and not torch.equal(before[name], after[name])
-    ]:
-        raise ExciseError(
-            f"recovery moved {moved[0]}, which finetune.targets does not name; nothing was written"
-        )
-
-
-def _check_counts(job: Job) -> None:
-    """Guard: no layer silently has all its experts again."""
-    found = kept_counts(job.anatomy)
-    if found != job.counts:
-        raise ExciseError(
-            f"after recovery the layers hold {found} experts, the plan keeps {job.counts}; nothing was written"
-        )
-
-
 @contextmanager
 def _memory_named() -> Iterator[None]:
+    """Say which settings need less memory where it runs out."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -271,7 +268,7 @@ def _memory_named() -> Iterator[None]:
 
 @contextmanager
 def _quiet_trainer() -> Iterator[None]:
-    """Trainer tells of token ids, of resuming and of file times what a user need not know."""
+    """Silence Trainer's messages about token ids, resuming and file times."""
     loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
     levels = [logger.level for logger in loggers]
     try:

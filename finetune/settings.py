@@ -1,4 +1,7 @@
-"""How a pruned model is recovered, as a recipe writes it. No torch."""
+"""How a pruned model is recovered, as a recipe writes it.
+
+Recipe schemas import this module at start-up, so it does not import torch.
+"""
 
 from pathlib import Path
 from typing import Literal
@@ -20,7 +23,10 @@ class TeacherSettings(BaseModel):
     )
     keep: Literal["auto", "memory", "disk"] = Field(
         default="auto",
-        description="memory: one set of weights is both models; disk: its best logits are cached; auto: memory if it fits",
+        description=(
+            "memory: one set of weights is both models; disk: its best logits are cached; "
+            "auto: memory if it fits"
+        ),
     )
     top_k: int = Field(
         default=64, gt=0, description="tokens per position that are cached on disk; the rest is one outcome"
@@ -30,7 +36,8 @@ class TeacherSettings(BaseModel):
     def _one_set_of_weights(self) -> "TeacherSettings":
         if self.model is not None and self.keep == "memory":
             raise ValueError(
-                "keep: memory shares the weights of the unpruned model; another teacher needs keep: disk (or auto)"
+                "keep: memory shares the weights of the unpruned model; another teacher needs keep: disk "
+                "(or auto)"
             )
         return self
 

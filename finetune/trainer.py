@@ -1,4 +1,4 @@
-"""transformers' Trainer with the loss of recovery, and what stops it before a number that is not finite reaches a weight."""
+"""transformers' Trainer with the loss of recovery, and what stops it before a bad number reaches a weight."""
 
 import math
 from typing import Any
@@ -19,10 +19,10 @@ class NotFiniteError(ExciseError):
 
 
 class WindowRows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Windows by their number, which a cached teacher is looked up by."""
+    """Training windows with their numbers, by which a cached teacher finds its targets."""
 
     def __init__(self, windows: Windows) -> None:
-        self.tokens = torch.from_numpy(windows.tokens)
+        self.tokens = windows.tensor("cpu")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -32,44 +32,61 @@ class WindowRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class RecoveryTrainer(Trainer):
-    """loss = ce · CE(text) + kl · τ² · KL(teacher ‖ student), nats per token.
+    """Trains with loss = ce · CE(text) + kl · τ² · KL(teacher ‖ student), nats per token.
 
-    teacher: None where kl = 0. parts: (loss, ce, kl) of every batch since they were last taken; good: the adapter's weights under which
-    the loss was last finite, empty until one was. They stay on the adapter's device: no step waits for a bus.
+    Attributes:
+        wrapped: the model with its adapters
+        parts: (loss, ce, kl) of every batch since they were last taken
+        tuned: the adapters' parameters by name
+        good: the adapters' weights under which the loss was last finite, on their own device, so that no step
+            waits for a transfer; empty until a loss was finite
     """
 
     def __init__(self, settings: Training, teacher: Teacher | None, **options: Any) -> None:
+        """Prepare a training.
+
+        Args:
+            settings: weights of the losses, temperature
+            teacher: None where kl = 0
+            options: of transformers' Trainer
+        """
         super().__init__(**options)
-        self.wrapped: nn.Module = options["model"]
         self.settings, self.teacher = settings, teacher
-        self.model_accepts_loss_kwargs = (
-            False  # the loss is a mean per batch: Trainer divides it by the batches of a step
-        )
+        self.wrapped: nn.Module = options["model"]
+        # The loss is a mean per batch: Trainer divides it by the batches of a step.
+        self.model_accepts_loss_kwargs = False
         self.parts: list[tuple[float, float, float]] = []
+        self.tuned = {
+            name: parameter for name, parameter in self.wrapped.named_parameters() if parameter.requires_grad
+        }
         self.good: dict[str, Tensor] = {}
         self.good_step = -1
-        self.tuned = {name: p for name, p in self.wrapped.named_parameters() if p.requires_grad}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-        """Of one batch; a loss that is not finite stops the training before it reaches a weight."""
-        tokens, wanted = inputs["input_ids"], self.settings
+        """Return the loss of one batch [], nats per token.
+
+        Raises:
+            NotFiniteError: the loss is not finite; it never reaches a weight.
+        """
+        tokens, settings = inputs["input_ids"], self.settings
         targets = self.teacher.targets(inputs["rows"], tokens) if self.teacher is not None else None
         logits = model(input_ids=tokens, use_cache=False).logits
         ce = cross_entropy(logits, tokens)
-        kl = divergence(targets, logits, wanted.temperature) if targets is not None else torch.zeros_like(ce)
-        loss = wanted.ce * ce + wanted.kl * kl
+        kl = torch.zeros_like(ce)
+        if targets is not None:
+            kl = divergence(targets, logits, settings.temperature)
+        loss = settings.ce * ce + settings.kl * kl
         self.parts.append((float(loss.detach()), float(ce.detach()), float(kl.detach())))
         if not math.isfinite(self.parts[-1][0]):
             raise NotFiniteError(f"the loss is {self.parts[-1][0]} at step {self.state.global_step + 1}")
-        if (
-            self.state.global_step != self.good_step
-        ):  # the first batch of a step: the weights are those that the step before made
+        # At the first batch of a step the weights are those that the step before made.
+        if self.state.global_step != self.good_step:
             self._keep_good()
         return loss
 
     @torch.no_grad()
     def _keep_good(self) -> None:
-        """In the same memory every time."""
+        """Copy the adapters' weights, into the same memory every time."""
         if not self.good:
             self.good = {name: torch.empty_like(parameter) for name, parameter in self.tuned.items()}
         for name, parameter in self.tuned.items():

@@ -1,4 +1,4 @@
-"""What a training leaves on disk: the losses of every step, the curve of held-out loss against training tokens; and its progress bar."""
+"""What a training leaves on disk: losses of every step, the curve of held-out loss; and its progress bar."""
 
 import csv
 import io
@@ -18,17 +18,20 @@ from experts.sharing import evaluating
 from finetune.trainer import RecoveryTrainer
 
 STEPS, CURVE = "training.csv", "curve.csv"
-HEADS = {
+COLUMNS = {
     STEPS: ("step", "tokens", "seconds", "loss", "ce", "kl", "grad_norm", "learning_rate"),
     CURVE: ("step", "tokens", "seconds", "held_out"),
 }
+Row = dict[str, float]
 
 
 class TrainingLog(TrainerCallback):
-    """Rows of training.csv (losses of the batches of a step, gradient norm before clipping) and curve.csv (held-out loss).
+    """Writes training.csv and curve.csv, and draws the progress bar.
 
-    points: steps after which held_out() is asked for the mean loss on the validation text; tokens_per_step: training tokens. A resumed
-    training goes on behind the rows of the steps it keeps.
+    training.csv has a row per optimiser step: losses of its batches in nats per token, gradient norm before
+    clipping, learning rate. curve.csv has a row per point of the curve: held-out loss in nats per token.
+    `tokens` are training tokens, `seconds` those of training alone. A resumed training goes on behind the
+    rows of the steps it keeps.
     """
 
     def __init__(
@@ -39,13 +42,28 @@ class TrainingLog(TrainerCallback):
         tokens_per_step: int,
         held_out: Callable[[], float],
     ) -> None:
-        self.folder, self.trainer, self.points, self.held_out = folder, trainer, points, held_out
-        self.tokens_per_step, self.started = tokens_per_step, 0.0
+        """Log a training.
+
+        Args:
+            folder: where the files go
+            trainer: whose losses are logged
+            points: steps after which the held-out loss is measured
+            tokens_per_step: training tokens of an optimiser step
+            held_out: measures the mean loss on the validation text, nats per token
+        """
+        self.folder, self.trainer = folder, trainer
+        self.points, self.held_out = points, held_out
+        self.tokens_per_step = tokens_per_step
+        self.started = 0.0
         self.bar: Any = None
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        before = [_keep_until(self.folder / name, head, state.global_step) for name, head in HEADS.items()]
-        self.started = time.monotonic() - max(before)
+        seconds = 0.0
+        for name, columns in COLUMNS.items():
+            rows = _rows_until(self.folder / name, state.global_step)
+            _write_rows(self.folder / name, columns, rows)
+            seconds = max(seconds, _seconds_of(rows))
+        self.started = time.monotonic() - seconds
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -68,16 +86,15 @@ class TrainingLog(TrainerCallback):
             return
         loss, ce, kl = np.mean(self.trainer.parts, axis=0).tolist()
         self.trainer.parts.clear()
-        self.bar.set_postfix_str(
-            f"loss {loss:z.3f}", refresh=False
-        )  # else a bar shows that is too short to be ended
+        # Refreshing would draw a bar even of a training that is over before its delay.
+        self.bar.set_postfix_str(f"loss {loss:z.3f}", refresh=False)
         self.bar.update(1)
         self._append(STEPS, state.global_step, loss, ce, kl, float(logs["grad_norm"]), logs["learning_rate"])
         if state.global_step in self.points:
             self._measure(state.global_step)
 
     def close(self) -> None:
-        """Ends the bar, also of a training that stopped."""
+        """End the bar, also of a training that stopped."""
         if self.bar is not None:
             self.bar.close()
 
@@ -89,33 +106,45 @@ class TrainingLog(TrainerCallback):
         self._append(CURVE, step, loss)
 
     def _append(self, name: str, step: int, *values: float) -> None:
+        seconds = round(time.monotonic() - self.started, 3)
+        numbers = (repr(float(value)) for value in values)
         path = self.folder / name
         with naming(path), path.open("a", newline="", encoding="utf-8") as file:
-            seconds = round(time.monotonic() - self.started, 3)
-            csv.writer(file).writerow(
-                (step, step * self.tokens_per_step, seconds, *(repr(float(value)) for value in values))
-            )
+            csv.writer(file).writerow((step, step * self.tokens_per_step, seconds, *numbers))
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of training.csv or curve.csv; a damaged line is dropped, and one that a kill left, also where its number can be read."""
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of training.csv or curve.csv; none where there is no file.
+
+    A damaged line is dropped, and so is the last one where a kill cut it short, even if its number can be
+    read.
+    """
     if not path.is_file():
         return []
-    whole = path.read_text(encoding="utf-8", errors="replace").replace("\0", "").rpartition("\n")[0]
-    found = []
-    for row in csv.DictReader(io.StringIO(whole)):
-        with suppress(TypeError, ValueError):  # too few, too many, no numbers
-            found.append({name: float(value) for name, value in row.items()})
-    return found
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    complete = text.rpartition("\n")[0]
+    rows = []
+    for row in csv.DictReader(io.StringIO(complete)):
+        with suppress(TypeError, ValueError):  # too few cells, too many, no numbers
+            rows.append({name: float(value) for name, value in row.items()})
+    return rows
 
 
-def _keep_until(path: Path, head: tuple[str, ...], step: int) -> float:
-    """Rewrites a file without the rows behind `step` (and of step 0, for a training that begins); gives the seconds of the last one."""
-    rows = [row for row in read_rows(path) if row["step"] <= step and step > 0]
+def _rows_until(path: Path, step: int) -> list[Row]:
+    """The rows of the steps that a training resumes behind; none for a training that begins."""
+    return [row for row in read_rows(path) if row["step"] <= step] if step else []
+
+
+def _write_rows(path: Path, columns: tuple[str, ...], rows: list[Row]) -> None:
+    """Replace a file by these rows."""
     with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(
-            [[int(row["step"]), int(row["tokens"]), *(repr(row[name]) for name in head[2:])] for row in rows]
-        )
+        writer.writerow(columns)
+        for row in rows:
+            counts = (int(row["step"]), int(row["tokens"]))
+            writer.writerow((*counts, *(repr(row[name]) for name in columns[2:])))
+
+
+def _seconds_of(rows: list[Row]) -> float:
+    """How long the training had taken at the last row."""
     return rows[-1]["seconds"] if rows else 0.0

@@ -2,6 +2,8 @@
 
 from typing import NotRequired, TypedDict
 
+from criteria.text.windows import TextJson
+
 
 class ModelJson(TypedDict):
     """Which model a result is of."""
@@ -9,16 +11,6 @@ class ModelJson(TypedDict):
     name: str  # as the recipe names it
     fingerprint: str  # of its configuration and every byte of its weights
     commit: NotRequired[str]  # of a model on the hub, the one that was read
-
-
-class TextJson(TypedDict):
-    """The windows of one of a recipe's texts."""
-
-    windows: int  # N
-    length: int  # tokens per window, W
-    documents: int  # how many the windows were cut from
-    domains: list[str]  # labels of the sources
-    hash: str  # identity of the tokens
 
 
 class TextsJson(TypedDict):

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from criteria.registry import CRITERIA, resolve
 from criteria.statistics import Statistics
 from experts.disk.companions import PLAN, RECOVERY
-from experts.disk.names import model_folder
+from experts.disk.find import model_folder
 from prune.console.cli import app
 from prune.recipe.read import parse_recipe
 from tests.support.markdown import Block, anchors, blocks, links, spans

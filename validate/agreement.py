@@ -17,8 +17,8 @@ def spearman(values: Array, reference: Array) -> list[float]:
     """Return the rank correlation of every layer's experts.
 
     Args:
-        values: Scores [L, E].
-        reference: Scores to compare them with [L, E].
+        values: scores [L, E]
+        reference: scores to compare them with [L, E]
 
     Returns:
         ρ per layer [L]; nan where fewer than three experts have both scores, or one side is constant.
@@ -36,7 +36,7 @@ def _spearman(values: Array, reference: Array) -> float:
 
 
 def reference_of(table: Sequence[Scores]) -> Scores | None:
-    """Return the measured removals among the scores: `causal_removal` with whatever settings; None without."""
+    """Return the measured removals among the scores, `causal_removal` with any settings; None without."""
     for scores in table:
         if scores.criterion.partition(":")[0] == REFERENCE:
             return scores

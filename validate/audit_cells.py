@@ -12,22 +12,22 @@ class Tested:
     """One (layer, criterion), measured and not judged yet. All p are two-sided and not corrected.
 
     Attributes:
-        layer: Decoder layer index.
-        criterion: Criterion or control.
-        n: Positions.
-        mean_high: Mean outcome of removing the high-ranked expert, nats.
-        mean_low: Mean outcome of removing the low-ranked expert, nats.
-        d: Cohen's d of the paired differences.
-        d_low: Lower end of the 95 % interval of d.
-        d_high: Upper end of the 95 % interval of d.
-        p_t: Of the paired t-test.
-        p_wilcoxon: Of the signed rank test.
-        p_clustered: Of the sign flips of whole documents; nan where the rows do not name them.
-        low: Lower end of the 95 % interval of the mean difference over documents, nats; nan without documents.
-        high: Upper end of it.
-        documents: How many; None where the rows do not name them.
-        share_high_larger: Share of positions where the high-ranked expert's removal costs more.
-        reason: Why t or Wilcoxon is nan, else empty.
+        layer: decoder layer index
+        criterion: criterion or control
+        n: positions
+        mean_high: mean outcome of removing the high-ranked expert, nats
+        mean_low: mean outcome of removing the low-ranked expert, nats
+        d: Cohen's d of the paired differences
+        d_low: lower end of the 95 % interval of d
+        d_high: upper end of the 95 % interval of d
+        p_t: of the paired t-test
+        p_wilcoxon: of the signed rank test
+        p_clustered: of the sign flips of whole documents; nan where the rows do not name them
+        low: lower end of the 95 % interval of the mean difference over documents, nats; nan without documents
+        high: upper end of it
+        documents: how many; None where the rows do not name them
+        share_high_larger: share of positions where the high-ranked expert's removal costs more
+        reason: why t or Wilcoxon is nan, else empty
     """
 
     layer: int
@@ -57,13 +57,13 @@ class Cell(Tested):
     """The same, judged among all cells of its family.
 
     Attributes:
-        smallest_detectable_d: What the t-test at `alpha` finds with 80 % power; nan where no cell could pass.
-        needed_n: Positions that the t-test at `alpha` needs for the d that was seen; None = more than 10⁹.
-        alpha: Level of one test: α / cells of the family.
-        passes: Both tests hold after Bonferroni, and the high-ranked expert's removal costs more.
-        inverted: Both tests hold, and it costs less: the criterion ranks the wrong way round.
-        passes_by: The rule of `passes` under each correction.
-        spearman: Mean over positions of ρ(score, effect) inside the active set; nan where it was not computed.
+        smallest_detectable_d: what the t-test at `alpha` finds with 80 % power; nan where no cell could pass
+        needed_n: positions that the t-test at `alpha` needs for the d that was seen; None = more than 10⁹
+        alpha: level of one test: α / cells of the family
+        passes: both tests hold after Bonferroni, and the high-ranked expert's removal costs more
+        inverted: both tests hold, and it costs less: the criterion ranks the wrong way round
+        passes_by: the rule of `passes` under each correction
+        spearman: mean over positions of ρ(score, effect) inside the active set; nan where it was not computed
     """
 
     smallest_detectable_d: float
@@ -90,7 +90,7 @@ class Cell(Tested):
             "low": number(self.low),
             "high": number(self.high),
             "documents": self.documents,
-            "share_high_larger": number(self.share_high_larger),
+            "share_high_larger": self.share_high_larger,
             "reason": self.reason,
             "smallest_detectable_d": number(self.smallest_detectable_d),
             "needed_n": self.needed_n,

@@ -27,8 +27,8 @@ def against_random(
 ) -> Evidence[Judged]:
     """Test a plan against random plans that keep as many experts in every layer and router group.
 
-    The instrument is checked first (`validate.rig`). Then the loss of every plan is measured on every window. The text
-    must not be the one that the scores were made from.
+    The instrument is checked first (`validate.rig`). Then the loss of every plan is measured on every window.
+    The text must not be the one that the scores were made from.
 
     Args:
         model: a loaded model
@@ -36,16 +36,19 @@ def against_random(
         text: held-out windows
         plans: R, number of random plans; with chance "counted" no p is below 1 / (R + 1)
         seed: of the random plans and of the bootstrap
-        chance: counted: p is the share of random plans that do as well; normal: p from a t distribution through them
+        chance: counted: p is the share of random plans that do as well; normal: p from a t distribution
+            through them
         batch: windows per forward; changes memory and speed only
 
     Returns:
-        The evidence: `verdict` (beats random, not distinguishable, worse than random), `delta` (rise of the loss over
-        the unpruned model, nats per token), `p` (one-sided, that a random plan does as well), `interval` (of the
-        advantage over the mean random plan, nats per token), and all raw values in `costs`.
+        The evidence: `verdict` (beats random, not distinguishable, worse than random), `delta` (rise of the
+        loss over the unpruned model, nats per token), `p` (one-sided, that a random plan does as well),
+        `interval` (of the advantage over the mean random plan, nats per token), and all raw values in
+        `costs`.
 
     Raises:
-        ExciseError: the plan is for another model, only one such plan is possible, or the instrument fails a check.
+        ExciseError: the plan is for another model, only one such plan is possible, or the instrument fails a
+            check.
 
     Example:
         >>> import criteria, experts, validate

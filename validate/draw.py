@@ -17,14 +17,14 @@ def random_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: i
     """Draw plans that keep as many experts as `plan` in every layer and router group, chosen at random.
 
     Args:
-        plan: What is matched.
-        shape: Of the model.
-        protected: Experts that every plan keeps [L, E].
-        count: How many plans.
-        seed: Plan number n is the same for any `count` > n.
+        plan: what is matched
+        shape: of the model
+        protected: experts that every plan keeps [L, E]
+        count: how many plans
+        seed: plan number n is the same for any `count` > n
 
     Raises:
-        ExciseError: If only one plan of this size is possible.
+        ExciseError: if only one plan of this size is possible.
     """
     quotas = {layer: np.array(shape.group_counts(ids)) for layer, ids in plan.kept.items()}
     if not _can_differ(quotas, protected, shape):
@@ -43,15 +43,15 @@ def random_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: i
 def equal_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: int) -> list[Plan]:
     """Draw random plans of the same total as `plan`, with equal counts in all layers.
 
-    What does not divide goes to layers that are drawn anew for every plan. A layer with more protected experts than
-    its share keeps them all; none keeps fewer than can route.
+    What does not divide goes to layers that are drawn anew for every plan. A layer with more protected
+    experts than its share keeps them all; none keeps fewer than can route.
 
     Args:
-        plan: Whose total is matched.
-        shape: Of the model.
-        protected: Experts that every plan keeps [L, E].
-        count: How many plans.
-        seed: Plan number n is the same for any `count` > n.
+        plan: whose total is matched
+        shape: of the model
+        protected: experts that every plan keeps [L, E]
+        count: how many plans
+        seed: plan number n is the same for any `count` > n
     """
     plans = []
     for number in range(count):

@@ -40,9 +40,10 @@ class Removals:
     """Which experts are removed, and where.
 
     Attributes:
-        scope: Where an expert is removed, and what is read.
-        experts: Expert ids; None = all (in scopes position and sequence, the active ones).
-        positions: The positions that are read [L, N, W − 1]; None = all. Not for scope corpus, which reads means.
+        scope: where an expert is removed, and what is read
+        experts: expert ids; None = all (in scopes position and sequence, the active ones)
+        positions: the positions that are read [L, N, W − 1]; None = all. Not for scope corpus, which reads
+            means.
     """
 
     scope: Scope
@@ -59,9 +60,9 @@ class Removals:
         """Return which removals of active experts are read.
 
         Args:
-            row: Place of the layer among the L MoE layers.
-            window: Number of the window.
-            experts: Active experts of every position that has a next token [W − 1, k].
+            row: place of the layer among the L MoE layers
+            window: number of the window
+            experts: active experts of every position that has a next token [W − 1, k]
 
         Returns:
             Marks [W − 1, k].
@@ -81,18 +82,18 @@ def measure_effects(
 ) -> None:
     """Measure every missing layer of every window.
 
-    The columns of a table: `document` = number of the window; `position` in the window, 0-based; `token` = its id;
-    `layer` = decoder layer index; `expert`; `gate_weight` as applied; `rank` of the expert among the active ones, 0 =
-    largest gate weight; `baseline_loss` of the next token, nats; `delta` (ΔCE) and `kl` of the removal, nats. In scope
-    corpus a row is the mean over a window: position, token and rank are −1, gate_weight is the mean over the
-    positions where the expert is active.
+    The columns of a table: `document` = number of the window; `position` in the window, 0-based; `token` =
+    its id; `layer` = decoder layer index; `expert`; `gate_weight` as applied; `rank` of the expert among the
+    active ones, 0 = largest gate weight; `baseline_loss` of the next token, nats; `delta` (ΔCE) and `kl` of
+    the removal, nats. In scope corpus a row is the mean over a window: position, token and rank are −1,
+    gate_weight is the mean over the positions where the expert is active.
 
     Args:
-        instrument: Of the model, checked for the scope.
-        tokens: All windows [N, W].
-        missing: Number of a window -> places of its missing layers among the L MoE layers.
-        removals: What is removed and read.
-        keep: Called with number of the window, place of the layer, and table, as soon as each is finished.
+        instrument: of the model, checked for the scope
+        tokens: all windows [N, W]
+        missing: number of a window -> places of its missing layers among the L MoE layers
+        removals: what is removed and read
+        keep: called with number of the window, place of the layer, and table, as soon as each is finished
     """
     size = 1 if removals.scope is Scope.POSITION else instrument.windows_at_once(tokens, MOST_WINDOWS)
     measure = {Scope.POSITION: _position, Scope.SEQUENCE: _sequence, Scope.CORPUS: _corpus}[removals.scope]
@@ -196,7 +197,10 @@ def _means(values: Tensor) -> NDArray[np.float64]:
 
 
 def _mean_gate_weights(clean: CleanForward, row: int, place: int, experts: Tensor) -> NDArray[np.float64]:
-    """Mean gate weight of each expert over the positions of a window where it is active; nan for one that never is."""
+    """Mean gate weight of each expert over the positions of a window where it is active [experts].
+
+    nan for an expert that never is.
+    """
     index, weight = clean.index[row][place], clean.weight[row][place].double()  # [W, k]
     hits = index[..., None] == experts  # [W, k, experts]
     count = hits.sum(dim=(0, 1))
@@ -209,12 +213,12 @@ class _Active:
     """The active experts of one window at one layer that are read, one entry per (position, expert).
 
     Attributes:
-        position: In the window [R].
-        rank: Of the expert among the active ones, 0 = largest gate weight [R].
-        expert: Id [R].
-        weight: Gate weight as applied [R].
-        token: Id of the token at the position [R].
-        baseline: Loss of the next token without any removal, nats [R].
+        position: in the window [R]
+        rank: of the expert among the active ones, 0 = largest gate weight [R]
+        expert: id [R]
+        weight: gate weight as applied [R]
+        token: id of the token at the position [R]
+        baseline: loss of the next token without any removal, nats [R]
     """
 
     def __init__(self, clean: CleanForward, row: int, place: int, removals: Removals, window: int) -> None:

@@ -41,8 +41,8 @@ class Judged(Chance):
     """The same with its verdict, which takes the whole family of tests: only this has a place in a report.
 
     Attributes:
-        smallest_detectable: advantage found with 80 % power at the level of the correction; nan where so few plans
-            are counted that nothing could be found
+        smallest_detectable: advantage found with 80 % power at the level of the correction; nan where so few
+            plans are counted that nothing could be found
         p_corrected: p over the family that the report names
         p_worse_corrected: p_worse over the same family
         verdict: beats random, not distinguishable, worse than random
@@ -92,7 +92,8 @@ class Cost(Generic[AnyChance]):
         full: value of the unpruned model, times sign
         delta: mean rise of the plan over it
         delta_interval: of delta, over documents or items
-        p_full: two-sided, that the plan is as good as the unpruned model (exact McNemar, or sign flips over documents)
+        p_full: two-sided, that the plan is as good as the unpruned model (exact McNemar, or sign flips over
+            documents)
         reversed_delta: delta of the reverse plan; nan where there is none
         ends: interval of reverse − plan; None where there is no reverse
         own: against random plans with the plan's own counts

@@ -1,7 +1,7 @@
-"""Which experts a token-level audit compares: at one position, the highest- and the lowest-ranked active expert.
+"""Which experts a token-level audit compares: the highest- and the lowest-ranked active expert of a position.
 
-`effects` is the table of `validate.effect_table`, with all k active experts of each of P positions, and the columns
-`window` (number of the window) and `document` (number of its document).
+`effects` is the table of `validate.effect_table`, with all k active experts of each of P positions, and the
+columns `window` (number of the window) and `document` (number of its document).
 """
 
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ SHARED_COLUMNS = ("layer", "document", "window", "position", "baseline_loss")  #
 def pick_pairs(effects: pd.DataFrame, table: list[Scores], seed: int) -> pd.DataFrame:
     """Pick two experts to compare at every position, by every criterion and control.
 
-    high = argmax and low = argmin of the criterion over the active set; the controls pick by gate weight, and at
-    random. Ties are broken at random: by id or by rank, something else than the criterion would choose. An expert
-    without score is lowest.
+    high = argmax and low = argmin of the criterion over the active set; the controls pick by gate weight, and
+    at random. Ties are broken at random: by id or by rank, something else than the criterion would choose. An
+    expert without score is lowest.
 
     Args:
-        effects: Measured removals of all active experts.
-        table: Scores of every criterion.
-        seed: Of the ties and of the random pairs.
+        effects: measured removals of all active experts
+        table: scores of every criterion
+        seed: of the ties and of the random pairs
 
     Returns:
         One row per position and criterion, with the columns `COLUMNS` and `KL_COLUMNS`.
@@ -50,8 +50,8 @@ def rank_correlations(effects: pd.DataFrame, table: list[Scores]) -> dict[tuple[
     """Return Spearman's ρ between scores and measured ΔCE inside the active set, mean over positions.
 
     Args:
-        effects: Measured removals of all active experts.
-        table: Scores of every criterion.
+        effects: measured removals of all active experts
+        table: scores of every criterion
 
     Returns:
         By (decoder layer, criterion), the gate weight among them.
@@ -85,7 +85,7 @@ def _values(rows: pd.DataFrame, table: list[Scores], layer: int, k: int) -> dict
 
 
 def _extremes(rows: pd.DataFrame, criterion: str, values: Array, ties: Array) -> pd.DataFrame:
-    """The rows of the experts with the highest and the lowest value; equal values are ordered by `ties` [P, k]."""
+    """The rows of the experts with the highest and the lowest value; `ties` [P, k] orders equal values."""
     order = np.lexsort((ties, values), axis=1)
     low, high = order[:, 0], order[:, -1]
     columns: dict[str, NDArray[np.float64]] = {}

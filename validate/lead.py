@@ -1,4 +1,4 @@
-"""Does the criterion's lead over random plans survive recovery? Before and after the same training, same rows."""
+"""Does the criterion's lead over random plans survive recovery? The same rows, before and after it."""
 
 from dataclasses import dataclass
 
@@ -19,13 +19,13 @@ class RecoveredCost:
     """What recovery did to one plan by one measure. Costs: nats per token, or share of items lost.
 
     Attributes:
-        name: Of the measure.
-        metric: Of the measure.
-        before: Cost over the unpruned model before recovery.
-        after: Cost over the unpruned model after recovery.
-        gain: Interval of before − after, over documents or items.
-        share: Share of the cost that recovery took back; nan where there was none.
-        share_interval: Of the share, over documents or items.
+        name: of the measure
+        metric: of the measure
+        before: cost over the unpruned model before recovery
+        after: cost over the unpruned model after recovery
+        gain: interval of before − after, over documents or items
+        share: share of the cost that recovery took back; nan where there was none
+        share_interval: of the share, over documents or items
     """
 
     name: str
@@ -55,16 +55,16 @@ class Lead:
     """Mean cost of the recovered random plans − the criterion's cost, before and after recovery.
 
     Attributes:
-        name: Of the measure.
-        metric: Of the measure.
-        before: The criterion's plan, judged against all random plans that were measured before recovery.
-        after: The criterion's plan, judged against the recovered random plans.
-        lead_before: Lead over the recovered random plans before recovery: nats per token, or share of items.
-        interval_before: Of lead_before, over documents or items.
-        lead_after: The same lead after recovery.
-        interval_after: Of lead_after, over documents or items.
-        kept_share: lead_after / lead_before; nan without a lead before.
-        kept_interval: Of that share, over documents or items.
+        name: of the measure
+        metric: of the measure
+        before: the criterion's plan, judged against all random plans that were measured before recovery
+        after: the criterion's plan, judged against the recovered random plans
+        lead_before: lead over the recovered random plans before recovery: nats per token, or share of items
+        interval_before: of lead_before, over documents or items
+        lead_after: the same lead after recovery
+        interval_after: of lead_after, over documents or items
+        kept_share: lead_after / lead_before; nan without a lead before
+        kept_interval: of that share, over documents or items
     """
 
     name: str
@@ -103,10 +103,10 @@ def recovery_of(plan: Plan | None, before: Measure, after: Measure, seed: int) -
     """Compare one plan before and after recovery, by one measure.
 
     Args:
-        plan: The plan; None = the unpruned model, which has nothing to recover.
-        before: The measure, with the rows of before recovery.
-        after: The same measure, with the rows of after recovery.
-        seed: Of the intervals.
+        plan: the plan; None = the unpruned model, which has nothing to recover
+        before: the measure, with the rows of before recovery
+        after: the same measure, with the rows of after recovery
+        seed: of the intervals
     """
     full, old, new = before.values(None), before.values(plan), after.values(plan)  # [N] each
     gain = clustered_interval(old - new, before.weights, before.clusters, seed)
@@ -130,13 +130,13 @@ def lead_of(
     p comes from a t distribution through the random plans: counting would need 19 of them for p ≤ 0.05.
 
     Args:
-        plan: The criterion's plan.
-        randoms: Random plans that were recovered.
-        known: Random plans that were measured before recovery, `randoms` first: the more of them, the better the
-            test whether there was a lead.
-        before: The measure, with the rows of before recovery.
-        after: The same measure, with the rows of after recovery.
-        seed: Of the intervals.
+        plan: the criterion's plan
+        randoms: random plans that were recovered
+        known: random plans that were measured before recovery, `randoms` first: the more of them, the better
+            the test whether there was a lead
+        before: the measure, with the rows of before recovery
+        after: the same measure, with the rows of after recovery
+        seed: of the intervals
     """
     old = _mean_random(before, randoms) - before.values(plan)  # [N]
     new = _mean_random(after, randoms) - after.values(plan)  # [N]

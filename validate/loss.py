@@ -16,9 +16,9 @@ def window_losses(model: PreTrainedModel, windows: Windows, batch: int = 8) -> A
     A position counts when neither it nor its next token is padding.
 
     Args:
-        model: The model, as it is now.
-        windows: N windows of W tokens.
-        batch: Windows per forward.
+        model: the model, as it is now
+        windows: N windows of W tokens
+        batch: windows per forward
     """
     device = next(model.parameters()).device
     means = []

@@ -1,4 +1,4 @@
-"""The test of a plan against random plans (docs/methods.md, 5), by held-out loss and by the items of tasks alike."""
+"""The test of a plan against random plans (docs/methods.md, 5), by held-out loss and by the items of tasks."""
 
 import math
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ class Contest:
         randoms: random plans with the plan's own counts per layer
         formula: of the criterion, for reports
         scope: of the budget, for reports
-        equal: random plans of the same total with equal counts, where the plan's differ: is choice and allocation
-            together better than chance?
+        equal: random plans of the same total with equal counts, where the plan's differ: is choice and
+            allocation together better than chance?
     """
 
     plan: Plan
@@ -58,14 +58,15 @@ def evidence_of(
     seed: int,
     anatomy: Anatomy | None = None,
 ) -> Evidence[Chance]:
-    """Measure the plan, its reverse and the random plans by every measure. Verdicts come with `with_verdicts`.
+    """Measure a plan, its reverse and random plans. Verdicts come with `with_verdicts`.
 
     Args:
         contest: the plans
         measures: the held-out loss first
         null: how p is read from the random plans
         seed: of the bootstrap
-        anatomy: the unpruned model, on which plans that have no rows yet are measured; None where all have some
+        anatomy: the unpruned model, on which plans that have no rows yet are measured; None where all have
+            some
     """
     costs = []
     for measure in measures:

@@ -11,12 +11,13 @@ from experts.plan import Plan
 def overlap(first: Plan, second: Plan) -> float:
     """Return the chance-corrected overlap of two plans of one model (docs/methods.md, 7).
 
-    (Σ_l |A_l ∩ B_l| − c) / (Σ_l min(|A_l|, |B_l|) − c), c = Σ_l |A_l|·|B_l| / E, where A_l and B_l are the experts
-    that the plans keep of layer l. With equal counts this is (|A∩B| / kept − share kept) / (1 − share kept).
+    (Σ_l |A_l ∩ B_l| − c) / (Σ_l min(|A_l|, |B_l|) − c), c = Σ_l |A_l|·|B_l| / E, where A_l and B_l are the
+    experts that the plans keep of layer l. With equal counts this is (|A∩B| / kept − share kept) / (1 − share
+    kept).
 
     Returns:
-        1 = as alike as their counts allow, 0 = as random plans of these counts, below 0 = less alike than those;
-        nan where every choice overlaps alike (nothing is pruned).
+        1 = as alike as their counts allow, 0 = as random plans of these counts, below 0 = less alike than
+        those; nan where every choice overlaps alike (nothing is pruned).
     """
     kept = [(set(first.kept[layer]), set(second.kept[layer])) for layer in first.kept]
     shared = sum(len(a & b) for a, b in kept)

@@ -27,10 +27,10 @@ class Pair:
     """What is compared: two criteria at one budget.
 
     Attributes:
-        scope: "layer", "global", or "global − layer" where scopes are compared.
-        fraction: Share of all experts that is pruned.
-        first: A criterion's plan and what it costs.
-        second: The plan that it is compared with.
+        scope: "layer", "global", or "global − layer" where scopes are compared
+        fraction: share of all experts that is pruned
+        first: A criterion's plan and what it costs
+        second: the plan that it is compared with
     """
 
     scope: str
@@ -48,12 +48,12 @@ class Compared:
     """A pair by one measure, tested and not judged yet. Smaller cost = better.
 
     Attributes:
-        pair: What is compared.
-        name: Of the measure.
-        difference: Cost of `first` − cost of `second`: nats per token, or share of items.
-        interval: Of the difference, over documents or items.
-        test: Two-sided, that the difference is 0.
-        test_name: Which test it is.
+        pair: what is compared
+        name: of the measure
+        difference: cost of `first` − cost of `second`: nats per token, or share of items
+        interval: of the difference, over documents or items
+        test: two-sided, that the difference is 0
+        test_name: which test it is
     """
 
     pair: Pair
@@ -69,9 +69,9 @@ class Difference:
     """The same, judged among all pairs of its measure.
 
     Attributes:
-        compared: The pair and its test.
-        p_corrected: After Holm.
-        differ: Whether p_corrected ≤ α.
+        compared: the pair and its test
+        p_corrected: after Holm
+        differ: whether p_corrected ≤ α
     """
 
     compared: Compared
@@ -86,7 +86,7 @@ class Difference:
             "fraction": pair.fraction,
             "first": pair.first.criterion,
             "second": pair.second.criterion,
-            "difference": number(compared.difference),
+            "difference": compared.difference,
             "low": number(compared.interval.low),
             "high": number(compared.interval.high),
             "p": number(compared.test.p),

@@ -1,4 +1,4 @@
-"""The raw rows of an audit in a CSV file: at one position, what removing the high- and the low-ranked expert costs.
+"""The raw rows of an audit in a CSV file: what removing the high- and the low-ranked expert of a token costs.
 
 One row per comparison. The columns are those of the released measurements of arXiv 2606.10703
 (https://arxiv.org/abs/2606.10703), so that one reader serves theirs and ours.
@@ -37,15 +37,16 @@ MOST_LAYERS = 10**6
 def read_positions(path: Path) -> pd.DataFrame:
     """Read a CSV file of positions.
 
-    It has the columns `layer`, `criterion` or `metric`, `high_delta` and `low_delta` (nats), may have `high_kl` and
-    `low_kl` (nats), and names the document of a row by `document`, or by `sample` and `batch`.
+    It has the columns `layer`, `criterion` or `metric`, `high_delta` and `low_delta` (nats), may have
+    `high_kl` and `low_kl` (nats), and names the document of a row by `document`, or by `sample` and `batch`.
 
     Returns:
-        The file's rows, with one column more, `text`: a number per document. Where the file names none, every row
-        is its own; where then rows repeat, so that there are several texts and nothing tells whose a row is, −1.
+        The file's rows, with one column more, `text`: a number per document. Where the file names none, every
+        row is its own; where then rows repeat, so that there are several texts and nothing tells whose a row
+        is, −1.
 
     Raises:
-        ExciseError: That names row and column.
+        ExciseError: that names row and column.
     """
     table = _read(path)
     _check_head(path, table)
@@ -153,7 +154,7 @@ def _texts(path: Path, table: pd.DataFrame) -> pd.Series | NDArray[np.int64] | i
     """A number per document [N], or −1.
 
     Raises:
-        ExciseError: Where a row repeats an earlier one and the two are known to be of the same text.
+        ExciseError: where a row repeats an earlier one and the two are known to be of the same text.
     """
     named = [name for name in DOCUMENT_COLUMNS if name in table]
     key = ["layer", "criterion", *named, *(name for name in ("window", "position") if name in table)]

@@ -1,8 +1,8 @@
-"""Progressive removal, layer by layer: the mean ΔCE when 1, 2, … experts of a layer are gone (docs/methods.md, 4).
+"""Progressive removal: the mean ΔCE when 1, 2, … experts of a layer are gone (docs/methods.md, 4).
 
 (a) At each token alone, the active experts in descending gate weight, as published in
-https://arxiv.org/abs/2606.10703; (b) from the layer, for every token, in the order of a criterion, of its reverse,
-and of chance. Shapes: J removals, N windows of W tokens, P positions, R random orders, E experts.
+https://arxiv.org/abs/2606.10703; (b) from the layer, for every token, in the order of a criterion, of its
+reverse, and of chance. Shapes: J removals, N windows of W tokens, P positions, R random orders, E experts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,13 +31,14 @@ class Curve:
     """ΔCE after 1, 2, …, J removals in one layer, in nats.
 
     Attributes:
-        layer: Decoder layer index.
-        order: What is removed first.
-        mean: Mean ΔCE [J].
-        interval: Of the mean, over documents [J].
-        p: One-sided, that random orders do as well after as many removals [J]; nan where not compared with them.
-        p_worse: One-sided, that random orders do as badly [J]; nan where not compared with them.
-        sd: Standard deviation over orders, where the curve is the mean of several [J], else empty.
+        layer: decoder layer index
+        order: what is removed first
+        mean: mean ΔCE [J]
+        interval: of the mean, over documents [J]
+        p: one-sided, that random orders do as well after as many removals [J]; nan where not compared with
+            them
+        p_worse: one-sided, that random orders do as badly [J]; nan where not compared with them
+        sd: standard deviation over orders, where the curve is the mean of several [J], else empty
     """
 
     layer: int
@@ -80,12 +81,12 @@ def curve(
     """Sum up raw ΔCE to a curve.
 
     Args:
-        layer: Decoder layer index.
-        order: What was removed first.
-        deltas: ΔCE of every window or position after each removal [J, N], nats.
-        weights: Tokens of each column [N].
-        clusters: Document of each column [N].
-        chance: Mean ΔCE of random orders [R, J], nats; None = not compared with them.
+        layer: decoder layer index
+        order: what was removed first
+        deltas: ΔCE of every window or position after each removal [J, N], nats
+        weights: tokens of each column [N]
+        clusters: document of each column [N]
+        chance: mean ΔCE of random orders [R, J], nats; None = not compared with them
     """
     means = tuple(float(np.average(values, weights=weights)) for values in deltas)
     intervals = tuple(clustered_interval(values, weights, clusters) for values in deltas)
@@ -103,12 +104,12 @@ def by_gate_weight(
     """Measure ΔCE with the 1, 2, … largest active experts of a token gone, at that token alone.
 
     Args:
-        instrument: Of the model.
-        tokens: Windows [N, W].
-        row: Place of the layer among the L MoE layers.
-        chosen: Which positions are measured [N, W − 1].
-        most: Experts that are removed at most. The last active one always stays: without it a token would have no
-            routed output at all.
+        instrument: of the model
+        tokens: windows [N, W]
+        row: place of the layer among the L MoE layers
+        chosen: which positions are measured [N, W − 1]
+        most: experts that are removed at most. The last active one always stays: without it a token would
+            have no routed output at all.
 
     Returns:
         ΔCE in nats [J, P], J = min(most, k − 1).
@@ -144,11 +145,11 @@ def by_order(
     Sets of experts that several orders share are measured once.
 
     Args:
-        instrument: Of the model.
-        tokens: Windows [N, W].
-        row: Place of the layer among the L MoE layers.
-        orders: By name, expert ids with the first to be removed in front [E].
-        most: J, how many experts are removed.
+        instrument: of the model
+        tokens: windows [N, W]
+        row: place of the layer among the L MoE layers
+        orders: by name, expert ids with the first to be removed in front [E]
+        most: J, how many experts are removed
 
     Returns:
         By the order's name, mean ΔCE of every window in nats [J, N].
@@ -184,11 +185,11 @@ def orders_of(
     """Return in which order the experts of a layer go: by every criterion, by its reverse, and at random.
 
     Args:
-        scores: Scores of the layer's experts by criterion [E]. The lowest goes first; an expert without score (nan)
-            goes before it, and last when reversed. Ties go by id.
-        num_experts: E.
-        draws: Random orders.
-        seed: Of the random orders.
+        scores: scores of the layer's experts by criterion [E]. The lowest goes first; an expert without score
+            (nan) goes before it, and last when reversed. Ties go by id.
+        num_experts: E
+        draws: random orders
+        seed: of the random orders
 
     Returns:
         Orders [E] by name: "<criterion>", "reversed:<criterion>", "random <number>".

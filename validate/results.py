@@ -1,7 +1,7 @@
 """What results look like in JSON files: a type per object, a comment per key.
 
-Costs and differences are in nats per token for the loss, and in share of items for tasks; smaller is better. None
-stands for nan: the statistic does not exist, and a note or reason beside it says why.
+Costs and differences are in nats per token for the loss, and in share of items for tasks; smaller is better.
+None stands for nan: the statistic does not exist, and a note or reason beside it says why.
 """
 
 from typing import TypedDict
@@ -59,7 +59,7 @@ class CostJson(PlanCostJson):
 
 
 class EvidenceJson(PlanCostJson):
-    """A criterion's plan by every measure: the held-out loss in the keys of `PlanCostJson`, tasks in a list."""
+    """A criterion's plan by every measure: the loss in the keys of `PlanCostJson`, tasks in a list."""
 
     criterion: str
     formula: str
@@ -81,7 +81,7 @@ class DifferenceJson(TypedDict):
     fraction: float  # share of all experts that is pruned
     first: str  # criterion
     second: str  # criterion
-    difference: float | None  # cost of first − cost of second
+    difference: float  # cost of first − cost of second
     low: float | None  # of the 95 % interval of the difference
     high: float | None  # of the 95 % interval of the difference
     p: float | None  # two-sided
@@ -109,7 +109,7 @@ class CellJson(TypedDict):
     low: float | None  # of the 95 % interval of the mean difference, over documents
     high: float | None  # of the 95 % interval of the mean difference, over documents
     documents: int | None  # how many; None where the rows do not name them
-    share_high_larger: float | None  # share of positions where the high-ranked expert's removal costs more
+    share_high_larger: float  # share of positions where the high-ranked expert's removal costs more
     reason: str  # why a test is missing or cannot pass, else empty
     smallest_detectable_d: float | None  # found with 80 % power at `alpha`
     needed_n: int | None  # positions that the t-test needs for the d that was seen

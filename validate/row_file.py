@@ -1,7 +1,7 @@
 """The raw paired rows on disk: a CSV file with a line per (plan, row), written as the rows come.
 
-After an interruption the complete plans are read back. A file of other rows is never mixed in: every line has the
-key of what it was measured with.
+After an interruption the complete plans are read back. A file of other rows is never mixed in: every line has
+the key of what it was measured with.
 """
 
 import csv
@@ -25,8 +25,8 @@ class PlanRows:
     """The values of one plan, as read from the file.
 
     Attributes:
-        name: The plan's name, for a human reader of the file.
-        values: Value by the label of its row.
+        name: the plan's name, for a human reader of the file
+        values: value by the label of its row
     """
 
     name: str
@@ -37,11 +37,11 @@ class RowFile:
     """A CSV file with the columns key, plan, digest, those of a row's label, and the value.
 
     Attributes:
-        path: The file.
-        key: Identity of model, data and precision. Lines under another key are dropped.
-        columns: What names a row: the columns of its label.
-        value: Name of the last column: what was measured.
-        labels: One label per row, the same for every plan [N].
+        path: the file
+        key: identity of model, data and precision. Lines under another key are dropped.
+        columns: what names a row: the columns of its label
+        value: name of the last column: what was measured
+        labels: one label per row, the same for every plan [N]
     """
 
     def __init__(

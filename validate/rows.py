@@ -23,14 +23,14 @@ FULL = "full"  # digest and name of the unpruned model's rows
 class Evaluator(ABC):
     """Measures plans, each once, and keeps one value per row.
 
-    The model is not the evaluator's: whoever measures passes it. Rows are kept in memory, and with a `path` also in
-    a file, from which they are taken over as long as `key` is the same.
+    The model is not the evaluator's: whoever measures passes it. Rows are kept in memory, and with a `path`
+    also in a file, from which they are taken over as long as `key` is the same.
 
     Attributes:
-        value: What is measured, in one word.
-        columns: What names a row.
-        labels: The name of every row, in these columns [N].
-        known: Values of every row [N] by the plan's digest.
+        value: what is measured, in one word
+        columns: what names a row
+        labels: the name of every row, in these columns [N]
+        known: values of every row [N] by the plan's digest
     """
 
     value: ClassVar[str]
@@ -40,9 +40,9 @@ class Evaluator(ABC):
         """Take over the rows of earlier runs.
 
         Args:
-            labels: The name of every row [N].
-            path: CSV file of the rows (see `RowFile`); None = memory alone.
-            key: Identity of model, data and precision: rows under another key are not taken over.
+            labels: the name of every row [N]
+            path: CSV file of the rows (see `RowFile`); None = memory alone
+            key: identity of model, data and precision: rows under another key are not taken over
         """
         self.labels = labels
         self._file = RowFile(path, key, self.columns, self.value, labels) if path else None
@@ -56,11 +56,11 @@ class Evaluator(ABC):
         """Measure a plan that has no rows yet.
 
         Args:
-            plan: What to keep of the model; None = the unpruned model.
-            anatomy: The unpruned model.
+            plan: what to keep of the model; None = the unpruned model
+            anatomy: the unpruned model
 
         Raises:
-            ExciseError: If a value is not finite.
+            ExciseError: if a value is not finite.
         """
         if self.knows(plan):
             return
@@ -71,7 +71,7 @@ class Evaluator(ABC):
         """Return what a measured plan scores on every row [N]; None = the unpruned model.
 
         Raises:
-            LookupError: If the plan was never measured.
+            LookupError: if the plan was never measured.
         """
         if not self.knows(plan):
             raise LookupError(f"no rows of {_name(plan)!r}: it was not measured")
@@ -85,7 +85,7 @@ class Evaluator(ABC):
         """Take the value of every row [N] as the plan's.
 
         Raises:
-            ExciseError: If a value is not finite.
+            ExciseError: if a value is not finite.
         """
         self._check_finite(values, _name(plan))
         self.known[digest_of(plan)] = values
@@ -107,9 +107,9 @@ class LossEvaluator(Evaluator):
     """Mean cross-entropy of held-out windows, nats per token.
 
     Attributes:
-        windows: The held-out text, N windows of W tokens.
-        weights: Tokens that count in each window [N]: those that have a next token.
-        batch: Windows per forward.
+        windows: the held-out text, N windows of W tokens
+        weights: tokens that count in each window [N]: those that have a next token
+        batch: windows per forward
     """
 
     value = "loss"

@@ -21,7 +21,7 @@ def check_task_files(folder: Path) -> None:
     """Refuse a folder with a task file that cannot be parsed, which lm-eval would leave out without a word.
 
     Raises:
-        ExciseError: That names the file.
+        ExciseError: that names the file.
     """
     if not folder.is_dir():
         raise ExciseError(f"validate.tasks.include: {folder} is not a folder")
@@ -57,11 +57,11 @@ def manager_for(names: tuple[str, ...], include: Path | None) -> TaskManager:
     lm-eval's own thousands of tasks are indexed only if one of them is asked for.
 
     Args:
-        names: Of tasks.
-        include: Folder of task files; None = lm-eval's own tasks.
+        names: of tasks
+        include: folder of task files; None = lm-eval's own tasks
 
     Raises:
-        ExciseError: For a name that is not known, with the nearest ones.
+        ExciseError: for a name that is not known, with the nearest ones.
     """
     if include is not None:
         own = TaskManager(include_path=str(include), include_defaults=False)
@@ -80,12 +80,12 @@ def load_tasks(manager: TaskManager, names: list[str], folder: Path) -> Any:
     """Load tasks with their items.
 
     Args:
-        manager: Of lm-eval.
-        names: Of tasks.
-        folder: Where relative `data_files` of the task files start.
+        manager: of lm-eval
+        names: of tasks
+        folder: where relative `data_files` of the task files start
 
     Raises:
-        ExciseError: That names tasks, their files and the cause.
+        ExciseError: that names tasks, their files and the cause.
     """
     try:
         with quiet(), contextlib.chdir(folder):

@@ -1,4 +1,4 @@
-"""What lm-eval would refuse, or fail at, after hours of work: checked on tasks and tokenizer before it begins."""
+"""What lm-eval would refuse, or fail at, after hours of work: tasks and tokenizer are checked before."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ def allow_code(confirmed: bool) -> None:
 
 
 def refusal_of_code(message: str) -> str:
-    """Return what to do where a task cannot be loaded because its metric runs code; empty for other messages."""
+    """Return what to do where a metric that runs code keeps a task from loading; empty for other messages."""
     if ALLOWED not in message:
         return ""
     return f"its metric runs code that the model writes; {CONSENT}"
@@ -29,11 +29,11 @@ def check_tasks(tasks: Mapping[str, Any], confirmed: bool) -> None:
     """Refuse tasks that lm-eval would refuse.
 
     Args:
-        tasks: lm-eval's tasks by name.
-        confirmed: Whether code that the model writes may be run.
+        tasks: lm-eval's tasks by name
+        confirmed: whether code that the model writes may be run
 
     Raises:
-        ExciseError: For code that would run without consent, images or sound.
+        ExciseError: for code that would run without consent, images or sound.
     """
     for name, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False) and not confirmed:
@@ -47,23 +47,23 @@ def check_tokenizer(tasks: Mapping[str, Any], tokenizer: Any, where: str) -> Non
     """Refuse a tokenizer without a token that tasks need: before a text without context, or after an answer.
 
     Args:
-        tasks: lm-eval's tasks by name.
-        tokenizer: Of the model.
-        where: The model's folder, for the message.
+        tasks: lm-eval's tasks by name
+        tokenizer: of the model
+        where: the model's folder, for the message
 
     Raises:
-        ExciseError: That names the missing token.
+        ExciseError: that names the missing token.
     """
     if tokenizer.eos_token_id is not None:
         return
     for name, task in tasks.items():
         if task.OUTPUT_TYPE == GENERATES:
             raise ExciseError(
-                f"validate.tasks: {name} has the model write until the end of text, and the tokenizer of {where} "
-                "has no eos_token; add it to tokenizer_config.json, or leave the task out"
+                f"validate.tasks: {name} has the model write until the end of text, and the tokenizer of "
+                f"{where} has no eos_token; add it to tokenizer_config.json, or leave the task out"
             )
     if tokenizer.bos_token_id is None:
         raise ExciseError(
-            f"validate.tasks: the tokenizer of {where} has neither bos_token nor eos_token, one of which begins a "
-            "text without context; add it to tokenizer_config.json"
+            f"validate.tasks: the tokenizer of {where} has neither bos_token nor eos_token, one of which "
+            "begins a text without context; add it to tokenizer_config.json"
         )

@@ -1,4 +1,4 @@
-"""lm-eval on the model in memory: no export, no reload, one score per item, and the same items for every plan."""
+"""lm-eval on the model in memory: no export, no reload, one score per item, the same items for every plan."""
 
 import copy
 import hashlib
@@ -30,10 +30,10 @@ class TaskPart:
     """The items of one task among those of a benchmark.
 
     Attributes:
-        task: Name of the task.
-        metric: The metric that is compared.
-        start: First of its rows in an evaluator's values.
-        stop: The row after its last one.
+        task: name of the task
+        metric: the metric that is compared
+        start: first of its rows in an evaluator's values
+        stop: the row after its last one
     """
 
     task: str
@@ -54,10 +54,10 @@ class Benchmark:
     """Tasks by name, with their items.
 
     Attributes:
-        tasks: lm-eval's tasks by name.
-        limit: The first items of each task are asked; None = all.
-        template: Chat template that writes the prompts; empty = none.
-        confirmed: Whether code that the model writes may be run.
+        tasks: lm-eval's tasks by name
+        limit: the first items of each task are asked; None = all
+        template: chat template that writes the prompts; empty = none
+        confirmed: whether code that the model writes may be run
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Benchmark:
         """Load the tasks.
 
         Args:
-            names: Of tasks.
-            include: Folder of task files; None = lm-eval's own tasks.
-            limit: How many items of each task are asked; None = all.
-            fewshot: Examples in a prompt; None = what the task says.
-            data: Where relative `data_files` of the task files start; None = in `include`.
-            template: Chat template that writes the prompts; empty = none.
-            confirmed: Whether code that the model writes may be run.
+            names: of tasks
+            include: folder of task files; None = lm-eval's own tasks
+            limit: how many items of each task are asked; None = all
+            fewshot: examples in a prompt; None = what the task says
+            data: where relative `data_files` of the task files start; None = in `include`
+            template: chat template that writes the prompts; empty = none
+            confirmed: whether code that the model writes may be run
 
         Raises:
-            ExciseError: For what lm-eval does not know, cannot read or would refuse.
+            ExciseError: for what lm-eval does not know, cannot read or would refuse.
         """
         for library in ("lm_eval", "huggingface_hub", "datasets"):
             logging.getLogger(library).setLevel(logging.ERROR)
@@ -126,12 +126,12 @@ class Benchmark:
         """Return every item's score, task after task [N]; higher = better.
 
         Args:
-            model: As it is now.
-            tokenizer: Of the model.
-            batch: Prompts per forward.
+            model: as it is now
+            tokenizer: of the model
+            batch: prompts per forward
 
         Raises:
-            ExciseError: If lm-eval fails.
+            ExciseError: if lm-eval fails.
         """
         with quiet():
             for task in self.tasks.values():
@@ -183,9 +183,9 @@ class ItemEvaluator(Evaluator):
     """The score of every item of a benchmark under a plan.
 
     Attributes:
-        benchmark: The tasks.
-        tokenizer: Of the model.
-        batch: Prompts per forward.
+        benchmark: the tasks
+        tokenizer: of the model
+        batch: prompts per forward
     """
 
     value = "score"
@@ -219,7 +219,7 @@ def _metric(name: str, task: Any) -> str:
     """The metric that is compared.
 
     Raises:
-        ExciseError: For tasks without a number per item.
+        ExciseError: for tasks without a number per item.
     """
     known = list(task.higher_is_better())
     if task.OUTPUT_TYPE == WITHOUT_ITEMS or not known:

@@ -1,8 +1,9 @@
-"""The token-level audit (docs/methods.md, 3): at one token, does the criterion rank the active experts by their worth?
+"""The token-level audit (docs/methods.md, 3): does the criterion rank the active experts of a token by worth?
 
-Worth is what an expert's removal costs. diff = outcome of removing the high-ranked expert − outcome of removing the
-low-ranked one, one per position; a cell is a (criterion, layer). Raw rows in, cells out: the same statistics for our
-measurements and for those of others. The protocol is that of https://arxiv.org/abs/2606.10703.
+Worth is what an expert's removal costs. diff = outcome of removing the high-ranked expert − outcome of
+removing the low-ranked one, one per position; a cell is a (criterion, layer). Raw rows in, cells out: the
+same statistics for our measurements and for those of others. The protocol is that of
+https://arxiv.org/abs/2606.10703.
 """
 
 import math
@@ -60,9 +61,9 @@ def audit_outcomes(rows: pd.DataFrame, ddof: int, correlations: Correlations | N
     """Audit the rows by every outcome they have.
 
     Args:
-        rows: Of `read_positions`.
-        ddof: Of the standard deviation in Cohen's d.
-        correlations: Rank correlations with ΔCE, where they are known.
+        rows: of `read_positions`
+        ddof: of the standard deviation in Cohen's d
+        correlations: rank correlations with ΔCE, where they are known
     """
     cells = {Outcome.DELTA: audit(rows, Outcome.DELTA, ddof, correlations)}
     cells[Outcome.ABSOLUTE] = audit(rows, Outcome.ABSOLUTE, ddof)
@@ -87,14 +88,14 @@ def audit(
 ) -> list[Cell]:
     """Judge every cell by one outcome.
 
-    Correction: α / (criteria × layers) for criteria, α / layers for each control, as published. A cell that cannot
-    be tested counts.
+    Correction: α / (criteria × layers) for criteria, α / layers for each control, as published. A cell that
+    cannot be tested counts.
 
     Args:
-        rows: Of `read_positions`, one per position and criterion.
-        outcome: What a removal is measured by.
-        ddof: Of the standard deviation in Cohen's d.
-        correlations: Rank correlations inside the active set, where they are known.
+        rows: of `read_positions`, one per position and criterion
+        outcome: what a removal is measured by
+        ddof: of the standard deviation in Cohen's d
+        correlations: rank correlations inside the active set, where they are known
 
     Returns:
         Cells by criterion in the order of the rows, controls last, and by layer.
@@ -207,6 +208,6 @@ def _too_few(n: int, fewest: int, cells: int) -> str:
 
 
 def _needed(d: float, level: float, fewest: int) -> int | None:
-    """Positions that the t-test needs for an effect d; never fewer than the Wilcoxon test needs to pass at all."""
+    """Positions that the t-test needs for an effect d; never fewer than the Wilcoxon test needs to pass."""
     positions = needed_n(d, level)
     return None if positions is None else max(positions, fewest)

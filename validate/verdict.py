@@ -21,24 +21,25 @@ class Null(StrEnum):
 
 
 RULE = (
-    "beats random: one-sided p ≤ 0.05 and the 95 % interval of (mean random − criterion) above 0; worse than "
-    "random: the mirror image; not distinguishable: everything else. Two ends alike: the 95 % interval of "
-    "(reversed − criterion) holds 0."
+    "beats random: one-sided p ≤ 0.05 and the 95 % interval of (mean random − criterion) above 0; "
+    "worse than random: the mirror image; not distinguishable: everything else. "
+    "Two ends alike: the 95 % interval of (reversed − criterion) holds 0."
 )
 AUDIT_RULE = (
     "a cell (criterion, layer) passes when the paired t-test and the Wilcoxon signed rank test are both "
-    "significant after Bonferroni (α = 0.05 / cells; for a control 0.05 / layers) and removing the high-ranked "
-    "expert costs more than removing the low-ranked one."
+    "significant after Bonferroni (α = 0.05 / cells; for a control 0.05 / layers) "
+    "and removing the high-ranked expert costs more than removing the low-ranked one."
 )
 PAIR_RULE = (
-    "two criteria differ when the two-sided sign-flip permutation test over documents (of tasks: exact McNemar "
-    "over items) is at most 0.05 after Holm over all pairs and fractions."
+    "two criteria differ when the two-sided sign-flip permutation test over documents "
+    "(of tasks: exact McNemar over items) is at most 0.05 after Holm over all pairs and fractions."
 )
 LEAD_RULE = (
-    "the lead over random survives recovery when the criterion's plan beats random plans before and after it: "
-    "one-sided p ≤ 0.05 (a t distribution through the random plans) and the 95 % interval of (mean random − "
-    "criterion) above 0, after the same training of all; reversed: worse than random after it; not shown: "
-    "everything else. Without a lead before there is none to survive or to reverse."
+    "the lead over random survives recovery when the criterion's plan beats random plans before and after "
+    "it: one-sided p ≤ 0.05 (a t distribution through the random plans) and the 95 % interval of "
+    "(mean random − criterion) above 0, after the same training of all; "
+    "reversed: worse than random after it; not shown: everything else. "
+    "Without a lead before there is none to survive or to reverse."
 )
 
 
@@ -46,10 +47,10 @@ def judge(p: float, p_worse: float, low: float, high: float) -> Verdict:
     """Judge a plan against random plans (RULE).
 
     Args:
-        p: One-sided p that chance does as well, corrected.
-        p_worse: One-sided p that chance does as badly, corrected.
-        low: Lower end of the 95 % interval of (mean random cost − the plan's cost).
-        high: Upper end of it. Without an interval (nan: a single document) nothing is claimed.
+        p: one-sided p that chance does as well, corrected
+        p_worse: one-sided p that chance does as badly, corrected
+        low: lower end of the 95 % interval of (mean random cost − the plan's cost)
+        high: upper end of it. Without an interval (nan: a single document) nothing is claimed.
     """
     if math.isnan(low) or math.isnan(high):
         return "not distinguishable"
@@ -64,8 +65,8 @@ def ends_alike(low: float, high: float) -> bool:
     """Return whether a criterion and its reverse cost the same: such a ranking carries no information.
 
     Args:
-        low: Lower end of the 95 % interval of (reversed cost − the criterion's cost).
-        high: Upper end of it.
+        low: lower end of the 95 % interval of (reversed cost − the criterion's cost)
+        high: upper end of it
     """
     return low <= 0 <= high
 
@@ -79,10 +80,10 @@ def cell_passes(p_t: float, p_wilcoxon: float, high: float, low: float) -> bool:
     """Return whether a cell of an audit passes (AUDIT_RULE).
 
     Args:
-        p_t: Of the paired t-test, corrected. nan never passes.
-        p_wilcoxon: Of the Wilcoxon test, corrected. nan never passes.
-        high: Mean outcome of removing the high-ranked expert.
-        low: Mean outcome of removing the low-ranked expert.
+        p_t: of the paired t-test, corrected. nan never passes.
+        p_wilcoxon: of the Wilcoxon test, corrected. nan never passes.
+        high: mean outcome of removing the high-ranked expert
+        low: mean outcome of removing the low-ranked expert
     """
     return p_t <= ALPHA and p_wilcoxon <= ALPHA and high > low
 

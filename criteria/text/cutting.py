@@ -2,16 +2,29 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from criteria.text.bos import Bos, bos_of
 from criteria.text.readers.pieces import BLOCK, SMALL, Piece
+from experts.arrays import Ids
 from experts.errors import ExciseError, let_through, one_line
 
-Window = tuple[str, NDArray[np.int64]]  # (document, tokens [W])
+
+class Window(NamedTuple):
+    """One window.
+
+    Attributes:
+        document: name of the text it is from
+        tokens: token ids [W]
+    """
+
+    document: str
+    tokens: Ids
+
+
 SPANS = (8, 32, 128)  # characters per token of a window that are tried before a text is given up as too short
 
 
@@ -33,7 +46,7 @@ class Cutter:
     def window(self, document: str, ids: list[int]) -> Window:
         """The first tokens as a window."""
         first = [] if self.bos is None else [self.bos]
-        return document, np.array([*first, *ids[: self.room]], dtype=np.int64)
+        return Window(document, np.array([*first, *ids[: self.room]], dtype=np.int64))
 
     def windows(self, pieces: Iterable[Piece]) -> Iterator[Window]:
         """All windows, in the order of the text. The rest of a long document is left out."""

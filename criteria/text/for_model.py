@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from criteria.text.bos import Bos
 from criteria.text.context_length import check_vocabulary, context_note
+from criteria.text.reading import read_windows
 from criteria.text.sources import Source
-from criteria.text.windows import Windows, read_windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from experts.model import Model
 from experts.notes import tell
@@ -28,8 +29,8 @@ def windows(
 ) -> Windows:
     """Cut token windows from a text.
 
-    Say where the text comes from with a path, with the keys of a recipe's `data` block, or with several `Source`s,
-    which get an equal share of the windows. The same seed takes the same windows on every machine.
+    Say where the text comes from with a path, with the keys of a recipe's `data` block, or with several
+    `Source`s, which get an equal share of the windows. The same seed takes the same windows on every machine.
 
     Args:
         model: its tokenizer cuts the text
@@ -37,10 +38,11 @@ def windows(
         sequences: N, number of windows
         length: W, tokens per window
         seed: of the choice of windows
-        bos: begin windows with the token for the beginning of a text: auto (if the tokenizer does), always, never
+        bos: begin windows with the token for the beginning of a text: auto (if the tokenizer does), always,
+            never
         chat_template: for conversations: true = the tokenizer's own template, or the name of one
-        **keys: instead of `source`: text, jsonl, dataset or stdlib, and what belongs to it (split, field, separator,
-            config, documents, domain), as recipes/README.md documents them
+        **keys: instead of `source`: text, jsonl, dataset or stdlib, and what belongs to it (split, field,
+            separator, config, documents, domain), as recipes/README.md documents them
 
     Returns:
         Windows [N, W].

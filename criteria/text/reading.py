@@ -1,92 +1,145 @@
-"""A source of a recipe to the reader of its text."""
+"""Text to token windows: from the sources of a recipe, by a seed, or from the start of one file.
 
-import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import chain
+A document of at least one window is cut into consecutive full windows. Shorter documents of the same source are
+joined, with the end token between them, until a window is full. Every window knows its document, because intervals
+are clustered by documents. Where the tokenizer begins a text with a token of its own, every window begins with it;
+what follows it counts like any other position.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, ClassVar
 
-from criteria.text import standard_library
-from criteria.text.dataset import pieces
-from criteria.text.readers.by_name import PLAIN, ROWS, files_of, reader
-from criteria.text.readers.json_lines import JsonLines
-from criteria.text.readers.pieces import SMALL, Listed, Piece, Reader, Shelf
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from criteria.text.bos import Bos
+from criteria.text.checks import check_content, note_repeats, shortage
+from criteria.text.cutting import Cutter, Window
+from criteria.text.readers.pieces import BLOCK, SMALL
+from criteria.text.readers.plain import PlainText
 from criteria.text.rows import RowText
+from criteria.text.sampling import TooFewError, every, sample
+from criteria.text.source_reader import opened
 from criteria.text.sources import Source
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
+from experts.notes import tell
 
 
-@contextmanager
-def opened(source: Source, text_of: RowText) -> Iterator[Reader]:
-    """The reader of a source, as long as it is needed."""
-    with ExitStack() as until_closed:
-        if source.stdlib:
-            text_of.refuse_prose(f"stdlib: {source.stdlib}")
-            found = standard_library.documents(source.stdlib, source.split)  # type: ignore[arg-type]
-            yield Listed([Piece(name, text) for name, text in found])
-        elif source.dataset:
-            yield _gathered(pieces(source, text_of), until_closed)
-        else:
-            texts = _once((file for path in source.text for file in files_of(path, PLAIN + ROWS)), text_of)
-            rows = _once((file for path in source.jsonl for file in files_of(path, ROWS)), text_of)
-            plain = [reader(file, text_of, source.separator) for file in texts]
-            yield Shelf([*plain, *(reader(file, text_of, rows=True) for file in rows)])
+def read_windows(
+    sources: Iterable[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    sequences: int,
+    seed: int,
+    bos: Bos = Bos.AUTO,
+    chat_template: bool | str | None = None,
+    say: Callable[[str], None] = tell,
+) -> Windows:
+    """Cut windows from sources, an equal share from each.
+
+    Args:
+        sources: where the text comes from
+        tokenizer: cuts the text
+        length: W, tokens per window
+        sequences: N, number of windows
+        seed: decides which windows are taken
+        bos: whether windows begin with the token for the beginning of a text
+        chat_template: of sources that do not name one
+        say: takes notes on what was read
+
+    Raises:
+        ExciseError: a source is missing, unreadable or too short.
+    """
+    sources = list(sources)
+    if sequences < len(sources):
+        few = f"data: {sequences} windows for {len(sources)} sources, which give one each at least"
+        raise ExciseError(f"{few}; raise sequences")
+    cutter = Cutter(tokenizer, length, bos)
+    taken = []
+    for number, source in enumerate(sources):
+        share = sequences // len(sources) + (number < sequences % len(sources))
+        template = chat_template if source.chat_template is None else source.chat_template
+        row_text = RowText(source, tokenizer, template, say)
+        taken.append(_windows_of(source, cutter, share, (seed, number), row_text))
+    windows = _assemble(sources, taken)
+    note_repeats(windows, say)
+    return windows
 
 
-def _once(files: Iterable[Path], text_of: RowText) -> Iterator[Path]:
-    """A file that is named twice is read once: its windows would repeat."""
-    seen: set[str] = set()
-    for file in files:
-        place = os.path.realpath(file)
-        if place in seen:
-            text_of.say(f"{text_of.what}: {file} is named twice, and read once")
-        else:
-            seen.add(place)
-            yield file
-
-
-def _gathered(found: Iterator[Piece], until_closed: ExitStack) -> Reader:
-    """Rows that came over a network: in memory if they are few, else in a file that can be read again."""
-    held: list[Piece] = []
-    weight = 0
-    for piece in found:
-        held.append(piece)
-        weight += len(piece.text.encode())
-        if weight > SMALL:
-            break
-    else:
-        return Listed(held)
-    names: list[str] = []
+def _windows_of(
+    source: Source,
+    cutter: Cutter,
+    share: int,
+    seed: tuple[int, int],
+    row_text: RowText,
+) -> list[Window]:
+    """The windows of one source."""
     try:
-        folder = until_closed.enter_context(tempfile.TemporaryDirectory(prefix="excise-"))
-        with (Path(folder) / "rows.jsonl").open("w", encoding="utf-8") as file:
-            names += _write(chain(held, found), file)
-    except OSError as error:
-        what = f"rows of the data set cannot be kept in a temporary file ({error.strerror or error})"
-        raise ExciseError(f"{what}; take fewer documents, or set TMPDIR") from error
-    return JsonLines(Path(file.name), Kept(names))
+        with opened(source, row_text) as reader:
+            windows = sample(reader, cutter, share, seed, row_text.again)
+    except TooFewError as few:
+        raise ExciseError(f"{row_text.what}: {shortage(few.found, share, cutter, row_text)}") from None
+    row_text.tell()
+    check_content(row_text.what, windows, cutter, row_text.say)
+    return windows
 
 
-def _write(found: Iterable[Piece], file: IO[str]) -> Iterator[str]:
-    """Rows by number, as long for every name: what their documents are called must not decide where cells begin."""
-    for number, piece in enumerate(found):
-        file.write(json.dumps([f"{number:012d}", piece.text, piece.chat]) + "\n")
-        yield piece.document
+def _assemble(sources: list[Source], taken: list[list[Window]]) -> Windows:
+    """The windows of all sources, in their order. A file that feeds two sources stays one document."""
+    domains = tuple(dict.fromkeys(source.label for source in sources))
+    rows, document, domain = [], [], []
+    documents: dict[str, int] = {}
+    for source, windows in zip(sources, taken, strict=True):
+        for name, tokens in windows:
+            rows.append(tokens)
+            document.append(documents.setdefault(name, len(documents)))
+            domain.append(domains.index(source.label))
+    tokens = np.stack(rows)
+    mask = np.ones_like(tokens, bool)
+    return Windows(tokens, mask, np.array(document), np.array(domain), tuple(documents), domains)
 
 
-class Kept:
-    """Rows as `_write` wrote them. names: of their documents."""
+def consecutive(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    sequences: int = 0,
+    bos: Bos = Bos.AUTO,
+    say: Callable[[str], None] = tell,
+) -> Windows:
+    """Cut a text file into windows from its start; every window is a document.
 
-    columns: ClassVar[list[str]] = []
+    Args:
+        path: a file of plain text
+        tokenizer: cuts the text
+        length: W, tokens per window
+        sequences: how many of the first windows; 0 = all full ones
+        bos: whether windows begin with the token for the beginning of a text
+        say: takes notes on what was read
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    Raises:
+        ExciseError: the file is unreadable or too short.
+    """
+    cutter, reader = Cutter(tokenizer, length, bos), PlainText(path)
+    cell_size = SMALL if reader.weight(SMALL) <= SMALL else BLOCK
+    windows = list(islice(cutter.windows(every(reader, cell_size)), sequences or None))
+    _check_number(path, windows, sequences, cutter)
+    check_content(str(path), windows, cutter, say)
+    tokens = np.stack([window.tokens for window in windows])
+    mask = np.ones_like(tokens, bool)
+    rows = np.arange(len(windows))
+    documents = tuple(f"{path}#{row}" for row in rows)
+    return Windows(tokens, mask, rows, np.zeros_like(rows), documents, (path.stem,))
 
-    def refuse_prose(self, _where: str) -> None:
-        raise AssertionError("these are rows")
 
-    def __call__(self, _document: str, row: Any) -> Piece:
-        return Piece(self.names[int(row[0])], row[1], chat=row[2])
+def _check_number(path: Path, windows: list[Window], sequences: int, cutter: Cutter) -> None:
+    """Refuse a file without a full window, or with fewer than were asked for."""
+    has = f"the text has {cutter.tokens:,} tokens" if cutter.tokens else "there is no text"
+    if not windows:
+        few = f"{path}: {has}, less than a window of {cutter.length}"
+        raise ExciseError(f"{few}; lower --window or take a longer text")
+    if len(windows) < sequences:
+        has = f"{has}, {len(windows)} full windows of {cutter.length}; {sequences} asked"
+        raise ExciseError(f"{path}: {has}: lower --sequences or --window, or take a longer text")

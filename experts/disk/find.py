@@ -87,6 +87,11 @@ def find_model(text: str) -> StoredModel:
     return find_repository(found)
 
 
+def model_folder(name: str) -> Path:
+    """The folder of a model; one on the hub is downloaded (or found in the cache) first."""
+    return find_model(name).fetch()
+
+
 def open_anywhere(name: str) -> Checkpoint:
     """A local checkpoint, or the headers of one on the hub (a few requests, no weights)."""
     return find_model(name).headers()

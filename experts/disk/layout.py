@@ -98,9 +98,9 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     """
     if UNEQUAL in checkpoint.config:
         raise ExciseError(
-            f"{checkpoint.folder}: was pruned by Excise with unequal counts per layer; such a checkpoint is "
-            "loaded and inspected, but not pruned or measured again: prune the model it was made from, with a "
-            "smaller budget"
+            f"{checkpoint.folder}: was pruned by Excise with unequal counts per layer; such a checkpoint "
+            "is loaded and inspected, but not pruned or measured again: prune the model it was made from, "
+            "with a smaller budget"
         )
     config = text_config(checkpoint.config)
     prefixes = _block_prefixes(checkpoint)
@@ -161,7 +161,8 @@ def _counts(checkpoint: Checkpoint, config: Mapping[str, Any], has_experts: bool
         raise ExciseError(f"{where}: none of {', '.join(TOP_K_KEYS)}: how many experts are active per token?")
     if top_k > num_experts:
         raise ExciseError(
-            f"{where}: num_experts_per_tok = {top_k} exceeds the {num_experts} experts per layer ({count_key})"
+            f"{where}: num_experts_per_tok = {top_k} exceeds the {num_experts} experts per layer "
+            f"({count_key})"
         )
     return num_experts, top_k
 
@@ -171,8 +172,8 @@ def _groups(checkpoint: Checkpoint, config: Mapping[str, Any], num_experts: int)
     groups, top_groups = router_groups(config)
     if num_experts % groups or top_groups > groups:
         raise ExciseError(
-            f"{checkpoint.folder}/config.json: {num_experts} experts in {groups} groups, of which a token may "
-            f"use {top_groups}, cannot be"
+            f"{checkpoint.folder}/config.json: {num_experts} experts in {groups} groups, "
+            f"of which a token may use {top_groups}, cannot be"
         )
     return groups, top_groups
 
@@ -182,8 +183,8 @@ def _check_announced(checkpoint: Checkpoint, config: Mapping[str, Any], heads: _
     if heads.past_depth and not first_positive(config, PREDICTING_KEYS):
         depth = positive_int(config, "num_hidden_layers")
         raise ExciseError(
-            f"{checkpoint.folder}: {min(heads.past_depth)} belongs to layer {depth} or later, but config.json "
-            f"says num_hidden_layers = {depth} and names no layers for multi-token prediction "
+            f"{checkpoint.folder}: {min(heads.past_depth)} belongs to layer {depth} or later, "
+            f"but config.json says num_hidden_layers = {depth} and names no layers for multi-token prediction "
             f"({PREDICTING_KEYS[0]}); fix config.json, or download the checkpoint again"
         )
 

@@ -57,13 +57,6 @@ def parse_model(text: str) -> Path | HubName:
     return _of_name(text)
 
 
-def model_folder(name: str) -> Path:
-    """The folder of a model; one on the hub is downloaded (or found in the cache) first."""
-    from experts.disk.find import find_model
-
-    return find_model(name).fetch()
-
-
 def hub_name(text: str) -> HubName | None:
     """The name on the hub, for what is recorded; None for a folder, and for what nobody can tell any more."""
     try:

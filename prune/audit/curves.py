@@ -1,20 +1,18 @@
 """Progressive removal on a recipe's text: measured layer by layer, kept, and written with its raw rows."""
 
-from functools import cached_property
-
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from criteria.experiment_context import Store
 from criteria.scores import Scores
 from criteria.statistics import Array
 from experts.effects.instrument import Instrument
 from experts.keys import key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
+from experts.stored_arrays import StoredArrays
 from prune.audit.curve_summary import AT_TOKEN, CurveRows, curves_of, raw_rows
 from prune.audit.result import ProgressiveJson
 from prune.session.run_folder import write_text
@@ -43,8 +41,7 @@ class Curves:
         self.settings, self.session, self.shape = settings, session, session.shape
         self.rankings, self.rows = rankings, rows
         count = min(settings.windows, len(session.texts.validation))
-        spread = np.linspace(0, len(session.texts.validation) - 1, count)
-        self.numbers = np.unique(spread.round().astype(np.int64))
+        self.numbers = session.texts.validation.spread(count)
         self.windows = session.texts.validation.select(self.numbers)
         self.removed = min(settings.max_removed, self.shape.num_experts - self.shape.smallest)
 
@@ -79,22 +76,17 @@ class Curves:
             effects=effects,
             windows=self.windows,
             numbers=self.numbers,
-            weights=self._readable.sum(axis=1).astype(float),
+            weights=self.windows.readable.sum(axis=1).astype(float),
             chosen=self._positions(row),
         )
-
-    @cached_property
-    def _readable(self) -> NDArray[np.bool_]:
-        """Positions that are read and have a next token [N, W − 1]."""
-        mask = self.windows.mask
-        return mask[:, 1:] & mask[:, :-1]
 
     def _positions(self, row: int) -> NDArray[np.bool_]:
         """The positions of a layer at which removal at the token is measured [N, W − 1]."""
         rng = np.random.default_rng([self.settings.seed, row])
-        count = min(self.settings.positions, int(self._readable.sum()))
-        chosen = np.zeros_like(self._readable)
-        chosen.flat[rng.choice(np.flatnonzero(self._readable), count, replace=False)] = True
+        readable = self.windows.readable
+        count = min(self.settings.positions, int(readable.sum()))
+        chosen = np.zeros_like(readable)
+        chosen.flat[rng.choice(np.flatnonzero(readable), count, replace=False)] = True
         return chosen
 
     # Measuring.
@@ -109,8 +101,7 @@ class Curves:
         missing = [row for row in self.rows if f"{row}/{AT_TOKEN}" not in arrays]
         if not missing:
             return arrays
-        device = self.session.model.device
-        tokens = torch.from_numpy(self.windows.tokens).to(device)
+        tokens = self.windows.tensor(self.session.model.device)
         at_token, from_layer = self._instruments(tokens)
         for row in tqdm(missing, desc="progressive removal", unit="layer", delay=2):
             measured = by_order(from_layer, tokens, row, self._orders(row), self.removed)
@@ -121,12 +112,12 @@ class Curves:
             store.write(arrays)
         return arrays
 
-    def _store(self) -> Store:
+    def _store(self) -> StoredArrays:
         """Where the rows are kept, under everything they depend on."""
         rankings = [(scores.criterion, scores.digest) for scores in self.rankings]
         inputs = (self.session.model.identity, self.windows.hash, self.settings.model_dump(), rankings)
         path = self.session.folder.path / "progressive.safetensors"
-        return Store(path, key_of("progressive", *inputs))
+        return StoredArrays(path, key_of("progressive", *inputs))
 
     def _instruments(self, tokens: torch.Tensor) -> tuple[Instrument, Instrument]:
         """For removals at a token (mode zero) and from a layer (mode reroute, as pruning does)."""

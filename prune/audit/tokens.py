@@ -1,4 +1,4 @@
-"""`excise audit`: token by token, does a criterion rank the active experts by what removing them costs? And layer by layer, its curves."""
+"""`excise audit`: does a criterion rank the active experts of a token by what removing them costs?"""
 
 from typing import cast
 
@@ -21,10 +21,11 @@ from prune.audit.result import AuditResult, RecipeAudit
 from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
 from prune.session.prepare import Prepared, check_audit
-from prune.session.run_folder import describe, write_json, write_text
+from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Removals
 from validate.expert_pairs import pick_pairs, rank_correlations
+from validate.position_sample import sample_positions
 from validate.positions import read_positions
 from validate.rig import check_rig, rig_plan
 from validate.token_audit import audit_outcomes
@@ -43,7 +44,7 @@ class Audit:
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
     def execute(self) -> AuditResult:
-        """Writes audit.json, audit.csv, audit.md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
+        """Write audit.json, .csv and .md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
         self.session.check_texts()
         chosen = self._chosen()
         with self.folder.held():
@@ -69,27 +70,16 @@ class Audit:
         return self.session.scores(budget)
 
     def _chosen(self) -> NDArray[np.bool_]:
-        """Which positions are read [L, N, W − 1]: those with a next token, all or a sample of every layer."""
-        windows = self.session.texts.validation
-        valid = windows.mask[:, 1:] & windows.mask[:, :-1]
-        chosen = np.zeros((len(self.prepared.shape.layers), *valid.shape), dtype=bool)
-        if self.settings.positions == "all":
-            chosen[list(self.layers)] = valid
-            return chosen
-        if self.settings.positions > valid.sum():
-            has = f"the validation text has {valid.sum()}"
-            raise ExciseError(
-                f"validate.audit.positions is {self.settings.positions}, {has}; lower it or add text"
-            )
-        for layer in self.layers:
-            rng = np.random.default_rng([self.settings.seed, layer])
-            chosen[layer].flat[rng.choice(np.flatnonzero(valid), self.settings.positions, replace=False)] = (
-                True
-            )
-        return chosen
+        """Which positions are read [L, N, W − 1]."""
+        settings = self.settings
+        windows, num_layers = self.session.texts.validation, self.prepared.shape.num_layers
+        try:
+            return sample_positions(windows, num_layers, self.layers, settings.positions, settings.seed)
+        except ExciseError as error:
+            raise ExciseError(f"validate.audit.{error}") from error
 
     def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
-        """What removing every active expert costs at the chosen positions: kept, taken up where it was interrupted, or measured."""
+        """What removing every active expert costs at the chosen positions; what is there is not measured again."""
         path, settings = self.folder.path / EFFECTS, self.settings
         identity = (
             self.session.model.identity,
@@ -120,7 +110,8 @@ class Audit:
             tell(note)
         if anatomy.model.dtype in HALF:
             tell(
-                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; dtype: float32 avoids it"
+                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; "
+                "dtype: float32 avoids it"
             )
         fill(
             parts,
@@ -138,8 +129,8 @@ class Audit:
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
             "text": {
-                "calibration": describe(self.session.texts.calibration),
-                "validation": describe(self.session.texts.validation),
+                "calibration": self.session.texts.calibration.summary(),
+                "validation": self.session.texts.validation.summary(),
             },
             "model": self.prepared.model,
             "notes": self._notes(),
@@ -170,13 +161,13 @@ def _flat(result: AuditResult) -> pd.DataFrame:
 
 
 def instrument_of(session: Session, mode: Mode) -> Instrument:
-    """For removals on the recipe's model; mode mean replaces outputs by their means over the calibration text."""
+    """For removals on the recipe's model; mode mean takes means over the calibration text."""
     if mode is not Mode.MEAN:
         return Instrument(session.anatomy, mode, None)
-    calibration = torch.from_numpy(session.texts.calibration.tokens).to(session.model.device)
+    calibration = session.texts.calibration.tensor(session.model.device)
     return Instrument(session.anatomy, mode, mean_outputs(session.anatomy, calibration))
 
 
 def tokens_of(session: Session) -> torch.Tensor:
     """The validation windows on the model's device."""
-    return torch.from_numpy(session.texts.validation.tokens).to(session.model.device)
+    return session.texts.validation.tensor(session.model.device)

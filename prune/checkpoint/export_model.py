@@ -23,21 +23,23 @@ def export(
 ) -> Exported:
     """Write the checkpoint that keeps what a plan keeps.
 
-    The source's tensors are streamed from disk, so the network need not be loaded. Every byte is read back before the
-    folder takes its name; nothing half-written is left behind.
+    The source's tensors are streamed from disk, so the network need not be loaded. Every byte is read back
+    before the folder takes its name; nothing half-written is left behind.
 
     Args:
         model: the unpruned model
         plan: of `criteria.select`, or made by hand
         out: folder of the new checkpoint
         force: replace a checkpoint that Excise wrote
-        recovered: of `finetune.recover`, inside its block: the trained weights are written instead of the source's
+        recovered: of `finetune.recover`, inside its block: the trained weights are written instead of the
+            source's
 
     Returns:
         The folder, its bytes, the bytes that went, and notes.
 
     Raises:
-        ExciseError: the plan is for another model, the folder is taken, the disk is full, or the source changed.
+        ExciseError: the plan is for another model, the folder is taken, the disk is full, or the source
+            changed.
 
     Example:
         >>> import experts, prune, tempfile

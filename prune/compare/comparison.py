@@ -1,4 +1,4 @@
-"""`excise compare`: several criteria at several budgets, on the same held-out windows and items, each against random plans of its sizes."""
+"""`excise compare`: criteria at several budgets on the same held-out rows, each against random plans of its size."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from prune.compare.result import ComparisonResult, OverlapJson, TaskJson
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepare import Prepared
-from prune.session.run_folder import describe, write_json, write_text
+from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
@@ -29,14 +29,14 @@ from validate.verdict import PAIR_RULE, RULE
 
 
 class Comparison:
-    """All criteria of a recipe × its budgets. Plans that were measured before, also by other criteria, are not measured again."""
+    """All criteria of a recipe × its budgets. No plan is measured twice, also where two criteria share it."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.shape, self.session = prepared.shape, Session(prepared)
 
     def execute(self) -> ComparisonResult:
-        """Writes comparison.json, comparison.csv, comparison.md and the raw rows; gives the content of comparison.json."""
+        """Write comparison.json, .csv and .md, and the raw rows; return the content of comparison.json."""
         for note in self._notes():
             tell(note)
         self.session.check_texts()
@@ -94,15 +94,15 @@ class Comparison:
             "scopes": [
                 one.to_json() for one in pairs.between_scopes(evidence, measures, settings.random_seed)
             ],
-            "rule": f"{RULE} p: {settings.chance}, after Holm over {len(evidence)} tests (criteria × budgets).",
+            "rule": _rule(settings.chance, len(evidence)),
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
             "seed": settings.random_seed,
             "loss": measures[0].mean(measures[0].values(None)),
             "tasks": [_task(measure) for measure in measures[1:]],
             "text": {
-                "calibration": describe(self.session.texts.calibration),
-                "validation": describe(windows),
+                "calibration": self.session.texts.calibration.summary(),
+                "validation": windows.summary(),
             },
             "model": self.prepared.model,
             "checks": [check.to_json() for check in checks],
@@ -133,8 +133,12 @@ class Comparison:
                 yield self.session.contest(plans[scores.criterion, budget], scores, budget)
 
 
+def _rule(chance: str, tests: int) -> str:
+    return f"{RULE} p: {chance}, after Holm over {tests} tests (criteria × budgets)."
+
+
 def _agreement(tables: dict[BudgetScope, list[Scores]]) -> dict[str, list[float | None]]:
-    """Rank agreement per criterion; one whose scores depend on the scope (greedy removal) appears once a scope."""
+    """Rank agreement per criterion; a search, whose scores depend on the scope, appears once per scope."""
     found: dict[str, list[float | None]] = {}
     for scope, table in tables.items():
         for criterion, layers in agreement(table).items():

@@ -1,4 +1,4 @@
-"""`excise effects`: text → windows → the raw table of effects. A layer of a window that is finished is never measured again."""
+"""`excise effects`: text → windows → the raw table of effects. What is finished is never measured again."""
 
 import time
 
@@ -8,7 +8,8 @@ import torch
 from tqdm import tqdm
 
 from criteria.text.context_length import check_vocabulary, context_note
-from criteria.text.windows import Windows, consecutive
+from criteria.text.reading import consecutive
+from criteria.text.windows import Windows
 from experts.anatomy import Anatomy, dissect
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout
@@ -87,9 +88,9 @@ def _measure(
     parts: PartialTable,
     caution: str,
 ) -> tuple[float, list[str]]:
-    """What is missing; the rig and the fast path are checked before. Gives the seconds of the measurement, and notes."""
+    """Measure what is missing, after checks of the instrument. Returns seconds and notes."""
     check_rig(anatomy, windows, rig_plan(anatomy.shape))
-    tokens = torch.from_numpy(windows.tokens).to(anatomy.device)
+    tokens = windows.tensor(anatomy.device)
     means = mean_outputs(anatomy, tokens) if request.mode is Mode.MEAN else None
     instrument = Instrument(anatomy, request.mode, means)
     instrument.check(tokens, request.scope)
@@ -110,7 +111,11 @@ def fill(
     removals: Removals,
     what: str,
 ) -> None:
-    """Measures the missing layers of windows (window -> layers) and keeps each as it is finished. what: beside the progress bar."""
+    """Measure missing layers of windows (window -> layers), and keep each as it is finished.
+
+    Args:
+        what: title of the progress bar
+    """
     with tqdm(total=sum(map(len, missing.values())), desc=what, unit="window·layer", delay=2) as bar:
 
         def keep(number: int, layer: int, table: Table) -> None:

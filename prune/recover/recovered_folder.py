@@ -1,4 +1,4 @@
-"""The recovered checkpoint of a run: merged weights through the same export as a pruned one, and the adapter beside it."""
+"""The recovered checkpoint of a run: merged weights through the same export, and the adapter beside it."""
 
 import shutil
 from pathlib import Path
@@ -64,7 +64,10 @@ class RecoveredFolder:
         export(prepared.layout, plan, self.path, card, force, recovered=trained)
 
     def prove(self, expected: Tensor) -> None:
-        """Load what was written in the place of the whole model; its logits are the merged model's, bit by bit."""
+        """Load what was written and compare its logits with the merged model's, bit by bit.
+
+        It takes the place of the whole model in memory.
+        """
         self.session.model.unload()
         try:
             logits = self.session.reloaded_logits(self.path, self.plan, expected.device)

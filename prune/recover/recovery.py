@@ -1,4 +1,4 @@
-"""Recovery as a stage: the criterion's plan and random plans of its size get the same training. What is left of the lead?"""
+"""Recovery as a stage: the criterion's plan and random plans of its size get the same training."""
 
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from prune.recover.targets import check_targets, everything
 from prune.recover.training import training_provenance
 from prune.session.measures import measures_of
 from prune.session.prepare import Prepared
-from prune.session.run_folder import describe, write_json, write_text
+from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.draw import random_plans
 from validate.measure import Measure
@@ -193,7 +193,7 @@ class Recovery:
         return {
             **recovery_summary(self.plans, self.known, pairs, curves, seed),
             "training": read_json(self.written.path / RECOVERY)["training"],
-            "text": describe(self.session.texts.validation),
+            "text": self.session.texts.validation.summary(),
             "model": self.session.prepared.model,
             **self._places(),
         }
@@ -205,7 +205,7 @@ class Recovery:
 
 
 def recover_folder(prepared: Prepared) -> RecoveryResult:
-    """`excise finetune` of a pruned folder that the recipe names: its plan, the recipe's model as teacher and source."""
+    """Recover a pruned folder that the recipe names; the recipe's model is teacher and source."""
     settings = prepared.recipe.finetune
     assert settings is not None, "checked by the command"
     assert settings.checkpoint is not None, "checked by the command"

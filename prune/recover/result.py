@@ -2,7 +2,8 @@
 
 from typing import TypedDict
 
-from prune.results import ModelJson, TextJson
+from criteria.text.windows import TextJson
+from prune.results import ModelJson
 from validate.results import LeadJson, RecoveredCostJson
 
 

@@ -1,4 +1,4 @@
-"""Where pruned models to be recovered come from, and their teacher: from one set of weights in memory, or one after the other from disk."""
+"""Pruned models to be recovered, and their teacher: one set of weights in memory, or models from disk in turn."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,20 +12,18 @@ from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.loading import load_network
-from experts.memory import free_bytes
 from experts.notes import tell
 from experts.plan import Plan
-from finetune.adapters import Adapted, find_targets
+from finetune.adapters import Adapted
 from finetune.students import Student, shared_student
 from finetune.teacher import CachedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export
 from prune.recipe.schema import FinetuneSettings
+from prune.recover.memory_estimate import missing_memory
 from prune.session.session import Session
 
 TeacherOf = Callable[[Adapted], Teacher | None]
-BYTES_TRAINED = 20  # of a trained parameter: itself, its gradient, two moments of AdamW, the last good copy
-LOGITS_COPIES = 8  # of a batch, in float32: logits, softmax and gradients of both losses
 
 
 class InMemory:
@@ -136,28 +134,8 @@ def choose_students(
 
 
 def _fits(session: Session, settings: FinetuneSettings, windows: Windows, plan: Plan) -> bool:
-    """Whether adapters, their optimiser, the adapted copies of weights that autograd keeps, and logits fit beside the whole model."""
-    model, kept = session.anatomy.model, 1 - plan.fraction
-    free = free_bytes(next(model.parameters()).device)
-    needed = (
-        LOGITS_COPIES
-        * 4.0
-        * settings.batch
-        * windows.tokens.shape[1]
-        * int(model.config.get_text_config().vocab_size)
-    )
-    weights = dict(model.named_parameters())
-    for name in find_targets(session.anatomy, settings.targets).weights:
-        size, (rows, columns) = (
-            weights[name].numel() * (kept if weights[name].ndim == 3 else 1),
-            weights[name].shape[-2:],
-        )
-        needed += BYTES_TRAINED * settings.rank * (rows + columns) * size / (rows * columns)
-        needed += 0 if settings.gradient_checkpointing else size * weights[name].element_size()
-    if needed < 0.8 * free:
-        return True
-    tell(
-        f"recovery beside the unpruned model would take about {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free: the teacher's best logits "
-        "are cached on disk (finetune.teacher.keep=memory insists)"
-    )
-    return False
+    """Whether the training fits beside the unpruned model; where not, a note says what is done."""
+    missing = missing_memory(session, settings, windows, plan)
+    if missing:
+        tell(missing)
+    return not missing

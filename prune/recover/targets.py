@@ -4,7 +4,7 @@ from experts.anatomy import Anatomy, dissect
 from experts.disk.layout import Layout
 from experts.loading import skeleton
 from experts.plan import Plan
-from finetune.adapters import find_targets
+from finetune.targets import find_targets
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import Storage
 from prune.session.session import Session

@@ -1,10 +1,9 @@
 """How a model was trained: as provenance in JSON, and as a sentence in report and card."""
 
-from finetune.adapters import find_targets
 from finetune.recovery import Job
+from finetune.targets import find_targets
 from prune.recipe.schema import FinetuneSettings
 from prune.recover.result import TeacherJson, TrainingJson
-from prune.session.run_folder import describe
 
 
 def training_provenance(
@@ -31,7 +30,7 @@ def training_provenance(
         "teacher": _teacher(settings, model, keep) if settings.kl else None,
         "steps": job.steps,
         "tokens": job.steps * job.tokens_per_step,
-        "text": describe(job.windows),
+        "text": job.windows.summary(),
         "tuned": tuned,
         "weights": len(find_targets(job.anatomy, settings.targets).weights),
     }

@@ -1,4 +1,7 @@
-"""`excise prune`: calibrate → rank → test against chance → write → reload. Every stage is resumed when its inputs are unchanged."""
+"""`excise prune`: calibrate → rank → test against chance → write → reload.
+
+A stage whose inputs are unchanged is not run again.
+"""
 
 from dataclasses import dataclass
 
@@ -57,7 +60,7 @@ class Run:
 
     @property
     def scopes(self) -> list[BudgetScope]:
-        """Those the first criterion is tested in. A search belongs to one: its order says nothing in another."""
+        """Those the first criterion is tested in; a search belongs to one, and says nothing in another."""
         return self.prepared.scopes[:1] if self.prepared.criteria[0].searches else self.prepared.scopes
 
     def execute(self) -> RunResult:
@@ -74,8 +77,8 @@ class Run:
         notes = [*self.budget.notes(self.shape.num_layers), *self.session.protection_notes()]
         if self.scopes != self.prepared.scopes:
             notes.append(
-                f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, so no other scope "
-                "is shown beside it; `excise compare` with compare.scopes=[layer, global] searches in both"
+                f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, "
+                "so no other scope is shown beside it; `excise compare` with compare.scopes=[layer, global] searches in both"
             )
         return notes
 
@@ -131,7 +134,8 @@ class Run:
     def _write(self, plan: Plan, result: PruneResult) -> None:
         """Export, recover where the recipe says so, and prove what was written.
 
-        The proof comes last: it takes the pruned model into the place of the whole one, which recovery still needs.
+        The proof comes last: it takes the pruned model into the place of the whole one, which recovery still
+        needs.
         """
         pending = self.pruned.write(self.recipe, plan, result)
         result["checkpoint"] = str(self.pruned.path)

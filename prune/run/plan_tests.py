@@ -11,7 +11,7 @@ from experts.plan import Plan
 from prune.checkpoint.slices import removed_bytes
 from prune.run.result import TestedPlanJson, ValidationResult
 from prune.session.measures import measures_of, row_key
-from prune.session.run_folder import describe, write_json
+from prune.session.run_folder import write_json
 from prune.session.session import Session
 from validate.agreement import agreement
 from validate.evidence import Evidence, Judged
@@ -80,7 +80,7 @@ class PlanTests:
             "checks": [check.to_json() for check in checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": self.recipe.validation.chance,
-            "text": {"calibration": describe(texts.calibration), "validation": describe(texts.validation)},
+            "text": {"calibration": texts.calibration.summary(), "validation": texts.validation.summary()},
             "shared_documents": len(_documents(texts.calibration) & _documents(texts.validation)),
             "model": self.session.prepared.model,
             "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},

@@ -99,7 +99,7 @@ class PrunedFolder:
         return key_of(STAGE, self.session.fingerprint, plan.digest)
 
     def _is_intact(self, plan: Plan) -> bool:
-        """Whether the folder holds this plan's checkpoint, every tensor in its place; its proof may still be missing."""
+        """Whether the folder holds this plan's checkpoint, every tensor in its place, proven or not."""
         with suppress(ExciseError):
             size = self.layout.checkpoint.size - removed_bytes(self.layout, plan)
             return Plan.read(self.path / PLAN) == plan and open_checkpoint(self.path).size == size

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
+from criteria.text.windows import TextJson
 from prune.recipe.schema import Recipe
-from prune.results import TextJson
 from prune.run.result import PruneResult, TestedPlanJson, ValidationResult
 from prune.run.verdicts import markdown_tables
 from prune.tables import plain, probability, signed

@@ -1,1 +1,1 @@
-"""What the commands of a recipe share: what is refused at once, the model and its texts, the run folder, the measures."""
+"""What the commands of a recipe share: early refusals, the model and its texts, run folder, measures."""

@@ -23,7 +23,8 @@ def row_key(session: Session) -> str:
 def check_rows(session: Session, pairs: int = 0) -> None:
     """Enough rows for the tests that are asked for? pairs: differences between criteria that share α.
 
-    Raises ExciseError for fewer items than a test needs; fewer documents still tell plans from chance, so they are a note.
+    Raises ExciseError for fewer items than a test needs; fewer documents still tell plans from chance, so
+    they are a note.
     """
     tests = max(1, pairs)
     needed = documents_needed(tests, ALPHA)
@@ -31,18 +32,25 @@ def check_rows(session: Session, pairs: int = 0) -> None:
         if part.items < needed:
             has = f"validate.tasks: {part.task} has {part.items} items"
             raise ExciseError(
-                f"{has}; {tests} tests at α = {ALPHA} need at least {needed}; raise limit, or take a longer task"
+                f"{has}; {tests} tests at α = {ALPHA} need at least {needed}; "
+                "raise limit, or take a longer task"
             )
     documents = len(np.unique(session.texts.validation.document))
     if pairs and documents < needed:
         tell(
-            f"the validation text has {documents} documents: by loss no two criteria can be told apart, which takes {needed} after "
-            f"Holm over {pairs} pairs; add text, or split it with `separator`"
+            f"the validation text has {documents} documents: by loss no two criteria can differ significantly, "
+            f"which takes {needed} after Holm over {pairs} pairs; add text, or split it with `separator`"
         )
 
 
 def measures_of(session: Session, prefix: str = "", recovery: str = "") -> list[Measure]:
-    """The loss first, then a measure per task. prefix: of the files of raw rows; recovery: identity of a training, for plans after it."""
+    """The loss first, then a measure per task.
+
+    Args:
+        session: the recipe at work
+        prefix: of the files of raw rows
+        recovery: identity of a training, for plans after it
+    """
     settings, windows = session.recipe.validation, session.texts.validation
     tasks = _tasks(session, settings.tasks, prefix, recovery) if settings.tasks else []
     path, key = session.folder.path / f"{prefix}losses.csv", _after(row_key(session), recovery)

@@ -1,19 +1,15 @@
-"""Stages of a run folder: each result carries the key of its inputs, so a second run redoes only what changed."""
+"""Stages of a run folder: each carries the key of its inputs, so a second run redoes only what changed."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
 from experts.locks import lock
 from experts.notes import tell
-from prune.results import TextJson
-
-if TYPE_CHECKING:
-    from criteria.text.windows import Windows
 
 RECORD, LOCK = "stages.json", ".lock"
 CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
@@ -38,7 +34,8 @@ class RunFolder:
         check_name(path.absolute())
         if path.exists() and not (path / RECORD).is_file() and _is_used(path) and not force:
             raise ExciseError(
-                f"{path}: exists and is not a run of Excise; choose another --output, or --force to write into it"
+                f"{path}: exists and is not a run of Excise; "
+                "choose another --output, or --force to write into it"
             )
         self.record: dict[str, str] = {}
         if (path / RECORD).is_file():
@@ -64,7 +61,8 @@ class RunFolder:
                     tell(f"{self.path}: this file system has no locks; start no second run in this folder")
             except BlockingIOError as error:
                 raise ExciseError(
-                    f"{self.path}: another run is at work in this folder; wait for it or choose another --output"
+                    f"{self.path}: another run is at work in this folder; "
+                    "wait for it or choose another --output"
                 ) from error
             write_json(self.path / RECORD, self.record)
             yield
@@ -95,16 +93,3 @@ class RunFolder:
 def _is_used(folder: Path) -> bool:
     """Whether it holds anything but what a run leaves that could not begin."""
     return any(file.name != LOCK and not is_leftover(file) for file in folder.iterdir())
-
-
-def describe(windows: "Windows") -> TextJson:
-    """What a report says of a text."""
-    rows, length = windows.tokens.shape
-    documents = len(set(windows.document.tolist()))
-    return {
-        "windows": rows,
-        "length": length,
-        "documents": documents,
-        "domains": list(windows.domains),
-        "hash": windows.hash,
-    }

@@ -1,4 +1,4 @@
-"""A recipe at work: its model, its texts, its calibration, its tasks; each made once, and only when something needs it."""
+"""A recipe at work: its model, texts, calibration and tasks; each made once, when something needs it."""
 
 from functools import cached_property
 from pathlib import Path
@@ -137,7 +137,7 @@ class Session:
 
     @cached_property
     def tasks_identity(self) -> str:
-        """Identity of the tasks as the model meets them: items and prompts, tokenizer, generation settings."""
+        """Identity of the tasks as the model meets them: items, prompts, tokenizer, generation settings."""
         source = self.prepared.source
         digest = xxhash.xxh3_128(self.benchmark.hash.encode())
         digest_files(digest, (source / name for name in regular_files(source) if reads_prompts(name)))
@@ -152,7 +152,7 @@ class Session:
         """
         trust = not plan.uniform or self.recipe.trust_remote_code
         network = load_network(out, self.recipe.dtype, trust, device)
-        tokens = torch.from_numpy(self.texts.validation.tokens[:1]).to(device)
+        tokens = self.texts.validation.tensor(device)[:1]
         with torch.no_grad():
             logits: torch.Tensor = network(input_ids=tokens, use_cache=False).logits
         return logits

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from functools import cached_property
 
+from criteria.text.disjoint import check_disjoint
 from criteria.text.for_model import read_for
-from criteria.text.windows import Windows, check_disjoint
+from criteria.text.windows import Windows
 from experts.model import Model
 from experts.notes import tell
 from prune.recipe.schema import Recipe, TextSettings
@@ -44,7 +45,7 @@ class Texts:
             _ = self.training
 
     def reseeded(self, seed: int) -> "Texts":
-        """The same with calibration windows of another seed. No plan of theirs is tested, so they may overlap."""
+        """The same with calibration windows of another seed; no plan of theirs is tested: they may overlap."""
         calibration = self.recipe.calibration.model_copy(update={"seed": seed})
         other = Texts(self.model, self.recipe.model_copy(update={"calibration": calibration}))
         other.calibration = self.read(calibration, _silent)

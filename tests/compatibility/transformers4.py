@@ -108,8 +108,9 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
     import torch
 
     from experts.sharing import sharing
-    from finetune.adapters import adapt, find_targets, merged
+    from finetune.adapters import adapt, merged
     from finetune.settings import GROUPS, Training
+    from finetune.targets import find_targets
     from prune.checkpoint.slices import by_name, slice_layout
     from prune.checkpoint.stored_weights import Storage
     from prune.checkpoint.write import TrainedWeights, export

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from criteria import causal
 from criteria.budget import Budget, from_counts, from_fraction
-from criteria.experiment_context import ExperimentContext, Store
+from criteria.experiment_context import ExperimentContext
 from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import resolve
@@ -28,6 +28,7 @@ from experts.modes import Scope
 from experts.plan import Plan
 from experts.seam import intercepted
 from experts.shape import Shape
+from experts.stored_arrays import StoredArrays
 from tests.support import tiny
 from tests.support.inputs import windows
 from validate.loss import window_losses
@@ -252,7 +253,7 @@ def test_greedy_keeps_router_groups_even_and_protected_experts() -> None:
 def test_greedy_resumes_after_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = setting(dissect(tiny.build("olmoe")), windows(3))
     whole = scores_of("causal_greedy", made)
-    kept = replace(made, partial=Store(tmp_path / "partial", "key"))
+    kept = replace(made, partial=StoredArrays(tmp_path / "partial", "key"))
     from criteria.greedy import Search
 
     rounds, one_round = [], Search.round
@@ -268,7 +269,7 @@ def test_greedy_resumes_after_a_round(tmp_path: Path, monkeypatch: pytest.Monkey
         scores_of("causal_greedy", kept)
     np.testing.assert_array_equal(scores_of("causal_greedy", kept), whole)
     assert len(rounds) == 3 + 2  # four in all, two of them done before the interruption
-    other = replace(kept, partial=Store(tmp_path / "partial", "other key"))
+    other = replace(kept, partial=StoredArrays(tmp_path / "partial", "other key"))
     assert other.partial.read() == {}
 
 
@@ -399,7 +400,7 @@ def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     made = replace(setting(dissect(tiny.build("olmoe")), windows(6)), batch=2)
     whole = scores_of("causal_removal", made)
     kept, looked, look = (
-        replace(made, partial=Store(tmp_path / "partial", "key")),
+        replace(made, partial=StoredArrays(tmp_path / "partial", "key")),
         [],
         Instrument.clean_forward,
     )

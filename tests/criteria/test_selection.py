@@ -234,7 +234,7 @@ def test_what_multiple_of_changes_is_said() -> None:
         assert plan_for(scores([list(range(10))] * 2), budget, shape).total == 16
     assert from_keep(shape, 8, "layer", multiple=4).notes(2) == []
     assert from_keep(shape, 7, "global").notes(2) == []
-    odd = "4, 6 experts per layer do not divide by 8, which expert-parallel serving may want (prune.multiple_of: 8)"
+    odd = "layers keep 4, 6 experts, not a multiple of 8, which expert-parallel serving may require (prune.multiple_of: 8)"
     assert from_counts(shape, {0: 4, 1: 6}).notes(2) == [odd]
 
 

@@ -23,9 +23,10 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.sharing import kept_counts, sharing
 from experts.surgery import cut
-from finetune.adapters import adapt, find_targets, merged, remove
-from finetune.losses import TeacherLogits, best, cross_entropy, divergence, log_softened
+from finetune.adapters import adapt, merged, remove
+from finetune.losses import TeacherLogits, cross_entropy, divergence, log_softened, top_tokens
 from finetune.settings import Training
+from finetune.targets import find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import check_teacher, pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
@@ -79,7 +80,7 @@ def test_cached_tokens_bound_the_divergence_from_below() -> None:
     torch.manual_seed(1)
     one, other = 3 * torch.randn(2, 5, 11), torch.randn(2, 5, 11)
     whole = float(divergence(TeacherLogits(log_softened(one[:, :-1], 2.0)), other, 2.0))
-    parts = [float(divergence(best(one[:, :-1], 2.0, k), other, 2.0)) for k in (1, 4, 10, 11, 50)]
+    parts = [float(divergence(top_tokens(one[:, :-1], 2.0, k), other, 2.0)) for k in (1, 4, 10, 11, 50)]
     assert parts == sorted(parts)
     assert parts[0] < whole
     assert parts[3:] == pytest.approx([whole, whole])

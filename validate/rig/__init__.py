@@ -1,4 +1,4 @@
-"""Checks of the instrument, before any data (docs/methods.md, 6). A failed check stops the run and says which.
+"""Checks of the instrument, before any data (docs/methods.md, 6). A failed check stops the run.
 
 1. Own per-token losses average to the model's own loss.
 2. A lifted intervention leaves the loss bit-equal.

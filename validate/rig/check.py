@@ -16,9 +16,9 @@ class Check:
     """One check of the instrument.
 
     Attributes:
-        name: Its number and what must hold.
-        passed: Whether it held.
-        evidence: The numbers.
+        name: its number and what must hold
+        passed: whether it held
+        evidence: the numbers
     """
 
     name: str
@@ -33,7 +33,7 @@ def require(checks: list[Check]) -> None:
     """Stop at the first failed check.
 
     Raises:
-        ExciseError: That names the check and its numbers.
+        ExciseError: that names the check and its numbers.
     """
     for check in checks:
         if not check.passed:

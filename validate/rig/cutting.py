@@ -1,4 +1,4 @@
-"""Check 6: the restricted model, which is what plans are measured on, is the cut one, and the one that is reloaded."""
+"""Check 6: the restricted model, on which plans are measured, is the cut one and the reloaded one."""
 
 import copy
 from dataclasses import replace
@@ -50,8 +50,8 @@ def check_reloaded(expected: Tensor, reloaded: Tensor) -> Check:
     """Check 6, after the export: the written checkpoint gives the restricted model's logits bit by bit.
 
     Args:
-        expected: Logits of the restricted model [1, W, V].
-        reloaded: Logits of the checkpoint, loaded again [1, W, V].
+        expected: logits of the restricted model [1, W, V]
+        reloaded: logits of the checkpoint, loaded again [1, W, V]
     """
     name = "6 restricted = reloaded"
     if torch.equal(expected, reloaded):

@@ -1,4 +1,4 @@
-"""Checks 4 and 5: does the instrument see an effect where there is one, and none where there cannot be one?"""
+"""Checks 4 and 5: does the instrument see effects where there are some, and none where there can be none?"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +22,9 @@ LOCAL = 32  # tokens on which single effects are checked
 def check_local(anatomy: Anatomy, first: Windows) -> Check:
     """Check 4: a removal at one position (mode zero) acts from there on, and only if the expert is active.
 
-    In the lowest, middle and highest MoE layer an active and an inactive expert are removed at the middle position.
-    Effects must be exactly 0 before that position, exactly 0 everywhere for the inactive expert, and not 0 for at
-    least one active one.
+    In the lowest, middle and highest MoE layer an active and an inactive expert are removed at the middle
+    position. Effects must be exactly 0 before that position, exactly 0 everywhere for the inactive expert,
+    and not 0 for at least one active one.
     """
     instrument = Instrument(anatomy, probabilities=False, enters=False)
     tokens = tokens_of(anatomy, first)[:, :LOCAL]
@@ -67,8 +67,8 @@ def _removed_at(instrument: Instrument, clean: CleanForward, row: int, position:
 def check_planted(anatomy: Anatomy, first: Windows) -> Check:
     """Check 5: the removal (mode zero) of an expert that computes nothing moves no loss.
 
-    In the lowest, middle and highest MoE layer the most used expert is overwritten with zeros; its removal before
-    that must move some loss.
+    In the lowest, middle and highest MoE layer the most used expert is overwritten with zeros; its removal
+    before that must move some loss.
     """
     instrument = Instrument(anatomy, probabilities=False, enters=False)
     tokens = tokens_of(anatomy, first)[:, :LOCAL]

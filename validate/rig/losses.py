@@ -32,7 +32,7 @@ def check_own_loss(anatomy: Anatomy, first: Windows) -> Check:
 
 
 def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
-    """Check 2: the loss after a restriction and after an ablation in every mode is the loss before, bit by bit."""
+    """Check 2: after a restriction, and an ablation in every mode, the loss is what it was, bit by bit."""
     before = window_losses(anatomy.model, first)[0]
     with restricted(anatomy, plan):
         inside = window_losses(anatomy.model, first)[0]

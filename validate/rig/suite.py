@@ -16,15 +16,15 @@ def check_rig(anatomy: Anatomy, windows: Windows, plan: Plan) -> list[Check]:
     """Run the checks on the first window.
 
     Args:
-        anatomy: The unpruned model.
-        windows: Held-out text; its first window is used.
-        plan: A plan to restrict and cut the model to.
+        anatomy: the unpruned model
+        windows: held-out text; its first window is used
+        plan: A plan to restrict and cut the model to
 
     Returns:
         The checks, all of them passed.
 
     Raises:
-        ExciseError: That names the first failed check.
+        ExciseError: that names the first failed check.
     """
     first = windows.select(np.array([0]))
     checks = [

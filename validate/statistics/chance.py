@@ -1,6 +1,7 @@
 """One plan against random plans: how often, and by how much, does chance do as well? (docs/methods.md, 5)
 
-`value` is what the plan costs and `null` [R] what the R random plans cost, in the same unit; smaller is better.
+`value` is what the plan costs and `null` [R] what the R random plans cost, in the same unit; smaller is
+better.
 """
 
 import math
@@ -19,8 +20,8 @@ def permutation_p(value: float, null: Array) -> float:
     """Return how often chance does at least as well: p = (1 + #{null ≤ value}) / (R + 1), one-sided.
 
     Args:
-        value: Cost of the plan.
-        null: Costs of random plans [R].
+        value: cost of the plan
+        null: costs of random plans [R]
 
     Returns:
         p, or nan where a cost is not finite.
@@ -37,8 +38,8 @@ def normal_p(value: float, null: Array) -> float:
     It reaches below 1 / (R + 1), at the price of an assumption (see `normality_p`).
 
     Args:
-        value: Cost of the plan.
-        null: Costs of random plans [R].
+        value: cost of the plan
+        null: costs of random plans [R]
 
     Returns:
         p, or nan where a cost is not finite or the null has no spread.

@@ -1,7 +1,8 @@
 """Differences whose rows belong together: what is drawn, or has its sign flipped, is a whole document.
 
-Rows of one document are not independent, so a test over rows would be too sure of itself. Throughout, N rows have
-`weights` [N] (the tokens of each row) and `clusters` [N] (the number of each row's document). scipy does the work.
+Rows of one document are not independent, so a test over rows would be too sure of itself. Throughout, N rows
+have `weights` [N] (the tokens of each row) and `clusters` [N] (the number of each row's document). scipy does
+the work.
 """
 
 import math
@@ -28,10 +29,10 @@ class Interval:
     """A 95 % percentile bootstrap interval over documents.
 
     Attributes:
-        low: Lower end, in the unit of what was resampled.
-        high: Upper end.
-        clusters: Number of documents that were resampled.
-        reason: Why low and high are nan, else empty.
+        low: lower end, in the unit of what was resampled
+        high: upper end
+        clusters: number of documents that were resampled
+        reason: why low and high are nan, else empty
     """
 
     low: float
@@ -55,10 +56,10 @@ def clustered_interval(differences: Array, weights: Array, clusters: Clusters, s
     Percentile bootstrap by scipy.stats.bootstrap over per-document sums and weights.
 
     Args:
-        differences: One difference per row [N], in any unit.
-        weights: Tokens of each row [N].
-        clusters: Document of each row [N].
-        seed: Of the resampling.
+        differences: one difference per row [N], in any unit
+        weights: tokens of each row [N]
+        clusters: document of each row [N]
+        seed: of the resampling
     """
     sums, counts = _per_cluster(scaled(differences), weights, clusters)
     return _interval(sums, counts, seed, exponent(differences))
@@ -72,15 +73,15 @@ def clustered_share(
     How much of one difference another one makes up.
 
     Args:
-        parts: Numerator, one number per row [N].
-        wholes: Denominator, one number per row [N], in the same unit.
-        weights: Tokens of each row [N].
-        clusters: Document of each row [N].
-        seed: Of the resampling.
+        parts: numerator, one number per row [N]
+        wholes: denominator, one number per row [N], in the same unit
+        weights: tokens of each row [N]
+        clusters: document of each row [N]
+        seed: of the resampling
 
     Returns:
-        Share and interval. Both are nan where the interval of the denominator holds 0: a share of nothing is no
-        number.
+        Share and interval. Both are nan where the interval of the denominator holds 0: a share of nothing is
+        no number.
     """
     whole = clustered_interval(wholes, weights, clusters, seed)
     if not (whole.low > 0 or whole.high < 0):
@@ -135,15 +136,15 @@ def clustered_p(
 ) -> Test:
     """Return the two-sided permutation test that the weighted mean of differences is 0.
 
-    The signs of whole documents are flipped: all 2ⁿ patterns of n documents where these are at most `resamples`,
-    else as many random ones (scipy.stats.permutation_test).
+    The signs of whole documents are flipped: all 2ⁿ patterns of n documents where these are at most
+    `resamples`, else as many random ones (scipy.stats.permutation_test).
 
     Args:
-        differences: One difference per row [N], in any unit.
-        weights: Tokens of each row [N].
-        clusters: Document of each row [N].
-        seed: Of the random patterns.
-        resamples: Most patterns that are tried.
+        differences: one difference per row [N], in any unit
+        weights: tokens of each row [N]
+        clusters: document of each row [N]
+        seed: of the random patterns
+        resamples: most patterns that are tried
 
     Returns:
         A test whose statistic is the weighted mean.

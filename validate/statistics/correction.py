@@ -28,9 +28,9 @@ def corrected(p: Sequence[float], correction: Correction) -> NDArray[np.float64]
     """Return adjusted p values, to be compared with α itself (statsmodels.stats.multitest).
 
     Args:
-        p: One p value per test of the family. A nan stays nan and still counts as a test: it was asked, and
+        p: one p value per test of the family. A nan stays nan and still counts as a test: it was asked, and
             showed nothing.
-        correction: How to adjust.
+        correction: how to adjust
 
     Returns:
         Adjusted p values, in the order of `p`.

@@ -24,10 +24,10 @@ class Test:
     """Result of a two-sided test.
 
     Attributes:
-        statistic: t, W, b or a mean, as the test says.
-        p: Two-sided p value.
-        n: Pairs.
-        reason: Why statistic and p are nan, else empty.
+        statistic: t, W, b or a mean, as the test says
+        p: two-sided p value
+        n: pairs
+        reason: why statistic and p are nan, else empty
     """
 
     __test__ = False  # not one of pytest's
@@ -48,12 +48,12 @@ class Size:
     """Cohen's d of paired differences, with its 95 % interval.
 
     Attributes:
-        d: mean / sd.
-        low: Lower end of the interval of d.
-        high: Upper end of the interval of d.
-        n: Pairs.
-        ddof: What is subtracted from n in the variance of sd.
-        reason: Why d or its interval is nan, else empty.
+        d: mean / sd
+        low: lower end of the interval of d
+        high: upper end of the interval of d
+        n: pairs
+        ddof: what is subtracted from n in the variance of sd
+        reason: why d or its interval is nan, else empty
     """
 
     d: float
@@ -69,9 +69,9 @@ class Association:
     """Mean rank correlation over rows.
 
     Attributes:
-        rho: Mean of Spearman's ρ over the rows that have one.
-        rows: How many rows have one.
-        reason: Why rho is nan, else empty.
+        rho: mean of Spearman's ρ over the rows that have one
+        rows: how many rows have one
+        reason: why rho is nan, else empty
     """
 
     rho: float
@@ -128,8 +128,8 @@ def cohens_d(differences: Array, ddof: int = 1) -> Size:
     97.5 %.
 
     Args:
-        differences: Paired differences [N], in any unit.
-        ddof: Subtracted from N in the variance; 1 = sample, 0 = population.
+        differences: paired differences [N], in any unit
+        ddof: subtracted from N in the variance; 1 = sample, 0 = population
     """
     n = len(differences)
     if reason := without_spread(differences):
@@ -168,8 +168,8 @@ def spearman_within(scores: Array, effects: Array) -> Association:
     """Return the mean over rows of Spearman's ρ between scores and effects: the order inside each active set.
 
     Args:
-        scores: Scores of the k active experts at N positions [N, k]. −inf is lowest; a row with nan has no ρ.
-        effects: Measured effects of the same experts [N, k]. A row that is not finite has no ρ.
+        scores: scores of the k active experts at N positions [N, k]. −inf is lowest; a row with nan has no ρ.
+        effects: measured effects of the same experts [N, k]. A row that is not finite has no ρ.
 
     Returns:
         The mean over the rows that have a ρ; a row of equal scores or of equal effects has none.
@@ -200,8 +200,8 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Test:
     Among the items that are answered differently, is one side right more often than by a coin?
 
     Args:
-        first: Which items the first side got right [N].
-        second: Which items the second side got right [N].
+        first: which items the first side got right [N]
+        second: which items the second side got right [N]
 
     Returns:
         A test whose statistic is the number of items that only `first` got right.

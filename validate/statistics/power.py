@@ -1,4 +1,4 @@
-"""What a test could have found: a result that is not significant is printed with the effect it would have needed."""
+"""What a test could have found: a result that is not significant is printed with the effect it needs."""
 
 import math
 import warnings
@@ -20,8 +20,8 @@ def smallest_detectable_d(n: int, alpha: float) -> float:
     """Return the smallest Cohen's d (ddof 1) that a two-sided paired t-test finds with 80 % power.
 
     Args:
-        n: Pairs.
-        alpha: Level of the test.
+        n: pairs
+        alpha: level of the test
 
     Returns:
         d > 0; nan for fewer than two pairs.
@@ -80,8 +80,8 @@ def smallest_detectable(null: NDArray[np.float64], alpha: float) -> float:
     the power.
 
     Args:
-        null: Costs of random plans [R].
-        alpha: Level of the test.
+        null: costs of random plans [R]
+        alpha: level of the test
 
     Returns:
         A difference in the unit of `null`; nan below two plans, or where a cost is not finite.

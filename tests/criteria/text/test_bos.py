@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from criteria.text.bos import Bos
 from criteria.text.context_length import context_note
+from criteria.text.reading import consecutive, read_windows
 from criteria.text.sources import Source
-from criteria.text.windows import consecutive, read_windows
 from experts.errors import ExciseError
 from prune.console.cli import app
 from prune.recipe.read import parse_recipe

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from criteria.text.bos import Bos
+from criteria.text.reading import read_windows
 from criteria.text.sources import Source
-from criteria.text.windows import Windows, read_windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from tests.support import talking, tiny
 

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from criteria.text.reading import read_windows
 from criteria.text.rows import RowText
 from criteria.text.sources import Source
-from criteria.text.windows import Windows, read_windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from tests.support import talking, tiny
 
@@ -44,7 +45,7 @@ def test_a_seed_chooses_the_same_rows_wherever_a_data_set_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that are kept in a temporary file are cut into cells by their texts, not by the names of their documents."""
-    monkeypatch.setattr("criteria.text.reading.SMALL", 2**10)
+    monkeypatch.setattr("criteria.text.source_reader.SMALL", 2**10)
     monkeypatch.setattr("criteria.text.sampling.SMALL", 2**10)
     short, long = many(tmp_path / "a" / "d.jsonl"), many(tmp_path / ("a much longer name " * 5) / "d.jsonl")
     assert read(dataset=str(short), documents=400).hash == read(dataset=str(long), documents=400).hash

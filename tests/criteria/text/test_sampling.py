@@ -26,11 +26,12 @@ from criteria.text.readers.json_values import JsonValues
 from criteria.text.readers.parquet import Parquet
 from criteria.text.readers.pieces import Piece, Reader, Shelf
 from criteria.text.readers.plain import PlainText
-from criteria.text.reading import opened
+from criteria.text.reading import consecutive, read_windows
 from criteria.text.rows import RowText
 from criteria.text.sampling import counted, every, sample, visited
+from criteria.text.source_reader import opened
 from criteria.text.sources import Source
-from criteria.text.windows import Windows, consecutive, read_windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from tests.support import tiny
 
@@ -146,10 +147,10 @@ def test_rows_stand_in_one_cell_each(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is large begins at 100 kB, so that tests are quick."""
-    for module in ("sampling", "reading", "text"):
-        monkeypatch.setattr(f"criteria.{module}.SMALL", 10**5)
-    for module in ("sampling", "dataset", "text"):
-        monkeypatch.setattr(f"criteria.{module}.BLOCK", 2**15)
+    for module in ("sampling", "source_reader", "reading"):
+        monkeypatch.setattr(f"criteria.text.{module}.SMALL", 10**5)
+    for module in ("sampling", "dataset", "reading"):
+        monkeypatch.setattr(f"criteria.text.{module}.BLOCK", 2**15)
 
 
 def ids_of(text: str) -> NDArray[np.int64]:
@@ -297,7 +298,7 @@ MEASURE = """
 import json, resource, sys, time
 from transformers import PreTrainedTokenizerFast
 from criteria.text.sources import Source
-from criteria.text.windows import read_windows
+from criteria.text.reading import read_windows
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[2], eos_token="<eos>", unk_token="<unk>")
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, begun = peak(), time.monotonic()

@@ -1,14 +1,19 @@
 """Windows: cutting, packing, seeds, domains, overlap, and bad text."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from criteria.text.disjoint import check_disjoint, overlap
+from criteria.text.reading import read_windows
 from criteria.text.sources import Source
 from criteria.text.standard_library import documents, split_of
-from criteria.text.windows import Windows, check_disjoint, overlap, read_windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from tests.support import tiny
 
@@ -132,3 +137,53 @@ def test_shared_text(shared: Path) -> None:
     check_disjoint(calibration, validation)
     with pytest.raises(ExciseError, match="overlap"):
         check_disjoint(calibration, calibration.select(np.array([5])))
+
+
+def five_windows() -> Windows:
+    """Five windows of three tokens; the last one ends in padding, the second begins with it."""
+    mask = np.ones((5, 3), dtype=bool)
+    mask[4, 2] = mask[1, 0] = False
+    document = np.array([0, 0, 2, 2, 1])
+    return Windows(np.arange(15).reshape(5, 3), mask, document, np.zeros(5, int), ("a", "b", "c"), ("text",))
+
+
+def test_positions_with_a_next_token() -> None:
+    assert five_windows().readable.tolist() == [
+        [True, True],
+        [False, True],
+        *[[True, True]] * 2,
+        [True, False],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"), [(1, [0]), (2, [0, 4]), (3, [0, 2, 4]), (4, [0, 1, 3, 4]), (5, [0, 1, 2, 3, 4])]
+)
+def test_windows_are_spread(count: int, rows: list[int]) -> None:
+    assert five_windows().spread(count).tolist() == rows
+
+
+def test_no_more_windows_than_there_are() -> None:
+    assert five_windows().spread(99).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_tokens_as_a_tensor() -> None:
+    tokens = five_windows().tensor("cpu")
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == five_windows().tokens.tolist()
+
+
+def test_summary_counts_the_documents_that_were_used() -> None:
+    chosen = five_windows().select(np.array([0, 2, 3]))
+    assert chosen.summary() == {
+        "windows": 3,
+        "length": 3,
+        "documents": 2,
+        "domains": ["text"],
+        "hash": chosen.hash,
+    }
+
+
+def test_windows_need_no_torch() -> None:
+    code = "import sys, criteria.text.windows; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from experts.disk.find import find_model, open_anywhere
+from experts.disk.find import find_model, model_folder, open_anywhere
 from experts.disk.layout import lay_out
-from experts.disk.names import commit_of, model_folder
+from experts.disk.names import commit_of
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from prune.console.cli import app

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from experts.disk.find import open_anywhere
-from experts.disk.names import model_folder
+from experts.disk.find import model_folder, open_anywhere
 from experts.errors import ExciseError
 from prune.inspect import inspect_model
 from tests.support import tiny

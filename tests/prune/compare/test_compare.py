@@ -198,20 +198,20 @@ def test_an_interrupted_experiment_resumes(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from criteria import causal
-    from criteria.experiment_context import Store
+    from experts.stored_arrays import StoredArrays
 
     monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
     overrides = ("--set", "criteria=[causal_removal]", "--set", "calibration.batch=2")
-    write, written = Store.write, []
+    write, written = StoredArrays.write, []
 
-    def second(self: Store, arrays: Any) -> None:
+    def second(self: StoredArrays, arrays: Any) -> None:
         write(self, arrays)
         if "rows" in arrays:  # unfinished
             written.append(int(np.isfinite(arrays["rows"]).all(axis=(1, 2)).sum()))
             if len(written) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(Store, "write", second)
+    monkeypatch.setattr(StoredArrays, "write", second)
     assert invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides).exit_code == 1
     assert (tmp_path / "a" / "experiment.partial.safetensors").exists()
     assert invoke("prune", recipe_path, "-o", tmp_path / "a", *overrides).exit_code == 0
@@ -363,7 +363,7 @@ def test_fewer_items_or_documents_than_a_test_needs(
     monkeypatch.delenv("TQDM_DISABLE", raising=False)  # what --quiet left
     noted = CliRunner().invoke(app, ["compare", str(recipe_path), *options])
     assert noted.exit_code == 0
-    assert "no two criteria can be told apart, which takes 7 after Holm over 3 pairs" in noted.stderr
+    assert "no two criteria can differ significantly, which takes 7 after Holm over 3 pairs" in noted.stderr
 
 
 def test_too_few_plans_to_count(recipe_path: Path, tmp_path: Path) -> None:

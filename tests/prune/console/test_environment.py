@@ -24,13 +24,13 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from criteria import calibration as calibration_module
-from criteria.experiment_context import Store
 from experts import limits, memory
 from experts.cache import Cache, cache_folder
 from experts.errors import ExciseError
 from experts.files import replacing, replacing_folder
 from experts.notes import tell
 from experts.plan import Plan
+from experts.stored_arrays import StoredArrays
 from prune.console.cli import app
 from prune.console.environment import mend
 from prune.console.messages import listening
@@ -160,16 +160,16 @@ def test_writers_of_one_name_do_not_meet(tmp_path: Path, monkeypatch: pytest.Mon
     def write(number: int) -> None:
         try:
             for _ in range(60):
-                Store(tmp_path / "entry", "key").write(results[number])
+                StoredArrays(tmp_path / "entry", "key").write(results[number])
         except OSError as error:
             failed.append(error)
 
-    Store(tmp_path / "entry", "key").write(results[0])
+    StoredArrays(tmp_path / "entry", "key").write(results[0])
     threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        found = Store(tmp_path / "entry", "key").read()["a"]
+        found = StoredArrays(tmp_path / "entry", "key").read()["a"]
         assert (found == found[0, 0]).all()
     assert not failed
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
@@ -211,7 +211,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "half": lambda path: path.write_bytes(path.read_bytes()[:100]),
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(b"\xff" * 1000),
-    "another key": lambda path: Store(path, "other").write({"a": np.zeros(3)}),
+    "another key": lambda path: StoredArrays(path, "other").write({"a": np.zeros(3)}),
     "a link in a circle": lambda path: (path.unlink(), path.symlink_to(path)),
     "a folder": lambda path: (path.unlink(), path.mkdir(), (path / "x").touch()),  # cannot be replaced
 }
@@ -243,8 +243,8 @@ def test_an_entry_of_another_user_is_a_miss(
     done = counting(monkeypatch)
     assert CliRunner().invoke(app, measuring(play, tmp_path / "one")).exit_code == 0
     opened, replaced = open, os.replace
-    from criteria import experiment_context as setting
     from criteria import statistics
+    from experts import stored_arrays
 
     def forbidden(path: Any, *_: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -258,7 +258,7 @@ def test_an_entry_of_another_user_is_a_miss(
         def reading(path: Path, *given: Any) -> Any:
             return forbidden(path) if Path(path).parent == tmp_path / "cache" else read(path, *given)
 
-        for module in (statistics, setting):
+        for module in (statistics, stored_arrays):
             foreign.setattr(module, "safe_open", reading)
         foreign.setattr(os, "replace", replace)
         for _ in range(2):
@@ -731,7 +731,7 @@ def test_what_was_passed_over_is_shown_with_debug(
     def fail(*_: Any, **__: Any) -> Any:
         raise kind("no such cache")
 
-    monkeypatch.setattr("experts.effects.instrument.packed", fail)
+    monkeypatch.setattr("experts.effects.fast_path.packed", fail)
     kind: type[Exception] = ValueError
     command = play.command("effects.csv", tmp_path)
     plain = noted([*command, "--force"])
@@ -742,10 +742,10 @@ def test_what_was_passed_over_is_shown_with_debug(
     assert "Traceback" not in plain.stderr
     shown = noted([*command, "--force", "--debug"])
     assert "debug: ValueError: no such cache; measuring with whole forwards\nTraceback" in shown.stderr
-    monkeypatch.setattr("experts.effects.instrument.packed", lambda *_: None)
+    monkeypatch.setattr("experts.effects.fast_path.packed", lambda *_: None)
     wrong = noted([*command, "--force"])
     assert wrong.exit_code == 1
     assert re.search(
-        r"excise: an error of Excise itself \(TypeError at experts/effects/instrument\.py:\d+: 'NoneType'",
+        r"excise: an error of Excise itself \(TypeError at experts/effects/fast_path\.py:\d+: 'NoneType'",
         wrong.stderr,
     )

@@ -23,7 +23,8 @@ from experts.plan import Plan
 from experts.sharing import sharing
 from finetune import recovery as recover_module
 from finetune import trainer as trainer_module
-from finetune.recovery import Job, _check_counts, _check_moved, _sums, recovered
+from finetune.guards import check_counts, check_moved, checksums
+from finetune.recovery import Job, recovered
 from finetune.settings import Training
 from finetune.teacher import SharedTeacher
 from finetune.training_log import read_rows
@@ -520,17 +521,17 @@ def test_out_of_memory_names_the_settings_that_lower_it(
 def test_a_weight_that_moved_is_found(tmp_path: Path) -> None:
     made, shared = job(tmp_path, Training())
     with shared:
-        before = _sums(made.anatomy.model)
+        before = checksums(made.anatomy.model)
         weight = made.anatomy.model.get_parameter("model.layers.1.self_attn.q_proj.weight")
         with torch.no_grad():
             weight[3, 4] += 1e-6
-        after = _sums(made.anatomy.model)
-        _check_moved(before, after, {"model.layers.1.self_attn.q_proj.weight"})
+        after = checksums(made.anatomy.model)
+        check_moved(before, after, {"model.layers.1.self_attn.q_proj.weight"})
         with pytest.raises(
             ExciseError,
             match=r"recovery moved model\.layers\.1\.self_attn\.q_proj\.weight, which finetune.targets does not name",
         ):
-            _check_moved(before, after, set())
+            check_moved(before, after, set())
 
 
 def test_experts_that_came_back_are_found(tmp_path: Path) -> None:
@@ -539,9 +540,9 @@ def test_experts_that_came_back_are_found(tmp_path: Path) -> None:
         ExciseError,
         match=r"the layers hold \{0: 8, 1: 8, 2: 8\} experts, the plan keeps \{0: 4, 1: 4, 2: 4\}",
     ):
-        _check_counts(made)
+        check_counts(made.anatomy, made.counts)
     with shared:
-        _check_counts(made)
+        check_counts(made.anatomy, made.counts)
 
 
 def test_random_plans_of_the_control_are_those_of_the_validation(

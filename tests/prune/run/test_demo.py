@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from criteria.text.reading import read_windows
 from criteria.text.sources import Source
-from criteria.text.windows import read_windows
 from experts.ablation import restricted
 from experts.anatomy import dissect
 from experts.disk.names import recipes_folder

@@ -304,13 +304,13 @@ def test_a_note_is_told_once(recipe_path: Path, tmp_path: Path, monkeypatch: pyt
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / scope), *options])
         assert done.exit_code == 0, done.output
         notes = json.loads(done.stdout)["notes"]
-        assert any("do not divide by 8" in note for note in notes)
+        assert any("not a multiple of 8" in note for note in notes)
         assert any("protect_super_experts: auto protects none of 24 experts" in note for note in notes)
         assert [done.stderr.count(f"note: {note}\n") for note in notes] == [1] * len(notes)
     again = CliRunner().invoke(
         app, ["prune", str(recipe_path), "-o", str(tmp_path / "layer"), "--set", "criteria=[reap_sum]"]
     )
-    assert again.stderr.count("do not divide by 8") == 1, "in another run it is told again"
+    assert again.stderr.count("not a multiple of 8") == 1, "in another run it is told again"
 
 
 @pytest.mark.parametrize(("setting", "protected"), [("auto", 0), ("true", 1), ("false", 0)])
@@ -587,7 +587,7 @@ def test_counts_by_hand_and_multiples(recipe_path: Path, tmp_path: Path) -> None
         "prune.protect_super_experts=false",
     )
     assert by_hand["plans"][0]["kept_per_layer"] == {"0": 8, "1": 5, "2": 8}
-    assert any("5 experts per layer do not divide by 8" in note for note in by_hand["notes"])
+    assert any("layers keep 5 experts, not a multiple of 8" in note for note in by_hand["notes"])
     model = AutoModelForCausalLM.from_pretrained(by_hand["checkpoint"], trust_remote_code=True)
     assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers] == [8, 5, 8]
     wide = execute(

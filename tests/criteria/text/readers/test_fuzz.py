@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from criteria.text.readers.json_values import Values
 from criteria.text.readers.storage import Data
+from criteria.text.reading import consecutive, read_windows
 from criteria.text.sources import Source
-from criteria.text.windows import Windows, consecutive, read_windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from tests.support import talking, tiny
 

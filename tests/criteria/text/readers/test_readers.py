@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from criteria.text.reading import consecutive, read_windows
 from criteria.text.sources import Source
 from criteria.text.splits import Part, parts
-from criteria.text.windows import Windows, consecutive, read_windows
+from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from tests.support import tiny
 

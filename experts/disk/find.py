@@ -1,4 +1,4 @@
-"""A model wherever it is, in a folder or on the hub: headers first, weights when they are wanted. No torch."""
+"""A model in a folder or on the hub: headers first, weights when they are wanted. No torch."""
 
 import shutil
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ def check_room(*models: StoredModel) -> None:
     needed = sum(model.needed() for model in models)
     if not needed:
         return
-    from experts.disk.hub import cache_folder, unwritable
+    from experts.disk.hub_cache import cache_folder, unwritable
 
     cache = cache_folder()
     names = " and ".join(model.name for model in models if model.needed())

@@ -1,4 +1,4 @@
-"""Identity of weights: every byte counts, read once and remembered as long as a file stays what it is. No torch."""
+"""Identity of weights: every byte counts. A file is read once, and again when it changes. No torch."""
 
 import json
 import os
@@ -135,7 +135,7 @@ def _entries(path: Path) -> dict[str, str]:
 
 
 def _state(file: Path) -> str:
-    """Place and state of a file. Changes whenever the file does: the time of its last change cannot be set back."""
+    """Place and state of a file. The time of its last change is part of it, which cannot be set back."""
     try:
         status = file.stat()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which files are a model's weights, as transformers decides it: for reader, export and fingerprint alike. No torch.
+"""Which files are a model's weights, as transformers decides it. No torch.
 
 In this order (transformers 5.23, `_get_resolved_checkpoint_files`): shards of a distributed checkpoint, the
 file that config.json names under `transformers_weights`, one `model.safetensors`, an index of shards. Only
@@ -55,7 +55,7 @@ def is_index(name: str) -> bool:
 
 
 def unread(names: Collection[str], entry: str) -> list[str]:
-    """Other files of weights beside the entry that nobody reads: a single file hides an index and its shards."""
+    """Files of weights beside the entry that nobody reads: a single file hides an index and its shards."""
     return [INDEX_FILE] if entry == SINGLE_SHARD and INDEX_FILE in names else []
 
 

@@ -8,6 +8,7 @@ from prune.starter.facts import Facts
 
 BATCH = 8  # windows per forward
 RANDOM_PLANS = 20
+SCALES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B"))
 
 
 def commented_recipe(facts: Facts, file: str) -> str:
@@ -86,7 +87,7 @@ prune:
   # Experts kept per layer, one of {_counts(keeps)}.
   # keep: {facts.keep}
   # Largest size of all weights: from {smallest} ({keeps[0]} per layer) to {largest} ({keeps[-1]}).
-  # target_size: {half.replace(" ", "")}
+  # target_size: {_at_least(facts.size(facts.keep))}
   # layer: as many experts in every layer, which serving engines want. global: the lowest scores of the whole
   # model go; often better, and the checkpoint loads with trust_remote_code.
   scope: layer
@@ -128,6 +129,13 @@ def _counts(keeps: tuple[int, ...] | list[int]) -> str:
     if len(keeps) <= 4:
         return ", ".join(map(str, keeps))
     return f"{keeps[0]}, {keeps[1]}, …, {keeps[-1]}"
+
+
+def _at_least(size: int) -> str:
+    """A size to two places, rounded up: rounded down it would allow one expert less."""
+    scale, unit = next((scale, unit) for scale, unit in SCALES if size >= scale)
+    hundredths = size * 100 // scale + 1
+    return f"{hundredths // 100}.{hundredths % 100:02d}{unit}"
 
 
 def _quoted(text: str) -> str:

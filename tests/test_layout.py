@@ -41,7 +41,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 # Imports against that order. Each is to go; none may join them.
-UPWARDS = {("prune.session.prepare", "prune.effects.request")}
+UPWARDS: set[tuple[str, str]] = set()
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from experts.disk.layout import Layout, lay_out
 from experts.disk.names import HubName, hub_settings, parse_model
 from experts.disk.shards import Checkpoint, open_checkpoint
 from experts.disk.weight_files import regular_files
@@ -128,3 +129,14 @@ def check_room(*models: StoredModel) -> None:
             f"{cache}: {human(needed)} needed for {names}, {human(free)} free; "
             "free some, or set HF_HOME to a folder on another disk"
         )
+
+
+def fetched(model: StoredModel, layout: Layout) -> Layout:
+    """The layout of a model once its weights are here; they are downloaded where there is room for them."""
+    check_room(model)
+    return layout_in(model.fetch(), layout)
+
+
+def layout_in(folder: Path, before: Layout) -> Layout:
+    """The layout of a folder's files; what was read on the hub before has other offsets."""
+    return before if before.checkpoint.folder == folder else lay_out(open_checkpoint(folder))

@@ -19,7 +19,8 @@ from prune.audit.report import markdown
 from prune.audit.result import AuditResult, RecipeAudit
 from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
-from prune.session.prepare import Prepared, check_audit
+from prune.session.prepared import Prepared
+from prune.session.refusals import check_audit
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Removals

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prune.recipe.schema import Recipe
-    from prune.session.prepare import Checked, Prepared
+    from prune.session.prepared import Checked, Prepared
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def fetched(command: str, checked: "Checked") -> "Prepared":
 
 def _default_folder(command: str, name: str, recipe: "Recipe") -> Path:
     """Where a command works; `finetune` refuses a recipe without training here."""
-    from prune.session.prepare import default_output, recovery_output
+    from prune.session.outputs import default_output, recovery_output
 
     if command == "prune":
         return default_output(name, recipe)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from prune.console import show
 
 if TYPE_CHECKING:
-    from prune.session.prepare import Checked
+    from prune.session.prepared import Checked
 
 
 def show_forecast(command: str, checked: "Checked", as_json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prune.run.result import PruneResult
-    from prune.session.prepare import Prepared
+    from prune.session.prepared import Prepared
 
 BESIDE = "utilization"  # a second criterion for a comparison, where the recipe has one alone
 

@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prune.session.prepare import Checked
+    from prune.session.prepared import Checked
 
 
 def show_recipe(checked: "Checked", quiet: bool) -> None:

@@ -11,7 +11,7 @@ from prune.forecast.result import DiskJson, ForecastJson, ForecastTextJson, Memo
 from prune.forecast.stages import stages_of
 from prune.machine import free_disk, free_memory
 from prune.recipe.schema import TextSettings
-from prune.session.prepare import Checked
+from prune.session.prepared import Checked
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOGIT = 4  # bytes; losses are computed in float32

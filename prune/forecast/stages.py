@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from criteria.budget import Budget, deepest
 from prune.forecast.criterion_cost import costs
 from prune.forecast.result import StageJson
-from prune.session.prepare import Checked
+from prune.session.prepared import Checked
 
 Stages = list[StageJson]
 BACKWARD = 3  # a training step on a window, in plain forwards: forward and backward

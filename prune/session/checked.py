@@ -5,14 +5,9 @@ from pathlib import Path
 
 from prune.checkpoint.provenance import promised_plan
 from prune.recipe.schema import Recipe
-from prune.session.prepare import (
-    Checked,
-    check,
-    check_audit,
-    check_comparison,
-    check_pruning,
-    check_texts,
-)
+from prune.session.prepare import check, check_texts
+from prune.session.prepared import Checked
+from prune.session.refusals import check_audit, check_comparison, check_pruning
 
 Check = Callable[[Checked], None]
 

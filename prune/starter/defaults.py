@@ -11,7 +11,7 @@ from experts.disk.layout import Layout
 from prune.recipe.overrides import override
 from prune.recipe.read import parse_recipe
 from prune.recipe.schema import Recipe
-from prune.session.prepare import Checked
+from prune.session.prepared import Checked
 from prune.starter.request import Wishes
 
 FRACTION, CRITERION = 0.5, "reap"

@@ -49,8 +49,8 @@ def effects(
     """
 
     def work() -> int:
+        from prune.effects.prepare import prepare_effects
         from prune.effects.request import Request, numbers
-        from prune.session.prepare import prepare_effects
 
         request = Request(
             model=model,

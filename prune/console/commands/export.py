@@ -26,8 +26,8 @@ def export(
         from experts.plan import Plan
         from experts.units import human
         from prune.checkpoint.card import plan_card
+        from prune.checkpoint.prepare import prepare_export
         from prune.checkpoint.write import export as write
-        from prune.session.prepare import prepare_export
 
         chosen = Plan.read(plan)
         layout = prepare_export(model, chosen, out, force)

@@ -17,7 +17,7 @@ from prune.console.recipe_text import show_recipe
 from prune.starter.request import Wishes, is_recipe
 
 if TYPE_CHECKING:
-    from prune.session.prepare import Checked
+    from prune.session.prepared import Checked
 
 Subject = Annotated[
     str,
@@ -124,7 +124,7 @@ def _check_options(subject: str, wishes: Wishes) -> None:
 def _checked_model(call: Call, wishes: Wishes) -> "Checked":
     """A model by its own recipe, from headers alone."""
     from prune.session.checked import checked_for
-    from prune.session.prepare import default_output
+    from prune.session.outputs import default_output
     from prune.starter.defaults import fitted, starter_recipe
     from prune.starter.passages import check_text
     from prune.starter.request import model_name, short_name

@@ -7,7 +7,8 @@ import pytest
 
 from prune.console.next_steps import next_steps
 from prune.recipe.read import read_recipe
-from prune.session.prepare import Prepared, prepare
+from prune.session.prepare import prepare
+from prune.session.prepared import Prepared
 
 UNEQUAL = {"0": 3, "1": 5}
 

@@ -84,8 +84,8 @@ def choice(available: int, wanted: int, seed: Sequence[int]) -> list[int]:
 def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], per_token: int) -> list[Window]:
     """Return at most `wanted` windows, at most one of every cell, so that they lie apart.
 
-    Short documents of several cells are joined. The visit ends early where cells are clearly too small: larger
-    ones are worth another try.
+    Short documents of several cells are joined. Where cells are clearly too small, the visit ends early:
+    larger ones are worth another try.
 
     Args:
         reader: of the text

@@ -1,8 +1,8 @@
 """Text that every Python installation carries: its standard library, split by file.
 
-There are two domains. `code` is the source with its docstrings cut out; `prose` is the docstrings plus
-`pydoc_data.topics`. A file belongs to one split. The hash of its path alone decides which, so that splits stay the
-same with other Python versions and missing modules.
+There are two domains. `code` is the source with its docstrings cut out; `prose` is the docstrings and
+`pydoc_data.topics`. A file belongs to one split. The hash of its path alone decides which, so that splits
+stay the same with other Python versions and missing modules.
 """
 
 import ast

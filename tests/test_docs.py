@@ -229,6 +229,8 @@ COMMANDS = {
     "export": "checkpoints",
     "inspect": "prune",
     "criteria": "prune",
+    "init": "prune",
+    "doctor": "prune",
 }
 
 

@@ -1,4 +1,4 @@
-"""Arguments and options that commands share, and the values they choose from. No torch."""
+"""Arguments and options that commands share, and the values they choose from."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -47,7 +47,8 @@ DryRun = Annotated[
 Model = Annotated[
     str,
     typer.Argument(
-        help="Folder, `demo`, or organisation/name[@revision] on the hub.", autocompletion=completion.models
+        help="Folder, `demo`, or organisation/name on the hub; @revision may follow.",
+        autocompletion=completion.models,
     ),
 ]
 Recipe = Annotated[

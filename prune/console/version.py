@@ -1,8 +1,8 @@
 """`excise --version`."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 import typer
+
+from experts.keys import version_of
 
 SHOWN = ("torch", "transformers")
 
@@ -11,14 +11,6 @@ def version_line() -> str:
     """Excise and the two libraries that a result depends on most; none is imported."""
     libraries = ", ".join(f"{name} {version_of(name)}" for name in SHOWN)
     return f"excise {version_of('excise')} ({libraries})"
-
-
-def version_of(name: str) -> str:
-    """The version of an installed package; `not installed` without."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def print_version(asked: bool) -> None:

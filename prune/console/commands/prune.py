@@ -25,7 +25,7 @@ Subject = Annotated[
         metavar="RECIPE-OR-MODEL",
         help=(
             "A YAML file, the name of a recipe that comes with Excise (demo), or a model: "
-            "a folder, or organisation/name[@revision] on the hub."
+            "a folder, or organisation/name on the hub; @revision may follow."
         ),
         autocompletion=completion.recipes_and_models,
     ),
@@ -92,6 +92,7 @@ def prune(
     def work() -> int:
         checked = call.checked() if is_recipe(subject) else _checked_model(call, wishes)
         if dry_run:
+            _say_of_text(text)
             show_forecast("prune", checked, as_json)
             return 0
         if not is_recipe(subject):
@@ -137,6 +138,12 @@ def _checked_model(call: Call, wishes: Wishes) -> "Checked":
     return fitted(checked_for("prune", recipe, folder, call.force))
 
 
+def _say_of_text(text: Path | None) -> None:
+    if text is not None:
+        parts = "the run folder keeps both parts under text/"
+        tell(f"{text}: every third passage is held out for the test; {parts}; a passage counts as a document")
+
+
 def _divided(checked: "Checked", text: Path | None) -> "Checked":
     """The same with the text of --text as two files in the run folder."""
     if text is None:
@@ -147,5 +154,5 @@ def _divided(checked: "Checked", text: Path | None) -> "Checked":
     folder = checked.folder.path / "text"
     with checked.folder.held():
         seen, held_out = divided(text, folder)
-    tell(f"{text}: every third passage is held out for the test ({folder}); a passage counts as a document")
+    _say_of_text(text)
     return replace(checked, recipe=with_parts(checked.recipe, text, seen, held_out))

@@ -146,9 +146,7 @@ def _ready(model: Model, text: Windows, mode: Mode, scope: Scope, means_of: Wind
     anatomy = model.anatomy
     check_rig(anatomy, text, rig_plan(model.shape))
     means = mean_outputs(anatomy, _tokens(model, means_of)) if mode is Mode.MEAN else None
-    instrument = Instrument(anatomy, mode, means)
-    instrument.check(_tokens(model, text), scope)
-    return instrument
+    return Instrument.ready(anatomy, mode, scope, _tokens(model, text), means=means)
 
 
 def _measured(

@@ -20,6 +20,7 @@ from experts.effects.sizes import most_copies, most_windows
 from experts.effects.stream import CleanForward, clean_forward, entered
 from experts.memory import in_chunks
 from experts.modes import Mode, Scope
+from experts.notes import tell
 
 
 @dataclass
@@ -45,6 +46,24 @@ class Instrument:
     enters: bool = True
     at_once: int | None = None
     notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def ready(
+        cls,
+        anatomy: Anatomy,
+        mode: Mode,
+        scope: Scope,
+        tokens: Tensor,
+        *,
+        means: Tensor | None = None,
+        probabilities: bool = True,
+    ) -> "Instrument":
+        """An instrument that was checked for a scope on these windows [N, W]; its notes are told."""
+        instrument = cls(anatomy, mode, means, probabilities)
+        instrument.check(tokens, scope)
+        for note in instrument.notes:
+            tell(note)
+        return instrument
 
     def check(self, tokens: Tensor, scope: Scope) -> float:
         """Compare the fast path of a scope with plain replay, on cells of the first window.

@@ -92,11 +92,11 @@ def _measure(
     check_rig(anatomy, windows, rig_plan(anatomy.shape))
     tokens = windows.tensor(anatomy.device)
     means = mean_outputs(anatomy, tokens) if request.mode is Mode.MEAN else None
-    instrument = Instrument(anatomy, request.mode, means)
-    instrument.check(tokens, request.scope)
-    notes = [*instrument.notes, *_cautions(anatomy), *([caution] if caution else [])]
-    for note in notes:
+    instrument = Instrument.ready(anatomy, request.mode, request.scope, tokens, means=means)
+    cautions = [*_cautions(anatomy), *([caution] if caution else [])]
+    for note in cautions:
         tell(note)
+    notes = [*instrument.notes, *cautions]
     begun = time.monotonic()
     removals = Removals(request.scope, request.experts or None)
     fill(parts, instrument, tokens, missing, removals, f"effects ({request.scope}, {request.mode})")

@@ -16,7 +16,7 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
 from prune.checkpoint.output import check_output
-from prune.checkpoint.provenance import check_teacher, promised_plan
+from prune.checkpoint.provenance import check_teacher
 from prune.checkpoint.rehearsal import check_export, trial_plans
 from prune.effects.request import Request
 from prune.recipe.budget import compared_budgets, distinct, tested_budgets
@@ -135,7 +135,7 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     """All that can be refused before any weight is downloaded: by headers first, then by the small files."""
     criteria = tuple(resolve(name) for name in recipe.criteria)
     _check_domains(recipe, criteria)
-    _check_texts(recipe.calibration, recipe.validation)
+    check_texts(recipe.calibration, recipe.validation)
     run = RunFolder(folder, force)
     model = find_model(recipe.model)
     layout = lay_out(model.headers())
@@ -168,7 +168,7 @@ def _check_domains(recipe: Recipe, criteria: tuple[Criterion, ...]) -> None:
         )
 
 
-def _check_texts(*parts: TextSettings) -> None:
+def check_texts(*parts: TextSettings) -> None:
     """Files that are not there are found now; what is in them is read with the model's tokenizer."""
     for path in (path for part in parts for source in part.data for path in (*source.text, *source.jsonl)):
         if not path.exists():
@@ -181,32 +181,6 @@ def _pinned_teacher(recipe: Recipe, teacher: StoredModel | None) -> Recipe:
         return recipe
     settings = recipe.finetune.teacher.model_copy(update={"model": teacher.pinned})
     return recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"teacher": settings})})
-
-
-def prepare_comparison(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
-    """For `excise compare`: one that can come to no verdict is refused as well."""
-    checked = check(recipe, folder, force)
-    check_comparison(checked)
-    return checked.fetch()
-
-
-def prepare_audit(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
-    """For `excise audit`: one in which no cell could pass is refused as well."""
-    checked = check(recipe, folder, force)
-    check_audit(checked)
-    return checked.fetch()
-
-
-def prepare_recovery(recipe: Recipe, folder: Path, force: bool = False) -> Prepared:
-    """For `excise finetune`: a pruned folder of another model is refused as well."""
-    checked = check(recipe, folder, force)
-    if recipe.finetune:
-        _check_texts(recipe.finetune)
-        if recipe.finetune.checkpoint:
-            promised_plan(recipe.finetune.checkpoint, checked.layout)
-            return checked.fetch()
-    checked.rehearse_export()
-    return checked.fetch()
 
 
 def prepare_effects(request: Request) -> Layout:
@@ -284,7 +258,7 @@ def check_pruning(recipe: Recipe) -> None:
             raise ExciseError(
                 "finetune.checkpoint names a pruned folder: `excise finetune` recovers it, `excise prune` prunes"
             )
-        _check_texts(recipe.finetune)
+        check_texts(recipe.finetune)
 
 
 def recovery_output(recipe_name: str, recipe: Recipe) -> tuple[Path, Path | None]:

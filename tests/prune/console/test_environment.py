@@ -592,6 +592,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 def test_a_recovery_in_an_odd_environment(play: Play, tmp_path: Path) -> None:
     """It does not hang, its numbers are those of a plain one, and every line on stderr is a note of ours: none of a library.
 

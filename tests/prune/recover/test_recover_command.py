@@ -197,6 +197,7 @@ def test_without_control_nothing_is_claimed(recovery_recipe: Path, tmp_path: Pat
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_teacher_on_disk(scope: str, recovery_recipe: Path, tmp_path: Path) -> None:
     """With the whole vocabulary cached it teaches what the one in memory does; unequal layers load with their own class."""

@@ -83,6 +83,7 @@ def in_training(name: str) -> Callable[..., bool]:
 # Recovery.
 
 
+@pytest.mark.slow
 def test_recovery_after_a_kill_with_other_settings(
     recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_folder_of_that_name_is_not_yet_that_plan(
         pass
 
 
+@pytest.mark.slow
 def test_there_and_back_again(recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of folders are used again by other plans: the curves, adapters and checkpoints of the first are not the second's."""
     first = run(recovery_recipe, tmp_path / "run", *SHORT)
@@ -170,6 +172,7 @@ def test_there_and_back_again(recovery_recipe: Path, tmp_path: Path, monkeypatch
     back()
 
 
+@pytest.mark.slow
 def test_what_auto_chose_stays_chosen(
     recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +189,7 @@ def test_what_auto_chose_stays_chosen(
     assert numbers(run(recovery_recipe, tmp_path / "run", *SHORT)) == numbers(whole)
 
 
+@pytest.mark.slow
 def test_what_the_report_says_depends_on_all_that_was_asked(recovery_recipe: Path, tmp_path: Path) -> None:
     """Fewer random plans behind a task, a moved folder, another teacher of the same name: nothing old is shown."""
     tasks = f"validate.tasks={{names: [guess], include: {task_file(tmp_path / 'tasks')}, random_plans: 6}}"
@@ -201,6 +205,7 @@ def test_what_the_report_says_depends_on_all_that_was_asked(recovery_recipe: Pat
     assert without_time(moved) == without_time(fewer)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_known_by_its_weights(recovery_recipe: Path, tmp_path: Path) -> None:
     own = (
         *SHORT,

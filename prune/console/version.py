@@ -1,0 +1,28 @@
+"""`excise --version`."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import typer
+
+SHOWN = ("torch", "transformers")
+
+
+def version_line() -> str:
+    """Excise and the two libraries that a result depends on most; none is imported."""
+    libraries = ", ".join(f"{name} {version_of(name)}" for name in SHOWN)
+    return f"excise {version_of('excise')} ({libraries})"
+
+
+def version_of(name: str) -> str:
+    """The version of an installed package; `not installed` without."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def print_version(asked: bool) -> None:
+    """Answer `--version` and end."""
+    if asked:
+        typer.echo(version_line())
+        raise typer.Exit

@@ -13,7 +13,7 @@ from experts.effects.instrument import Instrument
 from experts.effects.stream import CleanForward
 from experts.modes import Scope
 from experts.seam import Forward, intercepted
-from validate.rig.check import Check, tokens_of
+from validate.rig.check import Check
 
 LOCAL = 32  # tokens on which single effects are checked
 
@@ -27,7 +27,7 @@ def check_local(anatomy: Anatomy, first: Windows) -> Check:
     and not 0 for at least one active one.
     """
     instrument = Instrument(anatomy, probabilities=False, enters=False)
-    tokens = tokens_of(anatomy, first)[:, :LOCAL]
+    tokens = first.tensor(anatomy.device)[:, :LOCAL]
     position = (tokens.shape[1] - 1) // 2
     rows = _some_rows(anatomy)
     wrong, moved = 0, 0
@@ -71,7 +71,7 @@ def check_planted(anatomy: Anatomy, first: Windows) -> Check:
     before that must move some loss.
     """
     instrument = Instrument(anatomy, probabilities=False, enters=False)
-    tokens = tokens_of(anatomy, first)[:, :LOCAL]
+    tokens = first.tensor(anatomy.device)[:, :LOCAL]
     alive, dead = 0, 0
     for row in _some_rows(anatomy):
         clean = instrument.clean_forward(tokens, Scope.SEQUENCE)

@@ -54,7 +54,7 @@ def tasks(options: argparse.Namespace):
 
     model = build(options.hidden, options.inner)
     anatomy, text = dissect(model), windows(options.windows, options.length)
-    tokens = torch.from_numpy(text.tokens)
+    tokens = text.tensor("cpu")
 
     def plain() -> None:
         with torch.no_grad():

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from criteria.statistics import Array
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.errors import ExciseError
 from experts.plan import Plan
 from validate.loss import window_losses

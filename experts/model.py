@@ -116,7 +116,7 @@ class Model:
         return self.anatomy.device
 
     def unload(self) -> None:
-        """Frees the network; the next use loads it again, on the same device."""
+        """Free the network; the next use loads it again, on the same device."""
         if self._anatomy is not None:
             self._device = self._anatomy.device
             self._anatomy = None

@@ -114,6 +114,7 @@ class _KnownDigests:
         return digest.hexdigest()
 
     def save(self) -> None:
+        """Write the newest digests to the cache, if there are new ones."""
         if not self.path or not self.changed:
             return
         newest = dict(list(self.entries.items())[-MOST_KNOWN:])

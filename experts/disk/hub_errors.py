@@ -71,7 +71,7 @@ def interruptible() -> Iterator[None]:
 
 
 def answer(name: HubName, error: BaseException) -> str:
-    """What the hub's answer means for the user; empty where it gave none, or may give another in a minute."""
+    """What the hub's answer means for the user; empty where there is none, or it may pass."""
     answers = (cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError))
     cause = next(answers, error)
     if isinstance(cause, GatedRepoError):

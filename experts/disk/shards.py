@@ -58,6 +58,7 @@ class FileState:
 
     @classmethod
     def of(cls, status: os.stat_result) -> "FileState":
+        """The state that `os.stat` returns."""
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: they are filled under another name first. No torch."""
+"""Files and folders that appear whole or not at all: they are filled under another name first."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""The shape of a model's experts, and what router groups make of counts and ids. No torch.
+"""The shape of a model's experts, and what router groups make of counts and ids.
 
 A group-limited router divides its E experts into `groups` runs of neighbouring ids, lets a token choose among
 `top_groups` of them, and so needs every group to keep as many experts.

@@ -1,4 +1,4 @@
-"""What this machine has left: memory, cores, disk. No torch."""
+"""What this machine has left: memory, cores, disk."""
 
 import os
 import shutil

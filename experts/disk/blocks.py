@@ -1,4 +1,4 @@
-"""The MoE blocks of a checkpoint: which tensors are experts, which belong to the router. No torch.
+"""The MoE blocks of a checkpoint: which tensors are experts, which belong to the router.
 
 Experts are stored either one by one (`…experts.7.down_proj.weight`) or fused with the expert axis first
 (`…experts.down_proj`, Granite's `…input_linear`). Router tensors lie beside them, in the same block or

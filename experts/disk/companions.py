@@ -1,4 +1,4 @@
-"""Which files beside the weights belong to a model: tokenizer, template, settings, code, licence. No torch.
+"""Which files beside the weights belong to a model: tokenizer, template, settings, code, licence.
 
 One decision for what an export copies and what a download fetches. What is not known to be something else
 belongs to the model: a reader may need it, and a small file too many does no harm.

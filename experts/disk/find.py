@@ -1,4 +1,4 @@
-"""A model in a folder or on the hub: headers first, weights when they are wanted. No torch."""
+"""A model in a folder or on the hub: headers first, weights when they are wanted."""
 
 import shutil
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Identity of weights: every byte counts. A file is read once, and again when it changes. No torch."""
+"""Identity of weights: every byte counts. A file is read once, and again when it changes."""
 
 import json
 import os

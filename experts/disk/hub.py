@@ -1,4 +1,4 @@
-"""Find a model on the hub, or in its local cache where the hub cannot be asked. No torch.
+"""Find a model on the hub, or in its local cache where the hub cannot be asked.
 
 `huggingface_hub` does the work: its cache, its retries, its progress bars, its login.
 """

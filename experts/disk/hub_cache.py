@@ -1,4 +1,4 @@
-"""The local cache of the hub, as `huggingface_hub` keeps it. No torch."""
+"""The local cache of the hub, as `huggingface_hub` keeps it."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whatever can go wrong between here and the hub, in one line with the way out. No torch."""
+"""Whatever can go wrong between here and the hub, in one line with the way out."""
 
 import errno
 import signal

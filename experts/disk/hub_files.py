@@ -1,4 +1,4 @@
-"""Which files of a repository on the hub are fetched besides its weights. No torch.
+"""Which files of a repository on the hub are fetched besides its weights.
 
 Left out are second copies of the weights (`original/`, `metal/`, `onnx/`, `consolidated*`, `*.bin`, GGUF,
 variants), states of training, and pictures.

@@ -1,4 +1,4 @@
-"""A checkpoint as a model's shape and its MoE blocks, read from names, shapes and configuration. No torch.
+"""A checkpoint as a model's shape and its MoE blocks, read from names, shapes and configuration.
 
 There is no table of architectures.
 """

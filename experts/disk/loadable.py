@@ -1,4 +1,4 @@
-"""Whether transformers can read a model: known before anything is downloaded or loaded. No torch."""
+"""Whether transformers can read a model: known before anything is downloaded or loaded."""
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress

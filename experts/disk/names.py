@@ -1,4 +1,4 @@
-"""What a user's words mean: recipes by name; models by folder, `demo`, or their name on the hub. No torch."""
+"""What a user's words mean: recipes by name; models by folder, `demo`, or their name on the hub."""
 
 import re
 import sysconfig

@@ -1,4 +1,4 @@
-"""A model on the hub at one commit: its files, their headers, and what of them is kept here. No torch."""
+"""A model on the hub at one commit: its files, their headers, and what of them is kept here."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Safetensors as named byte ranges: headers are read and checked, data is never touched. No torch.
+"""Safetensors as named byte ranges: headers are read and checked, data is never touched.
 
 Format: 8 bytes little-endian header length N, N bytes of JSON {name: {dtype, shape, data_offsets}}, then the
 data without holes. Source: https://github.com/huggingface/safetensors#format

@@ -1,4 +1,4 @@
-"""JSON from files that others wrote. No torch.
+"""JSON from files that others wrote.
 
 It is bounded in size and depth, has no name twice, and holds nothing that could not be written again.
 """

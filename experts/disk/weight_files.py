@@ -1,4 +1,4 @@
-"""Which files are a model's weights, as transformers decides it. No torch.
+"""Which files are a model's weights, as transformers decides it.
 
 In this order (transformers 5.23, `_get_resolved_checkpoint_files`): shards of a distributed checkpoint, the
 file that config.json names under `transformers_weights`, one `model.safetensors`, an index of shards. Only

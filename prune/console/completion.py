@@ -1,4 +1,4 @@
-"""What a shell may put behind `excise …` when Tab is pressed: names that are quick to find. No torch."""
+"""What a shell may put behind `excise …` when Tab is pressed: names that are quick to find."""
 
 from collections.abc import Iterable
 from contextlib import suppress

@@ -44,7 +44,7 @@ class Audit:
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
     def execute(self) -> AuditResult:
-        """Write audit.json, .csv and .md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
+        """Write audit.json, .csv and .md, and raw rows: effects.parquet, positions.csv, progressive.csv."""
         self.session.check_texts()
         chosen = self._chosen()
         with self.folder.held():
@@ -79,7 +79,7 @@ class Audit:
             raise ExciseError(f"validate.audit.{error}") from error
 
     def _effects(self, chosen: Marks) -> pd.DataFrame:
-        """What removing every active expert costs at the chosen positions; what is there is not measured again."""
+        """What removing every active expert costs at the chosen positions; nothing is measured twice."""
         path, settings = self.folder.path / EFFECTS, self.settings
         identity = (
             self.session.model.identity,

@@ -1,4 +1,4 @@
-"""`excise compare`: criteria at several budgets on the same held-out rows, each against random plans of its size."""
+"""`excise compare`: criteria at several budgets on the same rows, each against random plans of its size."""
 
 from collections.abc import Iterator
 

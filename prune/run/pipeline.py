@@ -79,7 +79,8 @@ class Run:
         if self.scopes != self.prepared.scopes:
             notes.append(
                 f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, "
-                "so no other scope is shown beside it; `excise compare` with compare.scopes=[layer, global] searches in both"
+                "so no other scope is shown beside it; "
+                "`excise compare` with compare.scopes=[layer, global] searches in both"
             )
         return notes
 

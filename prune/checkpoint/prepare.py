@@ -9,7 +9,7 @@ from prune.checkpoint.output import check_output
 
 
 def prepare_export(name: str, plan: Plan, out: Path, force: bool = False) -> Layout:
-    """The model of a plan; a plan that does not fit and a taken output are refused before its weights come."""
+    """The model of a plan; a plan that does not fit and a taken output are refused before weights come."""
     model = find_model(name)
     layout = lay_out(model.headers())
     plan.check_model(layout.shape.layers, layout.shape.num_experts)

@@ -39,7 +39,8 @@ def check_rows(session: Session, pairs: int = 0) -> None:
     if pairs and documents < needed:
         tell(
             f"the validation text has {documents} documents: "
-            f"by loss no two criteria can differ significantly, which takes {needed} after Holm over {pairs} pairs; add text, or split it with `separator`"
+            f"by loss no two criteria can differ significantly, "
+            f"which takes {needed} after Holm over {pairs} pairs; add text, or split it with `separator`"
         )
 
 

@@ -23,7 +23,7 @@ def recovery_output(recipe_name: str, recipe: Recipe) -> tuple[Path, Path | None
 
 
 def default_output(recipe_name: str, recipe: Recipe) -> Path:
-    """runs/<recipe>-<criterion>-<budget>-<scope>: a folder per way of pruning, so that none replaces another."""
+    """runs/<recipe>-<criterion>-<budget>-<scope>: a folder per way of pruning."""
     budgets = (getattr(recipe.prune, key) for key in BUDGETS)
     budget = next(value for value in budgets if value is not None)
     name = f"{recipe_name}-{recipe.criteria[0]}-{budget}-{recipe.prune.scope}"

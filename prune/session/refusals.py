@@ -58,6 +58,7 @@ def check_pruning(recipe: Recipe) -> None:
     if recipe.finetune:
         if recipe.finetune.checkpoint:
             raise ExciseError(
-                "finetune.checkpoint names a pruned folder: `excise finetune` recovers it, `excise prune` prunes"
+                "finetune.checkpoint names a pruned folder: "
+                "`excise finetune` recovers it, `excise prune` prunes"
             )
         check_texts(recipe.finetune)

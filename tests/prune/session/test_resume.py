@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,15 +11,14 @@ from safetensors.torch import load_file
 from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune import recovery as recover_module
-from prune.audit.tokens import Audit
 from prune.checkpoint.write import export
 from prune.recipe.read import read_recipe
 from prune.recover import recovered_folder
 from prune.recover import students as students_module
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
-from tests.prune.recover.test_recover_command import without_time
 from tests.support import tiny
+from tests.support.interruptions import killed, numbers, run, without_time
 from tests.support.tasks import task_file
 
 SHORT = (
@@ -31,49 +29,6 @@ SHORT = (
     "validate.sequences=4",
 )
 DISK = (*SHORT, "finetune.teacher.keep=disk")
-
-
-class Killed(BaseException):
-    """SIGKILL: nothing is tidied up."""
-
-
-def run(path: Path, out: Path, *overrides: str, force: bool = False) -> dict[str, Any]:
-    return Run(prepare(read_recipe(path, overrides), out, force)).execute().result
-
-
-def audit(path: Path, out: Path, *overrides: str) -> dict[str, Any]:
-    return Audit(prepare(read_recipe(path, overrides), out)).execute()
-
-
-def numbers(result: dict[str, Any]) -> Any:
-    """Everything but times and places."""
-    recovery = result["recovery"] and without_time(result["recovery"])
-    return {
-        **{key: value for key, value in result.items() if key not in ("run", "checkpoint")},
-        "recovery": recovery,
-    }
-
-
-def killed(
-    monkeypatch: pytest.MonkeyPatch,
-    work: Callable[[], Any],
-    module: Any,
-    name: str,
-    when: Callable[..., bool],
-) -> None:
-    """Runs `work` until module.name is called with arguments that fit."""
-    original = getattr(module, name)
-
-    def kill(*args: Any, **kwargs: Any) -> Any:
-        if when(*args):
-            broken.setattr(shutil, "rmtree", lambda *_, **__: None)
-            raise Killed
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(module, name, kill)
-        with pytest.raises(Killed):
-            work()
 
 
 def in_training(name: str) -> Callable[..., bool]:

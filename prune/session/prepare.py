@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from criteria.budget import Budget, BudgetScope
-from criteria.registry import DOMAINS, Criterion, resolve
+from criteria.by_name import resolve
+from criteria.criterion import DOMAINS, Criterion
 from experts.disk.find import StoredModel, check_room, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out

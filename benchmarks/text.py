@@ -76,7 +76,7 @@ def peak() -> float:
 def measure(path: Path, count: int, length: int) -> dict[str, float]:
     from criteria.text.reading import read_windows
     from criteria.text.sources import Source
-    from experts.disk.names import model_folder
+    from experts.disk.find import model_folder
     from experts.loading import load_tokenizer
 
     tokenizer, source = (

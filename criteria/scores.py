@@ -98,7 +98,7 @@ def score(
 
 
 def save(path: Path, table: list[Scores]) -> None:
-    """Write all scores of a run into one safetensors file: a tensor [L, E] per criterion, provenance as metadata."""
+    """Write all scores of a run into one safetensors file: a tensor [L, E] per criterion, with provenance."""
     tensors = {scores.criterion: scores.values for scores in table}
     provenance = {f"formula of {scores.criterion}": scores.formula for scores in table}
     common = {"model": table[0].model, "data": table[0].data, "layers": ",".join(map(str, table[0].layers))}

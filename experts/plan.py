@@ -22,7 +22,7 @@ class Plan:
         model: fingerprint of the checkpoint the plan was made for; empty = any model of that shape
         criterion: what ranked the experts, printed in reports and the model card
         budget: what was asked for, printed in reports and the model card
-        reverse: the plan of the same budget that removes first what this one keeps (not stored)
+        reverse: the plan of that budget that removes first what this one keeps, None = unknown (not stored)
         protected: decoder layer -> ids that stay in every plan, random ones too (not stored)
     """
 

@@ -20,9 +20,10 @@ from criteria.by_name import resolve
 from criteria.registry import CRITERIA
 from criteria.statistics import Statistics
 from experts.disk.companions import PLAN, RECOVERY
-from experts.disk.names import model_folder
+from experts.disk.find import model_folder
 from prune.console.cli import app
 from prune.recipe.read import parse_recipe
+from tests.support.code_map import with_map
 from tests.support.markdown import Block, anchors, blocks, links, spans
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,13 +80,10 @@ def test_index_names_every_page() -> None:
     assert listed == {path.name for path in DOCS} - {"index.md"}
 
 
-def test_every_file_is_on_the_map() -> None:
-    """A file of a package is named in development.md, below the heading of its folder."""
-    named = set(spans(page("development")))
-    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    missing = [str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py"]
-    missing = [path for path in missing if path not in named]
-    assert not missing, "docs/development.md has no line for them"
+def test_the_map_is_that_of_the_code() -> None:
+    """A line per file of every package; `python -m tests.support.code_map --write` writes it."""
+    text = page("development").read_text(encoding="utf-8")
+    assert with_map(text) == text
 
 
 def test_cited_sections_exist() -> None:
@@ -230,6 +228,8 @@ COMMANDS = {
     "export": "checkpoints",
     "inspect": "prune",
     "criteria": "prune",
+    "init": "prune",
+    "doctor": "prune",
 }
 
 

@@ -1,4 +1,4 @@
-"""The test of a plan against random plans (docs/methods.md, 5), by held-out loss and by the items of tasks."""
+"""The test of a plan against random plans (docs/methods.md, 5), by held-out loss and by items of tasks."""
 
 import math
 from collections.abc import Sequence

@@ -145,9 +145,7 @@ def _ready(model: Model, text: Windows, mode: Mode, scope: Scope, means_of: Wind
     anatomy = model.anatomy
     check_rig(anatomy, text, rig_plan(model.shape))
     means = mean_outputs(anatomy, means_of.tensor(model.device)) if mode is Mode.MEAN else None
-    instrument = Instrument(anatomy, mode, means)
-    instrument.check(text.tensor(model.device), scope)
-    return instrument
+    return Instrument.ready(anatomy, mode, scope, text.tensor(model.device), means=means)
 
 
 def _measured(

@@ -1,9 +1,9 @@
 """Text to token windows: from the sources of a recipe, by a seed, or from the start of one file.
 
-A document of at least one window is cut into consecutive full windows. Shorter documents of the same source are
-joined, with the end token between them, until a window is full. Every window knows its document, because intervals
-are clustered by documents. Where the tokenizer begins a text with a token of its own, every window begins with it;
-what follows it counts like any other position.
+A document of at least one window is cut into consecutive full windows. Shorter documents of the same source
+are joined, with the end token between them, until a window is full. Every window knows its document, because
+intervals are clustered by documents. Where the tokenizer begins a text with a token of its own, every window
+begins with it; what follows it counts like any other position.
 """
 
 from collections.abc import Callable, Iterable

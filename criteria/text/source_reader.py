@@ -1,4 +1,4 @@
-"""A source of a recipe to the reader of its text."""
+"""The reader of a source's text."""
 
 import json
 import os
@@ -20,65 +20,103 @@ from experts.errors import ExciseError
 
 
 @contextmanager
-def opened(source: Source, text_of: RowText) -> Iterator[Reader]:
-    """The reader of a source, as long as it is needed."""
+def opened(source: Source, row_text: RowText) -> Iterator[Reader]:
+    """Open the reader of a source for as long as it is needed.
+
+    Args:
+        source: where the text comes from
+        row_text: the text of its rows
+
+    Raises:
+        ExciseError: the text is missing or unreadable.
+    """
     with ExitStack() as until_closed:
         if source.stdlib:
-            text_of.refuse_prose(f"stdlib: {source.stdlib}")
-            found = standard_library.documents(source.stdlib, source.split)  # type: ignore[arg-type]
-            yield Listed([Piece(name, text) for name, text in found])
+            yield _standard_library(source, row_text)
         elif source.dataset:
-            yield _gathered(pieces(source, text_of), until_closed)
+            yield _keep(pieces(source, row_text), until_closed)
         else:
-            texts = _once((file for path in source.text for file in files_of(path, PLAIN + ROWS)), text_of)
-            rows = _once((file for path in source.jsonl for file in files_of(path, ROWS)), text_of)
-            plain = [reader(file, text_of, source.separator) for file in texts]
-            yield Shelf([*plain, *(reader(file, text_of, rows=True) for file in rows)])
+            yield _files(source, row_text)
 
 
-def _once(files: Iterable[Path], text_of: RowText) -> Iterator[Path]:
-    """A file that is named twice is read once: its windows would repeat."""
+def _standard_library(source: Source, row_text: RowText) -> Reader:
+    row_text.refuse_prose(f"stdlib: {source.stdlib}")
+    documents = standard_library.documents(source.stdlib, source.split)  # type: ignore[arg-type]
+    return Listed([Piece(name, text) for name, text in documents])
+
+
+def _files(source: Source, row_text: RowText) -> Reader:
+    texts = _once(_all_files(source.text, PLAIN + ROWS), row_text)
+    rows = _once(_all_files(source.jsonl, ROWS), row_text)
+    readers = [reader(file, row_text, source.separator) for file in texts]
+    readers += [reader(file, row_text, rows=True) for file in rows]
+    return Shelf(readers)
+
+
+def _all_files(paths: Iterable[Path], suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """The files of several files and folders."""
+    for path in paths:
+        yield from files_of(path, suffixes)
+
+
+def _once(files: Iterable[Path], row_text: RowText) -> Iterator[Path]:
+    """Every file once, even if it is named twice: its windows would repeat."""
     seen: set[str] = set()
     for file in files:
-        place = os.path.realpath(file)
-        if place in seen:
-            text_of.say(f"{text_of.what}: {file} is named twice, and read once")
+        real_path = os.path.realpath(file)
+        if real_path in seen:
+            row_text.say(f"{row_text.what}: {file} is named twice, and read once")
         else:
-            seen.add(place)
+            seen.add(real_path)
             yield file
 
 
-def _gathered(found: Iterator[Piece], until_closed: ExitStack) -> Reader:
-    """Rows that came over a network: in memory if they are few, else in a file that can be read again."""
-    held: list[Piece] = []
+def _keep(rows: Iterator[Piece], until_closed: ExitStack) -> Reader:
+    """Keep rows that came over a network: few in memory, many in a file that can be read again."""
+    first: list[Piece] = []
     weight = 0
-    for piece in found:
-        held.append(piece)
+    for piece in rows:
+        first.append(piece)
         weight += len(piece.text.encode())
         if weight > SMALL:
-            break
-    else:
-        return Listed(held)
+            return _keep_on_disk(chain(first, rows), until_closed)
+    return Listed(first)
+
+
+def _keep_on_disk(rows: Iterable[Piece], until_closed: ExitStack) -> Reader:
+    """Keep rows in a temporary file."""
     names: list[str] = []
     try:
         folder = until_closed.enter_context(tempfile.TemporaryDirectory(prefix="excise-"))
-        with (Path(folder) / "rows.jsonl").open("w", encoding="utf-8") as file:
-            names += _write(chain(held, found), file)
+        path = Path(folder) / "rows.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            names += _write(rows, file)
     except OSError as error:
-        what = f"rows of the data set cannot be kept in a temporary file ({error.strerror or error})"
-        raise ExciseError(f"{what}; take fewer documents, or set TMPDIR") from error
-    return JsonLines(Path(file.name), Kept(names))
+        reason = error.strerror or error
+        raise ExciseError(
+            f"rows of the data set cannot be kept in a temporary file ({reason}); "
+            "take fewer documents, or set TMPDIR"
+        ) from error
+    return JsonLines(path, KeptRows(names))
 
 
-def _write(found: Iterable[Piece], file: IO[str]) -> Iterator[str]:
-    """Rows by number, as long for every name: what their documents are called must not decide where cells begin."""
-    for number, piece in enumerate(found):
+def _write(rows: Iterable[Piece], file: IO[str]) -> Iterator[str]:
+    """Write rows as [number, text, chat]; the names of their documents are yielded.
+
+    All numbers have the same length, because the names of documents must not decide where cells begin.
+    """
+    for number, piece in enumerate(rows):
         file.write(json.dumps([f"{number:012d}", piece.text, piece.chat]) + "\n")
         yield piece.document
 
 
-class Kept:
-    """Rows as `_write` wrote them. names: of their documents."""
+class KeptRows:
+    """The text of rows as `_write` wrote them; a `TextOf`.
+
+    Attributes:
+        columns: none, the rows are no mappings
+        names: of the documents, by the number of the row
+    """
 
     columns: ClassVar[list[str]] = []
 
@@ -89,4 +127,5 @@ class Kept:
         raise AssertionError("these are rows")
 
     def __call__(self, _document: str, row: Any) -> Piece:
-        return Piece(self.names[int(row[0])], row[1], chat=row[2])
+        number, text, chat = row
+        return Piece(self.names[int(number)], text, chat=chat)

@@ -1,4 +1,4 @@
-"""Where text comes from, as a recipe writes it. No torch."""
+"""Where text comes from, as a recipe writes it."""
 
 import os
 import re
@@ -32,11 +32,15 @@ class Source(Settings):
     )
     field: OneOrMany[str] = Field(
         default=("text",),
-        description="fields of a row, joined with a newline; with bars between names the first that a row has",
+        description=(
+            "fields of a row, joined with a newline; with bars between names the first that a row has"
+        ),
     )
     chat_template: Template | None = Field(
         default=None,
-        description="true, false or the name of a template of the tokenizer, see below; none = as the block says",
+        description=(
+            "true, false or the name of a template of the tokenizer, see below; none = as the block says"
+        ),
     )
     dataset: str = Field(
         default="",
@@ -60,54 +64,66 @@ class Source(Settings):
     )
 
     @model_validator(mode="after")
-    def _one_kind(self) -> "Source":
-        if sum(map(bool, (self.text, self.jsonl, self.dataset, self.stdlib))) != 1:
+    def _check(self) -> "Source":
+        kinds = [self.text, self.jsonl, self.dataset, self.stdlib]
+        if sum(map(bool, kinds)) != 1:
             raise ValueError("give exactly one of text, jsonl, dataset, stdlib")
         self._check_keys()
-        if self.dataset and self.split:
-            check(self.split)
-        if not all(name for field in self.field for name in field.split("|")):
-            raise ValueError(f"field {' '.join(map(repr, self.field))} names nothing in one place")
-        if self.stdlib and self.split not in ("train", "calibration", "test"):
-            raise ValueError(f"stdlib needs split: train, calibration or test, got {self.split!r}")
-        try:
-            re.compile(self.separator)
-        except re.error as error:
-            raise ValueError(f"separator {self.separator!r} is not a regular expression: {error}") from None
+        self._check_split_of_dataset()
+        self._check_field()
+        self._check_split_of_stdlib()
+        self._check_separator()
         return self
 
     def _check_keys(self) -> None:
-        """Keys of another kind would be passed over in silence."""
-        own = {
-            "split": self.dataset or self.stdlib,
-            "documents": self.dataset,
-            "config": self.dataset,
-            "separator": self.text,
-        }
-        kinds = {
+        """Refuse keys of another kind of source, which would have no effect."""
+        kinds_of_key = {
             "split": "dataset and stdlib",
             "documents": "dataset",
             "config": "dataset",
             "separator": "text",
         }
-        if wrong := next(
-            (
-                key
-                for key, there in own.items()
-                if key in self.model_fields_set and getattr(self, key) and not there
-            ),
-            "",
-        ):
-            way = "; a file of rows can stand under dataset" if self.jsonl and wrong != "separator" else ""
-            raise ValueError(f"{wrong} belongs to {kinds[wrong]}{way}")
+        for key, kinds in kinds_of_key.items():
+            given = key in self.model_fields_set and getattr(self, key)
+            if given and not self._takes(key):
+                may_move = self.jsonl and key != "separator"
+                way = "; a file of rows can stand under dataset" if may_move else ""
+                raise ValueError(f"{key} belongs to {kinds}{way}")
+
+    def _takes(self, key: str) -> bool:
+        """Whether split, documents, config or separator has an effect on this kind of source."""
+        if key == "split":
+            return bool(self.dataset or self.stdlib)
+        return bool(self.text if key == "separator" else self.dataset)
+
+    def _check_split_of_dataset(self) -> None:
+        if self.dataset and self.split:
+            check(self.split)
+
+    def _check_field(self) -> None:
+        names = [name for field in self.field for name in field.split("|")]
+        if not all(names):
+            raise ValueError(f"field {' '.join(map(repr, self.field))} names nothing in one place")
+
+    def _check_split_of_stdlib(self) -> None:
+        if self.stdlib and self.split not in ("train", "calibration", "test"):
+            raise ValueError(f"stdlib needs split: train, calibration or test, got {self.split!r}")
+
+    def _check_separator(self) -> None:
+        try:
+            re.compile(self.separator)
+        except re.error as error:
+            raise ValueError(f"separator {self.separator!r} is not a regular expression: {error}") from None
 
     @property
     def label(self) -> str:
+        """The domain of the text: as the recipe names it, else the kind of source."""
         dataset = Path(self.dataset).name if Path(self.dataset).is_absolute() else self.dataset
-        return self.domain or self.stdlib or dataset or ("jsonl" if self.jsonl else "text")
+        kind = "jsonl" if self.jsonl else "text"
+        return self.domain or self.stdlib or dataset or kind
 
     def anchored(self, folder: Path) -> "Source":
-        """The same source with absolute paths, see `anchor`."""
+        """Return the same source with absolute paths, see `anchor`."""
         paths = {key: tuple(anchor(path, folder) for path in getattr(self, key)) for key in ("text", "jsonl")}
         if not self.dataset:
             return self.model_copy(update=paths)
@@ -116,14 +132,24 @@ class Source(Settings):
 
 
 def anchor(path: Path, folder: Path) -> Path:
-    """Absolute: relative paths of a recipe start from its folder, or, where nothing is there, from the working directory.
+    """Return the absolute path of a path in a recipe, with `~` and `$NAME` replaced.
 
-    `~` and `$NAME` are replaced; a variable that is not set is an error.
+    Relative paths start from the folder of the recipe; where nothing is there, from the working directory.
+
+    Args:
+        path: as the recipe writes it
+        folder: of the recipe
+
+    Raises:
+        ExciseError: an environment variable is not set.
     """
-    path = Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111 - that of Path raises where there is no home
+    expanded = os.path.expandvars(path)
+    path = Path(os.path.expanduser(expanded))  # noqa: PTH111 - that of Path raises where there is no home
     if unset := re.search(r"\$(\w+|\{\w+\})", str(path)):
+        name = unset.group(1).strip("{}")
         raise ExciseError(
-            f"{path}: the environment variable {unset.group(1).strip('{}')} is not set; export it, or write the path out"
+            f"{path}: the environment variable {name} is not set; export it, or write the path out"
         )
     beside = (folder / path).absolute()
-    return path.absolute() if not beside.exists() and path.exists() else beside
+    from_here = path.absolute()
+    return from_here if not beside.exists() and path.exists() else beside

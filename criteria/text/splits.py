@@ -1,4 +1,4 @@
-"""Parts of a split, as `datasets` writes them: train, train[:200], train[10%:20%], train+test. No torch."""
+"""Parts of a split, as `datasets` writes them: train, train[:200], train[10%:20%], train+test."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,7 +9,13 @@ PART = re.compile(r"(?P<name>[\w.\-]+)(?:\[(?P<begin>-?\d+%?)?:(?P<stop>-?\d+%?)
 
 @dataclass(frozen=True)
 class Part:
-    """Rows begin to stop of a split; stop None = to its end."""
+    """Consecutive rows of a split.
+
+    Attributes:
+        name: of the split
+        begin: its first row
+        stop: the row after its last; None = to the end of the split
+    """
 
     name: str
     begin: int = 0
@@ -17,7 +23,11 @@ class Part:
 
 
 def check(spec: str) -> None:
-    """Raises ValueError for what is no part of a split."""
+    """Refuse what is no split and no part of one.
+
+    Raises:
+        ValueError: it cannot be parsed.
+    """
     for part in spec.split("+"):
         if not PART.fullmatch(part.strip()):
             known = "train, train[:200], train[10%:20%] or train+test"
@@ -25,23 +35,37 @@ def check(spec: str) -> None:
 
 
 def parts(spec: str, sizes: Callable[[], Mapping[str, int]]) -> list[Part]:
-    """The parts of a split.
+    """Return the parts of a split.
 
-    sizes: rows of every split, asked for only where shares or ends need them. Raises KeyError without them.
+    Args:
+        spec: the split as a recipe writes it
+        sizes: returns the number of rows of every split; called only for percentages and counts from the end
+
+    Raises:
+        KeyError: the number of rows of a split is needed and not known.
     """
     return [_part(PART.fullmatch(part.strip()), sizes) for part in spec.split("+")]
 
 
-def _part(found: re.Match[str] | None, sizes: Callable[[], Mapping[str, int]]) -> Part:
-    assert found is not None, "checked with the recipe"
-    name, begin, stop = found["name"], found["begin"] or "0", found["stop"]
-    if not any(end.startswith("-") or end.endswith("%") for end in (begin, stop or "")):
+def _part(match: re.Match[str] | None, sizes: Callable[[], Mapping[str, int]]) -> Part:
+    assert match is not None, "checked with the recipe"
+    name = match["name"]
+    begin = match["begin"] or "0"
+    stop = match["stop"]
+    if not (_needs_size(begin) or _needs_size(stop or "")):
         return Part(name, int(begin), None if stop is None else int(stop))
     rows = sizes()[name]
     return Part(name, _row(begin, rows), rows if stop is None else _row(stop, rows))
 
 
-def _row(end: str, rows: int) -> int:
-    """The row an end means; a share is rounded as `datasets` does, an end before 0 counts from the back."""
-    row = round(int(end[:-1]) * rows / 100) if end.endswith("%") else int(end)
-    return min(rows, row + rows if row < 0 else row)
+def _needs_size(bound: str) -> bool:
+    """Whether a bound depends on the number of rows of the split."""
+    return bound.startswith("-") or bound.endswith("%")
+
+
+def _row(bound: str, rows: int) -> int:
+    """The row of a bound. `datasets` rounds percentages like this; what is below 0 counts from the end."""
+    row = round(int(bound[:-1]) * rows / 100) if bound.endswith("%") else int(bound)
+    if row < 0:
+        row += rows
+    return min(rows, row)

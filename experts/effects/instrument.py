@@ -1,50 +1,41 @@
-"""What a removal costs: ΔCE and KL(clean ‖ ablated) per position, exact and fast, in three scopes and four modes (METHODS 1.3, 2).
+"""What a removal costs: ΔCE and KL(clean ‖ ablated) per position (docs/methods.md, 1.3 and 2).
 
-Every fast path is compared with plain replay on a few cells of the model at hand before it is used; where it does not hold (token mixing
-other than masked attention, say), plain replay takes its place, and `notes` says so.
+It is measured in three scopes and four modes. Every fast path is compared with plain replay on the model at
+hand before it is used. Where it does not hold (token mixing other than masked attention, say), plain replay
+takes its place, and `notes` says so.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from experts.ablation import ablated
 from experts.anatomy import Anatomy
-from experts.effects.outcome import row_outcomes
+from experts.effects.fast_path import FastPath
 from experts.effects.packing import packed
-from experts.effects.precision import fits_in_float32, in_float32
+from experts.effects.replay import replay, replay_position
+from experts.effects.sizes import most_copies, most_windows
 from experts.effects.stream import CleanForward, clean_forward, entered
-from experts.errors import ExciseError, is_out_of_memory, is_own_mistake, one_line
-from experts.memory import chunk_size, in_chunks
+from experts.memory import in_chunks
 from experts.modes import Mode, Scope
-from experts.notes import log_traceback
-
-# Largest disagreement with replay that is rounding, in nats. Half precision only where float32 does not fit: two orders of summation differ
-# by that much.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-# What a model may raise when it is run in a way it was not made for.
-FAILURES = (
-    ExciseError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    KeyError,
-    IndexError,
-    AssertionError,
-    NotImplementedError,
-)
-MOST_ROWS = {"cpu": 512, "cuda": 8192}  # beyond that a chunk is not faster
+from experts.notes import tell
 
 
 @dataclass
 class Instrument:
-    """Measures removals on one model. means: mean expert outputs [L, E, H] for Mode.MEAN; notes: what had to be measured the slow way.
+    """Measures removals on one model.
 
-    packs, enters: whether the fast paths hold on this model (set by `check`).
+    Attributes:
+        anatomy: the model
+        mode: what removal means
+        means: mean output of every expert [L, E, H], for Mode.MEAN
+        probabilities: whether KL is measured too, which keeps log p of the whole vocabulary
+        packs: whether many interventions at positions share a forward (set by `check`)
+        enters: whether a forward can begin at the layer of the removal (set by `check`)
+        at_once: interventions of one forward, known after the first measurement
+        notes: what has to be measured the slow way, and why
     """
 
     anatomy: Anatomy
@@ -53,186 +44,131 @@ class Instrument:
     probabilities: bool = True
     packs: bool = True
     enters: bool = True
-    rows: int | None = None
+    at_once: int | None = None
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def ready(
+        cls,
+        anatomy: Anatomy,
+        mode: Mode,
+        scope: Scope,
+        tokens: Tensor,
+        *,
+        means: Tensor | None = None,
+        probabilities: bool = True,
+    ) -> "Instrument":
+        """A checked instrument: see `check` for `scope` and `tokens`. The user is told its notes."""
+        instrument = cls(anatomy, mode, means, probabilities)
+        instrument.check(tokens, scope)
+        for note in instrument.notes:
+            tell(note)
+        return instrument
+
+    def check(self, tokens: Tensor, scope: Scope) -> float:
+        """Compare the fast path of a scope with plain replay, on cells of the first window.
+
+        A fast path that fails or disagrees is switched off, and leaves a note.
+
+        Args:
+            tokens: windows [N, W]
+            scope: where experts will be removed
+
+        Returns:
+            The largest disagreement in nats; infinite where the fast path does not run.
+
+        Raises:
+            ExciseError: replay itself fails.
+        """
+        comparison = FastPath(self.anatomy, scope, self.mode, self.means).compare(tokens[:1])
+        if comparison.reason:
+            self._fall_back(scope, comparison.reason, tokens.shape[1])
+        return comparison.gap
+
+    def _fall_back(self, scope: Scope, reason: str, length: int) -> None:
+        """Use plain replay from here on. length: W, the tokens of a window."""
+        if scope is Scope.POSITION:
+            self.packs = False
+            path, factor = "packing", f"{length // 2} times"
+        else:
+            self.enters = False
+            path, factor = "prefix caching", "twice"
+        self.notes.append(
+            f"{path} {reason}: measuring with whole forwards, which takes about {factor} as long"
+        )
+
     def clean_forward(self, tokens: Tensor, scope: Scope) -> CleanForward:
-        """One plain forward of windows [B, W] with what this scope needs of it."""
+        """One plain forward of windows [B, W], with what this scope needs of it."""
         return clean_forward(self.anatomy, tokens, scope is Scope.POSITION and self.packs, self.probabilities)
 
-    # Position scope.
+    def windows_at_once(self, tokens: Tensor, most: int) -> int:
+        """Windows [N, W] that fit into one forward with what has to be kept of it, from 1 to `most`."""
+        return most_windows(self.anatomy, tokens.shape[1], most)
 
     def at_positions(
         self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """ΔCE and KL [R], float64, of R interventions at single positions of one window.
+        """Measure C interventions at single positions of one window.
 
-        position: [R], each below W − 1; removed: layer position -> bool [R, E]. Rows that begin at higher layers are cheaper: call once
-        per layer.
+        Interventions that begin at higher layers are cheaper: call once per layer.
+
+        Args:
+            clean: forward of the unmodified window, B = 1
+            position: position of each intervention [C], below W − 1
+            removed: row among the MoE layers -> experts that each intervention removes, bool [C, E]
+
+        Returns:
+            ΔCE and KL in nats, float64 [C] each.
         """
-        delta, divergence = (
-            torch.empty(len(position), dtype=torch.float64, device=position.device) for _ in range(2)
-        )
+        delta = torch.empty(len(position), dtype=torch.float64, device=position.device)
+        divergence = torch.empty_like(delta)
 
-        def work(start: int, stop: int) -> None:
+        def measure(start: int, stop: int) -> None:
             part = slice(start, stop)
-            here = {layer: marks[part] for layer, marks in removed.items()}
-            loss, divergence[part] = self._rows(clean, position[part], here)
+            marks_of_part = {row: marks[part] for row, marks in removed.items()}
+            loss, divergence[part] = self._at_positions(clean, position[part], marks_of_part)
             delta[part] = loss - clean.losses[0, position[part]]
 
-        self.rows = in_chunks(len(position), self._chunk(clean), work, "intervention")
+        size = self.at_once or most_copies(self.anatomy, clean)
+        self.at_once = in_chunks(len(position), size, measure, "intervention")
         return delta, divergence
 
-    def _rows(
+    def _at_positions(
         self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]
     ) -> tuple[Tensor, Tensor]:
+        """Loss and KL [C] of interventions that fit into one forward."""
         if self.packs:
             return packed(self.anatomy, clean, position, removed, self.mode, self.means)
-        found = [
-            self.replay_position(clean, int(t), {layer: marks[row] for layer, marks in removed.items()})
-            for row, t in enumerate(position)
-        ]
-        return torch.stack([loss for loss, _ in found]), torch.stack([divergence for _, divergence in found])
+        losses, divergences = [], []
+        for number, t in enumerate(position):
+            marks_here = {row: marks[number] for row, marks in removed.items()}
+            loss, divergence = self.replay_position(clean, int(t), marks_here)
+            losses.append(loss)
+            divergences.append(divergence)
+        return torch.stack(losses), torch.stack(divergences)
 
-    def _chunk(self, clean: CleanForward) -> int:
-        """Rows at once; every row also has a row of the mask and of the attention's scores."""
-        if self.rows is None:
-            device, config = clean.tokens.device, self.anatomy.model.config.get_text_config()
-            most = MOST_ROWS.get(device.type, MOST_ROWS["cuda"])
-            scores = 4 * 2 * config.num_attention_heads * (clean.tokens.shape[1] + MOST_ROWS["cpu"])
-            self.rows = chunk_size(device, self._bytes_per_token() + scores, most)
-        return self.rows
-
-    def windows_at_once(self, tokens: Tensor, most: int) -> int:
-        """Windows [N, W] that fit into one forward with what has to be kept of it, from 1 to `most`."""
-        return chunk_size(tokens.device, self._bytes_per_token() * tokens.shape[1], most)
-
-    def _bytes_per_token(self) -> int:
-        """An estimate: logits and their wide copies, what is kept of every layer, the experts' intermediate values."""
-        config = self.anatomy.model.config.get_text_config()
-        width = config.hidden_size * (12 + 6 * self.anatomy.shape.top_k + 4 * len(self.anatomy.layers))
-        return int(4 * (5 * config.vocab_size + width))
-
-    @torch.no_grad()
     def replay_position(
         self, clean: CleanForward, position: int, removed: Mapping[int, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Loss and KL at one position by a whole forward of the window with one token changed: the plain way, and the reference."""
-        losses, divergences = self._whole(
-            clean, {layer: self._only(clean, position, marks) for layer, marks in removed.items()}
-        )
-        return losses[0, position], divergences[0, position]
-
-    def _only(self, clean: CleanForward, position: int, marks: Tensor) -> Tensor:
-        rows = torch.zeros(
-            clean.tokens.numel(), self.anatomy.shape.num_experts, dtype=torch.bool, device=clean.tokens.device
-        )
-        rows[position] = marks
-        return rows
-
-    # Sequence and corpus scope.
+        """Loss and KL at one token, by a whole forward of the window (`experts.effects.replay`)."""
+        return replay_position(self.anatomy, clean, position, removed, self.mode, self.means)
 
     def everywhere(
         self, clean: CleanForward, removed: Mapping[int, Tensor], since: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """ΔCE and KL at every position [B, W − 1], float64, with the marked experts (layer position -> bool [E]) removed everywhere.
+        """Measure the removal of experts at every position.
 
-        since: the lowest layer position where `removed` differs from what `clean` was looked at with; without it, its lowest layer.
+        Args:
+            clean: forward of the windows without the removal
+            removed: row among the MoE layers -> experts removed there, bool [E]
+            since: the lowest row where `removed` differs from what `clean` was run with; by default the
+                lowest
+                row of `removed`
+
+        Returns:
+            ΔCE and KL at every position in nats, float64 [B, W − 1] each.
         """
-        at = self.anatomy.layers[min(removed) if since is None else since].index
-        inside = entered(self.anatomy, clean, at) if self.enters else nullcontext()
-        losses, divergences = self._whole(clean, removed, inside)
+        start = self.anatomy.layers[min(removed) if since is None else since].index
+        inside = entered(self.anatomy, clean, start) if self.enters else nullcontext()
+        losses, divergences = replay(self.anatomy, clean, removed, self.mode, self.means, inside)
         return losses - clean.losses, divergences
-
-    @torch.no_grad()
-    def _whole(
-        self,
-        clean: CleanForward,
-        removed: Mapping[int, Tensor],
-        inside: AbstractContextManager[None] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        with inside or nullcontext(), ablated(self.anatomy, removed, self.mode, self.means):
-            logits = self.anatomy.model(input_ids=clean.tokens, use_cache=False).logits
-        windows, length = clean.tokens.shape
-        found = []
-        for number in range(windows):
-            known = None if clean.log_probabilities is None else clean.log_probabilities[number]
-            found.append(
-                row_outcomes(
-                    logits[number, :-1],
-                    clean.tokens[number, 1:],
-                    known,
-                    torch.arange(length - 1, device=logits.device),
-                )
-            )
-        return torch.stack([loss for loss, _ in found]), torch.stack([divergence for _, divergence in found])
-
-    # The check.
-
-    def check(self, tokens: Tensor, scope: Scope) -> float:
-        """Compares the fast path of `scope` with plain replay on cells of the first window; gives the largest disagreement in nats.
-
-        A half-precision model is checked in float32 where memory allows: its rounding is larger than many effects. Where the fast path
-        fails or disagrees it is switched off and a note is left. Raises ExciseError where replay itself fails.
-        """
-        if fits_in_float32(self.anatomy):
-            with in_float32(self.anatomy.model):
-                return self._check(tokens, scope)
-        return self._check(tokens, scope)
-
-    def _check(self, tokens: Tensor, scope: Scope) -> float:
-        first = tokens[:1]
-        try:
-            cells = self._cells(clean_forward(self.anatomy, first, probabilities=False))
-            plain = torch.cat([self._replayed(first, scope, *cell) for cell in cells])
-        except FAILURES as error:
-            if isinstance(error, ExciseError) or is_out_of_memory(error) or is_own_mistake(error):
-                raise
-            raise ExciseError(
-                f"removals in mode {self.mode} cannot be measured on this model ({one_line(error)})"
-            ) from error
-        try:
-            gap = float((torch.cat(list(self._fast(first, scope, cells))) - plain).abs().max())
-            reason = f"differs from plain replay by {gap:.2g} nats on this model"
-        except FAILURES as error:
-            if is_out_of_memory(error) or is_own_mistake(error):
-                raise
-            log_traceback(error, "measuring with whole forwards")
-            gap, reason = float("inf"), f"does not run on this model ({one_line(error)})"
-        if not gap <= TOLERANCE[self.anatomy.model.dtype]:
-            self._fall_back(scope, reason, first.shape[1])
-        return gap
-
-    def _cells(self, clean: CleanForward) -> list[tuple[int, int, Tensor]]:
-        """(layer position, position, bool [E]): an active expert at three positions in the lowest, middle and highest MoE layer."""
-        last, count = clean.tokens.shape[1] - 2, len(self.anatomy.layers)
-        eye = torch.eye(self.anatomy.shape.num_experts, dtype=torch.bool, device=clean.tokens.device)
-        layers, positions = sorted({0, count // 2, count - 1}), sorted({last // 3, 2 * last // 3, last})
-        return [(layer, t, eye[clean.index[layer][0, t, 0]]) for layer in layers for t in positions]
-
-    def _replayed(self, tokens: Tensor, scope: Scope, layer: int, position: int, marks: Tensor) -> Tensor:
-        """Losses by whole forwards: at the position, or of the window."""
-        clean = CleanForward(tokens, tokens.new_empty(0), None)
-        if scope is Scope.POSITION:
-            return self.replay_position(clean, position, {layer: marks})[0][None]
-        return self._whole(clean, {layer: marks})[0][0]
-
-    def _fast(self, tokens: Tensor, scope: Scope, cells: list[tuple[int, int, Tensor]]) -> Iterator[Tensor]:
-        clean = clean_forward(self.anatomy, tokens, scope is Scope.POSITION, False)
-        for layer, position, marks in cells:
-            if scope is Scope.POSITION:
-                where = torch.tensor([position], device=tokens.device)
-                yield packed(self.anatomy, clean, where, {layer: marks[None]}, self.mode, self.means)[0]
-            else:
-                yield self._whole(
-                    clean, {layer: marks}, entered(self.anatomy, clean, self.anatomy.layers[layer].index)
-                )[0][0]
-
-    def _fall_back(self, scope: Scope, reason: str, length: int) -> None:
-        if scope is Scope.POSITION:
-            self.packs, name, factor = False, "packing", f"{length // 2} times"
-        else:
-            self.enters, name, factor = False, "prefix caching", "twice"
-        self.notes.append(
-            f"{name} {reason}: measuring with whole forwards, which takes about {factor} as long"
-        )

@@ -1,4 +1,7 @@
-"""Mean output of every expert over the tokens routed to it: what Mode.MEAN puts in its place (MoNE, arXiv 2507.00390)."""
+"""Mean output of every expert over the tokens routed to it: what Mode.MEAN puts in its place.
+
+Source: MoNE, https://arxiv.org/abs/2507.00390
+"""
 
 import torch
 from torch import Tensor
@@ -9,27 +12,33 @@ from experts.seam import Forward, intercepted, see_outputs
 
 @torch.no_grad()
 def mean_outputs(anatomy: Anatomy, tokens: Tensor, batch: int = 8) -> Tensor:
-    """mean_{X_e} f_e [L, E, H] over windows [N, W], summed in float64, in the model's dtype (at least float32); 0 where no token came."""
-    device, wide = tokens.device, torch.promote_types(anatomy.model.dtype, torch.float32)
-    sums: dict[
-        int, Tensor
-    ] = {}  # H is known when the experts give something: some work in a space of their own
-    counts = torch.zeros(len(anatomy.layers), anatomy.shape.num_experts, dtype=torch.float64, device=device)
+    """Average f_e(x) over the tokens x that are routed to expert e.
 
-    def add(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        seen = see_outputs(anatomy.layers[layer].experts, run, hidden, index, weight)
-        chosen = index.reshape(-1)[seen.pair]
-        if layer not in sums:
-            sums[layer] = torch.zeros(
-                anatomy.shape.num_experts, seen.outputs.shape[1], dtype=torch.float64, device=device
-            )
-        sums[layer].index_add_(0, chosen, seen.outputs.double())
-        counts[layer] += torch.bincount(chosen, minlength=anatomy.shape.num_experts)
+    Args:
+        anatomy: the model
+        tokens: windows [N, W]
+        batch: windows of one forward
+
+    Returns:
+        Means [L, E, H], summed in float64, in the model's dtype (at least float32); 0 where no token came. H
+        is the width in which the experts work: some have a space of their own.
+    """
+    num_experts = anatomy.shape.num_experts
+    sums: dict[int, Tensor] = {}  # made at the first call of a layer, when the width is known
+    counts = torch.zeros(len(anatomy.layers), num_experts, dtype=torch.float64, device=tokens.device)
+
+    def add(row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        seen = see_outputs(anatomy.layers[row].experts, run, hidden, index, weight)
+        experts = index.reshape(-1)[seen.pair]
+        if row not in sums:
+            width = seen.outputs.shape[1]
+            sums[row] = torch.zeros(num_experts, width, dtype=torch.float64, device=tokens.device)
+        sums[row].index_add_(0, experts, seen.outputs.double())
+        counts[row] += torch.bincount(experts, minlength=num_experts)
         return seen.routed
 
     with intercepted(anatomy, add):
         for start in range(0, len(tokens), batch):
             anatomy.model.base_model(input_ids=tokens[start : start + batch], use_cache=False)
-    return (torch.stack([sums[layer] for layer in range(len(sums))]) / counts.clamp(min=1)[..., None]).to(
-        wide
-    )
+    means = torch.stack([sums[row] for row in range(len(sums))]) / counts.clamp(min=1)[..., None]
+    return means.to(torch.promote_types(anatomy.model.dtype, torch.float32))

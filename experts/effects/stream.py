@@ -1,8 +1,9 @@
-"""The residual stream between decoder layers: look at it once, and enter a later forward where something changes.
+"""The residual stream between decoder layers: recorded once, entered by later forwards where they change.
 
-Layers below an intervention compute what they computed before. A later run therefore skips them: the first decoder layer hands out the
-hidden state that is known to enter layer d, and the others up to d pass it on. In layer d itself whatever runs before the experts (norms,
-attention) hands out what it gave before. Embeddings, rotary positions, masks, residual sums and everything after stay the model's own.
+Layers below an intervention compute what they computed before. A later run therefore skips them: the first
+decoder layer hands out the hidden state that is known to enter layer d, and the others up to d pass it on. In
+layer d itself whatever runs before the experts (norms, attention) hands out what it returned before.
+Embeddings, rotary positions, masks, residual sums and everything after stay the model's own.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +19,18 @@ from experts.anatomy import Anatomy
 from experts.disk.tensors import list_of
 from experts.effects.outcome import log_probabilities, token_losses
 from experts.errors import ExciseError
-from experts.seam import Forward, intercepted, replaced
+from experts.seam import Forward, Handler, intercepted, replaced
 
 
 class Prefix(Cache):
-    """Keys and values of the unmodified windows: written by the first forward, then read by rows that stand beside them.
+    """Keys and values of the unmodified windows.
 
-    transformers' own caches crop sliding windows and grow with every call; this one keeps every position and never changes.
+    The first forward writes them; later ones read them, for tokens that come after. transformers' own caches
+    crop sliding windows and grow with every call; this one keeps every position and never changes.
+
+    Attributes:
+        kept: decoder layer -> keys and values of the windows
+        length: positions that are kept; 0 while the first forward runs
     """
 
     is_sliding: list[bool] = []  # noqa: RUF012 - an instance attribute of the base class, asked for by the masks
@@ -38,7 +44,7 @@ class Prefix(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """The rows' keys and values behind those of the prefix; while the prefix is being written, they are the prefix."""
+        """Keys and values of the prefix and the new ones; in the first forward these become the prefix."""
         if not self.length:
             self.kept[layer_idx] = key_states, value_states
             return key_states, value_states
@@ -57,12 +63,19 @@ class Prefix(Cache):
 
 @dataclass
 class CleanForward:
-    """One plain forward of windows, with what later runs need of it. B windows of W tokens; V = vocabulary.
+    """One plain forward of B windows of W tokens, with what later runs need of it. V is the vocabulary.
 
-    tokens: [B, W]; losses: of the next token [B, W − 1] float64; log_probabilities: [B, W, V]; streams: hidden state entering each
-    decoder layer that holds experts {decoder layer: [B, W, H]}; before: what the layer's modules gave before its experts ran, {decoder
-    layer: {module: its outputs, call by call}}; masks: what each decoder layer got as attention mask; index, weight: routing per MoE
-    layer [B, W, k]; prefix: keys and values, if asked for.
+    Attributes:
+        tokens: [B, W]
+        losses: cross-entropy of the next token in nats, float64 [B, W − 1]
+        log_probabilities: log p [B, W, V], if asked for
+        streams: decoder layer with experts -> hidden state that enters it [B, W, H]
+        before: decoder layer with experts -> name of a module that runs before them -> its outputs, call by
+            call
+        masks: decoder layer -> its attention mask
+        index: expert ids of every MoE layer, L × [B, W, k]
+        weight: gate weights of every MoE layer, L × [B, W, k]
+        prefix: keys and values, if asked for
     """
 
     tokens: Tensor
@@ -89,37 +102,26 @@ def decoder_layers(anatomy: Anatomy) -> nn.ModuleList:
 def clean_forward(
     anatomy: Anatomy, tokens: Tensor, prefix: bool = False, probabilities: bool = True
 ) -> CleanForward:
-    """The unmodified model on tokens [B, W]. prefix: also keep keys and values; probabilities: also keep log p [B, W, V]."""
+    """Run the unmodified model and record what later runs need.
+
+    Args:
+        anatomy: the model
+        tokens: windows [B, W]
+        prefix: keep keys and values too
+        probabilities: keep log p [B, W, V] too
+    """
     clean = CleanForward(tokens, tokens.new_empty(0), None, prefix=Prefix() if prefix else None)
-    wanted = set(anatomy.shape.layers)
-
-    def route(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        assert layer == len(clean.index), "MoE layers run in order"
-        clean.index.append(index.view(*tokens.shape, -1))
-        clean.weight.append(weight.view(*tokens.shape, -1))
-        return run(hidden, index, weight)
-
+    cache: dict[str, Any] = {"use_cache": False}
+    if clean.prefix is not None:
+        cache = {"past_key_values": clean.prefix, "use_cache": True}
+    layers = decoder_layers(anatomy)
     with ExitStack() as stack:
-        for number, layer in enumerate(decoder_layers(anatomy)):
-
-            def note(_: nn.Module, args: Any, kwargs: Any, number: int = number) -> None:
-                clean.masks[number] = kwargs.get("attention_mask")
-                if number in wanted:
-                    clean.streams[number] = args[0] if args else kwargs["hidden_states"]
-
-            stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+        for index, layer in enumerate(layers):
+            stack.callback(_record_entry(clean, layer, index, index in anatomy.shape.layers))
         for moe in anatomy.layers:
-            stack.enter_context(
-                _recorded(
-                    decoder_layers(anatomy)[moe.index], moe.block, clean.before.setdefault(moe.index, {})
-                )
-            )
-        stack.enter_context(intercepted(anatomy, route))
-        cache = (
-            {"past_key_values": clean.prefix, "use_cache": True}
-            if clean.prefix is not None
-            else {"use_cache": False}
-        )
+            outputs = clean.before.setdefault(moe.index, {})
+            stack.enter_context(_recorded(layers[moe.index], moe.block, outputs))
+        stack.enter_context(intercepted(anatomy, _routing_recorder(clean)))
         logits = anatomy.model(input_ids=tokens, **cache).logits
     if clean.prefix is not None:
         clean.prefix.length = tokens.shape[1]
@@ -129,56 +131,104 @@ def clean_forward(
 
 
 @contextmanager
-def entered(anatomy: Anatomy, clean: CleanForward, at: int, position: Tensor | None = None) -> Iterator[None]:
-    """Inside the block one forward begins at the experts of decoder layer `at`: what comes before is known from `clean`.
+def entered(
+    anatomy: Anatomy, clean: CleanForward, start: int, position: Tensor | None = None
+) -> Iterator[None]:
+    """Inside the block one forward begins at the experts of a decoder layer.
 
-    position: which tokens of the window the forward is made of [R]; without it, all of them in their order.
+    Args:
+        anatomy: the model
+        clean: what is known of everything before
+        start: the decoder layer
+        position: positions of the window that the forward is made of [C]; None = all, in their order
     """
-
-    def pick(output: Any) -> Any:
-        if isinstance(output, tuple):
-            return tuple(pick(part) for part in output)
-        whole = isinstance(output, Tensor) and output.shape[:2] == clean.tokens.shape
-        return output[:, position] if whole and position is not None else output
-
-    hidden = pick(clean.streams[at])
+    layers = decoder_layers(anatomy)
+    hidden = _at_positions(clean.streams[start], clean, position)
     with ExitStack() as stack:
-        layers = decoder_layers(anatomy)
-        for number, layer in enumerate(layers[:at]):
-
-            def skip(hidden_states: Tensor, *_: Any, number: int = number, **__: Any) -> Tensor:
-                return hidden if number == 0 else hidden_states
-
-            stack.enter_context(replaced(layer, skip))
-        for name, outputs in clean.before[at].items():
-            child = layers[at].get_submodule(name)
-            stack.enter_context(replaced(child, _replay(child.forward, [pick(output) for output in outputs])))
+        for index, layer in enumerate(layers[:start]):
+            stack.enter_context(replaced(layer, _hand_out(hidden) if index == 0 else _pass_on))
+        for name, outputs in clean.before[start].items():
+            module = layers[start].get_submodule(name)
+            picked = [_at_positions(output, clean, position) for output in outputs]
+            stack.enter_context(replaced(module, _replay(module.forward, picked)))
         yield
+
+
+def _record_entry(clean: CleanForward, layer: nn.Module, index: int, has_experts: bool) -> Callable[[], None]:
+    """Record a decoder layer's mask, and its hidden states where it has experts. Returns what ends this."""
+
+    def record(_: nn.Module, args: Any, kwargs: Any) -> None:
+        clean.masks[index] = kwargs.get("attention_mask")
+        if has_experts:
+            clean.streams[index] = args[0] if args else kwargs["hidden_states"]
+
+    return layer.register_forward_pre_hook(record, with_kwargs=True).remove
+
+
+def _routing_recorder(clean: CleanForward) -> Handler:
+    """A handler that records expert ids and gate weights of every MoE layer."""
+
+    def record(row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        assert row == len(clean.index), "MoE layers run in order"
+        clean.index.append(index.view(*clean.tokens.shape, -1))
+        clean.weight.append(weight.view(*clean.tokens.shape, -1))
+        return run(hidden, index, weight)
+
+    return record
 
 
 @contextmanager
 def _recorded(layer: nn.Module, block: nn.Module, outputs: dict[str, list[Any]]) -> Iterator[None]:
-    """Collects what the modules of a decoder layer give before its experts' block is entered."""
+    """Record what the modules of a decoder layer return before its experts' block is entered."""
     reached = False
 
-    def enter(_: nn.Module, __: Any) -> None:
+    def reach(_: nn.Module, __: Any) -> None:
         nonlocal reached
         reached = True
 
+    def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(_: nn.Module, __: Any, output: Any) -> None:
+            if not reached:
+                outputs.setdefault(name, []).append(output)
+
+        return record
+
     with ExitStack() as stack:
-        stack.callback(block.register_forward_pre_hook(enter).remove)
+        stack.callback(block.register_forward_pre_hook(reach).remove)
         for name, child in layer.named_children():
             if all(module is not block for module in child.modules()):
-
-                def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                    if not reached:
-                        outputs.setdefault(name, []).append(output)
-
-                stack.callback(child.register_forward_hook(note).remove)
+                stack.callback(child.register_forward_hook(recorder(name)).remove)
         yield
+
+
+def _at_positions(output: Any, clean: CleanForward, position: Tensor | None) -> Any:
+    """The part of a module's output [B, W, …] at some positions; what has another shape stays as it is."""
+    if isinstance(output, tuple):
+        return tuple(_at_positions(part, clean, position) for part in output)
+    if position is None or not isinstance(output, Tensor):
+        return output
+    return output[:, position] if output.shape[:2] == clean.tokens.shape else output
+
+
+def _hand_out(hidden: Tensor) -> Callable[..., Tensor]:
+    """A decoder layer that hands out a known hidden state."""
+
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:  # noqa: ARG001 - a name of the interface
+        return hidden
+
+    return forward
+
+
+def _pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    """A decoder layer that does nothing."""
+    return hidden_states
 
 
 def _replay(underneath: Callable[..., Any], outputs: list[Any]) -> Callable[..., Any]:
     """A forward that hands out these outputs, one a call, and computes again after the last."""
     left = list(reversed(outputs))
-    return lambda *args, **kwargs: left.pop() if left else underneath(*args, **kwargs)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return left.pop() if left else underneath(*args, **kwargs)
+
+    return forward

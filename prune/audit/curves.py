@@ -10,7 +10,6 @@ from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
 from experts.keys import key_of
 from experts.modes import Mode, Scope
-from experts.notes import tell
 from experts.stored_arrays import StoredArrays
 from prune.audit.curve_summary import AT_TOKEN, CurveRows, curves_of, raw_rows
 from prune.audit.result import ProgressiveJson
@@ -120,12 +119,9 @@ class Curves:
 
     def _instruments(self, tokens: torch.Tensor) -> tuple[Instrument, Instrument]:
         """For removals at a token (mode zero) and from a layer (mode reroute, as pruning does)."""
-        at_token = Instrument(self.session.anatomy, Mode.ZERO, probabilities=False)
-        from_layer = Instrument(self.session.anatomy, Mode.REROUTE, probabilities=False)
-        at_token.check(tokens, Scope.POSITION)
-        from_layer.check(tokens, Scope.CORPUS)
-        for note in dict.fromkeys([*at_token.notes, *from_layer.notes]):
-            tell(note)
+        anatomy = self.session.anatomy
+        at_token = Instrument.ready(anatomy, Mode.ZERO, Scope.POSITION, tokens, probabilities=False)
+        from_layer = Instrument.ready(anatomy, Mode.REROUTE, Scope.CORPUS, tokens, probabilities=False)
         return at_token, from_layer
 
     def _orders(self, row: int) -> dict[str, Ids]:

@@ -19,7 +19,8 @@ from prune.audit.report import markdown
 from prune.audit.result import AuditResult, RecipeAudit
 from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
-from prune.session.prepare import Prepared, check_audit
+from prune.session.prepared import Prepared
+from prune.session.refusals import check_audit
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Removals
@@ -43,7 +44,7 @@ class Audit:
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
     def execute(self) -> AuditResult:
-        """Write audit.json, .csv and .md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
+        """Write audit.json, .csv and .md, and raw rows: effects.parquet, positions.csv, progressive.csv."""
         self.session.check_texts()
         chosen = self._chosen()
         with self.folder.held():
@@ -78,7 +79,7 @@ class Audit:
             raise ExciseError(f"validate.audit.{error}") from error
 
     def _effects(self, chosen: Marks) -> pd.DataFrame:
-        """What removing every active expert costs at the chosen positions; what is there is not measured again."""
+        """What removing every active expert costs at the chosen positions; nothing is measured twice."""
         path, settings = self.folder.path / EFFECTS, self.settings
         identity = (
             self.session.model.identity,
@@ -102,11 +103,7 @@ class Audit:
     def _measure(self, chosen: Marks, missing: dict[int, list[int]], parts: PartialTable) -> None:
         anatomy, scope = self.session.anatomy, Scope(self.settings.scope)
         check_rig(anatomy, self.session.texts.validation, rig_plan(anatomy.shape))
-        instrument = instrument_of(self.session, self.settings.mode)
-        tokens = tokens_of(self.session)
-        instrument.check(tokens, scope)
-        for note in instrument.notes:
-            tell(note)
+        instrument, tokens = self._instrument(scope), tokens_of(self.session)
         if anatomy.model.dtype in HALF:
             tell(
                 f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; "
@@ -120,6 +117,14 @@ class Audit:
             Removals(scope, positions=chosen),
             f"audit ({scope}, {self.settings.mode})",
         )
+
+    def _instrument(self, scope: Scope) -> Instrument:
+        """For removals on the recipe's model; mode mean takes means over the calibration text."""
+        anatomy, mode = self.session.anatomy, self.settings.mode
+        means = None
+        if mode is Mode.MEAN:
+            means = mean_outputs(anatomy, self.session.texts.calibration.tensor(anatomy.device))
+        return Instrument.ready(anatomy, mode, scope, tokens_of(self.session), means=means)
 
     def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> RecipeAudit:
         return {
@@ -157,14 +162,6 @@ def _flat(result: AuditResult) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(found)
-
-
-def instrument_of(session: Session, mode: Mode) -> Instrument:
-    """For removals on the recipe's model; mode mean takes means over the calibration text."""
-    if mode is not Mode.MEAN:
-        return Instrument(session.anatomy, mode, None)
-    calibration = session.texts.calibration.tensor(session.model.device)
-    return Instrument(session.anatomy, mode, mean_outputs(session.anatomy, calibration))
 
 
 def tokens_of(session: Session) -> torch.Tensor:

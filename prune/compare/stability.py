@@ -7,7 +7,7 @@ from experts.arrays import Ids
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.result import StabilitiesJson, StabilityJson
-from prune.session.prepare import Prepared
+from prune.session.prepared import Prepared
 from prune.session.session import Session
 from validate.overlap import stability
 from validate.statistics import number

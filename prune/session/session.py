@@ -12,7 +12,7 @@ from criteria.calibration import Calibration, Storage, protection_notes
 from criteria.criterion import Criterion
 from criteria.scores import Scores
 from criteria.selection import check_protected
-from criteria.text.chat import Template
+from criteria.text.chat_template import ChatTemplate
 from experts.anatomy import Anatomy
 from experts.cache import Cache
 from experts.disk.fingerprint import digest_files
@@ -21,7 +21,7 @@ from experts.disk.weight_files import regular_files
 from experts.loading import load_network
 from experts.model import Model
 from experts.plan import Plan
-from prune.session.prepare import Prepared
+from prune.session.prepared import Prepared
 from prune.session.texts import Texts
 from validate.chance import contest_of
 from validate.null import Contest
@@ -124,7 +124,7 @@ class Session:
         template = ""
         if tasks.chat_template:
             tokenizer = self.model.new_tokenizer()
-            template = Template(tokenizer, tasks.chat_template, "validate.tasks.chat_template").tried()
+            template = ChatTemplate(tokenizer, tasks.chat_template, "validate.tasks.chat_template").check()
         return Benchmark(
             tasks.names,
             tasks.include,

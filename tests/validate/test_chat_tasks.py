@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from criteria.text.chat import Template
+from criteria.text.chat_template import ChatTemplate
 from experts.anatomy import Anatomy, dissect
 from experts.errors import ExciseError
 from prune.recipe.read import parse_recipe
@@ -51,7 +51,7 @@ def by_hand(anatomy: Anatomy, before: str, behind: str) -> list[float]:
 def test_scores_are_those_of_the_templates_prompts(anatomy: Anatomy, tmp_path: Path) -> None:
     """One beginning of the text, the template's; a named template writes other prompts; the tokenizer stays as it was."""
     tokenizer = talking.tokenizer({"default": talking.STRICT, "terse": "{{ bos_token }}" + TERSE})
-    strict, terse = (Template(tokenizer, choice).tried() for choice in (True, "terse"))
+    strict, terse = (ChatTemplate(tokenizer, choice).check() for choice in (True, "terse"))
     found = benchmark(tmp_path, strict, FEW).scores(anatomy.model, tokenizer, 8)
     assert found.tolist() == by_hand(anatomy, "<bos><user>", "")
     found = benchmark(tmp_path, terse, FEW).scores(anatomy.model, tokenizer, 8)

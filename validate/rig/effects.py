@@ -95,7 +95,7 @@ def _some_rows(anatomy: Anatomy) -> list[int]:
     return sorted({0, len(anatomy.layers) // 2, len(anatomy.layers) - 1})
 
 
-def _token_by_token(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
+def _token_by_token(row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
     """Run the experts of one token at a time.
 
     Grouped kernels round by the size of a group, so an edited token would move the last bit of others.

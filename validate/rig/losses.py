@@ -44,8 +44,7 @@ def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
 
 
 def _ablate_once(anatomy: Anatomy, first: Windows, mode: Mode) -> None:
-    device = next(anatomy.model.parameters()).device
-    means = torch.zeros(len(anatomy.layers), anatomy.shape.num_experts, 1, device=device)
+    means = torch.zeros(len(anatomy.layers), anatomy.shape.num_experts, 1, device=anatomy.device)
     removed = {0: marked(anatomy, 0)}
     # Not every router can do without one expert.
     with suppress(ExciseError), ablated(anatomy, removed, mode, means):

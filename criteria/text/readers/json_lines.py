@@ -1,4 +1,4 @@
-"""JSON lines in cells: a row belongs to the cell in which it begins. No torch."""
+"""JSON lines in cells: a row belongs to the cell in which it begins."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""JSON that is not a value a line: an array of rows, or values written over several lines. No torch.
+"""JSON that is not a value a line: an array of rows, or values written over several lines.
 
 It has to be read from its begin, and is, in bounded memory.
 """

@@ -1,4 +1,4 @@
-"""Parquet files in cells of rows. Only columns with text are read, of the row groups asked for. No torch."""
+"""Parquet files in cells of rows. Only columns with text are read, of the row groups asked for."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence

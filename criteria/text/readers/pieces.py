@@ -1,4 +1,4 @@
-"""What readers of text hand out: pieces of documents, cell by cell. No torch.
+"""What readers of text hand out: pieces of documents, cell by cell.
 
 A cell is a stretch of a file that can be read by itself. A small text is one cell; of a large one only the
 cells that a seed has chosen are read: the cost follows the number of windows and not the size of the file.

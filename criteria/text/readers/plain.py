@@ -1,4 +1,4 @@
-"""Plain text files in cells. A regular expression may start a new document; else a file is one. No torch."""
+"""Plain text files in cells. A regular expression may start a new document; else a file is one."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The bytes of a file, plain or compressed, by offset and in bounded memory. No torch."""
+"""The bytes of a file, plain or compressed, by offset and in bounded memory."""
 
 import gzip
 import stat

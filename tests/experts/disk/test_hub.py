@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from experts.disk.find import find_model, open_anywhere
+from experts.disk.find import find_model, model_folder, open_anywhere
 from experts.disk.layout import lay_out
-from experts.disk.names import commit_of, model_folder
+from experts.disk.names import commit_of
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from prune.console.cli import app
@@ -334,7 +334,7 @@ def test_a_shared_cache_that_is_read_only(
     caplog.set_level("INFO", "excise")
     fetched = model_folder("org/tiny")
     (fetched / "README.md").unlink()
-    monkeypatch.setattr("experts.disk.hub.unwritable", lambda folder=None: "Read-only file system")
+    monkeypatch.setattr("experts.disk.repository.unwritable", lambda folder=None: "Read-only file system")
     assert model_folder("org/tiny") == fetched
     assert "README.md cannot be kept in" in caplog.text
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from experts.ablation import ablated, restricted
 from experts.anatomy import Anatomy, dissect
+from experts.effects import fast_path
 from experts.effects import instrument as instrument_module
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs as real_means
@@ -112,7 +113,7 @@ def test_position_effects_equal_replay(family: str, mode: Mode) -> None:
     anatomy, means = made(family), None
     means = mean_outputs(anatomy)
     tokens = tiny.ids(1, LENGTH)
-    instrument = Instrument(anatomy, mode, means, rows=7)
+    instrument = Instrument(anatomy, mode, means, at_once=7)
     clean = instrument.clean_forward(tokens, Scope.POSITION)
     clean_losses, clean_logp = losses(anatomy, tokens)
     for layer in range(len(anatomy.layers)):
@@ -370,8 +371,8 @@ def test_mean_outputs_by_hooks() -> None:
 def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast path that is wrong by a little is found out, and the slow one gives the right numbers."""
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
-    right = instrument_module.packed
-    monkeypatch.setattr(instrument_module, "packed", lambda *a: tuple(part + 1e-3 for part in right(*a)))
+    right = fast_path.packed
+    monkeypatch.setattr(fast_path, "packed", lambda *a: tuple(part + 1e-3 for part in right(*a)))
     instrument = Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs
@@ -443,8 +444,8 @@ def test_falls_back_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> No
     def broken(*_: object) -> None:
         raise RuntimeError("no attention mask here")
 
-    monkeypatch.setattr(instrument_module, "packed", broken)
-    monkeypatch.setattr(instrument_module, "entered", broken)
+    monkeypatch.setattr(fast_path, "packed", broken)
+    monkeypatch.setattr(fast_path, "entered", broken)
     instrument = Instrument(made("olmoe"))
     for scope in (Scope.POSITION, Scope.CORPUS):
         instrument.check(tiny.ids(1, LENGTH), scope)
@@ -461,8 +462,8 @@ def test_a_half_precision_model_is_checked_in_float32(monkeypatch: pytest.Monkey
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
     anatomy.model.to(torch.bfloat16)
     before = tiny.logits(anatomy.model, tokens)
-    right = instrument_module.packed
-    monkeypatch.setattr(instrument_module, "packed", lambda *a: tuple(part + 0.01 for part in right(*a)))
+    right = fast_path.packed
+    monkeypatch.setattr(fast_path, "packed", lambda *a: tuple(part + 0.01 for part in right(*a)))
     instrument = Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs

@@ -18,7 +18,7 @@ from validate.expert_pairs import GATE_WEIGHT, RANDOM_PAIR, pick_pairs
 from validate.positions import read_positions
 from validate.token_audit import Outcome, audit
 
-# METHODS 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p (t), p (Wilcoxon). The one d that is
+# docs/methods.md 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p (t), p (Wilcoxon). The one d that is
 # printed there as .050 is .05059 at ddof 0 (.05046 at ddof 1).
 PUBLISHED = [
     (0, "utilization_rate", -0.0052, 0.0125, -0.071, 0.3188, 0.2590),
@@ -132,6 +132,7 @@ def test_every_cell_from_the_rows_by_scipy(released: Path, audited: Any) -> None
         )
 
 
+@pytest.mark.slow
 def test_ddof_is_a_parameter_and_is_printed(released: Path, audited: Any) -> None:
     one = json.loads(invoke("--positions", released, "--ddof", 1, "--json").stdout)
     assert (audited["ddof"], one["ddof"]) == (0, 1)

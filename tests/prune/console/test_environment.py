@@ -592,6 +592,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 def test_a_recovery_in_an_odd_environment(play: Play, tmp_path: Path) -> None:
     """It does not hang, its numbers are those of a plain one, and every line on stderr is a note of ours: none of a library.
 
@@ -731,7 +732,7 @@ def test_what_was_passed_over_is_shown_with_debug(
     def fail(*_: Any, **__: Any) -> Any:
         raise kind("no such cache")
 
-    monkeypatch.setattr("experts.effects.instrument.packed", fail)
+    monkeypatch.setattr("experts.effects.fast_path.packed", fail)
     kind: type[Exception] = ValueError
     command = play.command("effects.csv", tmp_path)
     plain = noted([*command, "--force"])
@@ -742,10 +743,10 @@ def test_what_was_passed_over_is_shown_with_debug(
     assert "Traceback" not in plain.stderr
     shown = noted([*command, "--force", "--debug"])
     assert "debug: ValueError: no such cache; measuring with whole forwards\nTraceback" in shown.stderr
-    monkeypatch.setattr("experts.effects.instrument.packed", lambda *_: None)
+    monkeypatch.setattr("experts.effects.fast_path.packed", lambda *_: None)
     wrong = noted([*command, "--force"])
     assert wrong.exit_code == 1
     assert re.search(
-        r"excise: an error of Excise itself \(TypeError at experts/effects/instrument\.py:\d+: 'NoneType'",
+        r"excise: an error of Excise itself \(TypeError at experts/effects/fast_path\.py:\d+: 'NoneType'",
         wrong.stderr,
     )

@@ -299,7 +299,7 @@ def test_falling_back_is_said(
     def broken(*_: object) -> None:
         raise RuntimeError("no such mask")
 
-    monkeypatch.setattr("experts.effects.instrument.packed", broken)
+    monkeypatch.setattr("experts.effects.fast_path.packed", broken)
     done = excise(
         saved["olmoe"],
         "--text",

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from criteria.text.sources import Source
-from experts.disk.names import model_folder, recipes_folder
+from experts.disk.find import model_folder
+from experts.disk.names import recipes_folder
 from experts.errors import ExciseError
 from experts.units import parse_size
 from finetune.settings import TeacherSettings
@@ -23,7 +24,7 @@ from prune.recipe.schema import (
     TextSettings,
     ValidateSettings,
 )
-from prune.session.prepare import default_output
+from prune.session.outputs import default_output
 
 GOOD: dict[str, Any] = {
     "model": "demo",

@@ -51,6 +51,7 @@ def test_p_is_scipys() -> None:
     )  # all positive: the most extreme of 16 sign patterns, both tails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_the_interval_of_d_covers_it(ddof: int) -> None:
     """True d = .5 at n = 25, 1,000 simulated samples: 95 % of the intervals hold it."""
@@ -195,7 +196,7 @@ def test_smallest_d_is_statsmodels(n: int, alpha: float) -> None:
 
 
 def test_published_power() -> None:
-    """METHODS 3: 80 % power at α = .0025 and n = 200 needs d ≥ .27; d = .10 needs about 1,500 positions."""
+    """docs/methods.md 3: 80 % power at α = .0025 and n = 200 needs d ≥ .27; d = .10 needs about 1,500 positions."""
     assert smallest_detectable_d(200, 0.0025) == pytest.approx(0.27, abs=0.01)
     assert needed_n(0.10, 0.0025) == pytest.approx(1500, abs=10)
 

@@ -10,13 +10,13 @@ from typing import Literal
 import numpy as np
 
 from criteria.budget import Budget
+from criteria.criterion import Criterion
 from criteria.experiment import Measurement, prerequisites
 from criteria.experiment_context import ExperimentContext
 from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
 from criteria.measure import measure
 from criteria.observe import observe
-from criteria.registry import Criterion
 from criteria.scores import Scores, score
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
@@ -109,7 +109,7 @@ class Calibration:
         """Scores of several criteria, whose experiments are run once.
 
         Args:
-            criteria: rows of the registry (`criteria.registry.resolve`)
+            criteria: rows of the registry (`criteria.by_name.resolve`)
             budget: what a search prunes down to; needed by criteria that search
         """
         statistics = self.measured(criteria, budget)

@@ -1,4 +1,7 @@
-"""An experiment is work on the loaded model that a criterion's scores are read from. Torch-free: what is asked, not how it is done."""
+"""Experiments: work on the loaded model that a criterion's scores are read from.
+
+What can be asked is here, without torch; how it is done is in the modules that criteria/measure.py names.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +10,18 @@ from typing import Any
 from experts.errors import ExciseError
 
 Value = int | str
+LEAVE_ONE_OUT = "causal_removal"  # the criterion that removes every expert alone
 
 
 @dataclass(frozen=True)
 class Option:
-    """One setting, written in recipes as name=value.
+    """One setting of an experiment, written name=value in recipes.
 
-    default: its type is the setting's type; choices: the only values, if any; least: the smallest number that
-    means something.
+    Attributes:
+        default: its type is the setting's type
+        help: what the setting means
+        choices: the only values of a text; none = any
+        least: the smallest number that means something
     """
 
     default: Value
@@ -23,21 +30,37 @@ class Option:
     least: int = 0
 
     def parse(self, where: str, text: str) -> Value:
-        """The value of that text. Raises ExciseError that names the setting."""
+        """Return the value that a text stands for.
+
+        Args:
+            where: what the setting is called in messages
+            text: as written in the recipe
+
+        Raises:
+            ExciseError: the text is no such value.
+        """
         if isinstance(self.default, int):
-            if not (text.isascii() and text.isdigit()):
-                raise ExciseError(f"{where}: expected a whole number, got {text!r}")
-            if int(text) < self.least:
-                raise ExciseError(f"{where} is {text}; it has to be at least {self.least}")
-            return int(text)
+            return self._number(where, text)
         if self.choices and text not in self.choices:
             raise ExciseError(f"{where}: expected one of {', '.join(self.choices)}, got {text!r}")
         return text
 
+    def _number(self, where: str, text: str) -> int:
+        if not (text.isascii() and text.isdigit()):
+            raise ExciseError(f"{where}: expected a whole number, got {text!r}")
+        if int(text) < self.least:
+            raise ExciseError(f"{where} is {text}; it has to be at least {self.least}")
+        return int(text)
+
 
 @dataclass(frozen=True)
 class Measurement:
-    """An experiment with all its settings. Criteria that need the same one share its results."""
+    """An experiment with all its settings. Criteria that need the same one share its results.
+
+    Attributes:
+        kind: which experiment
+        settings: (name, value) of every setting, in the experiment's order
+    """
 
     kind: str
     settings: tuple[tuple[str, Value], ...]
@@ -49,67 +72,100 @@ class Measurement:
 
     @property
     def values(self) -> dict[str, Any]:
+        """The settings by name."""
         return dict(self.settings)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """kind: its row in criteria/measure.py; options: its settings by name."""
+    """What can be measured.
+
+    Attributes:
+        kind: its row in criteria/measure.py
+        options: its settings by name
+    """
 
     kind: str
     options: Mapping[str, Option]
 
-    def settled(self, criterion: str, text: str) -> Measurement:
-        """The measurement that `name=value,name=value` asks for; what is not named has its default."""
+    def measurement(self, criterion: str, settings: str = "") -> Measurement:
+        """Return the experiment with some settings; the others have their defaults.
+
+        Args:
+            criterion: who asks, for messages
+            settings: name=value,name=value
+
+        Raises:
+            ExciseError: there is no such setting, or it cannot have that value.
+        """
         values = {name: option.default for name, option in self.options.items()}
-        for part in filter(None, text.split(",")):
-            name, equals, value = part.partition("=")
+        for setting in filter(None, settings.split(",")):
+            name, equals, text = setting.partition("=")
             if name not in self.options or not equals:
                 known = "; ".join(f"{name}=… {option.help}" for name, option in self.options.items())
-                raise ExciseError(f"criterion {criterion!r}: no setting {part!r}; it has {known}")
-            values[name] = self.options[name].parse(f"criterion {criterion!r}: {name}", value)
+                raise ExciseError(f"criterion {criterion!r}: no setting {setting!r}; it has {known}")
+            values[name] = self.options[name].parse(f"criterion {criterion!r}: {name}", text)
         return Measurement(self.kind, tuple(values.items()))
 
 
-def mode(default: str) -> Option:
-    """What "removed" means in this experiment (experts.ablation.Mode without mean, which needs a text of its own)."""
+def _mode(default: str) -> Option:
+    """What removal means: `experts.modes.Mode` without mean, which needs a text of its own."""
     return Option(
-        default, "what removal means: zero, renormalize or reroute", ("zero", "renormalize", "reroute")
+        default,
+        "what removal means: zero, renormalize or reroute",
+        choices=("zero", "renormalize", "reroute"),
     )
 
 
 WINDOWS = Option(0, "calibration windows used, evenly spread; 0 = all")
-POSITION = Experiment("position", {"mode": mode("zero"), "windows": WINDOWS})
-OUTCOME = Option("loss", "what is measured: loss = ΔCE, kl = KL(unpruned ‖ pruned)", ("loss", "kl"))
-REMOVAL = Experiment("removal", {"mode": mode("reroute"), "outcome": OUTCOME, "windows": WINDOWS})
+OUTCOME = Option(
+    "loss",
+    "what is measured: loss = ΔCE, kl = KL(unpruned ‖ pruned)",
+    choices=("loss", "kl"),
+)
+STEP = Option(
+    1,
+    "experts removed per round: of every layer in scope layer, of the whole model in scope global",
+    least=1,
+)
+ROUNDS = Option(
+    0,
+    "rounds to the (smallest) budget, instead of step; 0 = as many as step needs",
+)
+SHORTLIST = Option(
+    0,
+    "candidates measured per round, likewise, those with the lowest last estimates; 0 = all",
+)
+START = Option(LEAVE_ONE_OUT, "criterion that gives the first estimates")
+PROBES = Option(4, "random-sign probes", least=1)
+STEPS = Option(8, "points between α = 1 and α = 0", least=1)
+
+POSITION = Experiment("position", {"mode": _mode("zero"), "windows": WINDOWS})
+REMOVAL = Experiment("removal", {"mode": _mode("reroute"), "outcome": OUTCOME, "windows": WINDOWS})
 GREEDY = Experiment(
     "greedy",
     {
-        "step": Option(
-            1,
-            "experts removed per round: of every layer in scope layer, of the whole model in scope global",
-            least=1,
-        ),
-        "rounds": Option(0, "rounds to the (smallest) budget, instead of step; 0 = as many as step needs"),
-        "shortlist": Option(
-            0, "candidates measured per round, likewise, those with the lowest last estimates; 0 = all"
-        ),
+        "step": STEP,
+        "rounds": ROUNDS,
+        "shortlist": SHORTLIST,
         "outcome": OUTCOME,
-        "start": Option("causal_removal", "criterion that gives the first estimates"),
+        "start": START,
         "windows": WINDOWS,
     },
 )
 GRADIENT = Experiment("gradient", {"windows": WINDOWS})
-FISHER = Experiment("fisher", {"probes": Option(4, "random-sign probes", least=1), "windows": WINDOWS})
-STEPS = Option(8, "points between α = 1 and α = 0", least=1)
+FISHER = Experiment("fisher", {"probes": PROBES, "windows": WINDOWS})
 INTEGRATED = Experiment("integrated", {"steps": STEPS, "windows": WINDOWS})
 
 
+def leave_one_out(outcome: str, windows: int) -> Measurement:
+    """Return the removal of every expert alone, in the mode that pruning means."""
+    return REMOVAL.measurement(LEAVE_ONE_OUT, f"outcome={outcome},windows={windows}")
+
+
 def prerequisites(measurement: Measurement) -> tuple[Measurement, ...]:
-    """Experiments whose results another one begins with: they are kept, and shared, on their own."""
+    """Return the experiments whose results another one begins with: they are kept and shared on their own."""
     values = measurement.values
-    if measurement.kind == "greedy" and values["start"] == "causal_removal":
-        return (
-            REMOVAL.settled("causal_removal", f"outcome={values['outcome']},windows={values['windows']}"),
-        )
+    if measurement.kind == GREEDY.kind and values["start"] == LEAVE_ONE_OUT:
+        return (leave_one_out(values["outcome"], values["windows"]),)
     return ()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from criteria.by_name import resolve
 from criteria.causal import removal
-from criteria.experiment import REMOVAL
+from criteria.experiment import LEAVE_ONE_OUT, leave_one_out
 from criteria.experiment_context import ExperimentContext
-from criteria.registry import LEAVE_ONE_OUT, resolve
 from experts.ablation import ablated, marked
 from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
@@ -49,9 +49,7 @@ def greedy(
 def first_estimates(setting: ExperimentContext, start: str, outcome: str, windows: int) -> Array:
     """Estimates [L, E] to begin with: lower = removed earlier. From leave-one-out, or from a criterion of observed statistics."""
     if start == LEAVE_ONE_OUT:  # usually measured before (criteria.experiment.prerequisites)
-        known = setting.statistics.measured.get(
-            REMOVAL.settled(start, f"outcome={outcome},windows={windows}").key
-        )
+        known = setting.statistics.measured.get(leave_one_out(outcome, windows).key)
         return (known or removal(setting.without_partial(), "reroute", outcome, windows))["score"].copy()
     scores = resolve(start).score(setting.statistics)
     return np.where(np.isnan(scores), -np.inf, scores)

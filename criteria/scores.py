@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from criteria.registry import Criterion
+from criteria.criterion import Criterion
 from criteria.statistics import Statistics
 from experts.arrays import Array, Marks
 from experts.disk.layout import Layout

@@ -6,16 +6,16 @@ Recipe schemas import this module at start-up, so it does not import torch.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from experts.settings import OneOrMany, Settings
 
 GROUPS = ("attention", "router", "experts")
 ROUTER_ONLY = "router_only"
 
 
-class TeacherSettings(BaseModel):
+class TeacherSettings(Settings):
     """Where the distillation targets come from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(
         default=None,
@@ -42,15 +42,13 @@ class TeacherSettings(BaseModel):
         return self
 
 
-class Training(BaseModel):
+class Training(Settings):
     """LoRA on a pruned model: what moves, by which loss, how long."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: Path | None = Field(
         default=None, description="a pruned folder to recover; none = the one this recipe prunes"
     )
-    targets: tuple[str, ...] = Field(
+    targets: OneOrMany[str] = Field(
         default=GROUPS, min_length=1, description="attention, router, experts, or names of weights"
     )
     rank: int = Field(default=8, gt=0, description="rank of the adapters (of every expert)")
@@ -84,11 +82,6 @@ class Training(BaseModel):
         default=False,
         description="recover the unpruned model too: what the training does where nothing is missing",
     )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_or_many_targets(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("random_plans")
     @classmethod

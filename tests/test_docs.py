@@ -17,7 +17,8 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from criteria.registry import CRITERIA, resolve
+from criteria.by_name import resolve
+from criteria.registry import CRITERIA
 from criteria.statistics import Statistics
 from experts.disk.companions import PLAN, RECOVERY
 from experts.disk.find import model_folder

@@ -5,21 +5,20 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from criteria.text.splits import check
 from experts.errors import ExciseError
+from experts.settings import OneOrMany, Settings
 
 # true = the tokenizer's own, a name = one of several, false = none
 Template = bool | Annotated[str, Field(min_length=1)]
 
 
-class Source(BaseModel):
+class Source(Settings):
     """Where text comes from: exactly one of `text`, `jsonl`, `dataset`, `stdlib`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    text: tuple[Path, ...] = Field(
+    text: OneOrMany[Path] = Field(
         default=(),
         description="files or folders: plain UTF-8 text, or rows where the name says so",
     )
@@ -27,11 +26,11 @@ class Source(BaseModel):
         default="",
         description="regular expression that starts a new document in plain text; empty: a file is one",
     )
-    jsonl: tuple[Path, ...] = Field(
+    jsonl: OneOrMany[Path] = Field(
         default=(),
         description="files or folders of rows: JSON lines, JSON arrays, single objects, parquet; .gz too",
     )
-    field: tuple[str, ...] = Field(
+    field: OneOrMany[str] = Field(
         default=("text",),
         description=(
             "fields of a row, joined with a newline; with bars between names the first that a row has"
@@ -63,11 +62,6 @@ class Source(BaseModel):
     domain: str = Field(
         default="", description="label for criteria that compare domains; default: the kind of source"
     )
-
-    @field_validator("text", "jsonl", "field", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _check(self) -> "Source":

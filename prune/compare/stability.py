@@ -1,7 +1,7 @@
 """Would another draw of calibration text have made the same plan? The criteria again, with other seeds."""
 
 from criteria.budget import Budget, deepest
-from criteria.registry import Criterion
+from criteria.criterion import Criterion
 from criteria.selection import plan_for
 from experts.arrays import Ids
 from experts.notes import tell

@@ -108,16 +108,19 @@ def model(summary: "InspectResult") -> None:
 
 
 def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, Option]]) -> None:
-    """The registry, and the settings of what is measured.
+    """The registry, and the settings of what is measured. Papers are shown by their number, as columns are narrow.
 
     Args:
         listed: a mapping per criterion: name, formula, needs, cost, grows, source.
         settings: criterion -> setting -> its default and meaning.
     """
+    from criteria.criterion import ARXIV
+
     rows = []
     for row in listed:
         grows = f" ∝ {row['grows']}" if row["grows"] else ""
-        rows.append((row["name"], row["formula"], row["needs"], f"{row['cost']:g}{grows}", row["source"]))
+        source = row["source"].replace(ARXIV, "")
+        rows.append((row["name"], row["formula"], row["needs"], f"{row['cost']:g}{grows}", source))
     table(Table("", ("criterion", "score (higher = keep)", "needs", "cost", "source"), rows))
     print(LEGEND)
     for name, options in settings.items():
@@ -131,6 +134,7 @@ k: active per token.
 cost: plain forwards of the calibration text; all rows that need text alone share one pass. \
 Of interventions: on the demo
 (L, E, k = 6, 16, 4), and what it grows with.
+source: papers by their number, https://arxiv.org/abs/NUMBER.
 Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.
 Settings of interventions, written as name:setting=value,…:"""
 
@@ -148,10 +152,10 @@ def table(shown: Table) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    # As Text: [nan, nan] in a cell is no markup.
+    # As Text: [nan, nan] in a cell is no markup. Names, in the first column, stay whole.
     grid = Grid()
-    for name in shown.head:
-        grid.add_column(Text(name))
+    for column, name in enumerate(shown.head):
+        grid.add_column(Text(name), no_wrap=column == 0)
     for row in shown.rows:
         grid.add_row(*map(Text, row))
     console = Console()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from criteria.budget import Budget
-from criteria.registry import OBSERVED, Criterion
+from criteria.criterion import OBSERVED, Criterion
 from experts.shape import Shape
 
 DEMO = Shape(layers=tuple(range(6)), num_experts=16, top_k=4)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prune.recipe.settings import OneOrMany, Settings
+from experts.settings import OneOrMany, Settings
 
 
 class CompareSettings(Settings):

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, field_validator, model_validator
 
+from experts.settings import Settings
 from experts.units import parse_size
-from prune.recipe.settings import Settings
 
 BUDGETS = ("fraction", "keep", "target_size")  # of which a recipe has exactly one
 Count = Annotated[int, Field(gt=0)]

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from experts.settings import OneOrMany, Settings
 from prune.recipe.compare_settings import CompareSettings
 from prune.recipe.finetune_settings import FinetuneSettings
 from prune.recipe.prune_settings import BUDGETS, PruneSettings
-from prune.recipe.settings import OneOrMany, Settings
 from prune.recipe.text_settings import TextSettings
 from prune.recipe.validate_settings import (
     AuditSettings,

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from criteria.text.bos import Bos
 from criteria.text.sources import Source, Template
-from prune.recipe.settings import OneOrMany, Settings
+from experts.settings import OneOrMany, Settings
 
 
 class TextSettings(Settings):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from criteria.text.sources import Template
 from experts.modes import Mode
-from prune.recipe.settings import OneOrMany, Settings
+from experts.settings import OneOrMany, Settings
 from prune.recipe.text_settings import TextSettings
 from validate.verdict import Null
 

@@ -3,7 +3,8 @@
 from itertools import chain
 from pathlib import Path
 
-from criteria.registry import DOMAINS, Criterion, resolve
+from criteria.by_name import resolve
+from criteria.criterion import DOMAINS, Criterion
 from experts.disk.find import StoredModel, check_room, find_model
 from experts.disk.layout import lay_out
 from experts.disk.loadable import check_loadable

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from criteria.budget import Budget, BudgetScope
-from criteria.registry import Criterion
+from criteria.criterion import Criterion
 from experts.disk.find import StoredModel, layout_in
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout

@@ -9,7 +9,7 @@ import xxhash
 
 from criteria.budget import Budget
 from criteria.calibration import Calibration, Storage, protection_notes
-from criteria.registry import Criterion
+from criteria.criterion import Criterion
 from criteria.scores import Scores
 from criteria.selection import check_protected
 from criteria.text.chat_template import ChatTemplate

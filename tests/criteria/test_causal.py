@@ -12,10 +12,10 @@ from torch import Tensor
 
 from criteria import causal
 from criteria.budget import Budget, from_counts, from_fraction
+from criteria.by_name import resolve
 from criteria.experiment_context import ExperimentContext
 from criteria.measure import measure
 from criteria.observe import observe
-from criteria.registry import resolve
 from criteria.scores import score
 from criteria.selection import plan_for
 from criteria.text.windows import Windows

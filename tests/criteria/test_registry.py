@@ -10,7 +10,8 @@ import pytest
 
 from criteria import scores as scores_module
 from criteria.budget import from_keep
-from criteria.registry import CRITERIA, resolve
+from criteria.by_name import resolve
+from criteria.registry import CRITERIA
 from criteria.scores import load, save, score
 from criteria.selection import plan_for
 from experts.errors import ExciseError

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from criteria import formulas
+from criteria.by_name import resolve
 from criteria.observe import Sums, observe, watched
-from criteria.registry import CRITERIA, resolve
+from criteria.registry import CRITERIA
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.anatomy import dissect

@@ -13,10 +13,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from criteria.budget import Budget
+from criteria.by_name import resolve
 from criteria.experiment_context import ExperimentContext
 from criteria.measure import measure as run_experiment
 from criteria.observe import observe
-from criteria.registry import resolve
 from criteria.scores import Scores, score
 from criteria.statistics import Statistics
 from experts.ablation import ablated

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from criteria.by_name import resolve
 from criteria.observe import observe
-from criteria.registry import resolve
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
 from experts.disk.layout import Layout, lay_out

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from criteria.budget import from_keep
-from criteria.registry import resolve
+from criteria.by_name import resolve
 from experts.shape import Shape
 from prune.forecast.criterion_cost import DEMO, costs
 from prune.forecast.forecast import forecast

@@ -1,4 +1,4 @@
-"""What every table of a recipe has in common."""
+"""What every table of a recipe has in common, whichever package its keys belong to."""
 
 from typing import Annotated, TypeVar
 
@@ -18,4 +18,5 @@ def _as_list(value: object) -> object:
     return value if value is None or isinstance(value, list | tuple) else [value]
 
 
+# A tuple whose only entry may be written without brackets.
 OneOrMany = Annotated[tuple[T, ...], BeforeValidator(_as_list)]

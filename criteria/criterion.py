@@ -1,0 +1,120 @@
+"""What a criterion is: a function of statistics, and everything that reports and users are told of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from criteria.experiment import GREEDY, Experiment, Measurement
+from criteria.statistics import Statistics
+from experts.arrays import Array
+from experts.errors import ExciseError
+
+Score = Callable[[Statistics], Array]
+
+# What a criterion needs.
+NOTHING = "nothing"
+WEIGHTS = "weights"
+TEXT = "text"
+DOMAINS = "text of ≥ 2 domains"
+GRADIENTS = "text, gradients"
+INTERVENTIONS = "text, interventions"
+
+OBSERVED = 1.1  # plain forwards; measured by benchmarks/calibration.py, one pass for all rows together
+ARXIV = "https://arxiv.org/abs/"
+
+
+def arxiv(*numbers: str) -> str:
+    """Return links to papers."""
+    return ", ".join(ARXIV + number for number in numbers)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to rank experts.
+
+    Attributes:
+        name: what recipes call it
+        score: Statistics -> scores [L, E], higher = keep; nan where an expert has no data
+        formula: printed in every report
+        needs: the evidence, one of the constants of this module
+        cost: in plain forwards of the calibration text; of experiments, on the demo (L, E, k = 6, 16, 4)
+        source: link to the paper, or what the criterion is
+        grows: what the cost of an experiment is proportional to
+        experiment: the settings it can have; None where observed statistics are enough
+        measurement: the experiment with these settings, whose results the score reads
+        part: which of the results is the score
+    """
+
+    name: str
+    score: Score
+    formula: str
+    needs: str
+    cost: float
+    source: str
+    grows: str = ""
+    experiment: Experiment | None = None
+    measurement: Measurement | None = None
+    part: str = ""
+
+    @property
+    def searches(self) -> bool:
+        """Whether its scores are those of a search down to one budget; another budget is searched anew."""
+        return self.measurement is not None and self.measurement.kind == GREEDY.kind
+
+    def with_settings(self, settings: str) -> "Criterion":
+        """Return the criterion with other settings of its experiment, written name=value,name=value.
+
+        Raises:
+            ExciseError: there is no such setting, or it cannot have that value.
+        """
+        assert self.experiment is not None, "only experiments have settings"
+        measurement = self.experiment.measurement(self.name, settings)
+        return replace(
+            self,
+            name=f"{self.name}:{settings}",
+            score=partial(result_of, key=measurement.key, part=self.part),
+            formula=f"{self.formula} ({settings})",
+            measurement=measurement,
+        )
+
+
+def measured(
+    name: str,
+    experiment: Experiment,
+    *,
+    part: str,
+    formula: str,
+    needs: str,
+    cost: float,
+    source: str,
+    grows: str = "",
+) -> Criterion:
+    """A criterion whose score is a result of an experiment, in its default settings."""
+    measurement = experiment.measurement(name)
+    return Criterion(
+        name=name,
+        score=partial(result_of, key=measurement.key, part=part),
+        formula=formula,
+        needs=needs,
+        cost=cost,
+        source=source,
+        grows=grows,
+        experiment=experiment,
+        measurement=measurement,
+        part=part,
+    )
+
+
+def result_of(statistics: Statistics, key: str, part: str) -> Array:
+    """Return one result [L, E] of an experiment that was run.
+
+    Args:
+        statistics: with the results of experiments
+        key: of the measurement
+        part: name of the result
+    """
+    if key not in statistics.measured:
+        raise ExciseError(
+            f"{key}: has not been measured; this criterion needs the loaded model, not only statistics"
+        )
+    return statistics.measured[key][part]

@@ -1,8 +1,9 @@
-"""Calibration against a plain forward of the same windows: seconds, as a ratio of interleaved pairs, and extra peak memory.
+"""Calibration against a plain forward of the same windows: seconds as a ratio of pairs, and peak memory.
 
     python -m benchmarks.calibration [--hidden 256 --inner 512 --windows 8 --length 512 --rounds 7]
 
-Model: a random OLMoE, 64 experts, top-8. "plain" is the forward that calibration itself makes (no logits); "with_head" is the
+Model: a random OLMoE, 64 experts, top-8. "plain" is the forward that calibration itself makes (no logits);
+    "with_head" is the
 whole causal-LM forward. Memory: peak of the resident set over the level before, of a process each.
 """
 
@@ -54,7 +55,7 @@ def tasks(options: argparse.Namespace):
 
     model = build(options.hidden, options.inner)
     anatomy, text = dissect(model), windows(options.windows, options.length)
-    tokens = torch.from_numpy(text.tokens)
+    tokens = text.tensor("cpu")
 
     def plain() -> None:
         with torch.no_grad():

@@ -1,8 +1,9 @@
-"""A synthetic checkpoint in the shape of DeepSeek-V3 as it stands on the hub, in FP8, with random bytes for weights.
+"""A synthetic checkpoint in the shape of DeepSeek-V3 on the hub, in FP8, with random bytes for weights.
 
-Names, types and order are the hub's: experts one by one, `weight` in F8_E4M3 with a `weight_scale_inv` in F32 per block of 128 × 128,
-router with `e_score_correction_bias`, groups, a dense first layer, and a multi-token-prediction layer behind `num_hidden_layers`.
-Sizes are parameters, so that a disk holds it; nothing here uses Excise, so that it can stand as evidence about it.
+Names, types and order are the hub's: experts one by one, `weight` in F8_E4M3 with a `weight_scale_inv` in F32
+per block of 128 × 128, router with `e_score_correction_bias`, groups, a dense first layer, and a
+multi-token-prediction layer behind `num_hidden_layers`. Sizes are parameters, so that a disk holds it;
+nothing here uses Excise, so that it can stand as evidence about it.
 """
 
 import json
@@ -20,7 +21,7 @@ Spec = tuple[str, str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class DeepSeek:
-    """layers: decoder layers, the first of them dense; one more for multi-token prediction stands behind them."""
+    """layers: decoder layers, the first of them dense; one more for multi-token prediction follows."""
 
     hidden: int = 2048
     inner: int = 512

@@ -1,15 +1,18 @@
-"""Fast effects against plain ways of measuring the same: seconds, ratios of interleaved pairs, and the agreement of the numbers.
+"""Fast effects against plain ways of measuring the same: ratios of interleaved pairs, and agreement.
 
-    python -m benchmarks.effects [--layers 8 --experts 16 --hidden 256 --inner 128 --window 256 --rounds 3 --dtype float32 --model demo]
+    python -m benchmarks.effects [--layers 8 --experts 16 --hidden 256 --inner 128 --window 256 --rounds 3
+    --dtype float32 --model demo]
 
-position: every active expert of every position and layer of a window as packed rows, against one whole forward per intervention (a sample
-of them is timed). corpus: removals of experts of every layer from 8 windows, prefix-cached, against whole forwards.
+position: every active expert of every position and layer of a window as packed rows, against one whole
+    forward per intervention (a sample
+of them is timed). corpus: removals of experts of every layer from 8 windows, prefix-cached, against whole
+forwards.
 Model: a random OLMoE, or --model, a local checkpoint or `demo`.
 
     python -m benchmarks.effects --exhaustive
 
-The whole position audit of the demo: every position, layer and active expert of the test windows of its recipe, beside what one forward
-each would take (a sample of 48 is timed).
+The whole position audit of the demo: every position, layer and active expert of the test windows of its
+recipe, beside what one forward each would take (a sample of 48 is timed).
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""Export against `cp` of the kept bytes: seconds as a ratio of interleaved pairs, and peak memory of the exporting process.
+"""Export against `cp` of the kept bytes: seconds as a ratio of interleaved pairs, and peak memory.
 
     python -m benchmarks.export [--size 2.5 --shards 8 --rounds 5 --folder /tmp]
     python -m benchmarks.export --shape deepseek-v3-fp8 [--size 4.5 …]
 
-A synthetic sharded checkpoint with random bytes, half of its experts kept: 8 MoE layers of 64 experts, or the names and types of
-DeepSeek-V3 in FP8 with a block scale per weight, 256 experts in 8 router groups and a multi-token-prediction layer, which is dropped.
-`cp` copies files that hold exactly the kept bytes. Compared like with like: "synced", the export as it is against `cp` followed by
-a sync of what it wrote; "cached", both without waiting for the disk (the export's fsync is switched off in the measured process). In
-both the export computes its checksums and reads everything back, which `cp` does not.
+A synthetic sharded checkpoint with random bytes, half of its experts kept: 8 MoE layers of 64 experts, or the
+names and types of DeepSeek-V3 in FP8 with a block scale per weight, 256 experts in 8 router groups and a
+multi-token-prediction layer, which is dropped. `cp` copies files that hold exactly the kept bytes. Compared
+like with like: "synced", the export as it is against `cp` followed by a sync of what it wrote; "cached", both
+without waiting for the disk (the export's fsync is switched off in the measured process). In both the export
+computes its checksums and reads everything back, which `cp` does not.
 """
 
 import argparse
@@ -36,7 +37,7 @@ CONFIG = {
 
 
 def make_source(folder: Path, gigabytes: float, shards: int) -> None:
-    """Writes config.json, shards and index; the expert width is chosen so that all tensors together have about the size asked."""
+    """Write config.json, shards and index; experts are as wide as the size that is asked needs."""
     from safetensors.numpy import save_file
 
     inner = max(64, int(gigabytes * 1e9 / (LAYERS * EXPERTS * 3 * HIDDEN * 2)))
@@ -126,7 +127,7 @@ def run_cp(kept: Path, out: Path, kind: str) -> float:
 
 
 def compare(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Ratios above 1: the export is the faster one. best: fastest round against fastest, the least disturbed by a shared machine."""
+    """Ratios above 1: the export is faster. best: fastest round against fastest, the least disturbed ones."""
     own, cp = ([row[key] for row in rows] for key in ("seconds", "cp"))
     return {
         "median": round(statistics.median(theirs / ours for ours, theirs in zip(own, cp, strict=True)), 3),

@@ -2,10 +2,11 @@
 
     python -m benchmarks.kills [--kills 200 --inner 512 --folder /tmp]
 
-The moment is random within the export: counted from the appearance of its hidden folder, over the time that an undisturbed export
-took from there; every tenth kill falls somewhere before. Every other export replaces a checkpoint that is already there
-(--force). After a kill every folder that has a config.json is compared, byte by byte, with what was expected, which is worked out
-here from the source's bytes and the tensors' names alone. The checkpoint is a small one in the shape of DeepSeek-V3.
+The moment is random within the export: counted from the appearance of its hidden folder, over the time that
+an undisturbed export took from there; every tenth kill falls somewhere before. Every other export replaces a
+checkpoint that is already there (--force). After a kill every folder that has a config.json is compared, byte
+by byte, with what was expected, which is worked out here from the source's bytes and the tensors' names
+alone. The checkpoint is a small one in the shape of DeepSeek-V3.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def content(folder: Path) -> Content:
 
 
 def expected(source: Path, model: DeepSeek, kept: dict[str, list[int]]) -> Content:
-    """What the export has to hold: experts renumbered, router rows picked, the prediction layer gone, the rest as it is."""
+    """What the export has to hold: experts renumbered, router rows picked, no prediction layer."""
     found: Content = {}
     for name, (dtype, shape, data) in read(source).items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)
@@ -118,7 +119,9 @@ def undisturbed(source: Path, plan: Path, out: Path) -> tuple[float, float]:
 
 
 def kill_one(source: Path, plan: Path, out: Path, early: float | None, late: float) -> str:
-    """Starts an export and kills it. early: seconds after the start; None: `late` seconds after its hidden folder appeared.
+    """Start an export and kill it.
+
+    early: seconds after the start; None: `late` seconds after its hidden folder appeared.
 
     Gives where the kill fell: "before", "in" or "after" the writing.
     """
@@ -138,7 +141,7 @@ def kill_one(source: Path, plan: Path, out: Path, early: float | None, late: flo
 
 
 def kill_many(root: Path, model: DeepSeek, kills: int, seed: int = 0) -> dict[str, object]:
-    """Kills, where they fell, the folders that loaded wrongly, and what the next export leaves of the hidden ones."""
+    """Kills, where they fell, folders that loaded wrongly, and hidden ones that the next export leaves."""
     source, out, rng = root / "source", root / "out", np.random.default_rng(seed)
     model.write(source)
     plans = [root / "a.json", root / "b.json"]

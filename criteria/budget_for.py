@@ -78,7 +78,9 @@ def _keep_within(layout: Layout, target: int) -> int:
 
 
 def _total_within(layout: Layout, target: int) -> int:
-    """Most experts in all that fit into `target` bytes wherever the scores put them: at worst the lightest go.
+    """Most experts in all that fit into `target` bytes, wherever the scores put them.
+
+    At worst the lightest ones go.
 
     A multiple of the router groups.
     """

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from criteria.budget import Budget
 from criteria.experiment import Measurement, prerequisites
@@ -19,8 +18,9 @@ from criteria.measure import measure
 from criteria.observe import observe
 from criteria.registry import Criterion
 from criteria.scores import Scores, score
-from criteria.statistics import Array, Statistics
+from criteria.statistics import Statistics
 from criteria.text.windows import Windows
+from experts.arrays import Array, Marks
 from experts.cache import Cache
 from experts.errors import ExciseError
 from experts.keys import key_of
@@ -99,7 +99,7 @@ class Calibration:
         return statistics
 
     @cached_property
-    def protected(self) -> NDArray[np.bool_]:
+    def protected(self) -> Marks:
         """Experts that are never pruned [L, E]."""
         if not protects(self.protect, self.observed.count.size):
             return np.zeros(self.observed.count.shape, dtype=bool)

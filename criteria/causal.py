@@ -8,8 +8,8 @@ import torch
 from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
-from criteria.statistics import Array
 from experts.ablation import marked
+from experts.arrays import Array
 from experts.effects.instrument import Instrument
 from experts.memory import in_chunks
 from experts.modes import Mode, Scope

@@ -6,7 +6,8 @@ score has no data (no token reached the expert) it is nan, never 0.
 
 import numpy as np
 
-from criteria.statistics import Array, Statistics
+from criteria.statistics import Statistics
+from experts.arrays import Array
 from experts.errors import ExciseError
 
 FEWEST = 200  # experts of a model from which one of them is at most 0.5 %

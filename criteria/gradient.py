@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
-from criteria.statistics import Array
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.effects.outcome import token_losses
 from experts.memory import in_chunks
 from experts.seam import Forward, intercepted

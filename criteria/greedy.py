@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,15 +15,14 @@ from criteria.causal import removal
 from criteria.experiment import REMOVAL
 from criteria.experiment_context import ExperimentContext
 from criteria.registry import LEAVE_ONE_OUT, resolve
-from criteria.statistics import Array
 from experts.ablation import ablated, marked
+from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
 from experts.errors import ExciseError
 from experts.memory import in_chunks
 from experts.modes import Mode, Scope
 from experts.notes import tell
 
-Marks = NDArray[np.bool_]
 # Raise when a search finds something else from the same inputs: results of an older one are then not used.
 VERSION = 2
 
@@ -97,13 +95,13 @@ class Search:
             most = self.shape.num_experts - min(self.budget.of_layers(len(self.gone)))
         return self.shape.groups * math.ceil(most / self.shape.groups / rounds)
 
-    def room(self) -> NDArray[np.int64]:
+    def room(self) -> Ids:
         """How many experts of every router group each layer can still lose [L]."""
         layers = len(self.gone)
         smallest = np.array(
             self.budget.of_layers(layers) if self.budget.scope == "layer" else (self.budget.floor,) * layers
         )
-        left: NDArray[np.int64] = self.shape.num_experts - smallest - self.gone.sum(axis=1)
+        left: Ids = self.shape.num_experts - smallest - self.gone.sum(axis=1)
         return left // self.shape.groups
 
     def round(self, size: int, shortlist: int) -> None:
@@ -129,7 +127,7 @@ class Search:
             {"gone": self.gone.astype(np.float64), "estimate": self.estimate, "trace": np.array(self.trace)}
         )
 
-    def _cheapest(self, values: Array, size: int, room: NDArray[np.int64]) -> Marks:
+    def _cheapest(self, values: Array, size: int, room: Ids) -> Marks:
         """The experts with the lowest finite values [L, E]: `size` of every layer, or of the model, and at most `room` of a group's.
 
         With router groups the unit is a rank: the r-th cheapest of every group of a layer go together. So `size` is

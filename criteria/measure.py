@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from criteria import causal, gradient, greedy
 from criteria.experiment import Measurement
 from criteria.experiment_context import ExperimentContext
-from criteria.statistics import Array
+from experts.arrays import Array
 
 EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
     "position": causal.position,

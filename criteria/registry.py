@@ -24,7 +24,8 @@ from criteria.experiment import (
     Experiment,
     Measurement,
 )
-from criteria.statistics import Array, Statistics
+from criteria.statistics import Statistics
+from experts.arrays import Array
 from experts.errors import ExciseError, one_line
 
 Score = Callable[[Statistics], Array]

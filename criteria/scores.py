@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from criteria.registry import Criterion
-from criteria.statistics import Array, Statistics
+from criteria.statistics import Statistics
+from experts.arrays import Array, Marks
 from experts.disk.layout import Layout
 from experts.errors import ExciseError, one_line
 from experts.stored_arrays import save_arrays
@@ -34,7 +34,7 @@ class Scores:
     """
 
     values: Array
-    protected: NDArray[np.bool_]
+    protected: Marks
     layers: tuple[int, ...]
     criterion: str
     formula: str
@@ -62,7 +62,7 @@ def score(
     criterion: Criterion,
     statistics: Statistics,
     layers: tuple[int, ...],
-    protected: NDArray[np.bool_],
+    protected: Marks,
     model: str,
     data: str,
 ) -> Scores:
@@ -98,7 +98,7 @@ def score(
 
 
 def save(path: Path, table: list[Scores]) -> None:
-    """Write all scores of a run into one safetensors file: a tensor [L, E] per criterion, provenance as metadata."""
+    """Write all scores of a run into one safetensors file: a tensor [L, E] per criterion, with provenance."""
     tensors = {scores.criterion: scores.values for scores in table}
     provenance = {f"formula of {scores.criterion}": scores.formula for scores in table}
     common = {"model": table[0].model, "data": table[0].data, "layers": ",".join(map(str, table[0].layers))}

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from criteria.budget import Budget
 from criteria.scores import Scores
+from experts.arrays import Array, Marks
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
@@ -45,7 +45,7 @@ def _protected_ids(scores: Scores, shape: Shape) -> dict[int, tuple[int, ...]]:
     return {layer: marked for layer, marked in zip(shape.layers, ids, strict=True) if marked}
 
 
-def check_protected(protected: NDArray[np.bool_], budget: Budget, shape: Shape) -> None:
+def check_protected(protected: Marks, budget: Budget, shape: Shape) -> None:
     """Refuses a budget without room for the experts that stay anyway [L, E], before anything is measured."""
     layers, many = shape.num_layers, f"{int(protected.sum())}"
     most = shape.num_experts // budget.multiple * budget.multiple  # that a layer can keep in scope global
@@ -65,14 +65,14 @@ def check_protected(protected: NDArray[np.bool_], budget: Budget, shape: Shape) 
         raise ExciseError(f"{budget.text}: {what}; keep more")
 
 
-def _per_layer(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> NDArray[np.bool_]:
+def _per_layer(ranked: Array, budget: Budget, shape: Shape) -> Marks:
     """The best of every group of every layer [L, E]."""
     order = np.argsort(-shape.grouped(ranked), axis=2, kind="stable")
     counts = budget.of_layers(len(ranked))
     return shape.first_ranks(order, [shape.per_group(count) for count in counts])
 
 
-def _whole_model(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> NDArray[np.bool_]:
+def _whole_model(ranked: Array, budget: Budget, shape: Shape) -> Marks:
     """The best of the whole model above a floor per layer [L, E].
 
     With router groups the unit is a rank: the r-th best of every group of a layer stay or go together, valued
@@ -92,7 +92,7 @@ def _whole_model(ranked: NDArray[np.float64], budget: Budget, shape: Shape) -> N
     return shape.first_ranks(order, unit * (floor + above))  # values fall, so a layer keeps its first ranks
 
 
-def _values_of_ranks(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+def _values_of_ranks(ranks: Array) -> Array:
     """Mean over the groups [L, groups, E / groups] -> [L, E / groups].
 
     A rank with a protected expert stays, one with an expert without data goes first.

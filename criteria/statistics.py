@@ -5,13 +5,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from experts.arrays import Array, Marks
 from experts.errors import ExciseError, one_line
 from experts.stored_arrays import save_arrays
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,9 @@ class Statistics:
         return count
 
     @property
-    def unreached(self) -> NDArray[np.bool_]:
+    def unreached(self) -> Marks:
         """Experts that no token reached [L, E]: their means do not exist."""
-        none: NDArray[np.bool_] = self.count == 0
+        none: Marks = self.count == 0
         return none
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:

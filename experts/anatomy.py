@@ -67,12 +67,11 @@ class MoELayer:
         """(module, attribute) of the integers outside the experts that hold E."""
         routing_modules = (module for module, _ in self.router_tensors)
         modules = {id(module): module for module in (self.block, *routing_modules)}
-        return [
-            (module, key)
-            for module in modules.values()
-            for key in COUNT_KEYS
-            if isinstance(vars(module).get(key), int)
-        ]
+        counters = []
+        for module in modules.values():
+            keys = [key for key in COUNT_KEYS if isinstance(vars(module).get(key), int)]
+            counters += [(module, key) for key in keys]
+        return counters
 
 
 @dataclass(frozen=True)

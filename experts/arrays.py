@@ -1,4 +1,7 @@
-"""Names for the arrays that the packages pass to each other. Shapes are in the docstrings of what takes them."""
+"""Names for the arrays that the packages pass to each other.
+
+Their shapes are in the docstrings of what takes them.
+"""
 
 import numpy as np
 from numpy.typing import NDArray

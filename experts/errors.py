@@ -1,4 +1,4 @@
-"""The one exception that reaches a user: one line that names the problem and the way out. No torch."""
+"""The one exception that reaches a user: one line that names the problem and the way out."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: they are filled under another name first. No torch."""
+"""Files and folders that appear whole or not at all: they are filled under another name first."""
 
 import os
 import secrets
@@ -72,7 +72,7 @@ def check_name(path: Path) -> None:
 
 
 def usual_mode(folder: Path) -> int:
-    """The mode that umask and the folder give a new file. Raises OSError where none can be made."""
+    """The mode of a new file, by umask and folder. Raises OSError where none can be made."""
     probe = _beside(folder / "probe")
     mode = _create(probe)
     probe.unlink()
@@ -108,7 +108,7 @@ def _beside(path: Path) -> Path:
 
 
 def _create(path: Path) -> int:
-    """Create an empty file, which must not exist, and return the mode that umask and the folder gave it."""
+    """Create an empty file, which must not exist, and return its mode, by umask and folder."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)

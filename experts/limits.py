@@ -1,4 +1,4 @@
-"""How much memory this process may still take, where a container, a job or a shell limits it. No torch.
+"""How much memory this process may still take, where a container, a job or a shell limits it.
 
 Beyond such a limit the kernel kills the process, or refuses memory, whatever the machine has free.
 """

@@ -10,11 +10,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.anatomy import Anatomy, dissect
-from experts.disk.find import check_room, find_model
+from experts.disk.find import fetched, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
-from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.keys import libraries
 from experts.loading import load_network, load_tokenizer
@@ -117,7 +116,7 @@ class Model:
         return self.anatomy.device
 
     def unload(self) -> None:
-        """Frees the network; the next use loads it again, on the same device."""
+        """Free the network; the next use loads it again, on the same device."""
         if self._anatomy is not None:
             self._device = self._anatomy.device
             self._anatomy = None
@@ -183,9 +182,7 @@ def load(
     stored = find_model(str(name))
     layout = lay_out(stored.headers())
     check_loadable(layout.checkpoint.config, stored.names, stored.name, trust_remote_code)
-    check_room(stored)
-    folder = stored.fetch()
-    here = layout if layout.checkpoint.folder == folder else lay_out(open_checkpoint(folder))
+    here = fetched(stored, layout)
     model = Model(here, name=str(name), dtype=dtype, trust_remote_code=trust_remote_code, device=device)
     _ = model.anatomy  # now, so that what cannot be loaded is refused here
     return model

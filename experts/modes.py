@@ -1,4 +1,7 @@
-"""The two axes of an intervention (docs/methods.md, 1.3): what removal means, and where it happens. No torch."""
+"""The two axes of an intervention: what removal means, and where it happens.
+
+Definitions: docs/methods.md, 1.3.
+"""
 
 from enum import StrEnum
 

@@ -32,9 +32,9 @@ def small_router(layer: MoELayer, kept: tuple[int, ...], num_experts: int) -> It
     It returns ids 0..len(kept) − 1, in the order of `kept`.
 
     Args:
-        layer: the MoE block whose router shrinks.
-        kept: sorted ids of the experts that stay.
-        num_experts: E, the rows of the router now.
+        layer: the MoE block whose router shrinks
+        kept: sorted ids of the experts that stay
+        num_experts: E, the rows of the router now
     """
     with Undo() as undo:
         shrink_router(layer, kept, num_experts, undo)
@@ -57,10 +57,10 @@ def routing_without(anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor)
     scaling are the model's own.
 
     Args:
-        anatomy: the model.
-        row: place of the layer among the L MoE layers.
-        hidden: what enters the block [T, H].
-        removed: True at the experts that cannot be chosen, bool [E].
+        anatomy: the model
+        row: place of the layer among the L MoE layers
+        hidden: what enters the block [T, H]
+        removed: True at the experts that cannot be chosen, bool [E]
 
     Returns:
         Expert ids (of the whole model) and gate weights, [T, k] each.

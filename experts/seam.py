@@ -22,11 +22,11 @@ class Handler(Protocol):
     """Replaces one experts call.
 
     Args:
-        row: place of the layer among the L MoE layers.
-        run: the call underneath, of the model or of an outer handler.
-        hidden: hidden states [T, H].
-        index: expert ids [T, k].
-        weight: gate weights [T, k].
+        row: place of the layer among the L MoE layers
+        run: the call underneath, of the model or of an outer handler
+        hidden: hidden states [T, H]
+        index: expert ids [T, k]
+        weight: gate weights [T, k]
 
     Returns:
         The block's routed output [T, H].
@@ -80,9 +80,9 @@ class ExpertOutputs:
     S = T·k pairs of a token and an expert, in the order in which they were computed.
 
     Attributes:
-        routed: the block's routed output Σ_e g_e f_e [T, H].
-        outputs: f_e(x_t) [S, H].
-        pair: which pair each row is [S]: token = pair // k, slot = pair % k.
+        routed: the block's routed output Σ_e g_e f_e [T, H]
+        outputs: f_e(x_t) [S, H]
+        pair: which pair each row is [S]: token = pair // k, slot = pair % k
     """
 
     routed: Tensor
@@ -101,11 +101,11 @@ def see_outputs(
     equals the plain one up to rounding.
 
     Args:
-        experts: the experts module.
-        run: its forward, or an outer handler's.
-        hidden: hidden states [T, H].
-        index: expert ids [T, k].
-        weight: gate weights [T, k].
+        experts: the experts module
+        run: its forward, or an outer handler's
+        hidden: hidden states [T, H]
+        index: expert ids [T, k]
+        weight: gate weights [T, k]
     """
     config: Any = experts.config
     implementation = config._experts_implementation

@@ -1,9 +1,10 @@
-"""The shape of a model's experts, and what router groups make of counts and ids. No torch.
+"""The shape of a model's experts, and what router groups make of counts and ids.
 
 A group-limited router divides its E experts into `groups` runs of neighbouring ids, lets a token choose among
 `top_groups` of them, and so needs every group to keep as many experts.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -86,7 +87,8 @@ class Shape:
     def first_of_each_group(self, count: int) -> tuple[int, ...]:
         """`count` ids, as many from the start of every group."""
         starts = range(0, self.num_experts, self.group_size)
-        return tuple(start + i for start in starts for i in range(self.per_group(count)))
+        of_groups = [range(start, start + self.per_group(count)) for start in starts]
+        return tuple(itertools.chain(*of_groups))
 
     def grouped(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
         """[…, E] with the groups apart: […, groups, E / groups]."""

@@ -24,9 +24,9 @@ class SharedWeights:
     """Two models in one: the cut model of a plan, and inside `as_teacher` the whole one.
 
     Attributes:
-        anatomy: the model.
-        undo: turns the cut model into the whole one.
-        places: for every MoE layer, where each expert's row now lies, L tensors [E].
+        anatomy: the model
+        undo: turns the cut model into the whole one
+        places: for every MoE layer, where each expert's row now lies, L tensors [E]
     """
 
     anatomy: Anatomy
@@ -89,11 +89,11 @@ def _share(
     """Put the pruned experts of one layer in place.
 
     Args:
-        layer: the MoE block.
-        count: how many experts it keeps.
-        order: expert ids, the kept ones first [E].
-        undo: records what is replaced.
-        permuted: takes every tensor whose rows have another order now, with that order.
+        layer: the MoE block
+        count: how many experts it keeps
+        order: expert ids, the kept ones first [E]
+        undo: records what is replaced
+        permuted: takes every tensor whose rows have another order now, with that order
     """
     for name, parameter in layer.weights.items():
         owner, _, key = name.rpartition(".")

@@ -120,7 +120,7 @@ def cache_teacher(
     with tqdm(total=count, desc="teacher", unit="window", delay=2) as bar:
 
         def work(start: int, stop: int) -> None:
-            tokens = torch.from_numpy(windows.tokens[start:stop]).to(device)
+            tokens = windows.select(np.arange(start, stop)).tensor(device)
             logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
             likeliest = top_tokens(logits, temperature, top_k)
             assert likeliest.ids is not None

@@ -7,7 +7,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     signal.signal(signal.SIGINT, _stop)
     if os.name != "posix":
         _end("Excise runs on Linux (on Windows: in WSL); this system has neither its locks nor its renames")

@@ -29,18 +29,19 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "validate": (("statistics",), (REST,)),
     "finetune": (("settings", "losses"), ("targets",), ("adapters", "teacher"), (REST,)),
     "prune": (
-        ("tables results",),
+        ("tables results machine",),
         ("recipe",),
         ("checkpoint",),
         ("session",),
         ("effects", "compare", "recover"),
-        ("audit", "run", "inspect"),
+        ("audit", "run", "inspect", "forecast", "doctor"),
+        ("starter",),
         ("console",),
         ("entry",),
     ),
 }
 # Imports against that order. Each is to go; none may join them.
-UPWARDS = {("prune.session.prepare", "prune.effects.request")}
+UPWARDS: set[tuple[str, str]] = set()
 
 
 @functools.cache

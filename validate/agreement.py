@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from criteria.scores import Scores
-from criteria.statistics import Array
+from experts.arrays import Array
 from validate.statistics import number
 
 REFERENCE = "causal_removal"

@@ -3,14 +3,13 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from experts.arrays import Array, Ids, Marks
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
 
-Marks = NDArray[np.bool_]
-Quotas = dict[int, NDArray[np.int64]]  # decoder layer -> experts kept in each router group
+Quotas = dict[int, Ids]  # decoder layer -> experts kept in each router group
 
 
 def random_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: int) -> list[Plan]:
@@ -65,11 +64,11 @@ def equal_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: in
     return plans
 
 
-def _equal_counts(shape: Shape, units: int, protected: Marks, rng: np.random.Generator) -> NDArray[np.int64]:
+def _equal_counts(shape: Shape, units: int, protected: Marks, rng: np.random.Generator) -> Ids:
     """Experts that each layer keeps of every router group [L], `units` in all."""
     stay = shape.grouped(protected).sum(axis=2).max(axis=1)
     least = np.maximum(stay, shape.per_group(shape.smallest))
-    counts: NDArray[np.int64] = np.maximum(units // shape.num_layers, least)
+    counts: Ids = np.maximum(units // shape.num_layers, least)
     order = rng.permutation(shape.num_layers)
     while counts.sum() < units:  # the remainder, to the layers that keep fewest
         open_rows = [row for row in order if counts[row] < shape.group_size]
@@ -91,9 +90,7 @@ def _draw(
     return Plan(plan.num_experts, kept, plan.model, name, plan.budget)
 
 
-def _first_of_each_group(
-    shape: Shape, order: NDArray[np.float64], quotas: NDArray[np.int64]
-) -> tuple[int, ...]:
+def _first_of_each_group(shape: Shape, order: Array, quotas: Ids) -> tuple[int, ...]:
     """The ids with the lowest `order` [E] in each group, as many as its quota, ascending."""
     ranks = shape.grouped(order).argsort(axis=1)  # [groups, E / groups]
     ids: list[int] = []

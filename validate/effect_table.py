@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from experts.ablation import marked
+from experts.arrays import Array, Marks
 from experts.effects.instrument import Instrument
 from experts.effects.stream import CleanForward
 from experts.memory import in_chunks
@@ -48,7 +48,7 @@ class Removals:
 
     scope: Scope
     experts: tuple[int, ...] | None = None
-    positions: NDArray[np.bool_] | None = None
+    positions: Marks | None = None
 
     def are_wanted(self, experts: Tensor) -> Tensor:
         """Return which of these expert ids are removed (bool, same shape)."""
@@ -191,12 +191,12 @@ def _means_table(
     }
 
 
-def _means(values: Tensor) -> NDArray[np.float64]:
+def _means(values: Tensor) -> Array:
     """Over the positions of a window: [experts, W − 1] -> [experts]."""
     return np.array([float(of_expert.mean()) for of_expert in values])
 
 
-def _mean_gate_weights(clean: CleanForward, row: int, place: int, experts: Tensor) -> NDArray[np.float64]:
+def _mean_gate_weights(clean: CleanForward, row: int, place: int, experts: Tensor) -> Array:
     """Mean gate weight of each expert over the positions of a window where it is active [experts].
 
     nan for an expert that never is.
@@ -205,7 +205,7 @@ def _mean_gate_weights(clean: CleanForward, row: int, place: int, experts: Tenso
     hits = index[..., None] == experts  # [W, k, experts]
     count = hits.sum(dim=(0, 1))
     total = (weight[..., None] * hits).sum(dim=(0, 1))
-    means: NDArray[np.float64] = torch.where(count > 0, total / count.clamp(min=1), torch.nan).cpu().numpy()
+    means: Array = torch.where(count > 0, total / count.clamp(min=1), torch.nan).cpu().numpy()
     return means
 
 

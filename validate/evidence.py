@@ -131,8 +131,8 @@ class Cost(Generic[AnyChance]):
             "reversed_delta": number(self.reversed_delta),
             "ends_interval": self.ends.to_json() if self.ends else [None, None],
             "ends_alike": bool(self.ends and ends_alike(self.ends.low, self.ends.high)),
-            **self.own.to_json(),
-            "equal_counts": self.equal.to_json() if self.equal else None,
+            **_judged(self.own).to_json(),
+            "equal_counts": _judged(self.equal).to_json() if self.equal else None,
         }
 
 
@@ -192,3 +192,10 @@ class Evidence(Generic[AnyChance]):
             **loss.against_nulls(),
             "tasks": [cost.to_json() for cost in tasks],
         }
+
+
+def _judged(chance: Chance) -> Judged:
+    """Refuse at run time what the types refuse: a report on a test without a verdict."""
+    if not isinstance(chance, Judged):
+        raise TypeError("a test against random plans was not judged; see `with_verdicts`")
+    return chance

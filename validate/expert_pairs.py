@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from criteria.scores import Scores
-from criteria.statistics import Array
+from experts.arrays import Array
 from validate.positions import COLUMNS, KL_COLUMNS
 from validate.statistics import Association, spearman_within
 
@@ -88,7 +88,7 @@ def _extremes(rows: pd.DataFrame, criterion: str, values: Array, ties: Array) ->
     """The rows of the experts with the highest and the lowest value; `ties` [P, k] orders equal values."""
     order = np.lexsort((ties, values), axis=1)
     low, high = order[:, 0], order[:, -1]
-    columns: dict[str, NDArray[np.float64]] = {}
+    columns: dict[str, Array] = {}
     for name in SHARED_COLUMNS:
         columns[name] = _entries(rows[name], low)
     for name in ("expert", "delta", "kl"):
@@ -97,7 +97,7 @@ def _extremes(rows: pd.DataFrame, criterion: str, values: Array, ties: Array) ->
     return pd.DataFrame({"criterion": criterion, **columns})[[*COLUMNS, *KL_COLUMNS]]
 
 
-def _entries(column: pd.Series, rank: NDArray[np.intp]) -> NDArray[np.float64]:
+def _entries(column: pd.Series, rank: NDArray[np.intp]) -> Array:
     """Of a column of P·k rows, the entry of one expert at every position [P]."""
-    entries: NDArray[np.float64] = column.to_numpy().reshape(len(rank), -1)[np.arange(len(rank)), rank]
+    entries: Array = column.to_numpy().reshape(len(rank), -1)[np.arange(len(rank)), rank]
     return entries

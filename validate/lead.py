@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from criteria.statistics import Array
+from experts.arrays import Array
 from experts.plan import Plan
 from validate.evidence import Judged
 from validate.measure import Measure

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from criteria.statistics import Array
 from criteria.text.windows import Windows
+from experts.arrays import Array
 from experts.effects.outcome import token_losses
 
 
@@ -23,11 +23,11 @@ def window_losses(model: PreTrainedModel, windows: Windows, batch: int = 8) -> A
     device = next(model.parameters()).device
     means = []
     for start in range(0, len(windows), batch):
-        tokens = torch.from_numpy(windows.tokens[start : start + batch]).to(device)
-        mask = torch.from_numpy(windows.mask[start : start + batch]).to(device)
+        part = windows.select(np.arange(start, min(start + batch, len(windows))))
+        tokens, mask = part.tensor(device), torch.from_numpy(part.mask).to(device)
         padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
         logits = model(input_ids=tokens, use_cache=False, **padding).logits
         losses = token_losses(logits, tokens).double()  # [batch, W − 1]
-        counts = (mask[:, 1:] & mask[:, :-1]).double()
+        counts = torch.from_numpy(part.readable).to(device).double()
         means.append(((losses * counts).sum(1) / counts.sum(1)).cpu().numpy())
     return np.concatenate(means)

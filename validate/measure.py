@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from criteria.statistics import Array
+from experts.arrays import Array, Ids
 from experts.plan import Plan
 from validate.rows import Evaluator
 
@@ -31,7 +30,7 @@ class Measure:
     metric: str
     evaluator: Evaluator
     weights: Array
-    clusters: NDArray[np.int64]
+    clusters: Ids
     sign: int = 1
     rows: slice = field(default_factory=lambda: slice(None))
     randoms: int | None = None

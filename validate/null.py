@@ -1,4 +1,4 @@
-"""The test of a plan against random plans (docs/methods.md, 5), by held-out loss and by the items of tasks."""
+"""The test of a plan against random plans (docs/methods.md, 5), by held-out loss and by items of tasks."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from tqdm import tqdm
 
-from criteria.statistics import Array
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.plan import Plan
 from validate.evidence import Chance, Cost, Evidence, Judged
 from validate.measure import Measure

@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from experts.arrays import Array
 from experts.plan import Plan
 
 
@@ -26,7 +26,7 @@ def overlap(first: Plan, second: Plan) -> float:
     return (shared - chance) / (most - chance) if most > chance else math.nan
 
 
-def overlaps(plans: list[Plan]) -> NDArray[np.float64]:
+def overlaps(plans: list[Plan]) -> Array:
     """Return the overlap of every plan with every other [n, n]; 1 on the diagonal."""
     return np.array([[overlap(first, second) for second in plans] for first in plans])
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from criteria.statistics import Array
+from experts.arrays import Array
 from validate.evidence import Chance, Evidence
 from validate.measure import Measure
 from validate.results import DifferenceJson

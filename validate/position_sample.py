@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from criteria.text.windows import Windows
+from experts.arrays import Marks
 from experts.errors import ExciseError
 
 
@@ -16,7 +16,7 @@ def sample_positions(
     rows: Sequence[int],
     count: int | Literal["all"],
     seed: int,
-) -> NDArray[np.bool_]:
+) -> Marks:
     """Marks of the positions that are read [L, N, W − 1].
 
     Args:
@@ -29,7 +29,7 @@ def sample_positions(
     Raises:
         ExciseError: the text has fewer positions.
     """
-    readable = windows.mask[:, 1:] & windows.mask[:, :-1]
+    readable = windows.readable
     chosen = np.zeros((num_layers, *readable.shape), dtype=bool)
     if count == "all":
         chosen[list(rows)] = readable

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from criteria.statistics import Array
+from experts.arrays import Array, Ids
 from experts.errors import ExciseError, one_line
 
 COLUMNS = (
@@ -117,7 +116,7 @@ def _check_one_model(path: Path, table: pd.DataFrame) -> None:
         raise ExciseError(f"{path}: {count}; the correction is per model, so give one file each")
 
 
-def _numbers(path: Path, table: pd.DataFrame, column: str) -> NDArray[np.float64]:
+def _numbers(path: Path, table: pd.DataFrame, column: str) -> Array:
     """The numbers of a column: finite, of a size that a loss can have, and layers whole."""
     values: Array = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
     usable = np.abs(values) <= LARGEST
@@ -150,7 +149,7 @@ def _such_cells(count: int) -> str:
     return f"({count} such cells; row 1 is the header)"
 
 
-def _texts(path: Path, table: pd.DataFrame) -> pd.Series | NDArray[np.int64] | int:
+def _texts(path: Path, table: pd.DataFrame) -> pd.Series | Ids | int:
     """A number per document [N], or −1.
 
     Raises:

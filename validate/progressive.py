@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from criteria.statistics import Array
+from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
 from experts.effects.stream import CleanForward
 from experts.memory import in_chunks
@@ -23,7 +22,7 @@ from validate.statistics import Interval, clustered_interval, number, permutatio
 
 CLIFF = 0.1  # nats (https://arxiv.org/abs/2606.10703)
 MOST_WINDOWS = 8  # at once: more is not faster
-Order = NDArray[np.int64]  # expert ids, the first to be removed in front
+Order = Ids  # expert ids, the first to be removed in front
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def curve(
     order: str,
     deltas: Array,
     weights: Array,
-    clusters: NDArray[np.int64],
+    clusters: Ids,
     chance: Array | None = None,
 ) -> Curve:
     """Sum up raw ΔCE to a curve.
@@ -98,9 +97,7 @@ def curve(
     return Curve(layer, order, means, intervals, p, p_worse)
 
 
-def by_gate_weight(
-    instrument: Instrument, tokens: Tensor, row: int, chosen: NDArray[np.bool_], most: int
-) -> Array:
+def by_gate_weight(instrument: Instrument, tokens: Tensor, row: int, chosen: Marks, most: int) -> Array:
     """Measure ΔCE with the 1, 2, … largest active experts of a token gone, at that token alone.
 
     Args:

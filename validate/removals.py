@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
 from criteria.scores import Scores
 from criteria.text.windows import Windows
@@ -145,8 +144,8 @@ def _ready(model: Model, text: Windows, mode: Mode, scope: Scope, means_of: Wind
     """The checked instrument for these removals."""
     anatomy = model.anatomy
     check_rig(anatomy, text, rig_plan(model.shape))
-    means = mean_outputs(anatomy, _tokens(model, means_of)) if mode is Mode.MEAN else None
-    return Instrument.ready(anatomy, mode, scope, _tokens(model, text), means=means)
+    means = mean_outputs(anatomy, means_of.tensor(model.device)) if mode is Mode.MEAN else None
+    return Instrument.ready(anatomy, mode, scope, text.tensor(model.device), means=means)
 
 
 def _measured(
@@ -163,12 +162,8 @@ def _measured(
         tables[window, row] = pd.DataFrame(table)
 
     missing = dict.fromkeys(range(len(text)), tuple(rows))
-    measure_effects(instrument, _tokens(model, text), missing, removals, keep)
+    measure_effects(instrument, text.tensor(model.device), missing, removals, keep)
     return pd.concat([tables[key] for key in sorted(tables)], ignore_index=True)
-
-
-def _tokens(model: Model, windows: Windows) -> torch.Tensor:
-    return torch.from_numpy(windows.tokens).to(model.device)
 
 
 def _rows(model: Model, layers: Sequence[int]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from criteria.statistics import Array
+from experts.arrays import Array
 from experts.errors import naming
 from experts.files import replacing
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from criteria.statistics import Array
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.errors import ExciseError
 from experts.plan import Plan
 from validate.loss import window_losses
@@ -117,8 +117,7 @@ class LossEvaluator(Evaluator):
 
     def __init__(self, windows: Windows, path: Path | None = None, key: str = "", batch: int = 8) -> None:
         self.windows, self.batch = windows, batch
-        readable = windows.mask[:, 1:] & windows.mask[:, :-1]
-        self.weights: Array = readable.sum(axis=1).astype(np.float64)
+        self.weights: Array = windows.readable.sum(axis=1).astype(np.float64)
         labels = [
             (number, windows.documents[document], int(tokens))
             for number, (document, tokens) in enumerate(zip(windows.document, self.weights, strict=True))

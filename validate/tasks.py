@@ -13,8 +13,8 @@ import numpy as np
 from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from criteria.statistics import Array
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.errors import ExciseError, let_through, one_line
 from validate.rows import Evaluator
 from validate.task_loading import check_task_files, load_tasks, manager_for, quiet

@@ -13,9 +13,8 @@ from enum import StrEnum
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from criteria.statistics import Array
+from experts.arrays import Array, Ids
 from validate.audit_cells import Cell, Tested
 from validate.expert_pairs import CONTROLS
 from validate.results import AuditJson, PassingJson
@@ -152,7 +151,7 @@ def _side(group: pd.DataFrame, side: str, outcome: Outcome) -> Array:
     return np.abs(values) if outcome is Outcome.ABSOLUTE else values
 
 
-def _over_documents(differences: Array, texts: NDArray[np.int64]) -> tuple[int | None, Test, Interval]:
+def _over_documents(differences: Array, texts: Ids) -> tuple[int | None, Test, Interval]:
     """How many documents, and test and interval over them; none where the rows do not name them (−1)."""
     if (texts < 0).any():
         reason = "the rows do not say which document they are of"

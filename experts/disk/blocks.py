@@ -1,10 +1,11 @@
-"""The MoE blocks of a checkpoint: which tensors are experts, which belong to the router. No torch.
+"""The MoE blocks of a checkpoint: which tensors are experts, which belong to the router.
 
 Experts are stored either one by one (`…experts.7.down_proj.weight`) or fused with the expert axis first
 (`…experts.down_proj`, Granite's `…input_linear`). Router tensors lie beside them, in the same block or
 decoder layer, and have E rows.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -53,8 +54,8 @@ class Block:
     @property
     def expert_elements(self) -> int:
         """Stored elements of all its experts, without the router."""
-        single = sum(tensor.elements for tensors in self.single.values() for tensor in tensors)
-        return single + sum(tensor.elements for tensor in self.fused)
+        single = itertools.chain(*self.single.values())
+        return sum(tensor.elements for tensor in (*single, *self.fused))
 
 
 class _Part(Enum):
@@ -117,10 +118,10 @@ def _block(
     checkpoint: Checkpoint, prefix: str, num_experts: int, by_layer: Mapping[str, list[Stored]]
 ) -> Block:
     """The block of one prefix. by_layer: see `_by_layer`."""
-    found = LAYER.search(f"{prefix}.")
-    if found is None:
+    layer = LAYER.search(f"{prefix}.")
+    if layer is None:
         raise ExciseError(f"{checkpoint.folder}: cannot tell the decoder layer of {prefix}.experts")
-    layer_prefix = f"{prefix}."[: found.end()]
+    layer_prefix = f"{prefix}."[: layer.end()]
     single: dict[int, list[Stored]] = {}
     parts: dict[_Part, list[Stored]] = {part: [] for part in _Part}
     for tensor in by_layer[layer_prefix]:
@@ -135,7 +136,7 @@ def _block(
             f"{checkpoint.folder}: {prefix} has experts but no gate or router tensor of {num_experts} rows"
         )
     experts = {expert: tuple(tensors) for expert, tensors in single.items()}
-    return Block(int(found.group(1)), prefix, experts, tuple(fused), tuple(router))
+    return Block(int(layer.group(1)), prefix, experts, tuple(fused), tuple(router))
 
 
 def _part(tensor: Stored, prefix: str, layer_prefix: str, num_experts: int) -> _Part:
@@ -209,7 +210,7 @@ def _is_router_path(path: str) -> bool:
 
 def _expert_id(tensor: Stored) -> int:
     named = ONE_EXPERT.match(tensor.name)
-    assert named is not None, "told by its name"
+    assert named is not None, "its name says so"
     return int(named["id"])
 
 

@@ -1,10 +1,11 @@
-"""A model wherever it is, in a folder or on the hub: headers first, weights when they are wanted. No torch."""
+"""A model in a folder or on the hub: headers first, weights when they are wanted."""
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from experts.disk.layout import Layout, lay_out
 from experts.disk.names import HubName, hub_settings, parse_model
 from experts.disk.shards import Checkpoint, open_checkpoint
 from experts.disk.weight_files import regular_files
@@ -13,35 +14,35 @@ from experts.units import human
 
 
 class StoredModel(Protocol):
-    """What can be asked of a model before its weights are here."""
+    """What is known of a model before its weights are here."""
 
     @property
     def name(self) -> str:
-        """The folder, or organisation/name as the user means it."""
+        """The folder, or organisation/name[@revision] as the user writes it."""
 
     @property
     def pinned(self) -> str:
-        """A name that means the same for ever: on the hub with the commit."""
+        """A name that always means the same: on the hub, one with the commit."""
 
     @property
     def commit(self) -> str:
-        """Of the hub; empty for a folder."""
+        """The commit on the hub; empty for a folder."""
 
     @property
     def names(self) -> set[str]:
-        """Its files, without those in folders."""
+        """Names of its files, without those in folders."""
 
     def headers(self) -> Checkpoint:
         """Configuration, and names, types and shapes of all tensors."""
 
     def companions(self) -> Path:
-        """A folder with everything but the weights."""
+        """A folder with everything but the weights, downloaded if need be."""
 
     def needed(self) -> int:
         """Bytes that are still to be downloaded."""
 
     def fetch(self) -> Path:
-        """The folder with the weights."""
+        """The folder with the weights, downloaded if need be."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,21 @@ class Folder:
 
 
 def find_model(text: str) -> StoredModel:
-    """The model a user means; one on the hub is looked up there. Raises ExciseError where there is none."""
-    found = parse_model(text)
-    if not isinstance(found, HubName):
-        return Folder(found)
+    """Find the model a user means; one on the hub is looked up there.
+
+    Args:
+        text: a folder, `demo`, or organisation/name[@revision]
+
+    Raises:
+        ExciseError: there is no such model.
+    """
+    name = parse_model(text)
+    if not isinstance(name, HubName):
+        return Folder(name)
     with hub_settings():
         from experts.disk.hub import find_repository
 
-    return find_repository(found)
+    return find_repository(name)
 
 
 def model_folder(name: str) -> Path:
@@ -93,22 +101,42 @@ def model_folder(name: str) -> Path:
 
 
 def open_anywhere(name: str) -> Checkpoint:
-    """A local checkpoint, or the headers of one on the hub (a few requests, no weights)."""
+    """Open a local checkpoint, or the headers of one on the hub (a few requests, no weights)."""
     return find_model(name).headers()
 
 
 def check_room(*models: StoredModel) -> None:
-    """Refuses a download that the local cache could not hold."""
+    """Refuse a download that the local cache could not hold.
+
+    Args:
+        models: all that will be fetched
+    """
     needed = sum(model.needed() for model in models)
     if not needed:
         return
-    from experts.disk.hub import cache_folder, unwritable
+    from experts.disk.hub_cache import cache_folder, unwritable
 
-    cache, names = cache_folder(), " and ".join(model.name for model in models if model.needed())
-    if closed := unwritable():
-        told = f"cannot be written ({closed}), and {names} would be kept there; HF_HOME names another folder"
-        raise ExciseError(f"{cache}: {told}")
+    cache = cache_folder()
+    names = " and ".join(model.name for model in models if model.needed())
+    if reason := unwritable():
+        raise ExciseError(
+            f"{cache}: cannot be written ({reason}), and {names} would be kept there; "
+            "HF_HOME names another folder"
+        )
     free = shutil.disk_usage(cache).free
     if free < needed:
-        told = f"{human(needed)} needed for {names}, {human(free)} free"
-        raise ExciseError(f"{cache}: {told}; free some, or set HF_HOME to a folder on another disk")
+        raise ExciseError(
+            f"{cache}: {human(needed)} needed for {names}, {human(free)} free; "
+            "free some, or set HF_HOME to a folder on another disk"
+        )
+
+
+def fetched(model: StoredModel, layout: Layout) -> Layout:
+    """The layout of a model once its weights are here; they are downloaded where there is room for them."""
+    check_room(model)
+    return layout_in(model.fetch(), layout)
+
+
+def layout_in(folder: Path, before: Layout) -> Layout:
+    """The layout of a folder's files; what was read on the hub before has other offsets."""
+    return before if before.checkpoint.folder == folder else lay_out(open_checkpoint(folder))

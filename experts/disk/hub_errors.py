@@ -1,4 +1,4 @@
-"""Whatever can go wrong between here and the hub, in one line with the way out. No torch."""
+"""Whatever can go wrong between here and the hub, in one line with the way out."""
 
 import errno
 import signal
@@ -25,32 +25,36 @@ from experts.errors import ExciseError, one_line
 AGAIN = "check the connection and run the command again"
 RESUMED = f"{AGAIN}: files that are complete are kept"
 LOG_IN = "`hf auth login`, or HF_TOKEN"
-PASSING = frozenset({408, 425, 429})  # answers below 500 that may be others in a minute
-FULL = (errno.ENOSPC, errno.EDQUOT)
+PASSING = frozenset({408, 425, 429})  # status codes below 500 that may pass in a minute
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OFFLINE = "HF_HUB_OFFLINE is set"
-LONGEST = 200  # characters of what a library said: addresses of files are signed, and long
+LONGEST = 200  # characters of a library's message: addresses of files are signed, and long
 
 
 @contextmanager
 def asking(name: HubName, step: str, way_out: str = AGAIN) -> Iterator[None]:
-    """What the hub's client raises inside becomes an ExciseError.
+    """Turn what the hub's client raises inside the block into an ExciseError.
 
-    step: what was tried, as in "reading config.json"; way_out: for errors that may pass.
     Everything is caught, because there is no common base: the HTTP library's own errors, OSError of the
     cache, ValueError and ImportError of proxies, whatever the storage raises.
+
+    Args:
+        name: of the model
+        step: what is tried, as in "reading config.json"
+        way_out: what to do about errors that may pass
     """
     try:
         yield
     except (ExciseError, MemoryError):
         raise
     except Exception as error:
-        broken = f"{step} failed ({reason(error)}); {way_out}"
-        raise ExciseError(f"{name}: {answer(name, error) or of_disk(error) or broken}") from error
+        failure = f"{step} failed ({reason(error)}); {way_out}"
+        raise ExciseError(f"{name}: {answer(name, error) or of_disk(error) or failure}") from error
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C closes the connections first: threads that read from them would go on to the end of a file."""
+    """Let Ctrl-C close the connections first: threads would go on reading to the end of a file."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -67,35 +71,50 @@ def interruptible() -> Iterator[None]:
 
 
 def answer(name: HubName, error: BaseException) -> str:
-    """What the hub's answer means for the user; empty where it gave none, or may give another in a minute."""
-    found = next((one for one in _chain(error) if isinstance(one, HfHubHTTPError)), error)
-    if isinstance(found, GatedRepoError):
+    """What the hub's answer means for the user; empty where there is none, or it may pass."""
+    answers = (cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError))
+    cause = next(answers, error)
+    if isinstance(cause, GatedRepoError):
         page = f"{constants.ENDPOINT}/{name.id}"
         return f"its owners give it to those who accept their terms: do so at {page}, then log in ({LOG_IN})"
-    if isinstance(found, RevisionNotFoundError):
+    if isinstance(cause, RevisionNotFoundError):
         return f"the model on the hub has no branch, tag or commit {name.revision or 'main'!r}"
-    if isinstance(found, RepositoryNotFoundError):
-        private = f"if it is a private one, log in first ({LOG_IN})"
-        return f"no such folder, and no such model on the hub; {private}"
-    if isinstance(found, EntryNotFoundError) and not isinstance(found, LocalEntryNotFoundError):
-        return f"a file went from the hub while it was being read ({reason(found)}); run the command again"
-    status = found.response.status_code if isinstance(found, HfHubHTTPError) else 0
+    if isinstance(cause, RepositoryNotFoundError):
+        return (
+            f"no such folder, and no such model on the hub; if it is a private one, log in first ({LOG_IN})"
+        )
+    if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+        return f"a file went from the hub while it was being read ({reason(cause)}); run the command again"
+    return _refusal(cause) if isinstance(cause, HfHubHTTPError) else ""
+
+
+def _refusal(error: HfHubHTTPError) -> str:
+    """What a status code means for the user; empty where it may pass."""
+    status = error.response.status_code
     if status == 401:
         return f"the hub does not accept the token; log in again ({LOG_IN})"
     if status == 403:
-        way_out = f"ask its owners, or log in as another ({LOG_IN})"
-        return f"the hub refuses it to this account ({reason(found)}); {way_out}"
-    final = 400 <= status < 500 and status not in PASSING
-    return f"the hub refuses the request ({reason(found)})" if final else ""
+        return (
+            f"the hub refuses it to this account ({reason(error)}); "
+            f"ask its owners, or log in as another ({LOG_IN})"
+        )
+    is_final = 400 <= status < 500 and status not in PASSING
+    return f"the hub refuses the request ({reason(error)})" if is_final else ""
 
 
 def reason(error: BaseException) -> str:
-    """Where an error began, in a line: `Connection refused` rather than `cannot find the requested files`."""
+    """Where an error began, in a line: `Connection refused`, not `cannot find the requested files`."""
     *_, root = _chain(error)
     return OFFLINE if isinstance(root, OfflineModeIsEnabled) else one_line(root)[:LONGEST]
 
 
+def unreached(reason: str) -> str:
+    """That the hub does not answer, and why."""
+    return f"the hub cannot be reached ({reason})"
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes, the first cause last."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -108,7 +127,7 @@ def of_disk(error: BaseException) -> str:
     """
     if not isinstance(error, OSError) or isinstance(error, HfHubHTTPError) or not error.strerror:
         return ""
-    if error.filename is None and error.errno not in FULL:
+    if error.filename is None and error.errno not in DISK_FULL:
         return ""
     where = error.filename or constants.HF_HUB_CACHE
     return f"{where}: {error.strerror}; HF_HOME names another folder for downloads"

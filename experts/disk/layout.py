@@ -1,4 +1,4 @@
-"""A checkpoint as a model's shape and its MoE blocks, read from names, shapes and configuration. No torch.
+"""A checkpoint as a model's shape and its MoE blocks, read from names, shapes and configuration.
 
 There is no table of architectures.
 """
@@ -184,8 +184,8 @@ def _check_announced(checkpoint: Checkpoint, config: Mapping[str, Any], heads: _
         depth = positive_int(config, "num_hidden_layers")
         raise ExciseError(
             f"{checkpoint.folder}: {min(heads.past_depth)} belongs to layer {depth} or later, "
-            f"but config.json says num_hidden_layers = {depth} and names no layers for multi-token prediction "
-            f"({PREDICTING_KEYS[0]}); fix config.json, or download the checkpoint again"
+            f"but config.json says num_hidden_layers = {depth} and names no layers for multi-token "
+            f"prediction ({PREDICTING_KEYS[0]}); fix config.json, or download the checkpoint again"
         )
 
 

@@ -1,4 +1,7 @@
-"""JSON from files that others wrote: bounded in size and depth, no name twice, nothing that could not be written again. No torch."""
+"""JSON from files that others wrote.
+
+It is bounded in size and depth, has no name twice, and holds nothing that could not be written again.
+"""
 
 import json
 import os
@@ -15,14 +18,25 @@ DEEPEST = 100  # objects in objects; Python's own writers give up at some hundre
 
 
 def read_object(path: Path, missing: str, largest: int = LARGEST_CONFIG) -> dict[str, Any]:
-    """A JSON object from a file, or an ExciseError that names the file. missing: what to say where there is none."""
+    """Read a JSON object from a file.
+
+    Args:
+        path: the file
+        missing: what to say where there is none
+        largest: bytes it may have
+
+    Raises:
+        ExciseError: the file is missing, unreadable, too large or no JSON object.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
             raise ExciseError(f"{path}: not a regular file")
         with path.open("rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) > largest:
+            size = os.fstat(file.fileno()).st_size
+            if size > largest:
                 raise ExciseError(
-                    f"{path}: {size} bytes; such a file has at most {largest}, so this one is something else or damaged"
+                    f"{path}: {size} bytes; such a file has at most {largest}, "
+                    "so this one is something else or damaged"
                 )
             raw = file.read(largest)
     except FileNotFoundError as error:
@@ -33,25 +47,30 @@ def read_object(path: Path, missing: str, largest: int = LARGEST_CONFIG) -> dict
 
 
 def broken_link(path: Path) -> str:
-    """What is wrong with a file that is not there although its name is; empty where the name is not there either."""
-    broken = path.is_symlink() and not path.exists()
-    return (
-        f"a link to {path.readlink()}, which does not exist; download the checkpoint again" if broken else ""
-    )
+    """What is wrong with a link that leads nowhere; empty where there is no such link."""
+    if not path.is_symlink() or path.exists():
+        return ""
+    return f"a link to {path.readlink()}, which does not exist; download the checkpoint again"
 
 
 def parse_object(raw: bytes, where: str, finite: bool = False) -> dict[str, Any]:
-    """A JSON object, or an ExciseError that starts with `where`. finite: NaN and Infinity, which some configurations hold, are refused."""
+    """Parse a JSON object.
+
+    Args:
+        raw: UTF-8
+        where: what errors start with
+        finite: refuse NaN and Infinity, which some configurations hold
+
+    Raises:
+        ExciseError: the bytes are no JSON object, repeat a name or are nested too deeply.
+    """
     try:
+        parse_constant = _refuse if finite else None
         data = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_without_repeats,
-            parse_constant=_refuse if finite else None,
+            raw.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=parse_constant
         )
         if rb"\u" in raw:
-            json.dumps(
-                data, ensure_ascii=False
-            ).encode()  # half a surrogate pair can be read, and not be written
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair can be read, not written
     except (ValueError, RecursionError) as error:
         raise ExciseError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(data, dict):
@@ -61,12 +80,20 @@ def parse_object(raw: bytes, where: str, finite: bool = False) -> dict[str, Any]
     return data
 
 
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number ≥ 0 that fits 63 bits.
+
+    Truth values and fractions are none, nor is anything of four thousand digits.
+    """
+    return type(value) is int and 0 <= value < 2**63
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"it names {name} twice; readers would differ on which one counts")
-    return found
+    return entries
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -74,15 +101,13 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _deeper_than(data: Any, levels: int) -> bool:
-    layer = [data]
+    """Whether objects and lists are nested in more than so many levels."""
+    nested = [data]
     for _ in range(levels):
-        values = (value for one in layer for value in (one.values() if isinstance(one, dict) else one))
-        layer = [value for value in values if isinstance(value, dict | list)]
-        if not layer:
+        below: list[Any] = []
+        for value in nested:
+            below.extend(value.values() if isinstance(value, dict) else value)
+        nested = [value for value in below if isinstance(value, dict | list)]
+        if not nested:
             return False
     return True
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number from 0 that fits 63 bits: no truth value, no fraction, nothing of four thousand digits."""
-    return type(value) is int and 0 <= value < 2**63

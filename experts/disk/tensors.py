@@ -1,4 +1,4 @@
-"""What names and shapes tell of modules and tensors: decoder layers, towers, experts, routers. No torch."""
+"""What names and shapes tell of modules and tensors: decoder layers, towers, experts, routers."""
 
 import re
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """Whether the fast paths hold on the model at hand: they are compared with plain replay on a few cells."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -126,7 +127,8 @@ class FastPath:
         eye = torch.eye(self.anatomy.shape.num_experts, dtype=torch.bool, device=clean.tokens.device)
         rows = sorted({0, num_layers // 2, num_layers - 1})
         positions = sorted({last // 3, 2 * last // 3, last})
-        return [_Cell(row, t, eye[clean.index[row][0, t, 0]]) for row in rows for t in positions]
+        places = itertools.product(rows, positions)
+        return [_Cell(row, t, eye[clean.index[row][0, t, 0]]) for row, t in places]
 
     def _replayed(self, window: Tensor, cell: _Cell) -> Tensor:
         """Losses by whole forwards: at the cell's position, or of the whole window."""

@@ -58,7 +58,7 @@ class Instrument:
         means: Tensor | None = None,
         probabilities: bool = True,
     ) -> "Instrument":
-        """An instrument that was checked for a scope on these windows [N, W]; its notes are told."""
+        """A checked instrument: see `check` for `scope` and `tokens`. The user is told its notes."""
         instrument = cls(anatomy, mode, means, probabilities)
         instrument.check(tokens, scope)
         for note in instrument.notes:

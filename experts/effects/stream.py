@@ -166,7 +166,7 @@ def _record_entry(clean: CleanForward, layer: nn.Module, index: int, has_experts
 
 
 def _routing_recorder(clean: CleanForward) -> Handler:
-    """Records expert ids and gate weights of every MoE layer."""
+    """A handler that records expert ids and gate weights of every MoE layer."""
 
     def record(row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         assert row == len(clean.index), "MoE layers run in order"

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from criteria.statistics import Array
 from criteria.text.windows import Windows
+from experts.arrays import Array, Ids, Marks
 from validate.progressive import Curve, curve
 from validate.results import CurveJson
 from validate.statistics import number
@@ -33,9 +32,9 @@ class CurveRows:
     layer: int
     effects: Mapping[str, Array]
     windows: Windows
-    numbers: NDArray[np.int64]
+    numbers: Ids
     weights: Array
-    chosen: NDArray[np.bool_]
+    chosen: Marks
 
 
 def curves_of(rows: CurveRows, criteria: Sequence[str], draws: int) -> list[CurveJson]:

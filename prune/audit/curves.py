@@ -3,11 +3,10 @@
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from criteria.scores import Scores
-from criteria.statistics import Array
+from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
 from experts.keys import key_of
 from experts.modes import Mode, Scope
@@ -79,7 +78,7 @@ class Curves:
             chosen=self._positions(row),
         )
 
-    def _positions(self, row: int) -> NDArray[np.bool_]:
+    def _positions(self, row: int) -> Marks:
         """The positions of a layer at which removal at the token is measured [N, W − 1]."""
         rng = np.random.default_rng([self.settings.seed, row])
         readable = self.windows.readable
@@ -125,7 +124,7 @@ class Curves:
         from_layer = Instrument.ready(anatomy, Mode.REROUTE, Scope.CORPUS, tokens, probabilities=False)
         return at_token, from_layer
 
-    def _orders(self, row: int) -> dict[str, NDArray[np.int64]]:
+    def _orders(self, row: int) -> dict[str, Ids]:
         """Which expert of a layer goes first, second, …: by every criterion, its reverse, and at random."""
         scores = {ranking.criterion: ranking.values[row] for ranking in self.rankings}
         return orders_of(scores, self.shape.num_experts, self.settings.draws, [self.settings.seed, row])

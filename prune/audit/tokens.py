@@ -2,12 +2,11 @@
 
 from typing import cast
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from criteria.scores import Scores
+from experts.arrays import Marks
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
@@ -20,7 +19,8 @@ from prune.audit.report import markdown
 from prune.audit.result import AuditResult, RecipeAudit
 from prune.effects.measurement import fill
 from prune.effects.partial_table import PartialTable
-from prune.session.prepare import Prepared, check_audit
+from prune.session.prepared import Prepared
+from prune.session.refusals import check_audit
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Removals
@@ -44,7 +44,7 @@ class Audit:
         self.layers = tuple(sorted({layers.index(layer) for layer in self.settings.layers or layers}))
 
     def execute(self) -> AuditResult:
-        """Write audit.json, .csv and .md, and the raw rows: effects.parquet, positions.csv, progressive.csv."""
+        """Write audit.json, .csv and .md, and raw rows: effects.parquet, positions.csv, progressive.csv."""
         self.session.check_texts()
         chosen = self._chosen()
         with self.folder.held():
@@ -69,7 +69,7 @@ class Audit:
             self.session.check_room(budget)
         return self.session.scores(budget)
 
-    def _chosen(self) -> NDArray[np.bool_]:
+    def _chosen(self) -> Marks:
         """Which positions are read [L, N, W − 1]."""
         settings = self.settings
         windows, num_layers = self.session.texts.validation, self.prepared.shape.num_layers
@@ -78,8 +78,8 @@ class Audit:
         except ExciseError as error:
             raise ExciseError(f"validate.audit.{error}") from error
 
-    def _effects(self, chosen: NDArray[np.bool_]) -> pd.DataFrame:
-        """What removing every active expert costs at the chosen positions; what is there is not measured again."""
+    def _effects(self, chosen: Marks) -> pd.DataFrame:
+        """What removing every active expert costs at the chosen positions; nothing is measured twice."""
         path, settings = self.folder.path / EFFECTS, self.settings
         identity = (
             self.session.model.identity,
@@ -100,7 +100,7 @@ class Audit:
         effects["document"] = self.session.texts.validation.document[effects["window"]]
         return effects
 
-    def _measure(self, chosen: NDArray[np.bool_], missing: dict[int, list[int]], parts: PartialTable) -> None:
+    def _measure(self, chosen: Marks, missing: dict[int, list[int]], parts: PartialTable) -> None:
         anatomy, scope = self.session.anatomy, Scope(self.settings.scope)
         check_rig(anatomy, self.session.texts.validation, rig_plan(anatomy.shape))
         instrument, tokens = self._instrument(scope), tokens_of(self.session)

@@ -1,4 +1,4 @@
-"""`excise compare`: criteria at several budgets on the same held-out rows, each against random plans of its size."""
+"""`excise compare`: criteria at several budgets on the same rows, each against random plans of its size."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from prune.compare.report import markdown
 from prune.compare.result import ComparisonResult, OverlapJson, TaskJson
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
-from prune.session.prepare import Prepared
+from prune.session.prepared import Prepared
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs

@@ -27,7 +27,7 @@ def overlap_tables(result: ComparisonResult) -> Iterator[Table]:
 def _title(overlap: OverlapJson) -> str:
     budget = budget_in_words(overlap["scope"], overlap["fraction"])
     scale = "1 = as alike as their counts allow, 0 = as random plans"
-    return f"OverlapJson of plans beyond chance, {budget} ({scale})"
+    return f"Overlap of plans beyond chance, {budget} ({scale})"
 
 
 def _between_seeds(row: StabilityJson) -> str:

@@ -60,7 +60,7 @@ def _methods(seed: int) -> str:
 
 def _evidence(result: ComparisonResult) -> str:
     """What each verdict rests on, a line per plan and measure."""
-    lines = ["## EvidenceJson"]
+    lines = ["## Evidence"]
     for measure in measures(result):
         lines += [_evidence_line(plan, cost, measure) for plan, cost in costs(result, measure)]
     return "\n".join(lines) + "\n"

@@ -1,15 +1,13 @@
 """Would another draw of calibration text have made the same plan? The criteria again, with other seeds."""
 
-import numpy as np
-from numpy.typing import NDArray
-
 from criteria.budget import Budget, deepest
 from criteria.registry import Criterion
 from criteria.selection import plan_for
+from experts.arrays import Ids
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.result import StabilitiesJson, StabilityJson
-from prune.session.prepare import Prepared
+from prune.session.prepared import Prepared
 from prune.session.session import Session
 from validate.overlap import stability
 from validate.statistics import number
@@ -65,7 +63,7 @@ def _row(criterion: str, budget: Budget, plans: list[Plan]) -> StabilityJson:
     }
 
 
-def _shared(windows: NDArray[np.int64], others: NDArray[np.int64]) -> float:
+def _shared(windows: Ids, others: Ids) -> float:
     """Share of the windows [N, W] that are among others [N, W]."""
     known = {tokens.tobytes() for tokens in others}
     return sum(tokens.tobytes() in known for tokens in windows) / len(windows)

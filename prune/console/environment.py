@@ -32,7 +32,11 @@ CACHES = {"HF_MODULES_CACHE": "modules", "HF_DATASETS_CACHE": "datasets"}
 
 
 def mend() -> None:
-    """Notes say what is not used. Raises ExciseError where several processes were started together."""
+    """Remove from the environment what would mislead the libraries; notes say what is not used.
+
+    Raises:
+        ExciseError: several processes were started together.
+    """
     _work_alone()
     _train_by_the_recipe()
     _count_threads()
@@ -59,7 +63,8 @@ def use_width() -> None:
 def _work_alone() -> None:
     """Libraries would wait for processes that do not exist; those that do would all write one folder."""
     for name, ranks in SIZES.items():
-        size, numbers = os.environ.get(name, "").strip(), [rank for rank in ranks if rank in os.environ]
+        size = os.environ.get(name, "").strip()
+        numbers = [rank for rank in ranks if rank in os.environ]
         if size in ("", "0", "1"):
             continue
         if numbers:
@@ -79,10 +84,10 @@ def _train_by_the_recipe() -> None:
 
 
 def _drop(names: re.Pattern[str]) -> list[str]:
-    found = sorted(name for name in os.environ if names.fullmatch(name))
-    for name in found:
+    dropped = sorted(name for name in os.environ if names.fullmatch(name))
+    for name in dropped:
         del os.environ[name]
-    return found
+    return dropped
 
 
 def _count_threads() -> None:
@@ -117,9 +122,10 @@ def _expanded(path: str) -> Path:
 
 
 def can_be_made(folder: Path) -> bool:
-    """Whether a folder is there or can be made, and be written into."""
-    there = next((parent for parent in (folder, *folder.parents) if os.access(parent, os.F_OK)), folder)
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    """Whether a folder exists or can be made, and can be written to."""
+    parents = (parent for parent in (folder, *folder.parents) if os.access(parent, os.F_OK))
+    nearest = next(parents, folder)
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def _temporary() -> str:

@@ -17,7 +17,13 @@ from prune.console.messages import listening, printable
 
 
 def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
-    """Runs a command; one clear line and exit 1 for whatever ends it early. debug: the traceback instead."""
+    """Run a command; one clear line and exit 1 for whatever ends it early.
+
+    Args:
+        work: returns the exit code.
+        quiet: show no notes and no progress bars.
+        debug: show the traceback instead of the line.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # from here on exceptions that work can clean up after
         signal.signal(number, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -87,7 +93,7 @@ def _to_nowhere(stream: IO[str]) -> None:
 
 
 def waiting(what: str, quiet: bool) -> AbstractContextManager[Any]:
-    """A spinner on a terminal."""
+    """Show a spinner on a terminal for as long as the block lasts."""
     from rich.console import Console
 
     console = Console(stderr=True)

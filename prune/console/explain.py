@@ -1,4 +1,4 @@
-"""What an exception means to a user: one line by its kind, with the way out. No torch."""
+"""What an exception means to a user: one line by its kind, with the way out."""
 
 import errno
 import os
@@ -34,7 +34,10 @@ WAYS = {
 
 
 def explained(error: BaseException) -> str:
-    """The line, without `excise: `. Whatever is not known by kind is an error of Excise, and says so."""
+    """Return the line, without `excise: `.
+
+    What is not known by its kind is an error of Excise, and says so.
+    """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, ExciseError):
@@ -54,10 +57,10 @@ def _memory(error: BaseException) -> str:
 
 
 def _network(error: BaseException) -> str:
-    """Of the libraries that fetch, wherever in the chain of causes; and the system's own."""
-    for one in _chain(error):
-        if _is_network(one):
-            failed = f"the hub or the network failed ({type(one).__name__}: {_said(one)})"
+    """Errors of libraries that fetch, anywhere in the chain of causes, and the system's own."""
+    for cause in _chain(error):
+        if _is_network(cause):
+            failed = f"the hub or the network failed ({type(cause).__name__}: {_said(cause)})"
             return f"{failed}; run the same command again, or download first and name the local folder"
     return ""
 
@@ -73,11 +76,12 @@ def _is_network(error: BaseException) -> bool:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        context = None if current.__suppress_context__ else current.__context__
+        current = current.__cause__ or context
 
 
 def _system(error: BaseException) -> str:
@@ -132,15 +136,15 @@ def _unforeseen(error: BaseException) -> str:
     own = [(file, line) for file, line, _ in passed if is_own(file)]
     place = f" at {Path(own[-1][0]).relative_to(ROOT)}:{own[-1][1]}" if own else ""
     message = f": {_said(error)}" if str(error) else ""
-    what = f"{type(error).__name__}{place}{message}"
+    summary = f"{type(error).__name__}{place}{message}"
     library = _library(passed[-1][0]) if passed else ""
     if library and any(function == "<module>" and _library(file) for file, _, function in passed):
         why = f"{type(error).__name__}{message}"
         return f"{library} cannot be loaded ({why}); is a variable that it reads set wrongly?"
     if library and not is_own_mistake(error):
-        failed = f"{library} failed in a way that Excise does not know ({what})"
+        failed = f"{library} failed in a way that Excise does not know ({summary})"
         return f"{failed}; if the input is sound, {REPORT}"
-    return f"an error of Excise itself ({what}); {REPORT}"
+    return f"an error of Excise itself ({summary}); {REPORT}"
 
 
 def _library(file: str) -> str:

@@ -1,4 +1,4 @@
-"""Arguments and options that commands share, and the values they choose from. No torch."""
+"""Arguments and options that commands share, and the values they choose from."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from criteria.text.bos import Bos
+from prune.console import completion
 
 
 class Dtype(StrEnum):
@@ -37,7 +38,23 @@ Set = Annotated[
         "--set", metavar="KEY.PATH=VALUE", help="Change a recipe value, for example prune.fraction=0.25."
     ),
 ]
-Model = Annotated[str, typer.Argument(help="Folder, `demo`, or organisation/name[@revision] on the hub.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what would be read, computed and written, and what it takes; do nothing."
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Folder, `demo`, or organisation/name on the hub; @revision may follow.",
+        autocompletion=completion.models,
+    ),
+]
 Recipe = Annotated[
-    str, typer.Argument(help="A YAML file, or the name of a recipe that comes with Excise (demo).")
+    str,
+    typer.Argument(
+        help="A YAML file, or the name of a recipe that comes with Excise (demo).",
+        autocompletion=completion.recipes,
+    ),
 ]

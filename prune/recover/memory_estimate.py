@@ -22,7 +22,8 @@ def missing_memory(session: Session, settings: FinetuneSettings, windows: Window
     if needed < SHARE * free:
         return ""
     return (
-        f"recovery needs about {needed / 1e9:.1f} GB beside the unpruned model, {free / 1e9:.1f} GB are free: "
+        f"recovery needs about {needed / 1e9:.1f} GB beside the unpruned model, "
+        f"{free / 1e9:.1f} GB are free: "
         "the teacher's best logits are cached on disk "
         "(finetune.teacher.keep=memory keeps it in memory anyway)"
     )

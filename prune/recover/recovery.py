@@ -27,7 +27,7 @@ from prune.recover.summary import recovery_csv, recovery_summary
 from prune.recover.targets import check_targets, everything
 from prune.recover.training import training_provenance
 from prune.session.measures import measures_of
-from prune.session.prepare import Prepared
+from prune.session.prepared import Prepared
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.draw import random_plans

@@ -91,7 +91,7 @@ def _leads(leads: Sequence[LeadJson]) -> Table:
         "kept [95 %]",
         "verdict",
     )
-    return Table("LeadJson of the criterion over random plans", head, [_lead_row(lead) for lead in leads])
+    return Table("Lead of the criterion over random plans", head, [_lead_row(lead) for lead in leads])
 
 
 def _lead_row(lead: LeadJson) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pruned models to be recovered, and their teacher: one set of weights in memory, or models from disk in turn."""
+"""Pruned models to be recovered, and their teacher: shared weights in memory, or models from disk."""
 
 import shutil
 from collections.abc import Callable, Iterator

@@ -23,7 +23,8 @@ from prune.run.recipe_record import keep_recipe
 from prune.run.report import markdown
 from prune.run.result import PruneResult
 from prune.session.measures import check_rows
-from prune.session.prepare import Prepared, check_pruning
+from prune.session.prepared import Prepared
+from prune.session.refusals import check_pruning
 from prune.session.run_folder import CHECKPOINT, write_json, write_text
 from prune.session.session import Session
 from validate.verdict import Verdict
@@ -78,7 +79,8 @@ class Run:
         if self.scopes != self.prepared.scopes:
             notes.append(
                 f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, "
-                "so no other scope is shown beside it; `excise compare` with compare.scopes=[layer, global] searches in both"
+                "so no other scope is shown beside it; "
+                "`excise compare` with compare.scopes=[layer, global] searches in both"
             )
         return notes
 

@@ -7,7 +7,7 @@ import yaml
 
 from experts.errors import ExciseError
 from experts.keys import environment
-from prune.session.prepare import Prepared
+from prune.session.prepared import Prepared
 from prune.session.run_folder import CHECKPOINT, write_json, write_text
 
 RECIPE = "recipe.yaml"

@@ -38,7 +38,8 @@ def check_rows(session: Session, pairs: int = 0) -> None:
     documents = len(np.unique(session.texts.validation.document))
     if pairs and documents < needed:
         tell(
-            f"the validation text has {documents} documents: by loss no two criteria can differ significantly, "
+            f"the validation text has {documents} documents: "
+            f"by loss no two criteria can differ significantly, "
             f"which takes {needed} after Holm over {pairs} pairs; add text, or split it with `separator`"
         )
 

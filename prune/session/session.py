@@ -21,7 +21,7 @@ from experts.disk.weight_files import regular_files
 from experts.loading import load_network
 from experts.model import Model
 from experts.plan import Plan
-from prune.session.prepare import Prepared
+from prune.session.prepared import Prepared
 from prune.session.texts import Texts
 from validate.chance import contest_of
 from validate.null import Contest

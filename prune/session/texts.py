@@ -45,7 +45,7 @@ class Texts:
             _ = self.training
 
     def reseeded(self, seed: int) -> "Texts":
-        """The same with calibration windows of another seed; no plan of theirs is tested: they may overlap."""
+        """The same with calibration windows of another seed, for plans that are not tested."""
         calibration = self.recipe.calibration.model_copy(update={"seed": seed})
         other = Texts(self.model, self.recipe.model_copy(update={"calibration": calibration}))
         other.calibration = self.read(calibration, _silent)

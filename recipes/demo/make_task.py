@@ -1,6 +1,8 @@
-"""Builds the demo's lm-eval task from its own test text: choose the true continuation among four, three of them from other documents.
+"""Build the demo's lm-eval task from its own test text: choose the true continuation among four.
 
-python recipes/demo/make_task.py     writes tasks/continuation.jsonl beside this file; the same Python gives the same items
+    python recipes/demo/make_task.py
+
+writes tasks/continuation.jsonl beside this file. The same Python gives the same items.
 """
 
 import json

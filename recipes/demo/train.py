@@ -1,9 +1,12 @@
-"""Trains the demo model and its tokenizer from scratch on the standard library's own text (about an hour on 2 cores).
+"""Train the demo model and its tokenizer on the standard library's own text (about an hour on 2 cores).
 
-    python recipes/demo/train.py recipes/demo/model   # and held_out.json beside it: its loss and a unigram baseline
+    python recipes/demo/train.py recipes/demo/model
 
-An OLMoE of 6 layers × 16 experts, top-4. The text is split by file (criteria/text/standard_library.py):
-the model never sees the calibration and test files. Needs `pip install -e '.[test]'` (transformers' Trainer needs accelerate).
+writes held_out.json beside it, too: its loss and a unigram baseline.
+
+An OLMoE of 6 layers × 16 experts, top-4. The text is split by file (criteria/text/standard_library.py): the
+model never sees the calibration and test files. Needs `pip install -e '.[test]'` (transformers' Trainer needs
+accelerate).
 """
 
 import argparse
@@ -167,7 +170,7 @@ def main() -> None:
     train, test = stream(tokenizer, texts), stream(tokenizer, text_of("test"))
     model = fit(train, options.steps, options.seed, options.scratch)
     model.to(torch.bfloat16).save_pretrained(options.out)
-    # transformers 5 rewrites keys that transformers 4 reads: keep the weights it saved, write the config ourselves.
+    # transformers 5 rewrites keys that transformers 4 reads: its weights stay, the config is written here.
     (options.out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     weights = options.out / "model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt"})

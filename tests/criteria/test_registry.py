@@ -15,7 +15,7 @@ from criteria.scores import load, save, score
 from criteria.selection import plan_for
 from experts.errors import ExciseError
 from experts.shape import Shape
-from tests.criteria.test_statistics import micro_statistics
+from tests.support.micro import micro_statistics
 
 NOTHING = np.zeros((1, 3), dtype=bool)
 NO_FAMILIES = (

@@ -17,25 +17,9 @@ from experts.anatomy import dissect
 from experts.errors import ExciseError
 from tests.support import tiny
 from tests.support.inputs import windows
-from tests.support.micro import MicroModel
+from tests.support.micro import MicroModel, micro_statistics
 
 SUMS = ("tokens", "moments", "peak", "turning", "together", "by_domain")
-
-
-def micro_statistics() -> Statistics:
-    """Two windows: token 0 alone in domain x; tokens 1 and 2 in domain y; one padding token (id 2) that must not count.
-
-    Worked out by hand (see tests/micro.py for the weights):
-      token 0 = (1, 0): logits (1, 0, 1): experts 0, 2 with g = 1, 1;  f_0 = (2, 0), f_2 = (−1, 0)
-      token 1 = (0, 2): logits (0, 2, 2): experts 1, 2 with g = 2, 2;  f_1 = (2, 0), f_2 = (0, −2)
-      token 2 = (3, 4): logits (3, 4, 7): experts 2, 1 with g = 7, 4;  f_2 = (−3, −4), f_1 = (4, 3)
-    """
-    tokens = np.array([[0, 2], [1, 2]])
-    mask = np.array([[True, False], [True, True]])
-    return observe(
-        dissect(MicroModel()),
-        Windows(tokens, mask, np.array([0, 1]), np.array([0, 1]), ("a", "b"), ("x", "y")),
-    )
 
 
 # 1 − cos(h, h + y): token 0: y = (1, 0), no turn. Token 1: y = (4, −4), h + y = (4, −2): 1 + 4 / (2√20) = 1 + 1/√5.

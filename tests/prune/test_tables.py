@@ -1,5 +1,6 @@
 """Numbers as text: no −0.000, whatever is printed."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -73,3 +74,11 @@ def test_reports_take_their_numbers_from_one_place(module: object) -> None:
     """A format of their own would bring −0.000 back."""
     source = Path(module.__file__).read_text(encoding="utf-8")  # type: ignore[attr-defined]
     assert not re.findall(r":[+z ]*\.?\d*[f%]\}", source)
+
+
+@pytest.mark.parametrize("module", REPORTS)
+def test_reports_name_no_types(module: object) -> None:
+    """What is printed speaks of leads and overlaps, not of the classes that describe the JSON files."""
+    source = Path(module.__file__).read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    assert not [text for text in texts if isinstance(text, str) and re.search(r"[a-z]Json\b", text)]

@@ -6,10 +6,16 @@ and its logits are the gate weights. Experts: f_0(x) = 2x, f_1(x) = (x₂, x₁)
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.integrations.moe import use_experts_implementation
+
+from criteria.observe import observe
+from criteria.statistics import Statistics
+from criteria.text.windows import Windows
+from experts.anatomy import dissect
 
 
 @use_experts_implementation(has_gate=False)
@@ -84,3 +90,19 @@ class MicroModel(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden)
         return hidden
+
+
+def micro_statistics() -> Statistics:
+    """Two windows: token 0 alone in domain x; tokens 1 and 2 in domain y; one padding token (id 2) that must not count.
+
+    Worked out by hand (the weights are above):
+      token 0 = (1, 0): logits (1, 0, 1): experts 0, 2 with g = 1, 1;  f_0 = (2, 0), f_2 = (−1, 0)
+      token 1 = (0, 2): logits (0, 2, 2): experts 1, 2 with g = 2, 2;  f_1 = (2, 0), f_2 = (0, −2)
+      token 2 = (3, 4): logits (3, 4, 7): experts 2, 1 with g = 7, 4;  f_2 = (−3, −4), f_1 = (4, 3)
+    """
+    tokens = np.array([[0, 2], [1, 2]])
+    mask = np.array([[True, False], [True, True]])
+    return observe(
+        dissect(MicroModel()),
+        Windows(tokens, mask, np.array([0, 1]), np.array([0, 1]), ("a", "b"), ("x", "y")),
+    )

@@ -128,6 +128,7 @@ class Shifted(Evaluator):
         raise AssertionError("everything is measured")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("null", list(Null))
 def test_false_positive_rate(pool: Pool, null: Null) -> None:
     """400 simulated criteria that are random, the whole rule (p and interval): at most 7 % beat random at α = .05."""
@@ -144,6 +145,7 @@ def test_false_positive_rate(pool: Pool, null: Null) -> None:
     assert rate["not distinguishable"] < 1, "a test that never says anything has no false positives either"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("null", list(Null))
 def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
     """A criterion better by the smallest detectable difference is found in about 80 % of the draws, one twice as good in nearly all."""
@@ -170,6 +172,7 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
     assert power[2.0] >= 0.97
 
 
+@pytest.mark.slow
 def test_holm_is_over_all_criteria(pool: Pool) -> None:
     """Twenty random criteria at once: the family hardly ever has a winner, where each alone would have one in 21."""
     tests = list(pool.draws(20))[:200]
@@ -204,6 +207,7 @@ def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_is_detectable_after_holm(pool: Pool) -> None:
     """Twenty tests: the effect that is printed is found at α / 20, the first step of Holm; by counting 20 plans nothing could be."""
     tests = list(pool.draws(20))[:100]

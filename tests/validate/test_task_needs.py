@@ -12,8 +12,8 @@ import yaml
 from experts.anatomy import dissect
 from experts.errors import ExciseError
 from experts.loading import load_network, load_tokenizer
-from tests.prune.run.test_run import counted
 from tests.support import tiny
+from tests.support.counting import counted
 from tests.support.recipes import execute, invoke
 from tests.support.tasks import task_file
 from validate.task_needs import ALLOWED, check_tasks, check_tokenizer, refusal_of_code

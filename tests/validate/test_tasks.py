@@ -116,6 +116,7 @@ def test_few_shot_examples_are_the_same_for_every_plan(anatomy: Anatomy, tmp_pat
 # What is refused.
 
 
+@pytest.mark.slow
 def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match=r"lm-eval knows no task 'helaswag'; did you mean hellaswag"):
         Benchmark(("helaswag",), None, None, None)

@@ -2,11 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from criteria.text.windows import Windows
-from experts.anatomy import Anatomy
 from experts.errors import ExciseError
 from validate.results import CheckJson
 
@@ -39,8 +34,3 @@ def require(checks: list[Check]) -> None:
         if not check.passed:
             what = f"the instrument failed its check {check.name!r}: {check.evidence}"
             raise ExciseError(f"{what}; no result can be trusted, please report it")
-
-
-def tokens_of(anatomy: Anatomy, windows: Windows) -> Tensor:
-    """Return the windows' tokens [N, W] on the model's device."""
-    return torch.from_numpy(windows.tokens).to(next(anatomy.model.parameters()).device)

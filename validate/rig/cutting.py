@@ -13,7 +13,7 @@ from experts.ablation import restricted
 from experts.anatomy import Anatomy, MoELayer
 from experts.plan import Plan
 from experts.surgery import cut_layer
-from validate.rig.check import Check, tokens_of
+from validate.rig.check import Check
 
 BlockCall = tuple[Any, Any, Tensor]  # arguments, keyword arguments, output
 
@@ -41,7 +41,7 @@ def check_restricted_is_cut(anatomy: Anatomy, first: Windows, plan: Plan) -> Che
 @torch.no_grad()
 def last_logits(anatomy: Anatomy, windows: Windows) -> Tensor:
     """Return the logits of the first window [1, W, V], to compare with a reloaded model's bit by bit."""
-    tokens = tokens_of(anatomy, windows.select(np.array([0])))
+    tokens = windows.select(np.array([0])).tensor(anatomy.device)
     logits: Tensor = anatomy.model(input_ids=tokens, use_cache=False).logits
     return logits
 
@@ -72,7 +72,7 @@ def _block_calls(anatomy: Anatomy, first: Windows, plan: Plan) -> list[BlockCall
     hooks = [layer.block.register_forward_hook(record, with_kwargs=True) for layer in anatomy.layers]
     try:
         with restricted(anatomy, plan):
-            anatomy.model(input_ids=tokens_of(anatomy, first), use_cache=False)
+            anatomy.model(input_ids=first.tensor(anatomy.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

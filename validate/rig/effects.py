@@ -13,7 +13,7 @@ from experts.effects.instrument import Instrument
 from experts.effects.stream import CleanForward
 from experts.modes import Scope
 from experts.seam import Forward, intercepted
-from validate.rig.check import Check, tokens_of
+from validate.rig.check import Check
 
 LOCAL = 32  # tokens on which single effects are checked
 
@@ -27,7 +27,7 @@ def check_local(anatomy: Anatomy, first: Windows) -> Check:
     and not 0 for at least one active one.
     """
     instrument = Instrument(anatomy, probabilities=False, enters=False)
-    tokens = tokens_of(anatomy, first)[:, :LOCAL]
+    tokens = first.tensor(anatomy.device)[:, :LOCAL]
     position = (tokens.shape[1] - 1) // 2
     rows = _some_rows(anatomy)
     wrong, moved = 0, 0
@@ -71,7 +71,7 @@ def check_planted(anatomy: Anatomy, first: Windows) -> Check:
     before that must move some loss.
     """
     instrument = Instrument(anatomy, probabilities=False, enters=False)
-    tokens = tokens_of(anatomy, first)[:, :LOCAL]
+    tokens = first.tensor(anatomy.device)[:, :LOCAL]
     alive, dead = 0, 0
     for row in _some_rows(anatomy):
         clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
@@ -95,7 +95,7 @@ def _some_rows(anatomy: Anatomy) -> list[int]:
     return sorted({0, len(anatomy.layers) // 2, len(anatomy.layers) - 1})
 
 
-def _token_by_token(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
+def _token_by_token(row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
     """Run the experts of one token at a time.
 
     Grouped kernels round by the size of a group, so an edited token would move the last bit of others.

@@ -12,7 +12,7 @@ from experts.errors import ExciseError
 from experts.modes import Mode
 from experts.plan import Plan
 from validate.loss import window_losses
-from validate.rig.check import Check, tokens_of
+from validate.rig.check import Check
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def check_own_loss(anatomy: Anatomy, first: Windows) -> Check:
 
     1e-2 in half precision, whose loss the model itself rounds.
     """
-    tokens = tokens_of(anatomy, first)
+    tokens = first.tensor(anatomy.device)
     # The language-model loss without the router's auxiliary loss, which some configurations switch on.
     output = anatomy.model(input_ids=tokens, labels=tokens, use_cache=False, output_router_logits=False)
     theirs = float(output.loss)
@@ -44,8 +44,7 @@ def check_lifted(anatomy: Anatomy, first: Windows, plan: Plan) -> Check:
 
 
 def _ablate_once(anatomy: Anatomy, first: Windows, mode: Mode) -> None:
-    device = next(anatomy.model.parameters()).device
-    means = torch.zeros(len(anatomy.layers), anatomy.shape.num_experts, 1, device=device)
+    means = torch.zeros(len(anatomy.layers), anatomy.shape.num_experts, 1, device=anatomy.device)
     removed = {0: marked(anatomy, 0)}
     # Not every router can do without one expert.
     with suppress(ExciseError), ablated(anatomy, removed, mode, means):
@@ -55,7 +54,7 @@ def _ablate_once(anatomy: Anatomy, first: Windows, mode: Mode) -> None:
 @torch.no_grad()
 def check_unique(anatomy: Anatomy, first: Windows) -> Check:
     """Check 3: more than half of the losses at different positions are different numbers."""
-    tokens = tokens_of(anatomy, first)
+    tokens = first.tensor(anatomy.device)
     losses = token_losses(anatomy.model(input_ids=tokens, use_cache=False).logits, tokens).flatten()
     share = len(torch.unique(losses)) / len(losses)
     evidence = f"{share:.0%} of {len(losses)} losses are unique, more than 50 % needed"

@@ -7,12 +7,11 @@ better.
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
+from experts.arrays import Array
 from validate.statistics.scale import constant, exponent, scaled
 
-Array = NDArray[np.float64]
 TINY = 1e-15  # a range below which scipy's Shapiro-Wilk sees none
 
 

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
+from experts.arrays import Array, Ids
 from validate.statistics.json_number import number
 from validate.statistics.paired import LEVEL, Test, unfit
 from validate.statistics.scale import exponent, scaled
 
-Array = NDArray[np.float64]
-Clusters = NDArray[np.int64]
+Clusters = Ids
 RESAMPLES = 9999
 CANCELLED = 1e-12  # a sum this small beside its terms is their rounding
 

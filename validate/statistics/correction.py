@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
+
+from experts.arrays import Array
 
 
 class Correction(StrEnum):
@@ -24,7 +25,7 @@ _STATSMODELS_NAMES = {
 }
 
 
-def corrected(p: Sequence[float], correction: Correction) -> NDArray[np.float64]:
+def corrected(p: Sequence[float], correction: Correction) -> Array:
     """Return adjusted p values, to be compared with α itself (statsmodels.stats.multitest).
 
     Args:

@@ -8,13 +8,12 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
+from experts.arrays import Array, Marks
 from validate.statistics.scale import constant, scaled
 
-Array = NDArray[np.float64]
 LEVEL = 0.95
 FAR = 1e4  # |t| from which scipy is no better than the limit (1e-6), then slow, and by 1e5 wrong by 3 %
 
@@ -194,7 +193,7 @@ def _centred_ranks(values: Array) -> Array:
     return centred
 
 
-def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Test:
+def mcnemar(first: Marks, second: Marks) -> Test:
     """Return McNemar's exact test of the same N items answered twice (statsmodels, exact binomial).
 
     Among the items that are answered differently, is one side right more often than by a coin?

@@ -5,9 +5,9 @@ import warnings
 from bisect import bisect_left
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import integrate, optimize, special, stats
 
+from experts.arrays import Array
 from validate.statistics.scale import exponent, scaled
 
 POWER = 0.80
@@ -73,7 +73,7 @@ def _power_by_integral(critical: float, df: int, shift: float) -> float:
     return float(integrate.quad(tail, 0.0, 1.0, limit=200)[0])
 
 
-def smallest_detectable(null: NDArray[np.float64], alpha: float) -> float:
+def smallest_detectable(null: Array, alpha: float) -> float:
     """Return the advantage over the mean random plan that a one-sided test finds with 80 % power.
 
     (t_{1−α, R−1} · √(1 + 1/R) + z_{0.8}) · sd: the prediction interval of one more draw, and the quantile for

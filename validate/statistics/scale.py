@@ -1,9 +1,9 @@
 """Numbers brought to a size whose squares neither overflow nor vanish: a power of two changes no digit."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from experts.arrays import Array
+
 SAFE = 300  # binary exponent up to which squares and their sums are exact: 1e-90 to 1e90
 ROUNDING = 1e-6  # values that vary by less, relative to the largest, are one number: losses come from float32
 

@@ -307,6 +307,7 @@ print(json.dumps([len(windows), time.monotonic() - begun, peak() - before]))
 """
 
 
+@pytest.mark.slow
 def test_a_gigabyte_costs_what_a_megabyte_costs(tmp_path: Path) -> None:
     """128 windows of 1 GB: seconds, and little memory over what the libraries take."""
     path, tokenizer = tmp_path / "huge.txt", tmp_path / "tokenizer.json"

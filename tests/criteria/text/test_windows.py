@@ -108,6 +108,7 @@ def test_bad_jsonl_names_the_line(tmp_path: Path) -> None:
         read_windows([Source(text=(tmp_path / "missing.txt",))], TOKENIZER, 4, 1, 0)
 
 
+@pytest.mark.slow
 def test_standard_library_splits_by_file() -> None:
     names = {
         split: {name for domain in ("code", "prose") for name, _ in documents(domain, split)}
@@ -128,6 +129,7 @@ def test_code_has_no_docstrings_and_prose_is_them() -> None:
         assert len(first) < 20 or first not in code[name]
 
 
+@pytest.mark.slow
 def test_shared_text(shared: Path) -> None:
     wiki = shared / "data" / "wikitext-2"
     source = {"separator": r"^ = [^=\n]+ = $"}

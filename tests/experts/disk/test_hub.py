@@ -334,7 +334,7 @@ def test_a_shared_cache_that_is_read_only(
     caplog.set_level("INFO", "excise")
     fetched = model_folder("org/tiny")
     (fetched / "README.md").unlink()
-    monkeypatch.setattr("experts.disk.hub.unwritable", lambda folder=None: "Read-only file system")
+    monkeypatch.setattr("experts.disk.repository.unwritable", lambda folder=None: "Read-only file system")
     assert model_folder("org/tiny") == fetched
     assert "README.md cannot be kept in" in caplog.text
 

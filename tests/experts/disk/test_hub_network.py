@@ -98,13 +98,13 @@ def test_a_full_disk(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experts.disk.hub.snapshot_download", full)
+    monkeypatch.setattr("experts.disk.repository.snapshot_download", full)
     with pytest.raises(ExciseError, match=r"cache: No space left on device; HF_HOME names another folder"):
         model_folder("org/tiny")
 
 
 @pytest.mark.parametrize("error", [ValueError(""), RuntimeError("\n"), ImportError(), OSError()])
-@pytest.mark.parametrize("where", ["snapshot_download", "hf_hub_download", "HfApi"])
+@pytest.mark.parametrize("where", ["repository.snapshot_download", "hub_cache.hf_hub_download", "hub.HfApi"])
 def test_an_error_that_says_nothing(
     where: str, error: Exception, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +113,7 @@ def test_an_error_that_says_nothing(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(f"experts.disk.hub.{where}", fail)
+    monkeypatch.setattr(f"experts.disk.{where}", fail)
     with pytest.raises(ExciseError, match=rf"org/tiny: .*\({type(error).__name__}\)"):
         model_folder("org/tiny")
 

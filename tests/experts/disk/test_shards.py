@@ -152,8 +152,8 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
         (lambda f: (f / "config.json").write_text("[]"), r"config\.json: expected a JSON object, found list"),
         (lambda f: edit_index(f, {"a": "../evil.safetensors"}), "not a plain"),
         (lambda f: edit_index(f, {"a": "/etc/passwd"}), "not a plain"),
-        (lambda f: edit_index(f, {"e": "model-00001-of-00002.safetensors"}), "tensor e should stand in"),
-        (lambda f: shard(f, "model-00002-of-00002.safetensors"), "also stands in another shard"),
+        (lambda f: edit_index(f, {"e": "model-00001-of-00002.safetensors"}), "tensor e should be in"),
+        (lambda f: shard(f, "model-00002-of-00002.safetensors"), "is in another shard too"),
     ],
 )
 def test_broken_checkpoints_are_refused(

@@ -22,11 +22,11 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from typer.testing import CliRunner
 
 from experts.disk import fingerprint as identity
-from experts.disk.fingerprint import KNOWN, fingerprint
+from experts.disk.fingerprint import KNOWN_FILE, fingerprint
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.disk.weight_files import (
-    ADAPTER,
+    ADAPTER_CONFIG,
     INDEX_FILE,
     SINGLE_SHARD,
     entry_file,
@@ -120,7 +120,7 @@ def test_an_adapter_is_found_where_transformers_finds_it(tmp_path: Path) -> None
         folder = tmp_path / kind / "model"
         folder.mkdir(parents=True)
         place(folder, SINGLE_SHARD, "file")
-        place(folder, ADAPTER, kind)
+        place(folder, ADAPTER_CONFIG, kind)
         if find_adapter_config_file(str(folder)) is None:
             assert ours(folder, {}) == [SINGLE_SHARD]
         else:
@@ -300,7 +300,7 @@ def test_what_was_read_is_remembered_and_only_then_not_read_again(
     copy = shutil.copytree(large, tmp_path / "copy")
     assert (fingerprint(open_checkpoint(copy)), len(read)) == (first, 2)
     for damage in ("{", "[]", '{"x": 3}'):
-        (tmp_path / "cache" / KNOWN).write_text(damage)
+        (tmp_path / "cache" / KNOWN_FILE).write_text(damage)
         assert fingerprint(open_checkpoint(large)) == first
     monkeypatch.setenv("EXCISE_CACHE", "/dev/null/cache")
     assert fingerprint(open_checkpoint(large)) == first

@@ -132,6 +132,7 @@ def test_every_cell_from_the_rows_by_scipy(released: Path, audited: Any) -> None
         )
 
 
+@pytest.mark.slow
 def test_ddof_is_a_parameter_and_is_printed(released: Path, audited: Any) -> None:
     one = json.loads(invoke("--positions", released, "--ddof", 1, "--json").stdout)
     assert (audited["ddof"], one["ddof"]) == (0, 1)

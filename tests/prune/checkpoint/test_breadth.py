@@ -67,6 +67,7 @@ def test_refused(model_type: str) -> None:
     assert documented()[model_type] == refused_row(model_type, model, refusal.value), STALE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", [name for name in ALL if name not in REFUSED])
 def test_supported(model_type: str, tmp_path: Path) -> None:
     model = build(model_type)

@@ -69,6 +69,7 @@ def leftovers(folder: Path) -> list[str]:
 # Killed.
 
 
+@pytest.mark.slow
 def test_twenty_kills_leave_no_folder_that_loads_wrongly(tmp_path: Path) -> None:
     """Real processes of `excise export`, SIGKILL at seeded random moments; every folder with a config.json is compared byte by byte."""
     model = DeepSeek(hidden=1024, inner=256, layers=4, experts=64, vocabulary=2048, shards=5)

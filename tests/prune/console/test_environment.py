@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from criteria import calibration as calibration_module
-from experts import limits, memory
+from experts import keys, limits, memory
 from experts.cache import Cache, cache_folder
 from experts.errors import ExciseError
 from experts.files import replacing, replacing_folder
@@ -34,7 +34,6 @@ from experts.stored_arrays import StoredArrays
 from prune.console.cli import app
 from prune.console.environment import mend
 from prune.console.messages import listening
-from prune.session import run_folder as stages
 from tests.support.play import Play
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -276,7 +275,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(
     monkeypatch.setenv("EXCISE_CACHE", "/dev/null/cache")
     done = counting(monkeypatch)
     with monkeypatch.context() as broken:
-        broken.setattr("prune.run.pipeline.Run._ranked", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr("prune.run.pipeline.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         first = noted(measuring(play, tmp_path / "run"))
     notes = [line for line in said(first.stderr) if "/dev/null/cache" in line]
     assert len(notes) == 1
@@ -402,9 +401,9 @@ def test_a_checkout_that_is_not_installed(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> str:
-        raise stages.PackageNotFoundError(name)
+        raise keys.PackageNotFoundError(name)
 
-    monkeypatch.setattr(stages, "version", missing)
+    monkeypatch.setattr(keys, "version", missing)
     assert CliRunner().invoke(app, play.command("prune", tmp_path / "run")).exit_code == 0
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["excise"] == "not installed"
 
@@ -592,6 +591,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 def test_a_recovery_in_an_odd_environment(play: Play, tmp_path: Path) -> None:
     """It does not hang, its numbers are those of a plain one, and every line on stderr is a note of ours: none of a library.
 
@@ -610,7 +610,7 @@ def test_a_recovery_in_an_odd_environment(play: Play, tmp_path: Path) -> None:
         "note: MKL_NUM_THREADS=abc in the envi",
         "note: /dev/null/home/.cache/excise ca",
         "note: unequal counts per layer: load ",
-        "note: 3, 5, 6 experts per layer do no",
+        "note: layers keep 3, 5, 6 experts, no",
     ]
     one, other = (
         json.loads((tmp_path / name / "recovery.json").read_text())["plans"] for name in ("plain", "café")

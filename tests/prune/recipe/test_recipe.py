@@ -24,7 +24,7 @@ from prune.recipe.schema import (
     TextSettings,
     ValidateSettings,
 )
-from prune.session.prepare import default_output
+from prune.session.outputs import default_output
 
 GOOD: dict[str, Any] = {
     "model": "demo",

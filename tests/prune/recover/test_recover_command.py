@@ -34,6 +34,7 @@ from prune.run.pipeline import Run
 from prune.session.prepare import prepare
 from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
+from tests.support.interruptions import without_time
 from tests.support.recipes import invoke
 from tests.support.tasks import task_file
 from validate.loss import window_losses
@@ -48,14 +49,6 @@ def run(path: Path, out: Path, *overrides: str) -> dict[str, Any]:
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def without_time(result: dict[str, Any]) -> dict[str, Any]:
-    plans = [
-        {**plan, "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in plan["curve"]]}
-        for plan in result["plans"]
-    ]
-    return {**{k: v for k, v in result.items() if k not in ("run", "checkpoint", "adapter")}, "plans": plans}
 
 
 # A whole run.
@@ -197,6 +190,7 @@ def test_without_control_nothing_is_claimed(recovery_recipe: Path, tmp_path: Pat
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_teacher_on_disk(scope: str, recovery_recipe: Path, tmp_path: Path) -> None:
     """With the whole vocabulary cached it teaches what the one in memory does; unequal layers load with their own class."""

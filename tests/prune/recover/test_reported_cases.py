@@ -36,6 +36,7 @@ def set_option(model: Path, **options: Any) -> None:
     (model / "config.json").write_text(json.dumps({**config, **options}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["output_router_logits", "return_dict"])
 def test_every_command_runs_a_model_with_options_of_a_fine_tune(
     option: str, recipe: Path, tmp_path: Path
@@ -85,6 +86,7 @@ def test_numbers_do_not_depend_on_such_an_option(recipe: Path, tmp_path: Path) -
     assert before["loss"] == after["loss"]
 
 
+@pytest.mark.slow
 def test_prune_heal_prune_heal(recipe: Path, tmp_path: Path) -> None:
     """A recovered checkpoint is a model like any other: pruned again, recovered again from its folder; the history tells all of it."""
     first = succeeded(

@@ -66,6 +66,7 @@ def test_is_small() -> None:
     assert sum(file.stat().st_size for file in MODEL.iterdir()) <= 20_000_000
 
 
+@pytest.mark.slow
 def test_verdicts(demo: tuple[dict[str, Any], Path]) -> None:
     assert {plan["criterion"]: plan["verdict"] for plan in demo[0]["plans"]} == {
         "reap": "beats random",
@@ -74,6 +75,7 @@ def test_verdicts(demo: tuple[dict[str, Any], Path]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_checkpoint_gives_the_restricted_models_logits(demo: tuple[dict[str, Any], Path]) -> None:
     """And is smaller by exactly the removed experts' bytes."""
     result, _ = demo
@@ -91,13 +93,15 @@ def test_checkpoint_gives_the_restricted_models_logits(demo: tuple[dict[str, Any
         assert torch.equal(reloaded(input_ids=tokens, use_cache=False).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("same_cache")
 def test_scope_global(
     tmp_path: Path, demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second calibration."""
     monkeypatch.setattr("criteria.calibration.observe", None)
-    result = execute(tmp_path / "run", "prune.scope=global", "criteria=[reap_sum]")
+    changes = ("prune.scope=global", "criteria=[reap_sum]", "validate.sequences=8")
+    result = execute(tmp_path / "run", *changes)
     both = {plan["scope"]: plan for plan in result["plans"]}
     assert set(both) == {"global", "layer"}
     assert both["global"]["kept"] == both["layer"]["kept"] == 48
@@ -107,6 +111,7 @@ def test_scope_global(
     assert np.isfinite(both["global"]["delta"])
 
 
+@pytest.mark.slow
 def test_the_demo_task_is_well_above_chance() -> None:
     """One of four is right by guessing; the first 80 items, a binomial test."""
     from scipy import stats

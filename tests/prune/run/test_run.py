@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from prune.recipe.read import read_recipe
 from prune.recipe.schema import Recipe
 from prune.run import pipeline as run_module
 from prune.run import plan_tests, pruned_folder
-from prune.session import session as session_module
 from prune.session.prepare import prepare
+from tests.support.counting import counted
 from tests.support.recipes import execute
 
 FILES = (
@@ -39,29 +38,6 @@ FILES = (
     "report.md",
     "checkpoint",
 )
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often the expensive things happen."""
-    calls = dict.fromkeys(("load", "observe", "check_rig", "export"), 0)
-
-    def wrap(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            calls[name] += 1
-            return work(*args, **kwargs)
-
-        return counting
-
-    for name, places in {
-        "load": (model_module, session_module),
-        "observe": (calibration_module,),
-        "check_rig": (plan_tests,),
-        "export": (pruned_folder,),
-    }.items():
-        for module in places:
-            function = "load_network" if name == "load" else name
-            monkeypatch.setattr(module, function, wrap(name, getattr(module, function)))
-    return calls
 
 
 def test_a_run_and_what_it_leaves(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) -> None:

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,15 +11,14 @@ from safetensors.torch import load_file
 from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune import recovery as recover_module
-from prune.audit.tokens import Audit
 from prune.checkpoint.write import export
 from prune.recipe.read import read_recipe
 from prune.recover import recovered_folder
 from prune.recover import students as students_module
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
-from tests.prune.recover.test_recover_command import without_time
 from tests.support import tiny
+from tests.support.interruptions import killed, numbers, run, without_time
 from tests.support.tasks import task_file
 
 SHORT = (
@@ -33,49 +31,6 @@ SHORT = (
 DISK = (*SHORT, "finetune.teacher.keep=disk")
 
 
-class Killed(BaseException):
-    """SIGKILL: nothing is tidied up."""
-
-
-def run(path: Path, out: Path, *overrides: str, force: bool = False) -> dict[str, Any]:
-    return Run(prepare(read_recipe(path, overrides), out, force)).execute().result
-
-
-def audit(path: Path, out: Path, *overrides: str) -> dict[str, Any]:
-    return Audit(prepare(read_recipe(path, overrides), out)).execute()
-
-
-def numbers(result: dict[str, Any]) -> Any:
-    """Everything but times and places."""
-    recovery = result["recovery"] and without_time(result["recovery"])
-    return {
-        **{key: value for key, value in result.items() if key not in ("run", "checkpoint")},
-        "recovery": recovery,
-    }
-
-
-def killed(
-    monkeypatch: pytest.MonkeyPatch,
-    work: Callable[[], Any],
-    module: Any,
-    name: str,
-    when: Callable[..., bool],
-) -> None:
-    """Runs `work` until module.name is called with arguments that fit."""
-    original = getattr(module, name)
-
-    def kill(*args: Any, **kwargs: Any) -> Any:
-        if when(*args):
-            broken.setattr(shutil, "rmtree", lambda *_, **__: None)
-            raise Killed
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(module, name, kill)
-        with pytest.raises(Killed):
-            work()
-
-
 def in_training(name: str) -> Callable[..., bool]:
     return lambda job, *_: job.folder.name == name
 
@@ -83,6 +38,7 @@ def in_training(name: str) -> Callable[..., bool]:
 # Recovery.
 
 
+@pytest.mark.slow
 def test_recovery_after_a_kill_with_other_settings(
     recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +94,7 @@ def test_a_folder_of_that_name_is_not_yet_that_plan(
         pass
 
 
+@pytest.mark.slow
 def test_there_and_back_again(recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of folders are used again by other plans: the curves, adapters and checkpoints of the first are not the second's."""
     first = run(recovery_recipe, tmp_path / "run", *SHORT)
@@ -170,6 +127,7 @@ def test_there_and_back_again(recovery_recipe: Path, tmp_path: Path, monkeypatch
     back()
 
 
+@pytest.mark.slow
 def test_what_auto_chose_stays_chosen(
     recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +144,7 @@ def test_what_auto_chose_stays_chosen(
     assert numbers(run(recovery_recipe, tmp_path / "run", *SHORT)) == numbers(whole)
 
 
+@pytest.mark.slow
 def test_what_the_report_says_depends_on_all_that_was_asked(recovery_recipe: Path, tmp_path: Path) -> None:
     """Fewer random plans behind a task, a moved folder, another teacher of the same name: nothing old is shown."""
     tasks = f"validate.tasks={{names: [guess], include: {task_file(tmp_path / 'tasks')}, random_plans: 6}}"
@@ -201,6 +160,7 @@ def test_what_the_report_says_depends_on_all_that_was_asked(recovery_recipe: Pat
     assert without_time(moved) == without_time(fewer)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_known_by_its_weights(recovery_recipe: Path, tmp_path: Path) -> None:
     own = (
         *SHORT,

@@ -8,7 +8,7 @@ import pytest
 from criteria import calibration as calibration_module
 from experts import model as model_module
 from prune.session.run_folder import RunFolder
-from tests.prune.session.test_resume import audit, killed, numbers, run
+from tests.support.interruptions import audit, killed, numbers, run
 from validate.loss import window_losses
 from validate.rows import LossEvaluator
 

@@ -51,6 +51,7 @@ def test_p_is_scipys() -> None:
     )  # all positive: the most extreme of 16 sign patterns, both tails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_the_interval_of_d_covers_it(ddof: int) -> None:
     """True d = .5 at n = 25, 1,000 simulated samples: 95 % of the intervals hold it."""

@@ -1,0 +1,1 @@
+"""`excise doctor`: is this machine ready for a run?"""

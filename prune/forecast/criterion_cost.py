@@ -1,0 +1,83 @@
+"""What criteria cost on a model of some size, in plain forwards of the calibration text.
+
+The registry's costs of interventions were measured on the demo; they grow as its column `grows` says.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from criteria.budget import Budget
+from criteria.registry import OBSERVED, Criterion
+from experts.shape import Shape
+
+DEMO = Shape(layers=tuple(range(6)), num_experts=16, top_k=4)
+DEMO_ROUNDS = 8  # of a search down to half of the demo's experts
+DEFAULTS = {"probes": 4, "steps": 8}  # settings of the rows whose cost grows with them
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One pass over the calibration text.
+
+    Attributes:
+        name: of the criteria that share it.
+        forwards: plain forwards of the calibration text.
+    """
+
+    name: str
+    forwards: float
+
+
+def costs(criteria: Iterable[Criterion], shape: Shape, budget: Budget, windows: int) -> list[Cost]:
+    """The passes that criteria need; those that share one appear once.
+
+    Args:
+        budget: what a search prunes down to.
+        windows: of the calibration text, N.
+
+    Returns:
+        The observed statistics first, which every run takes, then a row per experiment.
+    """
+    experiments: dict[str, Criterion] = {}
+    for criterion in criteria:
+        if criterion.measurement is not None:
+            experiments.setdefault(criterion.measurement.key, criterion)
+    rows = [Cost("observed statistics", OBSERVED)]
+    for criterion in experiments.values():
+        share = _share_of_windows(criterion, windows)
+        rows.append(Cost(criterion.name, criterion.cost * _growth(criterion, shape, budget) * share))
+    return rows
+
+
+def _growth(criterion: Criterion, shape: Shape, budget: Budget) -> float:
+    """How many times the demo's cost."""
+    factors = {
+        "L": shape.num_layers / DEMO.num_layers,
+        "E": shape.num_experts / DEMO.num_experts,
+        "k": shape.top_k / DEMO.top_k,
+        "rounds": _rounds(criterion, shape, budget) / DEMO_ROUNDS,
+    }
+    growth = 1.0
+    for name in filter(None, criterion.grows.split("·")):
+        growth *= factors[name] if name in factors else _setting(criterion, name) / DEFAULTS[name]
+    return growth
+
+
+def _rounds(criterion: Criterion, shape: Shape, budget: Budget) -> float:
+    """Rounds of a search: asked for, or as many as its step needs."""
+    if not criterion.searches:
+        return DEMO_ROUNDS
+    asked, step = _setting(criterion, "rounds"), _setting(criterion, "step")
+    removed = shape.total - budget.total
+    in_every_layer = shape.num_layers if budget.scope == "layer" else 1
+    return asked or -(-removed // (step * in_every_layer))
+
+
+def _setting(criterion: Criterion, name: str) -> int:
+    assert criterion.measurement is not None, "only measured criteria have settings"
+    return int(criterion.measurement.values[name])
+
+
+def _share_of_windows(criterion: Criterion, windows: int) -> float:
+    used = _setting(criterion, "windows")
+    return min(1.0, used / windows) if used else 1.0

@@ -1,0 +1,151 @@
+"""The forecast of a command, from a checked recipe: no weights, no torch, and nothing is written."""
+
+from pathlib import Path
+
+from criteria.budget import Budget
+from experts.disk.configuration import positive_int, text_config
+from experts.disk.layout import Layout
+from prune.checkpoint.rehearsal import trial_plans
+from prune.checkpoint.slices import removed_bytes
+from prune.forecast.result import DiskJson, ForecastJson, ForecastTextJson, MemoryJson
+from prune.forecast.stages import stages_of
+from prune.machine import free_disk, free_memory
+from prune.recipe.schema import TextSettings
+from prune.session.prepared import Checked
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LOGIT = 4  # bytes; losses are computed in float32
+WRITES = {
+    "prune": [
+        "recipe.yaml",
+        "environment.json",
+        "scores.safetensors",
+        "plan.json",
+        "losses.csv",
+        "validation.json",
+        "report.md",
+        "checkpoint/",
+    ],
+    "compare": ["environment.json", "comparison.json", "comparison.csv", "comparison.md", "losses.csv"],
+    "audit": [
+        "environment.json",
+        "audit.json",
+        "audit.csv",
+        "audit.md",
+        "positions.csv",
+        "effects.parquet",
+    ],
+}
+RECOVERY = ["recovery.json", "recovery.md", "healing.csv", "recovered_losses.csv", "adapter/", "recovered/"]
+
+
+def forecast(command: str, checked: Checked) -> ForecastJson:
+    """What a command will do with a checked recipe."""
+    return {
+        "command": command,
+        "model": {
+            "name": checked.model.pinned,
+            "size": checked.layout.checkpoint.size,
+            "download": checked.model.needed() + (checked.teacher.needed() if checked.teacher else 0),
+        },
+        "texts": _texts(command, checked),
+        "stages": stages_of(command, checked),
+        "writes": _writes(command, checked),
+        "memory": _memory(checked),
+        "disk": _disk(command, checked),
+        "seconds": None,
+        "notes": _notes(command, checked),
+    }
+
+
+def _texts(command: str, checked: Checked) -> list[ForecastTextJson]:
+    recipe = checked.recipe
+    texts = [_text("calibration", recipe.calibration), _text("validation", recipe.validation)]
+    if recipe.finetune and command in ("prune", "finetune"):
+        texts.append(_text("training", recipe.finetune))
+    return texts
+
+
+def _text(part: str, settings: TextSettings) -> ForecastTextJson:
+    sources: list[str] = []
+    for source in settings.data:
+        files = ", ".join(map(str, (*source.text, *source.jsonl)))
+        named = source.dataset or (f"stdlib {source.stdlib}" if source.stdlib else files)
+        sources.append(f"{named} ({source.split})" if source.split else named)
+    return {
+        "part": part,
+        "windows": settings.sequences,
+        "length": settings.length,
+        "sources": sources,
+    }
+
+
+def _writes(command: str, checked: Checked) -> list[str]:
+    """Files and folders in the run folder, of which the largest are checkpoints."""
+    recipe = checked.recipe
+    from_folder = recipe.finetune is not None and recipe.finetune.checkpoint is not None
+    if command == "finetune" and from_folder:
+        return ["environment.json", "losses.csv", *RECOVERY]
+    files = list(WRITES["prune" if command == "finetune" else command])
+    if command == "audit" and recipe.validation.progressive:
+        files.append("progressive.csv")
+    if command in ("prune", "compare", "finetune") and recipe.validation.tasks:
+        files.append("items.csv")
+    if command in ("prune", "finetune") and recipe.finetune:
+        files += RECOVERY
+    return files
+
+
+def _memory(checked: Checked) -> MemoryJson:
+    recipe = checked.recipe
+    vocabulary = positive_int(text_config(checked.layout.checkpoint.config), "vocab_size") or 0
+    parts: list[TextSettings] = [recipe.calibration, recipe.validation]
+    if recipe.finetune:
+        parts.append(recipe.finetune)
+    tokens = max(min(part.batch, part.sequences) * part.length for part in parts)
+    return {
+        "weights": weights_in(checked.layout, recipe.dtype),
+        "batch": tokens * vocabulary * LOGIT,
+        "free": free_memory(),
+    }
+
+
+def weights_in(layout: Layout, dtype: str) -> int:
+    """Bytes of all weights in memory. dtype: of a recipe; auto = as stored."""
+    if dtype not in BYTES:
+        return layout.checkpoint.size
+    elements = sum(tensor.elements for tensor in layout.checkpoint.tensors.values())
+    return elements * BYTES[dtype]
+
+
+def _disk(command: str, checked: Checked) -> DiskJson:
+    folder = checked.folder.path
+    return {
+        "run": str(folder),
+        "checkpoint": _checkpoint(command, checked),
+        "free": free_disk(Path(folder)),
+    }
+
+
+def _checkpoint(command: str, checked: Checked) -> int | None:
+    """Bytes of the checkpoints: the pruned one, and after recovery the recovered one too."""
+    if command not in ("prune", "finetune"):
+        return None
+    size = pruned_size(checked.layout, checked.budgets[checked.recipe.prune.scope])
+    finetune = checked.recipe.finetune
+    pruned_already = finetune is not None and finetune.checkpoint is not None
+    return size * 2 if finetune and not pruned_already else size
+
+
+def pruned_size(layout: Layout, budget: Budget) -> int:
+    """Bytes of all tensors after pruning; in scope global, where scores decide, of one possible plan."""
+    plan = trial_plans(layout.shape, budget)[0]
+    return layout.checkpoint.size - removed_bytes(layout, plan)
+
+
+def _notes(command: str, checked: Checked) -> list[str]:
+    if command == "compare":
+        return list(checked.merged)
+    if command == "audit":
+        return []
+    return checked.budgets[checked.recipe.prune.scope].notes(checked.shape.num_layers)

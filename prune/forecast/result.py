@@ -1,0 +1,58 @@
+"""What `--dry-run --json` prints."""
+
+from typing import TypedDict
+
+
+class ForecastModelJson(TypedDict):
+    """The model that will be read."""
+
+    name: str  # folder, or organisation/name with the commit
+    size: int  # bytes of all tensors as they are stored
+    download: int  # bytes that are not here yet, a teacher's included
+
+
+class ForecastTextJson(TypedDict):
+    """A text that will be read."""
+
+    part: str  # calibration, validation or training
+    windows: int
+    length: int  # tokens per window
+    sources: list[str]  # as the recipe names them
+
+
+class StageJson(TypedDict):
+    """Something that will be computed."""
+
+    stage: str
+    windows: int | None  # plain forwards of one window that it costs, rounded; None = not known before
+    detail: str  # how this number comes about, or why there is none
+
+
+class MemoryJson(TypedDict):
+    """Memory, on the device that the model is loaded to."""
+
+    weights: int  # bytes of the weights in the recipe's dtype
+    batch: int  # bytes of the logits of the largest batch, in float32
+    free: int  # bytes that this process may still take, without a GPU's
+
+
+class DiskJson(TypedDict):
+    """The run folder."""
+
+    run: str
+    checkpoint: int | None  # bytes of what is written; None = no checkpoint
+    free: int  # bytes free there
+
+
+class ForecastJson(TypedDict):
+    """What a command will do."""
+
+    command: str
+    model: ForecastModelJson
+    texts: list[ForecastTextJson]
+    stages: list[StageJson]  # in order; what an earlier run finished is not taken off
+    writes: list[str]  # files in the run folder
+    memory: MemoryJson
+    disk: DiskJson
+    seconds: float | None  # None = not known before a first forward
+    notes: list[str]  # what a user should know of the budget

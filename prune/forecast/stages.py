@@ -1,0 +1,155 @@
+"""What each command computes, stage by stage, in forwards of one window."""
+
+from collections.abc import Callable, Iterable
+
+from criteria.budget import Budget, deepest
+from prune.forecast.criterion_cost import costs
+from prune.forecast.result import StageJson
+from prune.session.prepared import Checked
+
+Stages = list[StageJson]
+BACKWARD = 3  # a training step on a window, in plain forwards: forward and backward
+
+
+def stages_of(command: str, checked: Checked) -> Stages:
+    """The stages of a command, in order."""
+    finetune = checked.recipe.finetune
+    if command == "finetune" and finetune is not None and finetune.checkpoint:
+        return _training(checked)
+    return STAGES[command](checked)
+
+
+def _pruning(checked: Checked) -> Stages:
+    own = checked.budgets[checked.recipe.prune.scope]
+    criteria = len(checked.criteria)
+    tested = criteria + len(checked.budgets) - 1  # the first criterion in its other scope too
+    # In scope global every plan has counts, and so random plans, of its own.
+    sets = len({budget.kept(checked.shape) for budget in checked.budgets.values()})
+    if own.scope == "global":
+        sets = tested
+    return [
+        *_calibration(checked, [own]),
+        *_tests(checked, tested, sets),
+        *(_training(checked) if checked.recipe.finetune else []),
+    ]
+
+
+def _comparison(checked: Checked) -> Stages:
+    budgets, criteria = checked.compared, len(checked.criteria)
+    sets = sum(criteria if budget.scope == "global" else 1 for budget in budgets)
+    return [
+        *_calibration(checked, deepest(budgets).values()),
+        *_repeated_calibration(checked),
+        *_tests(checked, criteria * len(budgets), sets),
+    ]
+
+
+def _audit(checked: Checked) -> Stages:
+    settings, windows = checked.recipe.validation.audit, checked.recipe.validation
+    layers, top_k = len(set(settings.layers or checked.shape.layers)), checked.shape.top_k
+    positions = settings.positions
+    if positions == "all":
+        positions = windows.sequences * (windows.length - 1)
+    audit = _stage(
+        "audit",
+        None,
+        f"{layers} layers × {positions:,} positions × {top_k} active experts = "
+        f"{layers * positions * top_k:,} removals, each from its layer on",
+    )
+    own = checked.budgets[checked.recipe.prune.scope]
+    return [*_calibration(checked, [own]), audit, *_curves(checked, layers)]
+
+
+def _curves(checked: Checked, layers: int) -> Stages:
+    settings = checked.recipe.validation.progressive
+    if settings is None:
+        return []
+    shape = checked.shape
+    removed = min(settings.max_removed, shape.num_experts - shape.smallest)
+    windows = min(settings.windows, checked.recipe.validation.sequences)
+    orders = 2 * len(checked.criteria) + settings.draws
+    return [
+        _stage(
+            "curves",
+            layers * orders * removed * windows,
+            f"at most: {layers} layers × {orders} orders × {removed} experts × {windows} windows; "
+            f"and {settings.positions} positions a layer",
+        )
+    ]
+
+
+def _calibration(checked: Checked, budgets: Iterable[Budget]) -> Stages:
+    """A row per pass over the calibration text; a search is repeated in every scope."""
+    windows = checked.recipe.calibration.sequences
+    rows: dict[tuple[str, float], StageJson] = {}
+    for budget in budgets:
+        for cost in costs(checked.criteria, checked.shape, budget, windows):
+            detail = f"{cost.forwards:.3g} plain forwards of {windows} windows"
+            row = _stage(f"calibration: {cost.name}", round(cost.forwards * windows), detail)
+            rows[cost.name, cost.forwards] = row
+    return list(rows.values())
+
+
+def _repeated_calibration(checked: Checked) -> Stages:
+    """Stability: cheap criteria again, with other seeds."""
+    settings, windows = checked.recipe.compare, checked.recipe.calibration.sequences
+    again = [criterion for criterion in checked.criteria if criterion.cost <= settings.stability_cost]
+    seeds = settings.seeds - 1
+    if not seeds or not again:
+        return []
+    deepest_budgets = deepest(checked.compared).values()
+    forwards = 0.0
+    for budget in list(deepest_budgets)[:1]:
+        forwards = sum(cost.forwards for cost in costs(again, checked.shape, budget, windows))
+    detail = f"{seeds} more seeds × {forwards:.3g} plain forwards of {windows} windows"
+    return [_stage("stability", round(seeds * forwards * windows), detail)]
+
+
+def _tests(checked: Checked, tested: int, random_sets: int) -> Stages:
+    """Every plan by the held-out loss, then by tasks."""
+    settings = checked.recipe.validation
+    windows, randoms = settings.sequences, settings.random_plans
+    plans = 1 + 2 * tested + random_sets * randoms
+    each = f"unpruned, {tested} tested, {tested} reversed, {random_sets * randoms} random"
+    rows = [_stage("test", plans * windows, f"at most {plans} plans ({each}) × {windows} windows")]
+    if settings.tasks:
+        limited = settings.tasks.random_plans or randoms
+        plans = 1 + 2 * tested + random_sets * limited
+        items = f"the first {settings.tasks.limit} items" if settings.tasks.limit else "all items"
+        names = ", ".join(settings.tasks.names)
+        rows.append(_stage("tasks", None, f"at most {plans} plans × {items} of {names}"))
+    return rows
+
+
+def _training(checked: Checked) -> Stages:
+    """Recovery of the criterion's plan and of random ones; the held-out loss before, during and after."""
+    settings, validation = checked.recipe.finetune, checked.recipe.validation
+    assert settings is not None, "asked for only where there is one"
+    models = 1 + settings.random_plans + settings.unpruned
+    step = settings.batch * settings.accumulate
+    windows = settings.steps * step if settings.steps else settings.sequences
+    teacher = 1 if settings.kl else 0
+    forwards = models * windows * (BACKWARD + teacher)
+    detail = f"{models} models × {windows:,} windows × {BACKWARD + teacher} (forward, backward"
+    rows = [_stage("recovery", forwards, f"{detail}{', teacher' if teacher else ''})")]
+    measured = models * (settings.measure + 2)
+    rows.append(
+        _stage(
+            "curve",
+            measured * validation.sequences,
+            f"about {measured} measurements × {validation.sequences} windows",
+        )
+    )
+    return rows
+
+
+def _stage(name: str, windows: int | None, detail: str) -> StageJson:
+    return {"stage": name, "windows": windows, "detail": detail}
+
+
+STAGES: dict[str, Callable[[Checked], Stages]] = {
+    "prune": _pruning,
+    "finetune": _pruning,
+    "compare": _comparison,
+    "audit": _audit,
+}

@@ -1,0 +1,39 @@
+"""A forecast in words: (name, value), in the order in which they are printed."""
+
+from experts.units import human
+from prune.forecast.result import ForecastJson, StageJson
+
+Facts = list[tuple[str, str]]
+
+
+def words(forecast: ForecastJson) -> Facts:
+    """Read, computed, written; then memory, disk and time."""
+    model, memory, disk = forecast["model"], forecast["memory"], forecast["disk"]
+    download = f", {human(model['download'])} to download" if model["download"] else ", here already"
+    lines: Facts = [("model", f"{model['name']}, {human(model['size'])}{download}")]
+    for text in forecast["texts"]:
+        sources = "; ".join(text["sources"])
+        lines.append((text["part"], f"{text['windows']} windows of {text['length']} tokens: {sources}"))
+    lines += [(stage["stage"], _stage(stage)) for stage in forecast["stages"]]
+    lines.append(("all stages", _total(forecast["stages"])))
+    lines.append(("writes", f"{disk['run']}: {', '.join(forecast['writes'])}"))
+    if disk["checkpoint"] is not None:
+        lines.append(("checkpoint", f"{human(disk['checkpoint'])} of tensors"))
+    lines.append(("disk", f"{human(disk['free'])} free there"))
+    needed = f"{human(memory['weights'])} of weights, {human(memory['batch'])} for the logits of a batch"
+    lines.append(("memory", f"{needed}, and activations; {human(memory['free'])} free, a GPU's apart"))
+    lines.append(("time", "not known before a first forward; an interrupted run resumes"))
+    return lines
+
+
+def _stage(stage: StageJson) -> str:
+    if stage["windows"] is None:
+        return stage["detail"]
+    return f"{stage['windows']:,} window forwards: {stage['detail']}"
+
+
+def _total(stages: list[StageJson]) -> str:
+    known = sum(stage["windows"] or 0 for stage in stages)
+    rest = [stage["stage"] for stage in stages if stage["windows"] is None]
+    beside = f", and {', '.join(rest)}" if rest else ""
+    return f"about {known:,} window forwards{beside}; what is kept from earlier runs is not done again"

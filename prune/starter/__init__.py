@@ -1,0 +1,1 @@
+"""From a model to a recipe: what `excise prune MODEL` runs and `excise init` writes."""

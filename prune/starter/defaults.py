@@ -1,0 +1,99 @@
+"""The recipe of a model that has none: half the experts, by reap, on text that needs no download."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from criteria.text.context_length import learned_positions, most_positions
+from criteria.text.sources import Source
+from experts.disk.layout import Layout
+from prune.recipe.overrides import override
+from prune.recipe.read import parse_recipe
+from prune.recipe.schema import Recipe
+from prune.session.prepared import Checked
+from prune.starter.request import Wishes
+
+FRACTION, CRITERION = 0.5, "reap"
+CALIBRATION, VALIDATION = 128, 64  # windows
+LENGTH = 512  # tokens per window
+SHORTEST = 17  # which a recipe allows
+DOMAINS = ("code", "prose")
+
+
+def starter_recipe(model: str, wishes: Wishes, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe for a model.
+
+    Args:
+        model: absolute folder, or name on the hub.
+        overrides: `key.path=value`, applied in order.
+
+    Raises:
+        ExciseError: an override is no assignment, or a value does not fit.
+    """
+    data: dict[str, Any] = {
+        "model": model,
+        "calibration": {
+            "data": _source(wishes.text, "calibration"),
+            "sequences": CALIBRATION,
+            "length": LENGTH,
+        },
+        "criteria": [wishes.criterion or CRITERION],
+        "prune": _budget(wishes),
+        "validate": {
+            "data": _source(wishes.text, "test"),
+            "sequences": VALIDATION,
+            "length": LENGTH,
+        },
+    }
+    for assignment in overrides:
+        override(data, assignment)
+    return parse_recipe(data, model, Path.cwd())
+
+
+def window_length(layout: Layout) -> int:
+    """Tokens per window: as many as the model was made for, at most LENGTH."""
+    shapes = {name: tensor.shape for name, tensor in layout.checkpoint.tensors.items()}
+    limits = (most_positions(layout.checkpoint.config), learned_positions(shapes))
+    return max(SHORTEST, min(limit for limit in (LENGTH, *limits) if limit is not None))
+
+
+def fitted(checked: Checked) -> Checked:
+    """The same with windows that fit the model, now that its headers are read; a length by hand stays."""
+    length = window_length(checked.layout)
+    recipe = checked.recipe
+    changes: dict[str, Any] = {}
+    if recipe.calibration.length == LENGTH:
+        changes["calibration"] = recipe.calibration.model_copy(update={"length": length})
+    if recipe.validation.length == LENGTH:
+        changes["validation"] = recipe.validation.model_copy(update={"length": length})
+    return replace(checked, recipe=recipe.model_copy(update=changes))
+
+
+def with_parts(recipe: Recipe, text: Path, calibration: Source, validation: Source) -> Recipe:
+    """The recipe on the two parts of a text, where it names the whole."""
+    whole = _whole(text)
+    changes: dict[str, Any] = {}
+    if recipe.calibration.data == whole:
+        changes["calibration"] = recipe.calibration.model_copy(update={"data": (calibration,)})
+    if recipe.validation.data == whole:
+        changes["validation"] = recipe.validation.model_copy(update={"data": (validation,)})
+    return recipe.model_copy(update=changes)
+
+
+def _whole(text: Path) -> tuple[Source, ...]:
+    return (Source(text=(text.absolute(),)),)
+
+
+def _source(text: Path | None, split: str) -> list[dict[str, Any]]:
+    if text is not None:
+        return [{"text": [str(text.absolute())]}]
+    return [{"stdlib": domain, "split": split} for domain in DOMAINS]
+
+
+def _budget(wishes: Wishes) -> dict[str, Any]:
+    if wishes.keep is not None:
+        return {"keep": wishes.keep}
+    if wishes.target_size is not None:
+        return {"target_size": wishes.target_size}
+    return {"fraction": FRACTION if wishes.fraction is None else wishes.fraction}

@@ -1,0 +1,104 @@
+"""--dry-run says what will happen, from headers alone, and does none of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from criteria.budget import from_keep
+from criteria.registry import resolve
+from experts.shape import Shape
+from prune.forecast.criterion_cost import DEMO, costs
+from prune.forecast.forecast import forecast
+from prune.recipe.read import read_recipe
+from prune.session.checked import checked_for
+from prune.session.prepare import prepare
+from tests.support.recipes import execute
+
+COMMANDS = ("prune", "compare", "audit", "finetune")
+NO_TORCH = """
+import sys
+from prune.console.cli import app
+try: app(sys.argv[1:])
+except SystemExit as end: assert end.code == 0, end.code
+assert 'torch' not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_is_loaded_and_nothing_written(command: str, recovery_recipe: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, command, str(recovery_recipe), "--dry-run", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["command"] == command
+    assert said["seconds"] is None
+    assert said["model"]["download"] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_writes_and_measures_what_was_forecast(recipe_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = forecast("prune", checked_for("prune", read_recipe(recipe_path), run))
+    result = execute(recipe_path, run)
+    for name in said["writes"]:
+        assert (run / name).exists(), name
+    assert said["disk"]["checkpoint"] == result["plans"][0]["size"]
+    losses = (run / "losses.csv").read_text().splitlines()
+    plans = {line.split(",")[0] for line in losses[1:] if not line.startswith("#")}
+    test = next(stage for stage in said["stages"] if stage["stage"] == "test")
+    assert test["windows"] is not None
+    assert len(plans) * 8 <= test["windows"]
+    assert "25 plans (unpruned, 2 tested, 2 reversed, 20 random) × 8 windows" in test["detail"]
+
+
+def test_refusals_come_as_in_the_run(recipe_path: Path, tmp_path: Path) -> None:
+    from experts.errors import ExciseError
+
+    recipe = read_recipe(recipe_path, ["prune.keep=1", "prune.fraction=null"])
+    with pytest.raises(ExciseError) as refused:
+        checked_for("prune", recipe, tmp_path / "run")
+    with pytest.raises(ExciseError, match="top_k") as also:
+        prepare(recipe, tmp_path / "run")
+    assert str(refused.value) == str(also.value)
+
+
+def test_costs_of_the_demo_are_those_of_the_registry() -> None:
+    names = ("reap", "random", "causal_removal", "causal_position", "causal_greedy", "fisher", "integrated")
+    budget = from_keep(DEMO, 8, "layer")
+    rows = {cost.name: cost.forwards for cost in costs(map(resolve, names), DEMO, budget, 64)}
+    assert rows.pop("observed statistics") == 1.1
+    assert rows == {name: resolve(name).cost for name in rows}
+    assert set(rows) == set(names) - {"reap", "random"}
+
+
+def test_costs_grow() -> None:
+    twice = Shape(tuple(range(12)), 16, 4)
+    budget = from_keep(twice, 8, "layer")
+    criteria = map(resolve, ("causal_removal", "fisher:probes=8", "gradient:windows=16", "gradient_abs"))
+    rows = {cost.name: cost.forwards for cost in costs(criteria, twice, budget, 64)}
+    assert rows["causal_removal"] == 100
+    assert rows["fisher:probes=8"] == pytest.approx(10.4)
+    assert rows["gradient:windows=16"] == pytest.approx(3.4 / 4)
+    assert rows["gradient_abs"] == 3.4
+
+
+def test_experiments_that_are_shared_cost_once() -> None:
+    criteria = [resolve("gradient"), resolve("gradient_abs"), resolve("reversed:gradient")]
+    rows = costs(criteria, DEMO, from_keep(DEMO, 8, "layer"), 64)
+    assert [row.name for row in rows] == ["observed statistics", "gradient"]
+
+
+def test_downloads_are_counted(hub: object, recipe_path: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_path, ["model=org/tiny"])
+    said = forecast("prune", checked_for("prune", recipe, tmp_path / "run"))
+    assert said["model"]["name"].startswith("org/tiny@")
+    assert said["model"]["download"] >= said["model"]["size"]

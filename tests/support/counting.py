@@ -1,0 +1,34 @@
+"""Counts how often a command does what takes long."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from criteria import calibration as calibration_module
+from experts import model as model_module
+from prune.run import plan_tests, pruned_folder
+from prune.session import session as session_module
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often the expensive things happen."""
+    calls = dict.fromkeys(("load", "observe", "check_rig", "export"), 0)
+
+    def wrap(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return work(*args, **kwargs)
+
+        return counting
+
+    for name, places in {
+        "load": (model_module, session_module),
+        "observe": (calibration_module,),
+        "check_rig": (plan_tests,),
+        "export": (pruned_folder,),
+    }.items():
+        for module in places:
+            function = "load_network" if name == "load" else name
+            monkeypatch.setattr(module, function, wrap(name, getattr(module, function)))
+    return calls

@@ -1,1 +1,1 @@
-"""Readers of files: plain text, JSON, JSON lines, parquet; by offset, in bounded memory. No torch."""
+"""Readers of files: plain text, JSON, JSON lines, parquet; by offset, in bounded memory."""

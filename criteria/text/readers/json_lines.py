@@ -9,58 +9,82 @@ from criteria.text.readers.pieces import Cells, Piece, RowError, TextOf, located
 from criteria.text.readers.storage import InCells
 from experts.errors import ExciseError
 
-LONGEST = 2**28  # bytes; what is longer is no row
+LONGEST = 2**28  # bytes; a longer line is no row
 
 
 class JsonLines(InCells):
-    """One file, a row a line. A row is named by its line, in a large file by the byte where it begins."""
+    """A file with one row per line.
+
+    A row is named by its line; in a file of several cells by the byte where it begins.
+
+    Attributes:
+        text_of: the text of a row
+    """
 
     def __init__(self, path: Path, text_of: TextOf) -> None:
         super().__init__(path)
         self.text_of = text_of
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
-        alone = self.cells(size) == 1
+        only_cell = self.cells(size) == 1
         try:
             for cell in wanted:
                 pieces: list[Piece] = []
-                for number, (at, raw) in enumerate(self._lines(cell * size, (cell + 1) * size), 1):
-                    pieces += self._piece(at, raw, number if alone else None)
+                lines = self._lines(cell * size, (cell + 1) * size)
+                for number, (begin, raw) in enumerate(lines, 1):
+                    pieces += self._piece(begin, raw, number if only_cell else None)
                 yield cell, pieces
         finally:
             self.data.close()
 
-    def _piece(self, at: int, raw: bytes, number: int | None) -> list[Piece]:
+    def _piece(self, begin: int, raw: bytes, number: int | None) -> list[Piece]:
+        """The piece of a line, if it has text. `number` of the line, if it is known."""
         if not raw.strip():
             return []
-        name = f"{self.path}:{number}" if number else f"{self.path}@{at}"
-        with located(lambda: name if number else f"{self.path}:{self.data.lines_before(at) + 1}"):
-            piece = self.text_of(name, parsed(self.data.decoded(raw, at)))
+        name = f"{self.path}:{number}" if number else f"{self.path}@{begin}"
+
+        def line() -> str:
+            return name if number else f"{self.path}:{self.data.lines_before(begin) + 1}"
+
+        with located(line):
+            piece = self.text_of(name, parse_line(self.data.decoded(raw, begin)))
         return [piece] if piece else []
 
     def _lines(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        """(byte, line) of the lines that begin from start on, before stop."""
-        block = self.data.at(max(0, start - 1), stop)
-        skip = block.find(b"\n") + 1 if start else 0
-        if (start and not skip) or skip == len(block):
+        """(byte where it begins, line) of the lines that begin from start on, before stop."""
+        from_byte = max(0, start - 1)
+        block = self.data.at(from_byte, stop)
+        skipped = block.find(b"\n") + 1 if start else 0
+        if (start and not skipped) or skipped == len(block):
             return
-        at, block = max(0, start - 1) + skip, block[skip:]
+        begin = from_byte + skipped
+        block = block[skipped:]
         if not block.endswith(b"\n"):
-            block += self._rest_of_line(at, at + len(block))
+            block += self._rest_of_line(begin, begin + len(block))
         for line in block.removesuffix(b"\n").split(b"\n"):
-            yield at, line
-            at += len(line) + 1
+            yield begin, line
+            begin += len(line) + 1
 
-    def _rest_of_line(self, begin: int, at: int) -> bytes:
-        end = self.data.find(b"\n", at, begin + LONGEST)
+    def _rest_of_line(self, begin: int, known: int) -> bytes:
+        """The rest of a line that is known up to a byte.
+
+        Args:
+            begin: the byte where it begins; a line has at most LONGEST bytes
+            known: the byte behind what is known
+        """
+        end = self.data.find(b"\n", known, begin + LONGEST)
         if end < 0 and self.data.at(begin + LONGEST, begin + LONGEST + 1):
             what = f"a line of more than {LONGEST:,} bytes at byte {begin}"
             raise ExciseError(f"{self.path}: {what}; these are no JSON lines")
-        return self.data.at(at, end if end >= 0 else begin + LONGEST)
+        return self.data.at(known, end if end >= 0 else begin + LONGEST)
 
 
-def parsed(line: str) -> Any:
-    """The value of a JSON line. Raises RowError."""
+def parse_line(line: str) -> Any:
+    """Return the value of a JSON line.
+
+    Raises:
+        RowError: it is not valid JSON.
+    """
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,6 @@
-"""JSON that is not a value a line: an array of rows, or values written over several lines.
+"""JSON that is not one value per line: an array of rows, or values written over several lines.
 
-It has to be read from its begin, and is, in bounded memory.
+It has to be read from its beginning, and is, in bounded memory.
 """
 
 import codecs
@@ -14,26 +14,33 @@ from criteria.text.readers.pieces import Cells, Piece, TextOf, located
 from criteria.text.readers.storage import STEP, Data, InCells
 from experts.errors import ExciseError
 
-SPACE = " \t\r\n"
+BLANK = " \t\r\n"
 CUT = 16  # characters before the end of what was read, where an error may only mean that more has to be read
 
 
 class JsonValues(InCells):
-    """One file: the elements of its array, or its values, are rows. A row is in the cell it begins in."""
+    """A file whose rows are the elements of its array, or its values.
+
+    A row belongs to the cell in which it begins; it is named by its number.
+
+    Attributes:
+        text_of: the text of a row
+    """
 
     def __init__(self, path: Path, text_of: TextOf) -> None:
         super().__init__(path)
         self.text_of = text_of
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
-        asked, cell = set(wanted), 0
+        asked = set(wanted)
+        cell = 0
         pieces: list[Piece] = []
         try:
-            for number, (at, row) in enumerate(Values(self.data)):
-                if at // size != cell:
+            for number, (place, row) in enumerate(Values(self.data)):
+                if place // size != cell:
                     if cell in asked:
                         yield cell, pieces
-                    cell, pieces = at // size, []
+                    cell, pieces = place // size, []
                 if wanted and cell > wanted[-1]:
                     return
                 if cell in asked:
@@ -50,50 +57,71 @@ class JsonValues(InCells):
 
 
 class Values:
-    """(place in characters, value) of the rows of a JSON text that is read step by step."""
+    """Iterates over (place in characters, value) of the rows of a JSON text, which is read step by step.
+
+    Attributes:
+        data: the content of the file
+        step: bytes that are read at once
+        decoder: of JSON
+        bytes: decoder of UTF-8, holds the bytes of an unfinished character
+        buffer: characters that are read and not yet passed
+        base: the place of the buffer's first character
+        read: bytes so far
+        done: whether the file is read to its end
+    """
 
     def __init__(self, data: Data, step: int = STEP) -> None:
-        self.data, self.step = data, step  # step: bytes that are read at once
-        self.decoder, self.bytes = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
-        self.buffer, self.base = "", 0  # base: the place of the buffer's begin
-        self.read, self.done = 0, False  # read: bytes so far
+        self.data, self.step = data, step
+        self.decoder = json.JSONDecoder()
+        self.bytes = codecs.getincrementaldecoder("utf-8")()
+        self.buffer, self.base = "", 0
+        self.read, self.done = 0, False
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         at = self._skip(0)
-        array = self._sign(at) == "["
-        at = self._skip(at + 1) if array else at
-        while (sign := self._sign(at)) and not (array and sign == "]"):
+        array = self._character(at) == "["
+        if array:
+            at = self._skip(at + 1)
+        while (character := self._character(at)) and not (array and character == "]"):
             value, end = self._value(at)
             yield self.base + at, value
             at = self._skip(end)
-            at = self._after_element(at) if array else at
+            if array:
+                at = self._after_element(at)
             if at > self.step:
-                self.buffer, self.base, at = self.buffer[at:], self.base + at, 0
-        if array and not sign:
+                self._forget(at)
+                at = 0
+        if array and not character:
             self._fail(at, "the array does not end")
-        if array and self._sign(self._skip(at + 1)):
+        if array and self._character(self._skip(at + 1)):
             self._fail(at, "the file goes on after the array")
+
+    def _forget(self, at: int) -> None:
+        """Drop the characters of the buffer before a place."""
+        self.buffer = self.buffer[at:]
+        self.base += at
 
     def _after_element(self, at: int) -> int:
         """The place of the next element, or of the ] behind the last."""
-        sign = self._sign(at)
-        if sign == ",":
+        character = self._character(at)
+        if character == ",":
             at = self._skip(at + 1)
-            if self._sign(at) == "]":
+            if self._character(at) == "]":
                 self._fail(at, "no value between , and ]")
-        elif sign not in ("]", ""):
+        elif character not in ("]", ""):
             self._fail(at, "no comma after an element")
         return at
 
     def _value(self, at: int) -> tuple[Any, int]:
+        """(value that begins at a place, the place behind it); reads on until it is complete."""
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.buffer, at)
-                if self.done or not isinstance(value, int | float) or end <= len(self.buffer) - CUT:
+                if self._complete(value, end):
                     return value, end
-                # A number may go on: 1 may become 1.5e3.
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - CUT
+                near_end = error.pos >= len(self.buffer) - CUT
+                cut = error.msg.startswith("Unterminated string") or near_end
                 if self.done or not cut:
                     self._fail(error.pos, error.msg)
             except (ValueError, RecursionError) as error:
@@ -102,19 +130,25 @@ class Values:
                 self._fail(at, f"a value of more than {LONGEST:,} characters is no row")
             self._more(max(self.step, len(self.buffer) - at))
 
+    def _complete(self, value: Any, end: int) -> bool:
+        """Whether a value is read to its end: a number may go on, 1 may become 1.5e3."""
+        return self.done or not isinstance(value, int | float) or end <= len(self.buffer) - CUT
+
     def _skip(self, at: int) -> int:
         """The next place that is not blank."""
         while True:
-            while at < len(self.buffer) and self.buffer[at] in SPACE:
+            while at < len(self.buffer) and self.buffer[at] in BLANK:
                 at += 1
             if at < len(self.buffer) or self.done:
                 return at
             self._more(self.step)
 
-    def _sign(self, at: int) -> str:
+    def _character(self, at: int) -> str:
+        """The character at a place; empty behind the end."""
         return self.buffer[at : at + 1]
 
     def _more(self, size: int) -> None:
+        """Read more bytes into the buffer."""
         raw = self.data.at(self.read, self.read + size)
         self.done = not raw
         waiting = len(self.bytes.getstate()[0])

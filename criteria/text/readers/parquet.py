@@ -14,12 +14,20 @@ from criteria.text.readers.pieces import Cells, Piece, TextOf, located
 from criteria.text.readers.storage import STEP
 from experts.errors import ExciseError, one_line
 
-FIRST = 64  # rows by which the text of all is estimated
-BATCH = 2**12  # rows that are in memory at once
+FIRST_ROWS = 64  # by which the bytes of all are estimated
+BATCH_ROWS = 2**12  # that are in memory at once
 
 
 class Parquet:
-    """One file. A cell is some rows of one row group."""
+    """A parquet file. A cell is some rows of one row group; a row is named by its number.
+
+    Attributes:
+        path: of the file
+        text_of: the text of a row
+        columns: that are read
+        groups: number of rows of each row group
+        bytes: of the text, estimated
+    """
 
     def __init__(self, path: Path, text_of: TextOf) -> None:
         self.path, self.text_of = path, text_of
@@ -27,71 +35,92 @@ class Parquet:
             names = file.schema_arrow.names
             self.columns = [name for name in dict.fromkeys(text_of.columns) if name in names]
             # Not the bytes of single columns: asked for those of a damaged file, pyarrow ends the process.
-            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             self.groups = [max(0, group.num_rows) for group in groups]
             encoded = int(sum(max(0, group.total_byte_size) for group in groups))
-            self.bytes = max(encoded, self._decoded(file)) if self.columns else encoded
+            self.bytes = max(encoded, self._decoded_bytes(file)) if self.columns else encoded
         if not self.columns:
             with located(lambda: str(path)):
-                text_of(str(path), dict.fromkeys(names))
+                text_of(str(path), dict.fromkeys(names))  # says which columns there are
 
-    def _decoded(self, file: Any) -> int:
-        """Bytes of the text, by the first rows: a text that every row repeats is stored once, and read as often as it stands."""
-        options = {"columns": self.columns, "use_threads": False}
+    def _decoded_bytes(self, file: Any) -> int:
+        """Bytes of the text, estimated by the first rows.
+
+        They can be more than those of the file: a text that every row repeats is stored once.
+        """
         group = next((number for number, rows in enumerate(self.groups) if rows), None)
         if group is None:
             return 0
-        first = next(file.iter_batches(FIRST, row_groups=[group], **options), None)
-        return int(first.nbytes * sum(self.groups) // len(first)) if first is not None and len(first) else 0
+        first = next(self._batches(file, group, FIRST_ROWS), None)
+        if first is None or not len(first):
+            return 0
+        return int(first.nbytes * sum(self.groups) // len(first))
 
     def weight(self, _limit: int) -> int:
         return int(self.bytes)
 
     def cells(self, size: int) -> int:
-        return sum(self._cells(size))
+        return sum(self._cells_of_groups(size))
 
-    def _cells(self, size: int) -> list[int]:
-        rows = self._rows(size)
+    def _cells_of_groups(self, size: int) -> list[int]:
+        """Number of cells of each row group."""
+        rows = self._rows_per_cell(size)
         return [-(-group // rows) for group in self.groups]
 
-    def _rows(self, size: int) -> int:
-        """Rows of a cell: as many as have `size` bytes on average."""
+    def _rows_per_cell(self, size: int) -> int:
+        """As many rows as have `size` bytes on average."""
         return int(max(1, size * sum(self.groups) // max(1, self.bytes)))
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
-        rows, ends = self._rows(size), list(accumulate(self._cells(size)))
+        rows = self._rows_per_cell(size)
+        ends = list(accumulate(self._cells_of_groups(size)))
+        begins = [0, *ends]
         with _readable(self.path), pq.ParquetFile(self.path, buffer_size=STEP) as file:
-            for group, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            for group, (begin, end) in enumerate(zip(begins, ends, strict=False)):
                 inside = wanted[bisect_left(wanted, begin) : bisect_left(wanted, end)]
-                if inside:
-                    asked = {cell - begin for cell in inside}
-                    pieces = self._pieces(self._rows_of(file, group, rows), asked, rows)
-                    yield from ((begin + cell, found) for cell, found in pieces)
+                if not inside:
+                    continue
+                asked = {cell - begin for cell in inside}
+                for cell, pieces in self._pieces(self._numbered_batches(file, group, rows), asked, rows):
+                    yield begin + cell, pieces
 
-    def _rows_of(self, file: Any, group: int, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(number in the file of its first row, rows) of the batches of a row group."""
+    def _batches(self, file: Any, group: int, rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a row group, at most so many at once."""
+        batches: Iterator[pa.RecordBatch] = file.iter_batches(
+            rows, row_groups=[group], columns=self.columns, use_threads=False
+        )
+        return batches
+
+    def _numbered_batches(self, file: Any, group: int, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(number of its first row in the file, batch) of the batches of a row group."""
         number = sum(self.groups[:group])
-        columns = {"columns": self.columns, "use_threads": False}
-        for batch in file.iter_batches(min(rows, BATCH), row_groups=[group], **columns):
+        for batch in self._batches(file, group, min(rows, BATCH_ROWS)):
             yield number, batch
             number += len(batch)
 
     def _pieces(self, batches: Iterator[tuple[int, pa.RecordBatch]], asked: set[int], rows: int) -> Cells:
-        """The cells that are asked for of one row group, counted from its begin."""
-        found: dict[int, list[Piece]] = {cell: [] for cell in asked}
+        """The cells of one row group that are asked for.
+
+        Args:
+            batches: of the row group, with the number of their first row
+            asked: cells, counted from the beginning of the row group
+            rows: per cell
+        """
+        pieces: dict[int, list[Piece]] = {cell: [] for cell in asked}
         done = 0
         for number, batch in batches:
             cells = [row // rows for row in range(done, done + len(batch))]
-            if not found.keys().isdisjoint(cells):
+            if not pieces.keys().isdisjoint(cells):
                 for row, (cell, values) in enumerate(zip(cells, batch.to_pylist(), strict=True), number):
-                    if cell in found:
-                        found[cell] += self._piece(row, values)
+                    if cell in pieces:
+                        pieces[cell] += self._piece(row, values)
             done += len(batch)
-            for cell in sorted(cell for cell in found if (cell + 1) * rows <= done):
-                yield cell, found.pop(cell)
-            if not found:
+            complete = [cell for cell in pieces if (cell + 1) * rows <= done]
+            for cell in sorted(complete):
+                yield cell, pieces.pop(cell)
+            if not pieces:
                 return
-        yield from sorted(found.items())
+        yield from sorted(pieces.items())
 
     def _piece(self, number: int, row: dict[str, Any]) -> list[Piece]:
         name = f"{self.path}[{number}]"
@@ -102,6 +131,7 @@ class Parquet:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
+    """Name the file in whatever goes wrong while it is read."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, ArithmeticError) as error:

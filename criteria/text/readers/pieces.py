@@ -1,7 +1,7 @@
-"""What readers of text hand out: pieces of documents, cell by cell.
+"""What readers of text return: pieces of documents, cell by cell.
 
-A cell is a stretch of a file that can be read by itself. A small text is one cell; of a large one only the
-cells that a seed has chosen are read: the cost follows the number of windows and not the size of the file.
+A cell is a stretch of a file that can be read by itself. A small text is one cell. Of a large one only the
+cells that a seed has chosen are read: the cost follows the number of windows, not the size of the file.
 """
 
 from bisect import bisect_left
@@ -21,7 +21,12 @@ BLOCK = 2**20  # bytes of a cell where all of a large source is read
 class Piece:
     """Text of one document.
 
-    begins, ends: whether the document begins and ends here; chat: a template wrote its special tokens.
+    Attributes:
+        document: its name
+        text: what is here of its text
+        begins: whether the document begins here
+        ends: whether the document ends here
+        chat: whether a chat template wrote it, with special tokens of its own
     """
 
     document: str
@@ -32,47 +37,65 @@ class Piece:
 
     @property
     def whole(self) -> bool:
+        """Whether this is all of the document."""
         return self.begins and self.ends
 
 
-Cells = Iterator[tuple[int, list[Piece]]]
+Cells = Iterator[tuple[int, list[Piece]]]  # (number of the cell, its pieces)
 
 
 class Reader(Protocol):
     """A text in cells."""
 
     def weight(self, limit: int, /) -> int:
-        """Bytes of text, counted as far as `limit`: more than that is only known to be more."""
+        """Return the bytes of text, counted as far as `limit`: more than that is only known to be more."""
         ...
 
     def cells(self, size: int, /) -> int:
-        """How many cells of `size` bytes there are (some may be empty)."""
+        """Return the number of cells of `size` bytes. Some may be empty."""
         ...
 
     def read(self, size: int, wanted: Sequence[int], /) -> Cells:
-        """The pieces of the wanted cells, which must ascend. No row is divided."""
+        """Yield the pieces of some cells. No row is divided.
+
+        Args:
+            size: bytes of a cell
+            wanted: numbers of the cells, ascending
+        """
         ...
 
 
 class TextOf(Protocol):
-    """What turns rows into text."""
+    """Turns rows into text."""
 
     @property
     def columns(self) -> list[str]:
-        """Names of everything that is looked at in a row."""
+        """Names of all columns of a row that may be read."""
         ...
 
     def refuse_prose(self, where: str, /) -> None:
-        """Raises ExciseError where plain text cannot be what was meant."""
+        """Refuse plain text where it cannot be what was meant.
+
+        Raises:
+            ExciseError: rows are expected.
+        """
         ...
 
     def __call__(self, document: str, row: Any, /) -> Piece | None:
-        """The text of a row, None where it has none. Raises RowError."""
+        """Return the text of a row, None where it has none.
+
+        Raises:
+            RowError: the row holds something else.
+        """
         ...
 
 
 class Shelf:
-    """Several readers as one: their cells are counted through."""
+    """Several readers as one, whose cells are numbered consecutively.
+
+    Attributes:
+        readers: in the order of their text
+    """
 
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.readers = readers
@@ -90,16 +113,22 @@ class Shelf:
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
         ends = list(accumulate(reader.cells(size) for reader in self.readers))
-        at = 0
-        for reader, begin, end in zip(self.readers, [0, *ends], ends, strict=False):
-            first, at = at, bisect_left(wanted, end)
-            if at > first:
-                for cell, pieces in reader.read(size, [number - begin for number in wanted[first:at]]):
+        begins = [0, *ends]
+        done = 0
+        for reader, begin, end in zip(self.readers, begins, ends, strict=False):
+            first, done = done, bisect_left(wanted, end)
+            own = [number - begin for number in wanted[first:done]]
+            if own:
+                for cell, pieces in reader.read(size, own):
                     yield begin + cell, pieces
 
 
 class Listed:
-    """Pieces in memory, all in one cell."""
+    """Pieces in memory, all in one cell.
+
+    Attributes:
+        pieces: in the order of the text
+    """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.pieces = pieces
@@ -116,12 +145,16 @@ class Listed:
 
 
 class RowError(Exception):
-    """What is wrong with a row, from where nobody knows which row it is; `located` adds that."""
+    """A row is wrong, raised where nobody knows which row it is; `located` adds that."""
 
 
 @contextmanager
 def located(where: Callable[[], str]) -> Iterator[None]:
-    """Turns a RowError into an ExciseError that says where the row is; asked only then: it counts lines."""
+    """Turn a RowError into an ExciseError that names the row.
+
+    Args:
+        where: returns the place of the row; called only after an error, because it may count lines
+    """
     try:
         yield
     except RowError as error:

@@ -95,5 +95,5 @@ class Training(Settings):
         if self.ce == 0 and self.kl == 0:
             raise ValueError("ce and kl are both 0: there is nothing to learn from")
         if ROUTER_ONLY in self.targets and len(self.targets) > 1:
-            raise ValueError("router_only stands alone; to train routers and more, list router")
+            raise ValueError("router_only is for routers alone; to train routers and more, list router")
         return self

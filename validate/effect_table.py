@@ -102,7 +102,8 @@ def measure_effects(
     def work(start: int, stop: int) -> None:
         windows = numbers[start:stop]
         clean = instrument.clean_forward(tokens[windows], removals.scope)
-        for row in sorted({row for window in windows for row in missing[window]}):
+        rows = set().union(*(missing[window] for window in windows))
+        for row in sorted(rows):
             tables = measure(instrument, clean, row, windows, removals)
             for window, table in zip(windows, tables, strict=True):
                 if row in missing[window]:

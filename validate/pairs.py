@@ -111,11 +111,10 @@ def differences(evidence: Sequence[Evidence[Chance]], measures: list[Measure], s
     budgets: dict[tuple[str, int], list[Evidence[Chance]]] = {}
     for tested in evidence:
         budgets.setdefault((tested.scope, tested.plan.total), []).append(tested)
-    pairs = [
-        Pair(first.scope, round(first.plan.fraction, 6), first, second)
-        for members in budgets.values()
-        for first, second in combinations(members, 2)
-    ]
+    pairs = []
+    for members in budgets.values():
+        for first, second in combinations(members, 2):
+            pairs.append(Pair(first.scope, round(first.plan.fraction, 6), first, second))
     return _differences(pairs, measures, seed)
 
 

@@ -200,7 +200,9 @@ class ItemEvaluator(Evaluator):
         batch: int = 16,
     ) -> None:
         self.tokenizer, self.benchmark, self.batch = tokenizer, benchmark, batch
-        labels = [(part.task, part.metric, item) for part in benchmark.parts for item in range(part.items)]
+        labels: list[tuple[object, ...]] = []
+        for part in benchmark.parts:
+            labels += [(part.task, part.metric, item) for item in range(part.items)]
         super().__init__(labels, path, key)
 
     def measure(self, anatomy: Anatomy) -> Array:

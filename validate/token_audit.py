@@ -101,9 +101,11 @@ def audit(
     """
     families: dict[str, list[Tested]] = {}
     for (criterion, layer), group in rows.groupby(["criterion", "layer"], sort=False):
-        family = criterion if criterion in CONTROLS else ""
-        families.setdefault(family, []).append(_test(criterion, int(layer), group, outcome, ddof))
-    cells = [cell for members in families.values() for cell in _judge(members, correlations or {})]
+        name = criterion if criterion in CONTROLS else ""
+        families.setdefault(name, []).append(_test(criterion, int(layer), group, outcome, ddof))
+    cells: list[Cell] = []
+    for family in families.values():
+        cells += _judge(family, correlations or {})
     order = list(dict.fromkeys(rows["criterion"]))
     return sorted(cells, key=lambda cell: (cell.is_control, order.index(cell.criterion), cell.layer))
 
@@ -174,7 +176,7 @@ def _judge(family: list[Tested], correlations: Correlations) -> list[Cell]:
 def _corrected(family: list[Tested], correction: Correction) -> list[CorrectedP]:
     t = corrected([tested.p_t for tested in family], correction)
     signed_rank = corrected([tested.p_wilcoxon for tested in family], correction)
-    return [CorrectedP(float(one), float(other)) for one, other in zip(t, signed_rank, strict=True)]
+    return [CorrectedP(float(p_t), float(p_w)) for p_t, p_w in zip(t, signed_rank, strict=True)]
 
 
 def _cell(tested: Tested, p: Mapping[Correction, CorrectedP], cells: int, spearman: float) -> Cell:

@@ -448,7 +448,7 @@ def test_share_over_documents_by_hand() -> None:
     [
         ({"ce": 0, "kl": 0}, "nothing to learn from"),
         ({"random_plans": 2}, "at least 3 random plans"),
-        ({"targets": ["router_only", "experts"]}, "router_only stands alone"),
+        ({"targets": ["router_only", "experts"]}, "router_only is for routers alone"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:

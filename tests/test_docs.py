@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def test_code_runs_or_says_why_not(
     code = compile(ast.parse(block.text), block.place, "exec")
     if not block.reason:
         monkeypatch.chdir(pruned)
+        shutil.rmtree(pruned / "pruned", ignore_errors=True)  # of another page
         exec(code, {"__name__": block.place})
         capsys.readouterr()
 

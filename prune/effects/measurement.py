@@ -10,8 +10,7 @@ from tqdm import tqdm
 from criteria.text.context_length import check_vocabulary, context_note
 from criteria.text.reading import consecutive
 from criteria.text.windows import Windows
-from experts.anatomy import Anatomy, dissect
-from experts.disk.fingerprint import fingerprint
+from experts.anatomy import Anatomy
 from experts.disk.layout import Layout
 from experts.disk.names import commit_of
 from experts.effects.instrument import Instrument
@@ -19,7 +18,7 @@ from experts.effects.means import mean_outputs
 from experts.effects.precision import HALF
 from experts.errors import ExciseError
 from experts.keys import key_of, libraries
-from experts.loading import load_network, load_tokenizer
+from experts.model import Model
 from experts.modes import Mode
 from experts.notes import tell
 from prune.effects.partial_table import PartialTable
@@ -30,32 +29,19 @@ from validate.rig import check_rig, rig_plan
 
 
 def run(request: Request, layout: Layout) -> EffectsResult:
-    """Measures, or finishes measuring, and writes the table. Gives what was done, in numbers."""
-    source = layout.checkpoint.folder
+    """Measure, or finish measuring, and write the table.
+
+    Returns:
+        What was done, in numbers.
+    """
+    model = Model(layout, dtype=request.dtype, trust_remote_code=request.trust_remote_code)
+    windows, caution = _windows(request, model)
     layers = request.check(layout.shape)
-    shapes = {name: tensor.shape for name, tensor in layout.checkpoint.tensors.items()}
-    caution = context_note(request.window, layout.checkpoint.config, shapes)
-    tokenizer = load_tokenizer(source, request.trust_remote_code)
-    windows = consecutive(request.text, tokenizer, request.window, request.sequences, request.bos)
-    check_vocabulary(int(windows.tokens.max()), layout.checkpoint.config)
-    asked = (
-        request.scope,
-        request.mode,
-        layers,
-        request.experts,
-        request.dtype,
-        request.trust_remote_code,
-        *libraries(),
-    )
-    parts = PartialTable(
-        request.output, key_of("effects", fingerprint(layout.checkpoint), windows.hash, asked), request.force
-    )
+    parts = PartialTable(request.output, _key(request, model, windows, layers), request.force)
     missing = parts.missing(len(windows), layers)
-    notes: list[str] = []
-    seconds = 0.0
+    seconds, notes = 0.0, list[str]()
     if missing:
-        anatomy = dissect(load_network(source, request.dtype, request.trust_remote_code))
-        seconds, notes = _measure(request, anatomy, windows, missing, parts, caution)
+        seconds, notes = _measure(request, model.anatomy, windows, missing, parts, caution)
     rows_now = parts.count_rows(missing)
     table = parts.join(len(windows), layers)
     if not table.num_rows:
@@ -71,9 +57,26 @@ def run(request: Request, layout: Layout) -> EffectsResult:
         "mean_kl": _mean(table, "kl"),
         "notes": notes,
     }
-    if commit := commit_of(source):
+    if commit := commit_of(model.folder):
         result["commit"] = commit
     return result
+
+
+def _windows(request: Request, model: Model) -> tuple[Windows, str]:
+    """The text in windows from its start, and what to say of their length."""
+    checkpoint = model.layout.checkpoint
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    caution = context_note(request.window, checkpoint.config, shapes)
+    windows = consecutive(request.text, model.tokenizer, request.window, request.sequences, request.bos)
+    check_vocabulary(int(windows.tokens.max()), checkpoint.config)
+    return windows, caution
+
+
+def _key(request: Request, model: Model, windows: Windows, layers: tuple[int, ...]) -> str:
+    """Identity of the table's rows."""
+    asked = (request.scope, request.mode, layers, request.experts, request.dtype)
+    computed = (request.trust_remote_code, *libraries())
+    return key_of("effects", model.fingerprint, windows.hash, (*asked, *computed))
 
 
 def _mean(table: pa.Table, column: str) -> float | None:

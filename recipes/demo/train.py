@@ -2,7 +2,9 @@
 
     python recipes/demo/train.py recipes/demo/model
 
-writes held_out.json beside it, too: its loss and a unigram baseline. An OLMoE of 6 layers × 16 experts, top-4. The text is split by file (criteria/text/standard_library.py): the
+writes held_out.json beside it, too: its loss and a unigram baseline.
+
+An OLMoE of 6 layers × 16 experts, top-4. The text is split by file (criteria/text/standard_library.py): the
 model never sees the calibration and test files. Needs `pip install -e '.[test]'` (transformers' Trainer needs
 accelerate).
 """

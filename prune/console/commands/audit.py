@@ -24,29 +24,33 @@ Recipe = Annotated[
 ]
 
 
+Positions = Annotated[
+    Path | None,
+    typer.Option(
+        "--positions", help="Measurements made elsewhere, a CSV row per position; instead of a recipe."
+    ),
+]
+Ddof = Annotated[
+    int | None,
+    typer.Option(
+        "--ddof",
+        min=0,
+        max=1,
+        help="Taken off n in the standard deviation of d; default 1, or the recipe's.",
+    ),
+]
+Table = Annotated[Shown, typer.Option("--outcome", help="Whose cells the table shows; --json has all.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder of the audit; default runs/<recipe>-audit.")
+]
+
+
 def audit(
     recipe: Recipe = None,
-    positions: Annotated[
-        Path | None,
-        typer.Option(
-            "--positions", help="Measurements made elsewhere, a CSV row per position; instead of a recipe."
-        ),
-    ] = None,
-    ddof: Annotated[
-        int | None,
-        typer.Option(
-            "--ddof",
-            min=0,
-            max=1,
-            help="Taken off n in the standard deviation of d; default 1, or the recipe's.",
-        ),
-    ] = None,
-    outcome: Annotated[
-        Shown, typer.Option("--outcome", help="Whose cells the table shows; --json has all.")
-    ] = Shown.DELTA,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the audit; default runs/<recipe>-audit.")
-    ] = None,
+    positions: Positions = None,
+    ddof: Ddof = None,
+    outcome: Table = Shown.DELTA,
+    output: Output = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
     dry_run: DryRun = False,

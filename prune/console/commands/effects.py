@@ -1,7 +1,7 @@
 """`excise effects`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,32 +11,46 @@ from prune.console import show
 from prune.console.exits import guarded, waiting
 from prune.console.options import Begin, Debug, Dtype, Force, Json, Model, Quiet
 
+if TYPE_CHECKING:
+    from prune.effects.request import Request
+
+Text = Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The table: NAME.parquet or NAME.csv.")]
+Window = Annotated[int, typer.Option("--window", help="Tokens per window.")]
+Sequences = Annotated[int, typer.Option("--sequences", help="Windows; 0 = all of the text.")]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", help="Decoder layers like 0,2,5 or 0-5; default: all with experts."),
+]
+Experts = Annotated[
+    str | None,
+    typer.Option("--experts", help="Expert ids like 0,2,5; default: all (in corpus), all active ones."),
+]
+Where = Annotated[
+    Scope,
+    typer.Option("--scope", help="Removed at one position, in the sequence, or in the corpus (means)."),
+]
+How = Annotated[Mode, typer.Option("--mode", help="What removal means.")]
+Precision = Annotated[
+    Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")
+]
+
 
 def effects(
     model: Model,
-    text: Annotated[Path, typer.Option("--text", help="UTF-8 text file; cut into windows from its start.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The table: NAME.parquet or NAME.csv.")],
-    window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 256,
-    sequences: Annotated[int, typer.Option("--sequences", help="Windows; 0 = all of the text.")] = 0,
-    layers: Annotated[
-        str | None,
-        typer.Option("--layers", help="Decoder layers like 0,2,5 or 0-5; default: all with experts."),
-    ] = None,
-    experts: Annotated[
-        str | None,
-        typer.Option("--experts", help="Expert ids like 0,2,5; default: all (in corpus), all active ones."),
-    ] = None,
-    scope: Annotated[
-        Scope,
-        typer.Option("--scope", help="Removed at one position, in the sequence, or in the corpus (means)."),
-    ] = Scope.POSITION,
-    mode: Annotated[Mode, typer.Option("--mode", help="What removal means.")] = Mode.ZERO,
-    dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")
-    ] = Dtype.AUTO,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")
-    ] = False,
+    text: Text,
+    output: Output,
+    window: Window = 256,
+    sequences: Sequences = 0,
+    layers: Layers = None,
+    experts: Experts = None,
+    scope: Where = Scope.POSITION,
+    mode: How = Mode.ZERO,
+    dtype: Precision = Dtype.AUTO,
+    trust_remote_code: Trust = False,
     bos: Begin = Bos.AUTO,
     force: Force = False,
     as_json: Json = False,
@@ -49,7 +63,6 @@ def effects(
     """
 
     def work() -> int:
-        from prune.effects.prepare import prepare_effects
         from prune.effects.request import Request, numbers
 
         request = Request(
@@ -67,11 +80,18 @@ def effects(
             force=force,
             bos=bos,
         )
-        layout = prepare_effects(request)  # refused before torch is loaded
-        with waiting("loading libraries", quiet):
-            from prune.effects.measurement import run
-        result = run(request, layout)
-        show.print_json(result) if as_json else show.effects(result)
-        return 0
+        return _run(request, as_json, quiet)
 
     guarded(work, quiet, debug)
+
+
+def _run(request: "Request", as_json: bool, quiet: bool) -> int:
+    """Measure, or finish measuring; what cannot be measured is refused before torch is loaded."""
+    from prune.effects.prepare import prepare_effects
+
+    layout = prepare_effects(request)
+    with waiting("loading libraries", quiet):
+        from prune.effects.measurement import run
+    result = run(request, layout)
+    show.print_json(result) if as_json else show.effects(result)
+    return 0

@@ -31,49 +31,53 @@ Subject = Annotated[
     ),
 ]
 PANEL = "Options of a model without a recipe"
+Fraction = Annotated[
+    float | None,
+    typer.Option("--fraction", help="Share of the experts to remove; default 0.5.", rich_help_panel=PANEL),
+]
+Keep = Annotated[
+    int | None,
+    typer.Option("--keep", min=1, help="Experts kept per layer, instead.", rich_help_panel=PANEL),
+]
+TargetSize = Annotated[
+    str | None,
+    typer.Option(
+        "--target-size", help="Largest size of the weights, like 8GB, instead.", rich_help_panel=PANEL
+    ),
+]
+CriterionName = Annotated[
+    str | None,
+    typer.Option(
+        "--criterion",
+        help="Criterion that prunes; default reap.",
+        rich_help_panel=PANEL,
+        autocompletion=completion.criteria,
+    ),
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        help="Plain text, of which a third is held out; default the standard library of Python.",
+        rich_help_panel=PANEL,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Run folder; default runs/<recipe or model>-<criterion>-<budget>-<scope>."
+    ),
+]
 
 
 def prune(
     subject: Subject,
-    fraction: Annotated[
-        float | None,
-        typer.Option(
-            "--fraction", help="Share of the experts to remove; default 0.5.", rich_help_panel=PANEL
-        ),
-    ] = None,
-    keep: Annotated[
-        int | None,
-        typer.Option("--keep", min=1, help="Experts kept per layer, instead.", rich_help_panel=PANEL),
-    ] = None,
-    target_size: Annotated[
-        str | None,
-        typer.Option(
-            "--target-size", help="Largest size of the weights, like 8GB, instead.", rich_help_panel=PANEL
-        ),
-    ] = None,
-    criterion: Annotated[
-        str | None,
-        typer.Option(
-            "--criterion",
-            help="Criterion that prunes; default reap.",
-            rich_help_panel=PANEL,
-            autocompletion=completion.criteria,
-        ),
-    ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            "--text",
-            help="Plain text, of which a third is held out; default the standard library of Python.",
-            rich_help_panel=PANEL,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Run folder; default runs/<recipe or model>-<criterion>-<budget>-<scope>."
-        ),
-    ] = None,
+    fraction: Fraction = None,
+    keep: Keep = None,
+    target_size: TargetSize = None,
+    criterion: CriterionName = None,
+    text: TextFile = None,
+    output: Output = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
     dry_run: DryRun = False,
@@ -98,17 +102,22 @@ def prune(
         if not is_recipe(subject):
             checked = _divided(checked, text)
             show_recipe(checked, quiet)
-        prepared = fetched("prune", checked)
-        with waiting("loading libraries", quiet):
-            from prune.run.pipeline import Run
-        outcome = Run(prepared).execute()
-        show.verdicts(outcome.result, as_json)
-        if not as_json:
-            repeatable = subject if is_recipe(subject) and not overrides else None
-            next_steps(outcome.result, prepared, repeatable)
-        return 3 if outcome.stopped else 0
+        return _run(call, checked, as_json, quiet)
 
     guarded(work, quiet, debug)
+
+
+def _run(call: Call, checked: "Checked", as_json: bool, quiet: bool) -> int:
+    """Fetch the model, run all stages, print the result."""
+    prepared = fetched("prune", checked)
+    with waiting("loading libraries", quiet):
+        from prune.run.pipeline import Run
+    outcome = Run(prepared).execute()
+    show.verdicts(outcome.result, as_json)
+    if not as_json:
+        repeatable = call.recipe if is_recipe(call.recipe) and not call.overrides else None
+        next_steps(outcome.result, prepared, repeatable)
+    return 3 if outcome.stopped else 0
 
 
 def _check_options(subject: str, wishes: Wishes) -> None:

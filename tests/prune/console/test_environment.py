@@ -139,7 +139,7 @@ def test_a_recovery_in_an_odd_environment(play: Play, tmp_path: Path) -> None:
         "note: MKL_NUM_THREADS=abc in the envi",
         "note: /dev/null/home/.cache/excise ca",
         "note: unequal counts per layer: load ",
-        "note: 3, 5, 6 experts per layer do no",
+        "note: layers keep 3, 5, 6 experts, no",
     ]
     one, other = (
         json.loads((tmp_path / name / "recovery.json").read_text())["plans"] for name in ("plain", "café")

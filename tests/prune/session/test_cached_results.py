@@ -92,7 +92,7 @@ def test_without_a_cache_a_run_keeps_its_calibration(
     monkeypatch.setenv("EXCISE_CACHE", "/dev/null/cache")
     done = measurements(monkeypatch)
     with monkeypatch.context() as broken:
-        broken.setattr("prune.run.pipeline.Run._ranked", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr("prune.run.pipeline.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         first = noted(measuring(play, tmp_path / "run"))
     notes = [line for line in said(first.stderr) if "/dev/null/cache" in line]
     assert len(notes) == 1

@@ -16,8 +16,8 @@ import pytest
 from peft import PeftModel
 from typer.testing import CliRunner
 
+from experts import keys
 from prune.console.cli import app
-from prune.session import run_folder as stages
 from tests.support.commands import noted, said
 from tests.support.counting import measurements
 from tests.support.play import Play
@@ -110,9 +110,9 @@ def test_a_checkout_that_is_not_installed(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> str:
-        raise stages.PackageNotFoundError(name)
+        raise keys.PackageNotFoundError(name)
 
-    monkeypatch.setattr(stages, "version", missing)
+    monkeypatch.setattr(keys, "version", missing)
     assert CliRunner().invoke(app, play.command("prune", tmp_path / "run")).exit_code == 0
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["excise"] == "not installed"
 

@@ -33,6 +33,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 def test_damaged_entries_are_measured_again(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_what_a_kill_left_goes_with_the_next_run(play: Play, tmp_path: Path) -> 
     assert left == [Path("cache", ".excise-fedcba9876543210.new")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file"), [("prune", "validation.json"), ("finetune", "recovery.json"), ("prune", "losses.csv")]
 )

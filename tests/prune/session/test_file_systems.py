@@ -32,6 +32,7 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
+@pytest.mark.slow
 def test_every_file_has_the_usual_mode(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever library wrote it: scores, adapters, checkpoints, cached statistics, tables, and states that a training goes on from."""
     states, save = {}, PeftModel.save_pretrained

@@ -174,13 +174,20 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in BLOCKS if block.language == "python"], ids=lambda block: block.place
-)
+def different_code() -> list[Block]:
+    """What stands on two pages, but for comments, runs once."""
+    code = {ast.dump(ast.parse(block.text)): block for block in BLOCKS if block.language == "python"}
+    return list(code.values())
+
+
+@pytest.mark.parametrize("block", different_code(), ids=lambda block: block.place)
 def test_code_runs_or_says_why_not(
     block: Block, pruned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = compile(ast.parse(block.text), block.place, "exec")
+    fewer = block.text.replace(
+        "sequences=64", "sequences=4"
+    )  # that it runs does not depend on how much it reads
+    code = compile(ast.parse(fewer), block.place, "exec")
     if not block.reason:
         monkeypatch.chdir(pruned)
         shutil.rmtree(pruned / "pruned", ignore_errors=True)  # of another page

@@ -180,7 +180,7 @@ def score_like(made: ExperimentContext, values: np.ndarray):  # type: ignore[no-
     return Scores(values, made.protected, made.shape.layers, "by hand", "")
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["layer", pytest.param("global", marks=pytest.mark.slow)])
 def test_greedy_equals_brute_force(scope: str) -> None:
     """Every round: the removal that is cheapest given the earlier ones, found by trying all of them with restricted models."""
     anatomy, text = dissect(tiny.build("olmoe")), windows(3)
@@ -213,6 +213,7 @@ def test_greedy_equals_brute_force(scope: str) -> None:
     } == set(gone)
 
 
+@pytest.mark.slow
 def test_greedy_settings() -> None:
     """rounds and step are two ways to say the same; a shortlist of everything changes nothing; a cheap start needs no leave-one-out."""
     made = setting(dissect(tiny.build("olmoe")), windows(3))
@@ -312,6 +313,7 @@ def test_a_search_ends_alike_wherever_it_was_interrupted(settings: str, scope: s
         assert all(np.array_equal(again[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal_removal", "causal_removal:outcome=kl,windows=4", "causal_position"])
 def test_an_experiment_goes_on_with_other_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after any window, resumed with any batch: the rows of an uninterrupted one, to rounding; with its own batch, to the bit."""

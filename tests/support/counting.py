@@ -32,3 +32,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             function = "load_network" if name == "load" else name
             monkeypatch.setattr(module, function, wrap(name, getattr(module, function)))
     return calls
+
+
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calibrations and experiments that are really measured."""
+    done: list[str] = []
+    observe, measure = calibration_module.observe, calibration_module.measure
+    monkeypatch.setattr(
+        calibration_module, "observe", lambda *given: (done.append("observe"), observe(*given))[1]
+    )
+    monkeypatch.setattr(
+        calibration_module, "measure", lambda *given: (done.append("measure"), measure(*given))[1]
+    )
+    return done

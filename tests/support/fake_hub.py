@@ -152,6 +152,7 @@ class FakeHub:
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # headers and body go at once
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             pass

@@ -105,6 +105,7 @@ def test_a_tokenizer_without_end_of_text_stops_a_run_before_the_work(
     assert sum(calls.values()) == 0
 
 
+@pytest.mark.slow
 def test_answers_belong_to_a_tokenizer_and_its_generation_settings(
     recipe_path: Path,
     tmp_path: Path,

@@ -189,7 +189,11 @@ def test_licence_and_languages_as_they_are_written(
 
 @pytest.mark.parametrize(
     "card",
-    [b"---\nlicense: mit\nbroken: [\n---\n", b"---\n" + b"[" * 5000 + b"\n---\n", b"---\n- list\n---\n"],
+    [
+        b"---\nlicense: mit\nbroken: [\n---\n",
+        pytest.param(b"---\n" + b"[" * 5000 + b"\n---\n", marks=pytest.mark.slow),
+        b"---\n- list\n---\n",
+    ],
 )
 def test_a_card_that_cannot_be_parsed_is_a_note_and_stops_nothing(
     card: bytes, source: Path, tmp_path: Path

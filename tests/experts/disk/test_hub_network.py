@@ -212,6 +212,7 @@ def export(tmp_path: Path) -> list[str]:
     return ["export", "org/tiny", str(tmp_path / "plan.json"), str(tmp_path / "out")]
 
 
+@pytest.mark.slow
 def test_a_command_and_a_network_that_breaks(hub: FakeHub, tmp_path: Path, export: list[str]) -> None:
     """Exit 1 and one line; the same command goes on. Progress is on stderr, and nothing but the result on stdout."""
     hub.fail(SECOND, "reset", after=50_000, skip=1)
@@ -261,6 +262,7 @@ def test_settings_that_lead_nowhere(
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_download(hub: FakeHub, tmp_path: Path, export: list[str]) -> None:
     """At once, and not at the end of the files that are on their way."""
     hub.slow = 0.5  # a shard takes 4 s

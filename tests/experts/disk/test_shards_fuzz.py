@@ -179,6 +179,7 @@ LITERALS = ["NaN", "Infinity", "-Infinity", "-1", "1.5", "1e3", "1e999", "9" * 5
             "[" * 300 + "]" * 300, "[" * 5000 + "]" * 5000, "[0,0]", '{"0":1,"1":2}', "0"]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(FIXED, max_examples=400)
 @given(data=st.data())
 def test_headers_of_odd_values(data: st.DataObject, tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_measured_removals_pass_there(
     assert not planted_cells[GATE_WEIGHT, outcome].passes, "here even the gate weight misleads"
 
 
+@pytest.mark.slow
 def test_the_negative_control_keeps_alpha() -> None:
     """Pairs at random on a real (random) model, 100 draws: the whole rule passes, or inverts, in at most α of the cells."""
     anatomy = dissect(tiny.build("olmoe"))
@@ -234,6 +235,7 @@ def test_spearman_and_pairs_from_the_raw_effects(audit_recipe: Path, tmp_path: P
             assert cell["mean_high"] == pytest.approx(np.mean(high))
 
 
+@pytest.mark.slow
 def test_an_interrupted_audit_resumes(
     audit_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +315,7 @@ def test_refusals(change: str, message: str, audit_recipe: Path, tmp_path: Path)
 # Progressive removal.
 
 
+@pytest.mark.slow
 def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> None:
     """Raw rows and means of two points per layer by whole forwards on the recipe's own windows."""
     from prune.recipe.read import read_recipe
@@ -359,6 +362,7 @@ def test_curves_against_plain_ablations(audit_recipe: Path, tmp_path: Path) -> N
         np.testing.assert_allclose(chance["sd"], draws.std(ddof=1))
 
 
+@pytest.mark.slow
 def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path) -> None:
     """The largest one and two of three active experts, at that position alone."""
     from prune.recipe.read import read_recipe

@@ -194,6 +194,7 @@ def test_prune_with_a_measured_criterion(
     assert len(experiments) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_resumes(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +220,7 @@ def test_an_interrupted_experiment_resumes(
     assert not (tmp_path / "a" / "experiment.partial.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_budgets_that_keep_the_same_are_one_test(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +261,7 @@ def test_budgets_that_keep_the_same_are_one_test(
     )
 
 
+@pytest.mark.slow
 def test_a_search_is_shown_in_the_scope_it_searched_in(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +294,7 @@ def test_a_search_is_shown_in_the_scope_it_searched_in(
     assert json.loads(alone.stdout)["plans"][0]["digest"] == plans["layer"] != plans["global"]
 
 
+@pytest.mark.slow
 def test_stability_searches_as_far_down_as_the_first_seed(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

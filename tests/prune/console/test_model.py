@@ -55,6 +55,7 @@ def test_a_model_without_a_recipe(saved: dict[str, Path], tmp_path: Path) -> Non
     assert kept["calibration"]["length"] == 128, "the model was made for no more"
 
 
+@pytest.mark.slow
 def test_the_recipe_that_was_kept_runs_again(saved: dict[str, Path], tmp_path: Path) -> None:
     text = story(tmp_path / "story.txt")
     excise("prune", saved["olmoe"], "--keep", 6, "--text", text, "-o", "first", *SMALL)

@@ -138,6 +138,7 @@ def _check_checkpoint(out: Path, source: Path) -> None:
     ] == str(out / "checkpoint")
 
 
+@pytest.mark.slow
 def test_same_recipe_same_numbers_and_a_second_run_trains_nothing(
     recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_same_recipe_same_numbers_and_a_second_run_trains_nothing(
     assert run(recovery_recipe, tmp_path / "one") == first
 
 
+@pytest.mark.slow
 def test_more_random_plans_train_only_those(
     recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +232,7 @@ def test_another_teacher_on_disk(recovery_recipe: Path, tmp_path: Path, saved: d
     assert "another architecture" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_pruned_elsewhere(
     recovery_recipe: Path, tmp_path: Path, saved: dict[str, Path]
 ) -> None:
@@ -318,6 +321,7 @@ def train(folder: Path, **settings: Any) -> tuple[list[dict[str, float]], dict[s
     return found.curve, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_interrupted_training_resumes_to_the_same_end(
     accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -386,6 +390,7 @@ def test_options_of_the_training(option: str, tmp_path: Path) -> None:
     assert (gap > 0) == (option == "bf16") or gap < 1e-5
 
 
+@pytest.mark.slow
 def test_the_loss_goes_down_and_only_the_gap_is_learned(tmp_path: Path) -> None:
     train(tmp_path, steps=40, ce=0.0)
     log = read_rows(tmp_path / "training.csv")
@@ -539,6 +544,7 @@ def test_experts_that_came_back_are_found(tmp_path: Path) -> None:
         check_counts(made.anatomy, made.counts)
 
 
+@pytest.mark.slow
 def test_random_plans_of_the_control_are_those_of_the_validation(
     recovery_recipe: Path, tmp_path: Path
 ) -> None:

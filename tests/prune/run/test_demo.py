@@ -45,6 +45,7 @@ def same_cache(demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatc
     return lambda: None
 
 
+@pytest.mark.slow
 def test_is_really_trained() -> None:
     """On test files it never saw: far below the unigram baseline that its training wrote down beside it."""
     report = json.loads((MODEL.parent / "held_out.json").read_text())

@@ -103,6 +103,7 @@ def test_other_fraction_reuses_the_calibration(
     assert calls["export"] == 1
 
 
+@pytest.mark.slow
 def test_more_random_plans_reuse_rows_and_checkpoint(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +273,7 @@ def test_refused_before_the_model_is_loaded(
     assert sum(calls.values()) == 0
 
 
+@pytest.mark.slow
 def test_a_note_is_told_once(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known before the work is said before it, and not again with what is known after it; machines find all of it."""
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
@@ -473,6 +475,7 @@ def test_a_refused_text_changes_nothing(recipe_path: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "recipe.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_the_kept_recipe_can_be_run_again(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

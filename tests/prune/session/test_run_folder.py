@@ -29,6 +29,7 @@ def test_a_stage_that_was_interrupted_belongs_to_nothing(
     assert numbers(run(recipe_path, tmp_path / "run")) == numbers(first)
 
 
+@pytest.mark.slow
 def test_effects_of_an_audit_that_was_interrupted(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_result_that_cannot_be_read_is_made_again(recipe_path: Path, tmp_path:
         assert numbers(run(recipe_path, tmp_path / "run")) == numbers(first)
 
 
+@pytest.mark.slow
 def test_rows_belong_to_what_made_them(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +88,7 @@ def test_rows_belong_to_what_made_them(
     assert measured() == 25
 
 
+@pytest.mark.slow
 def test_searches_of_an_older_version_are_not_used(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,6 +224,7 @@ def test_how_many_are_needed() -> None:
 # One plan against random plans, by a t distribution.
 
 
+@pytest.mark.slow
 def test_normal_p_is_a_prediction() -> None:
     """20,000 simulated nulls: one more draw is below the 5 % point in 5 % of them; it reaches below 1 / (R + 1)."""
     draws = np.random.default_rng(0).normal(size=(20_000, 21))

@@ -50,7 +50,8 @@ def tasks(options: argparse.Namespace):
     """name -> the work to be timed, on one model."""
     import torch
 
-    from criteria.observe import Sums, watched
+    from criteria.layer_sums import LayerSums
+    from criteria.observe import observed
     from experts.anatomy import dissect
 
     model = build(options.hidden, options.inner)
@@ -66,8 +67,8 @@ def tasks(options: argparse.Namespace):
             model(input_ids=tokens, use_cache=False)
 
     def calibrate() -> None:
-        sums = [Sums(64, 1, torch.device("cpu")) for _ in anatomy.layers]
-        with torch.no_grad(), watched(anatomy, sums) as forward:
+        sums = [LayerSums(64, 1, torch.device("cpu")) for _ in anatomy.layers]
+        with torch.no_grad(), observed(anatomy, sums) as forward:
             forward(text)
 
     return {"plain": plain, "with_head": with_head, "calibrate": calibrate}

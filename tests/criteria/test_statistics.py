@@ -10,7 +10,8 @@ import torch
 
 from criteria import formulas
 from criteria.by_name import resolve
-from criteria.observe import Sums, observe, watched
+from criteria.layer_sums import LayerSums
+from criteria.observe import observe, observed
 from criteria.registry import CRITERIA
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
@@ -187,9 +188,9 @@ def test_observation_is_the_plain_forward(family: str) -> None:
     model = tiny.build(family)
     anatomy, before = dissect(model), tiny.logits(model)
     states = {name: dict(vars(module)) for name, module in model.named_modules()}
-    sums = [Sums(8, 2, torch.device("cpu")) for _ in anatomy.layers]
+    sums = [LayerSums(8, 2, torch.device("cpu")) for _ in anatomy.layers]
     hidden = []
-    with torch.no_grad(), watched(anatomy, sums) as forward:
+    with torch.no_grad(), observed(anatomy, sums) as forward:
         hook = model.base_model.register_forward_hook(
             lambda _module, _args, output: hidden.append(output.last_hidden_state)
         )

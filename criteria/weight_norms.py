@@ -1,0 +1,67 @@
+"""Norms of weights, for criteria that need no text."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experts.anatomy import Anatomy, MoELayer
+from experts.arrays import Array
+from experts.errors import ExciseError
+
+
+@torch.no_grad()
+def weight_norms(anatomy: Anatomy) -> dict[str, Array]:
+    """Return norms of router rows and of expert matrices; biases are left out.
+
+    Returns:
+        `router_norm`, `weight_l1`, `weight_l2` and `weight_count` of `Statistics`, [L, E] each.
+
+    Raises:
+        ExciseError: the experts are quantised in memory.
+    """
+    layers = [_layer_norms(layer) for layer in anatomy.layers]
+    return {name: np.stack([norms[name] for norms in layers]) for name in layers[0]}
+
+
+def _layer_norms(layer: MoELayer) -> dict[str, Array]:
+    """The same of one layer [E]."""
+    matrices = _expert_matrices(layer)
+    router = layer.router.weight
+    assert isinstance(router, Tensor)
+    return {
+        "router_norm": torch.linalg.vector_norm(router, dim=1, dtype=torch.float64).cpu().numpy(),
+        "weight_l1": _per_expert(matrices, _sum_of_sizes),
+        "weight_l2": _per_expert(matrices, _sum_of_squares),
+        "weight_count": _per_expert(matrices, _elements),
+    }
+
+
+def _expert_matrices(layer: MoELayer) -> list[Tensor]:
+    """The weights of the experts, [E, rows, columns] each."""
+    matrices: list[Tensor] = [parameter for parameter in layer.weights.values() if parameter.ndim == 3]
+    if any(not matrix.is_floating_point() for matrix in matrices):
+        quantised = f"{layer.name}: the experts are quantised in memory"
+        raise ExciseError(f"{quantised}; calibrate with dtype: bfloat16 or float32")
+    return matrices
+
+
+def _per_expert(matrices: Sequence[Tensor], measure: Callable[[Tensor], float]) -> Array:
+    """The sum over an expert's matrices [E]."""
+    experts = range(len(matrices[0]))
+    return np.array([sum(measure(matrix[expert]) for matrix in matrices) for expert in experts])
+
+
+def _sum_of_sizes(matrix: Tensor) -> float:
+    """Σ|w|."""
+    return float(torch.linalg.vector_norm(matrix, ord=1, dtype=torch.float64))
+
+
+def _sum_of_squares(matrix: Tensor) -> float:
+    """Σw²."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64) ** 2)
+
+
+def _elements(matrix: Tensor) -> float:
+    return float(matrix.numel())

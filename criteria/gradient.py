@@ -1,155 +1,140 @@
-"""First-order attributions: what a gradient says about a removal, for all experts at once (METHODS 1.2).
+"""First-order attributions: what a gradient says about a removal, for all experts at once (docs/methods.md 1.2).
 
-Every gate weight is multiplied by α_{l,e} = 1. −∂L/∂α estimates the effect of taking α to 0 (mode zero). A gradient cannot see re-routing:
-`excise compare` prints its rank agreement with real removals.
+Every gate weight is multiplied by α_{l,e} = 1. −∂L/∂α estimates the effect of taking α to 0 (mode zero). A gradient
+cannot see re-routing: `excise compare` prints its rank agreement with real removals.
 """
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
-from experts.anatomy import Anatomy
+from criteria.gate_slopes import each_slope, losses_of, multiplied_gates, token_count, zeros
 from experts.arrays import Array
-from experts.effects.outcome import token_losses
 from experts.memory import in_chunks
-from experts.seam import Forward, intercepted
+
+SEED = 20061117  # of the random signs
 
 
-def first_order(setting: ExperimentContext, windows: int) -> dict[str, Array]:
-    """gradient = −∂L/∂α, L = mean cross-entropy over T tokens, sign kept; gradient_abs = Σ_t |g_e f_e(x_t)·∂L/∂y_t|; both [L, E].
+def first_order(context: ExperimentContext, windows: int) -> dict[str, Array]:
+    """Measure the slope of the loss in every expert's gate weight.
 
-    One multiplier per token and expert: their gradients summed give ∂L/∂α, their absolute values do not cancel. Source: attribution
-    patching (arXiv 2403.00745), INFORM (arXiv 2602.04291).
+    gradient: −∂L/∂α, L the mean cross-entropy over T tokens; positive and negative slopes cancel.
+    gradient_abs: Σ_t |g_e f_e(x_t) · ∂L/∂y_t|; they do not.
+
+    Every token and expert has a multiplier α of its own. The sum of their gradients is ∂L/∂α. Costs 3.4 plain
+    forwards. Sources: attribution patching, https://arxiv.org/abs/2403.00745; INFORM,
+    https://arxiv.org/abs/2602.04291
+
+    Args:
+        context: model and text
+        windows: how many windows are used; 0 = all
+
+    Returns:
+        `gradient` and `gradient_abs` [L, E].
     """
-    signed, absolute = (_zeros(setting) for _ in range(2))
+    signed, absolute = zeros(context), zeros(context)
 
-    def add(layer: int, index: Tensor, slope: Tensor) -> None:
-        flat = index.reshape(-1)
-        signed[layer].index_add_(0, flat, -slope.reshape(-1).double())
-        absolute[layer].index_add_(0, flat, slope.reshape(-1).double().abs())
+    def add(row: int, index: Tensor, slope: Tensor) -> None:
+        expert, slopes = index.reshape(-1), slope.reshape(-1)
+        signed[row].index_add_(0, expert, -slopes.double())
+        absolute[row].index_add_(0, expert, slopes.double().abs())
 
-    tokens = setting.tokens(windows)
-    _slopes(setting, tokens, 1.0, add, "gradient")
-    count = tokens.shape[0] * (tokens.shape[1] - 1)
-    return {"gradient": (signed / count).cpu().numpy(), "gradient_abs": (absolute / count).cpu().numpy()}
+    tokens = context.tokens(windows)
+    each_slope(context, tokens, 1.0, add, "gradient")
+    count = token_count(tokens)
+    return {
+        "gradient": (signed / count).cpu().numpy(),
+        "gradient_abs": (absolute / count).cpu().numpy(),
+    }
 
 
-def integrated(setting: ExperimentContext, steps: int, windows: int) -> dict[str, Array]:
-    """Integrated gradient: −∫ ∂L/∂α_e dα along the straight path of all α together from 1 to 0, midpoint rule with `steps` points [L, E].
+def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str, Array]:
+    """Integrate the slope while all gate weights go to 0 together.
 
-    Complete: Σ over all experts = L(α = 0) − L(α = 1), as steps grow, but for the jumps where a token changes its experts on the way,
-    which no gradient sees. arXiv 1703.01365.
+    integrated: −∫ ∂L/∂α_e dα along the straight path of all α from 1 to 0, by the midpoint rule. Complete: as steps
+    grow, the sum over all experts becomes L(α = 0) − L(α = 1), but for the jumps where a token changes its experts
+    on the way, which no gradient sees. Costs 18 plain forwards at 8 steps and grows with steps.
+    Source: integrated gradients, https://arxiv.org/abs/1703.01365
+
+    Args:
+        context: model and text
+        steps: points of the path
+        windows: how many windows are used; 0 = all
+
+    Returns:
+        `integrated` [L, E].
     """
-    sums = _zeros(setting)
+    sums = zeros(context)
 
-    def add(layer: int, index: Tensor, slope: Tensor) -> None:
-        sums[layer].index_add_(0, index.reshape(-1), -slope.reshape(-1).double())
+    def add(row: int, index: Tensor, slope: Tensor) -> None:
+        sums[row].index_add_(0, index.reshape(-1), -slope.reshape(-1).double())
 
-    tokens = setting.tokens(windows)
+    tokens = context.tokens(windows)
     for step in range(steps):
-        _slopes(setting, tokens, (step + 0.5) / steps, add, f"integrated gradient {step + 1}/{steps}")
-    return {"integrated": (sums / (steps * tokens.shape[0] * (tokens.shape[1] - 1))).cpu().numpy()}
+        alpha = (step + 0.5) / steps
+        each_slope(context, tokens, alpha, add, f"integrated gradient {step + 1}/{steps}")
+    return {"integrated": (sums / (steps * token_count(tokens))).cpu().numpy()}
 
 
-def _zeros(setting: ExperimentContext) -> Tensor:
-    device = setting.anatomy.device
-    return torch.zeros(
-        len(setting.anatomy.layers), setting.anatomy.shape.num_experts, dtype=torch.float64, device=device
-    )
+def fisher(context: ExperimentContext, probes: int, windows: int) -> dict[str, Array]:
+    """Estimate the diagonal of the empirical Fisher information.
 
+    fisher: Σ_t (∂L_t/∂α)², L_t the loss at token t. Exact would be one backward per token. With random signs ε_t
+    the expectation of (∂ Σ_t ε_t L_t / ∂α)² is the same sum, window by window, so `probes` backwards per window are
+    enough. Their relative error is about √(2 / (windows · probes)). Costs 5.2 plain forwards at 4 probes and grows
+    with probes.
 
-def _slopes(
-    setting: ExperimentContext,
-    tokens: Tensor,
-    at: float,
-    add: Callable[[int, Tensor, Tensor], None],
-    what: str,
-) -> None:
-    """Calls add(layer, index [T, k], Σ_t L_t by the multiplier of every (token, slot) [T, k]) for every batch; multipliers are `at`."""
-    with tqdm(total=len(tokens), desc=what, unit="window", delay=2) as bar:
+    Args:
+        context: model and text
+        probes: sets of random signs; they are seeded
+        windows: how many windows are used; 0 = all
 
-        def work(start: int, stop: int) -> None:
-            with _multiplied(
-                setting.anatomy, lambda _, index: torch.full(index.shape, at, device=index.device)
-            ) as used:
-                loss = token_losses(
-                    setting.anatomy.model(input_ids=tokens[start:stop], use_cache=False).logits,
-                    tokens[start:stop],
-                ).sum()
-                slopes = torch.autograd.grad(loss, [multiplier for _, multiplier in used])
-            for layer, ((index, _), slope) in enumerate(zip(used, slopes, strict=True)):
-                add(layer, index, slope)
-            bar.update(stop - start)
-
-        in_chunks(len(tokens), setting.batch, work, "window")
-
-
-def fisher(setting: ExperimentContext, probes: int, windows: int) -> dict[str, Array]:
-    """fisher = Σ_t (∂L_t/∂α)² [L, E], L_t the loss at token t: the diagonal of the empirical Fisher information.
-
-    Exact would be one backward per token. With random signs ε_t, E (∂ Σ_t ε_t L_t / ∂α)² is the same sum, window by window: `probes`
-    backwards per window. The signs are seeded; the relative error is about √(2 / (windows · probes)).
+    Returns:
+        `fisher` [L, E].
     """
-    sums = _zeros(setting)
-    tokens = setting.tokens(windows)
-    generator = torch.Generator().manual_seed(20061117)
-    signs = (
-        torch.randint(0, 2, (probes, len(tokens), tokens.shape[1] - 1), generator=generator).to(tokens.device)
-        * 2
-        - 1
-    )
+    sums = zeros(context)
+    tokens = context.tokens(windows)
+    signs = _random_signs(probes, tokens)
 
     with tqdm(total=len(tokens), desc="fisher", unit="window", delay=2) as bar:
 
         def work(start: int, stop: int) -> None:
-            shape = (len(setting.anatomy.layers), stop - start, setting.anatomy.shape.num_experts)
-            per_window = torch.ones(
-                shape, device=tokens.device, requires_grad=True
-            )  # one α per window: windows do not see each other
-            of_token = torch.arange(stop - start, device=tokens.device).repeat_interleave(tokens.shape[1])
-            squares = torch.zeros_like(
-                sums
-            )  # added at once: an attempt that runs out of memory leaves nothing behind
-            with _multiplied(
-                setting.anatomy, lambda layer, index: per_window[layer][of_token[:, None], index]
-            ):
-                losses = token_losses(
-                    setting.anatomy.model(input_ids=tokens[start:stop], use_cache=False).logits,
-                    tokens[start:stop],
-                )
-                for probe in range(probes):
-                    total = (losses * signs[probe, start:stop]).sum()
-                    (slope,) = torch.autograd.grad(total, [per_window], retain_graph=probe + 1 < probes)
-                    squares += slope.double().square().sum(dim=1)
-            sums.add_(squares)
+            # Added in one step: an attempt that runs out of memory leaves nothing behind.
+            sums.add_(_squared_slopes(context, tokens[start:stop], signs[:, start:stop]))
             bar.update(stop - start)
 
-        in_chunks(len(tokens), setting.batch, work, "window")
+        in_chunks(len(tokens), context.batch, work, "window")
     return {"fisher": (sums / probes).cpu().numpy()}
 
 
-@contextmanager
-def _multiplied(
-    anatomy: Anatomy, multiplier: Callable[[int, Tensor], Tensor]
-) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Gate weights times multiplier(layer, index [T, k]); gives the (index, multiplier) of every layer. Weights get no gradients."""
-    used: list[tuple[Tensor, Tensor]] = []
+def _random_signs(probes: int, tokens: Tensor) -> Tensor:
+    """+1 or −1 for every token with a next one [probes, N, W − 1]."""
+    num_windows, length = tokens.shape
+    generator = torch.Generator().manual_seed(SEED)
+    bits = torch.randint(0, 2, (probes, num_windows, length - 1), generator=generator)
+    return bits.to(tokens.device) * 2 - 1
 
-    def scale(layer: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        factor = multiplier(layer, index)
-        used.append((index, factor if factor.requires_grad else factor.requires_grad_()))
-        return run(hidden, index, weight * used[-1][1].to(weight.dtype))
 
-    trained = [parameter for parameter in anatomy.model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with torch.enable_grad(), intercepted(anatomy, scale):
-            yield used
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+def _squared_slopes(context: ExperimentContext, tokens: Tensor, signs: Tensor) -> Tensor:
+    """(∂ Σ_t ε_t L_t / ∂α)², summed over probes and windows [L, E].
+
+    Args:
+        context: the model
+        tokens: windows [B, W]
+        signs: ε [probes, B, W − 1]
+    """
+    anatomy, device = context.anatomy, tokens.device
+    num_windows, length = tokens.shape
+    # One α per window, because windows do not see each other.
+    shape = (len(anatomy.layers), num_windows, anatomy.shape.num_experts)
+    alpha = torch.ones(shape, device=device, requires_grad=True)
+    window = torch.arange(num_windows, device=device).repeat_interleave(length)[:, None]
+    squares = zeros(context)
+    with multiplied_gates(anatomy, lambda row, index: alpha[row][window, index]):
+        losses = losses_of(context, tokens)
+        for probe, sign in enumerate(signs, 1):
+            total = (losses * sign).sum()
+            (slope,) = torch.autograd.grad(total, [alpha], retain_graph=probe < len(signs))
+            squares += slope.double().square().sum(dim=1)
+    return squares

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from criteria import causal
+from criteria import window_rows
 from criteria.budget import Budget, from_counts, from_fraction
 from criteria.by_name import resolve
 from criteria.experiment_context import ExperimentContext
@@ -255,7 +255,7 @@ def test_greedy_resumes_after_a_round(tmp_path: Path, monkeypatch: pytest.Monkey
     made = setting(dissect(tiny.build("olmoe")), windows(3))
     whole = scores_of("causal_greedy", made)
     kept = replace(made, partial=StoredArrays(tmp_path / "partial", "key"))
-    from criteria.greedy import Search
+    from criteria.greedy_search import Search
 
     rounds, one_round = [], Search.round
 
@@ -317,7 +317,7 @@ def test_a_search_ends_alike_wherever_it_was_interrupted(settings: str, scope: s
 @pytest.mark.parametrize("name", ["causal_removal", "causal_removal:outcome=kl,windows=4", "causal_position"])
 def test_an_experiment_goes_on_with_other_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after any window, resumed with any batch: the rows of an uninterrupted one, to rounding; with its own batch, to the bit."""
-    monkeypatch.setattr(causal, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(window_rows, "KEEP_EVERY", -1.0)
     made = replace(setting(dissect(tiny.build("olmoe")), windows(5, 10)), batch=2, partial=Memory())  # type: ignore[arg-type]
     measurement = resolve(name).measurement
     assert measurement is not None
@@ -398,7 +398,7 @@ def test_numbers_that_mean_nothing_are_refused_by_name(name: str, what: str) -> 
 
 
 def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(window_rows, "KEEP_EVERY", 0.0)
     made = replace(setting(dissect(tiny.build("olmoe")), windows(6)), batch=2)
     whole = scores_of("causal_removal", made)
     kept, looked, look = (

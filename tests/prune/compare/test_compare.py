@@ -198,10 +198,10 @@ def test_prune_with_a_measured_criterion(
 def test_an_interrupted_experiment_resumes(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from criteria import causal
+    from criteria import window_rows
     from experts.stored_arrays import StoredArrays
 
-    monkeypatch.setattr(causal, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(window_rows, "KEEP_EVERY", 0.0)
     overrides = ("--set", "criteria=[causal_removal]", "--set", "calibration.batch=2")
     write, written = StoredArrays.write, []
 

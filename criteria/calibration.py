@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,10 +12,10 @@ from criteria.budget import Budget
 from criteria.criterion import Criterion
 from criteria.experiment import Measurement, prerequisites
 from criteria.experiment_context import ExperimentContext
-from criteria.formulas import FEWEST, protects, super_experts
 from criteria.greedy import VERSION
 from criteria.measure import measure
 from criteria.observe import observe
+from criteria.protection import Protection, protects, super_experts
 from criteria.scores import Scores, score
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
@@ -27,8 +26,6 @@ from experts.keys import key_of
 from experts.model import Model
 from experts.shape import Shape
 from experts.stored_arrays import StoredArrays
-
-Protection = Literal["auto", True, False]
 
 
 @dataclass(frozen=True)
@@ -175,12 +172,3 @@ class Calibration:
 def _everything(shape: Shape) -> Budget:
     """For experiments that search for nothing."""
     return Budget(shape.total, "layer", shape.smallest, "all experts")
-
-
-def protection_notes(protect: Protection, shape: Shape) -> list[str]:
-    """What `auto` decided against, where it did."""
-    if protect != "auto" or protects("auto", shape.total):
-        return []
-    decision = f"prune.protect_super_experts: auto protects none of {shape.total} experts"
-    why = f"fewer than {FEWEST}: the rule would always take one, outlier or not"
-    return [f"{decision} ({why}); true and false decide it"]

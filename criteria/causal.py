@@ -16,9 +16,9 @@ from experts.modes import Mode, Scope
 def position(context: ExperimentContext, mode: str, windows: int) -> dict[str, Array]:
     """Measure what removing an expert at one token costs, for every token and each of its experts.
 
-    causal_position: Σ_t ΔCE_t / T, in nats, over all T tokens that have a next token, where ΔCE_t is the effect on
-    the next token of removing e at t alone; 0 where e is not active at t. Costs 20 plain forwards on the demo
-    (L, E, k = 6, 16, 4) and grows with L·k. Source: https://arxiv.org/abs/2606.10703
+    causal_position: Σ_t ΔCE_t / T, in nats, over all T tokens that have a next token, where ΔCE_t is the
+    effect on the next token of removing e at t alone; 0 where e is not active at t. Costs 20 plain forwards
+    on the demo (L, E, k = 6, 16, 4) and grows with L·k. Source: https://arxiv.org/abs/2606.10703
 
     Args:
         context: model and text
@@ -59,9 +59,9 @@ def _sums_over_tokens(instrument: Instrument, clean: CleanForward, row: int) -> 
 def removal(context: ExperimentContext, mode: str, outcome: str, windows: int) -> dict[str, Array]:
     """Measure what removing an expert at every token costs, leaving one out at a time.
 
-    causal_removal: mean ΔCE over all tokens, or mean KL(unpruned ‖ pruned), in nats per token. KL is ΔCE averaged
-    over what the model itself expects instead of the one token that came: the same damage, with less noise.
-    Costs 50 plain forwards on the demo (L, E, k = 6, 16, 4) and grows with L·E.
+    causal_removal: mean ΔCE over all tokens, or mean KL(unpruned ‖ pruned), in nats per token. KL is ΔCE
+    averaged over what the model itself expects instead of the one token that came: the same damage, with less
+    noise. Costs 50 plain forwards on the demo (L, E, k = 6, 16, 4) and grows with L·E.
 
     Args:
         context: model and text

@@ -1,7 +1,7 @@
-"""First-order attributions: what a gradient says about a removal, for all experts at once (docs/methods.md 1.2).
+"""First-order attributions: what one gradient says about the removal of every expert (docs/methods.md 1.2).
 
-Every gate weight is multiplied by α_{l,e} = 1. −∂L/∂α estimates the effect of taking α to 0 (mode zero). A gradient
-cannot see re-routing: `excise compare` prints its rank agreement with real removals.
+Every gate weight is multiplied by α_{l,e} = 1. −∂L/∂α estimates the effect of taking α to 0 (mode zero). A
+gradient cannot see re-routing: `excise compare` prints its rank agreement with real removals.
 """
 
 import torch
@@ -52,9 +52,9 @@ def first_order(context: ExperimentContext, windows: int) -> dict[str, Array]:
 def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str, Array]:
     """Integrate the slope while all gate weights go to 0 together.
 
-    integrated: −∫ ∂L/∂α_e dα along the straight path of all α from 1 to 0, by the midpoint rule. Complete: as steps
-    grow, the sum over all experts becomes L(α = 0) − L(α = 1), but for the jumps where a token changes its experts
-    on the way, which no gradient sees. Costs 18 plain forwards at 8 steps and grows with steps.
+    integrated: −∫ ∂L/∂α_e dα along the straight path of all α from 1 to 0, by the midpoint rule. Complete: as
+    steps grow, the sum over all experts becomes L(α = 0) − L(α = 1), but for the jumps where a token changes
+    its experts on the way, which no gradient sees. Costs 18 plain forwards at 8 steps and grows with steps.
     Source: integrated gradients, https://arxiv.org/abs/1703.01365
 
     Args:
@@ -80,10 +80,10 @@ def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str
 def fisher(context: ExperimentContext, probes: int, windows: int) -> dict[str, Array]:
     """Estimate the diagonal of the empirical Fisher information.
 
-    fisher: Σ_t (∂L_t/∂α)², L_t the loss at token t. Exact would be one backward per token. With random signs ε_t
-    the expectation of (∂ Σ_t ε_t L_t / ∂α)² is the same sum, window by window, so `probes` backwards per window are
-    enough. Their relative error is about √(2 / (windows · probes)). Costs 5.2 plain forwards at 4 probes and grows
-    with probes.
+    fisher: Σ_t (∂L_t/∂α)², L_t the loss at token t. Exact would be one backward per token. With random signs
+    ε_t the expectation of (∂ Σ_t ε_t L_t / ∂α)² is the same sum, window by window, so `probes` backwards per
+    window are enough. Their relative error is about √(2 / (windows · probes)). Costs 5.2 plain forwards at 4
+    probes and grows with probes.
 
     Args:
         context: model and text

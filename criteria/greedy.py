@@ -1,8 +1,8 @@
 """Greedy removal: after every round the effects of what is left are measured again.
 
-A single removal is blind to experts that back each other up: each alone is cheap, both together are not. Here the
-effect of an expert is what its removal adds to the cost of everything that was removed before, in mode reroute, on
-the whole calibration text. Source: CoAx, https://arxiv.org/abs/2607.01940
+A single removal is blind to experts that back each other up: each alone is cheap, both together are not. Here
+the effect of an expert is what its removal adds to the cost of everything that was removed before, in mode
+reroute, on the whole calibration text. Source: CoAx, https://arxiv.org/abs/2607.01940
 """
 
 import numpy as np
@@ -41,8 +41,8 @@ def greedy(
         windows: how many windows are used; 0 = all
 
     Returns:
-        `score` [L, E]: place in the order of removal; experts that stay are above all others, by their last estimate.
-        `trace` [R, 4], a row per removal: row of the layer, expert, round, cost it added in nats per token.
+        `score` [L, E]: place in the order of removal; experts that stay come last, by their estimate.
+        `trace` [removals, 4]: row of the layer, expert, round, cost it added in nats per token.
 
     Raises:
         ExciseError: the budget cannot be reached.

@@ -16,8 +16,8 @@ from experts.errors import ExciseError
 class Search:
     """The state of a greedy removal; it is stored after every round, and taken up where it was interrupted.
 
-    Estimates make the shortlists. Those of leave-one-out are brought up to date by every measurement; those of a
-    criterion of observed statistics are in other units and stay as they are.
+    Estimates make the shortlists. Those of leave-one-out are brought up to date by every measurement; those
+    of a criterion of observed statistics are in other units and stay as they are.
 
     Attributes:
         gone: experts that were removed [L, E]
@@ -44,9 +44,10 @@ class Search:
         return int(self.gone.size - self.budget.total - self.gone.sum())
 
     def share(self, rounds: int) -> int:
-        """Return how many experts each of so many rounds removes: of a layer in scope layer, of the model in global.
+        """Return how many experts each of so many rounds removes.
 
-        It follows from the budget alone, never from what is left: an interrupted search takes the same steps.
+        Those are experts of every layer in scope layer, of the model in scope global. The number follows from
+        the budget alone, never from what is left: an interrupted search takes the same steps.
         """
         most = self.gone.size - self.budget.total
         if self.budget.scope == "layer":  # the layer that loses most
@@ -110,8 +111,8 @@ class Search:
     def _cheapest(self, values: Array, size: int, room: Ids) -> Marks:
         """Mark the experts with the lowest finite values [L, E].
 
-        With router groups the unit is a rank: the r-th cheapest of every group of a layer go together. So `size`
-        is rounded down to a multiple of the groups, or up to one rank.
+        With router groups the unit is a rank: the r-th cheapest of every group of a layer go together.
+        So `size` is rounded down to a multiple of the groups, or up to one rank.
 
         Args:
             values: lower = removed earlier; infinite = stays [L, E]
@@ -143,7 +144,10 @@ class Search:
         return np.bincount(best // per_layer, minlength=num_layers)
 
     def score(self) -> Array:
-        """Return the place of every expert in the order of removal [L, E]; those that stay follow by their estimate."""
+        """Return the place of every expert in the order of removal [L, E].
+
+        Those that stay come last, by their estimate.
+        """
         score = np.empty(self.gone.shape)
         for place, (row, expert, *_) in enumerate(self.trace):
             score[int(row), int(expert)] = place

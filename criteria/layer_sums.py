@@ -96,7 +96,7 @@ def norms(outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LayerSums:
-    """Running sums of one MoE layer in float64, on the model's device; see `Statistics`, whose rows they become.
+    """Running sums of one MoE layer in float64, on the model's device; they become a row of `Statistics`.
 
     Attributes:
         moments: Σ g^a ‖f‖^b for a, b in 0, 1, 2, b the faster [E, 9]

@@ -6,7 +6,8 @@ from typing import overload
 from criteria.budget import Budget, BudgetScope
 from criteria.budget_for import budget_for
 from criteria.by_name import resolve
-from criteria.calibration import Calibration, Protection
+from criteria.calibration import Calibration
+from criteria.protection import Protection
 from criteria.scores import Scores
 from criteria.selection import plan_for
 from criteria.text.windows import Windows

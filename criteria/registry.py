@@ -1,8 +1,11 @@
-"""Every criterion is a row of this table. Baselines are rows like any other, so no report can leave them out."""
+"""Every criterion is a row of this table.
+
+Baselines are rows like any other, so no report can leave them out.
+"""
 
 import numpy as np
 
-from criteria import formulas
+from criteria import centrality, formulas
 from criteria.criterion import (
     DOMAINS,
     GRADIENTS,
@@ -116,7 +119,7 @@ ROWS = (
     ),
     Criterion(
         "hub",
-        formulas.hub,
+        centrality.hub,
         formula="eigenvector centrality of P(j active | i active) ∝ n_e",
         needs=TEXT,
         cost=OBSERVED,
@@ -124,7 +127,7 @@ ROWS = (
     ),
     Criterion(
         "hub_joint",
-        formulas.hub_joint,
+        centrality.hub_joint,
         formula="eigenvector centrality of P(i and j active)",
         needs=TEXT,
         cost=OBSERVED,

@@ -71,7 +71,11 @@ class RemovalCosts:
         return sums
 
     def _compare_with_unpruned(self, clean: CleanForward, tokens: Tensor) -> float:
-        """Let KL be taken from the unpruned model. Returns what the earlier removals cost, summed over tokens."""
+        """Let KL be taken from the unpruned model.
+
+        Returns:
+            What the earlier removals cost, summed over the tokens.
+        """
         unpruned = self.instrument.clean_forward(tokens, Scope.CORPUS).log_probabilities
         assert unpruned is not None, "asked for"
         assert clean.log_probabilities is not None, "asked for"

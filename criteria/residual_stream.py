@@ -14,8 +14,8 @@ from experts.anatomy import Anatomy, MoELayer
 def turn(stream: Tensor | None, routed: Tensor) -> Tensor:
     """Return 1 − cos(h, h + y) per token [T]: how far the routed output y turns the residual stream h.
 
-    nan where h cannot be seen, or where experts work in a space of their own size, from which the block projects
-    back later. Source: EASY-EP, https://arxiv.org/abs/2504.06792
+    nan where h cannot be seen, or where experts work in a space of their own size, from which the block
+    projects back later. Source: EASY-EP, https://arxiv.org/abs/2504.06792
 
     Args:
         stream: h, with T·H elements
@@ -30,11 +30,11 @@ def turn(stream: Tensor | None, routed: Tensor) -> Tensor:
 
 @contextmanager
 def residual_streams(anatomy: Anatomy) -> Iterator[Callable[[int], Tensor | None]]:
-    """Inside the block, yield a function that returns the residual stream before a MoE block during a forward.
+    """Inside the block, yield a function that returns the residual stream before a MoE block.
 
-    The stream is what the norm in front of the block read. Candidates are the modules beside the block that have
-    "norm" in their name; taken is the one that returned the very tensor which entered the block. Where none did,
-    the block adds to a stream that cannot be seen from outside, and the function returns None.
+    The stream is what the norm in front of the block read. Candidates are the modules beside the block that
+    have "norm" in their name; taken is the one that returned the very tensor which entered the block. Where
+    none did, the block adds to a stream that cannot be seen from outside, and the function returns None.
 
     Yields:
         row -> the stream [B, W, H], once per forward.

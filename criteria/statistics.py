@@ -1,4 +1,4 @@
-"""Statistics: what one forward pass over text leaves behind, as mergeable sums and counts. Numpy only, no torch."""
+"""Statistics: what one forward pass over text leaves behind, as mergeable sums and counts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -11,22 +11,30 @@ from experts.arrays import Array, Marks
 from experts.errors import ExciseError, one_line
 from experts.stored_arrays import save_arrays
 
+ADDED = ("tokens", "moments", "turning", "together", "by_domain")  # fields that add up when texts are merged
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over the tokens of a text, per MoE layer (L) and expert (E), all float64. X_e = tokens routed to e.
+    """Sums over the tokens of a text, for L MoE layers of E experts and D domains; all float64.
 
-    tokens: number of tokens, padding excluded, per domain [D].
-    moments: Σ_{X_e} g^a ‖f‖₂^b for a, b in {0, 1, 2} [L, E, 3, 3]; moments[..., 0, 0] is the count n_e. g is the gate weight
-        that is really applied, f the expert's output before it.
-    peak: max over X_e and channels of |f| [L, E]; merged with maximum. 0 where n_e = 0.
-    turning: Σ_t g ‖f‖ · max(1 − cos(h, h + y), 0) [L, E], h the residual stream before the block, y the routed output (EASY-EP).
-    together: number of tokens that activate both i and j [L, E, E].
-    by_domain: n_e in each domain [L, E, D].
-    router_norm: ‖router row‖₂ [L, E]; weight_l1, weight_l2: Σ|w| and Σw² over the expert's matrices [L, E]; weight_count: their
-        number of elements. Properties of the weights, equal in every part that is merged.
-    measured: results of experiments by their key (criteria/experiment.py) and name. They belong to one text and one budget, so they
-        are neither merged nor saved with the sums.
+    X_e: the tokens routed to expert e, n_e of them. g: the gate weight that is applied. f: the expert's
+    output before it. The norms of weights belong to the model and are equal in all parts that are merged.
+
+    Attributes:
+        tokens: number of tokens of each domain, padding excluded [D]
+        moments: Σ_{X_e} g^a ‖f‖₂^b for a, b in 0, 1, 2 [L, E, 3, 3]; [..., 0, 0] is n_e
+        peak: max over X_e and channels of |f|; 0 where n_e = 0; merged by the maximum [L, E]
+        turning: Σ_{X_e} g ‖f‖₂ · max(1 − cos(h, h + y), 0), h the residual stream before the block, y the
+            routed output; nan where h cannot be seen [L, E]
+        together: number of tokens that activate both of two experts [L, E, E]
+        by_domain: n_e in each domain [L, E, D]
+        router_norm: ‖router row‖₂ [L, E]
+        weight_l1: Σ|w| over the expert's matrices [L, E]
+        weight_l2: Σw² over them [L, E]
+        weight_count: their number of elements [L, E]
+        measured: results of experiments, by the key of the measurement and by name; they belong to one text
+            and one budget, so they are neither merged nor saved with the sums
     """
 
     tokens: Array
@@ -42,24 +50,25 @@ class Statistics:
     measured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        every = [getattr(self, name) for name in ARRAYS] + [
-            array for results in self.measured.values() for array in results.values()
-        ]
-        for array in every:  # criteria of users read the same arrays: none may change them for the next
-            array.flags.writeable = False
+        # Criteria of users read the same arrays: none may change them for the next.
+        for name in ARRAYS:
+            getattr(self, name).flags.writeable = False
+        for results in self.measured.values():
+            for array in results.values():
+                array.flags.writeable = False
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        """The statistics of both texts together: sums add, maxima take the larger, weights must agree."""
+        """Merge the statistics of two texts: sums add, maxima take the larger, weights must agree.
+
+        Raises:
+            ExciseError: they are of two models.
+        """
         if self.together.shape != other.together.shape or self.tokens.shape != other.tokens.shape:
-            raise ExciseError(
-                f"cannot merge statistics of shapes {self.by_domain.shape} and {other.by_domain.shape} [L, E, D]"
-            )
+            shapes = f"{self.by_domain.shape} and {other.by_domain.shape} [L, E, D]"
+            raise ExciseError(f"cannot merge statistics of shapes {shapes}")
         if not np.allclose(self.weight_l2, other.weight_l2):
             raise ExciseError("cannot merge statistics of two models: their expert weights differ")
-        sums = {
-            key: getattr(self, key) + getattr(other, key)
-            for key in ("tokens", "moments", "turning", "together", "by_domain")
-        }
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ADDED}
         return replace(self, measured={}, peak=np.maximum(self.peak, other.peak), **sums)
 
     @property
@@ -71,19 +80,29 @@ class Statistics:
     @property
     def unreached(self) -> Marks:
         """Experts that no token reached [L, E]: their means do not exist."""
-        none: Marks = self.count == 0
-        return none
+        marks: Marks = self.count == 0
+        return marks
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:
-        """Atomic: a reader finds what was there, or all of it."""
+        """Write the sums as a safetensors file that appears whole or not at all.
+
+        Args:
+            path: where the file goes
+            provenance: text by name, stored in the file's header
+        """
         save_arrays(path, {name: getattr(self, name) for name in ARRAYS}, provenance)
 
     @classmethod
     def read(cls, path: Path) -> tuple["Statistics", dict[str, str]]:
-        """The statistics and their provenance. Raises ExciseError for a damaged or foreign file."""
+        """Read statistics and their provenance.
+
+        Raises:
+            ExciseError: the file is damaged, or holds something else.
+        """
         try:
             with safe_open(path, "numpy") as file:
-                return cls(**{name: file.get_tensor(name) for name in ARRAYS}), file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in ARRAYS}
+                return cls(**arrays), file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise ExciseError(f"{path}: not a statistics file ({one_line(error)})") from error
 

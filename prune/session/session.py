@@ -8,8 +8,9 @@ import torch
 import xxhash
 
 from criteria.budget import Budget
-from criteria.calibration import Calibration, Storage, protection_notes
+from criteria.calibration import Calibration, Storage
 from criteria.criterion import Criterion
+from criteria.protection import protection_notes
 from criteria.scores import Scores
 from criteria.selection import check_protected
 from criteria.text.chat_template import ChatTemplate

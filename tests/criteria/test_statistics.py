@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from criteria import formulas
+from criteria import centrality, formulas, protection
 from criteria.by_name import resolve
 from criteria.layer_sums import LayerSums
 from criteria.observe import observe, observed
@@ -222,8 +222,8 @@ def test_hub_is_frequency() -> None:
     """With k active experts per token the centrality of conditional co-activation is n_e itself; that of joint activation is not."""
     found = observe(dissect(tiny.build("olmoe")), windows())
     share = formulas.utilization(found)
-    np.testing.assert_allclose(formulas.hub(found), share / share.max(axis=1, keepdims=True), rtol=1e-8)
-    assert not np.allclose(formulas.hub_joint(found), formulas.hub(found), atol=0.05)
+    np.testing.assert_allclose(centrality.hub(found), share / share.max(axis=1, keepdims=True), rtol=1e-8)
+    assert not np.allclose(centrality.hub_joint(found), centrality.hub(found), atol=0.05)
 
 
 def test_specialization_needs_two_domains() -> None:
@@ -265,7 +265,7 @@ def test_super_experts() -> None:
         by_domain=np.ones((8, 100, 2)),
         **blank,
     )
-    assert np.argwhere(formulas.super_experts(statistics)).tolist() == [[1, 7]]
+    assert np.argwhere(protection.super_experts(statistics)).tolist() == [[1, 7]]
 
 
 @pytest.mark.parametrize("experts", [2, 24, 96, 199, 200, 201, 202, 256, 1024, 6144])
@@ -273,9 +273,9 @@ def test_how_many_super_experts_there_are_by_construction(experts: int) -> None:
     """Activations that are all different: ⌈(n − 1) / 200⌉ of them are above the percentile, though none is an outlier."""
     peak = 100 + np.random.default_rng(0).permutation(experts).astype(float)
     assert int((peak > np.percentile(peak, 99.5)).sum()) == math.ceil((experts - 1) / 200)
-    assert formulas.protects("auto", experts) == (experts >= 200), "below that the one is more than 0.5 %"
-    assert formulas.protects(True, experts)
-    assert not formulas.protects(False, experts)
+    assert protection.protects("auto", experts) == (experts >= 200), "below that the one is more than 0.5 %"
+    assert protection.protects(True, experts)
+    assert not protection.protects(False, experts)
 
 
 def test_merging_refuses_other_models() -> None:

@@ -186,7 +186,8 @@ def _check_multiple(shape: Shape, multiple: int) -> None:
     if shape.num_experts // multiple * multiple < shape.smallest:
         raise ExciseError(
             f"prune.multiple_of is {multiple}: no number of experts "
-            f"from {shape.smallest} (fewest that can route) to {shape.num_experts} divides by it; take a smaller one"
+            f"from {shape.smallest} (fewest that can route) to {shape.num_experts} divides by it; "
+            "take a smaller one"
         )
 
 

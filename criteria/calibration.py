@@ -103,7 +103,7 @@ class Calibration:
         return super_experts(self.observed)
 
     def scores(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> list[Scores]:
-        """Scores of several criteria, whose experiments are run once.
+        """Return the scores of several criteria, whose experiments are run once.
 
         Args:
             criteria: rows of the registry (`criteria.by_name.resolve`)
@@ -112,11 +112,11 @@ class Calibration:
         statistics = self.measured(criteria, budget)
         model, data = self.model.fingerprint, self.windows.hash
         layers = self.model.shape.layers
-        made = [score(row, statistics, layers, self.protected, model, data) for row in criteria]
-        return [replace(scores, layout=self.model.layout) for scores in made]
+        rankings = [score(row, statistics, layers, self.protected, model, data) for row in criteria]
+        return [replace(scores, layout=self.model.layout) for scores in rankings]
 
     def measured(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> Statistics:
-        """The statistics with the results of every experiment that the criteria need."""
+        """Return the statistics with the results of every experiment that the criteria need."""
         asked = list(dict.fromkeys(row.measurement for row in criteria if row.measurement))
         first = [needed for measurement in asked for needed in prerequisites(measurement)]
         statistics = self.observed

@@ -17,6 +17,10 @@ EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
 }
 
 
-def measure(measurement: Measurement, setting: ExperimentContext) -> dict[str, Array]:
-    """The results by name: scores [L, E], and raw rows with more axes."""
-    return EXPERIMENTS[measurement.kind](setting, **measurement.values)
+def measure(measurement: Measurement, context: ExperimentContext) -> dict[str, Array]:
+    """Run an experiment on the loaded model.
+
+    Returns:
+        Its results by name: scores [L, E], and raw rows with more axes.
+    """
+    return EXPERIMENTS[measurement.kind](context, **measurement.values)

@@ -11,7 +11,7 @@ from criteria.text.readers.by_name import ROWS, files_of, reader
 from criteria.text.readers.pieces import BLOCK, Piece, located
 from criteria.text.rows import RowText
 from criteria.text.sources import Source
-from criteria.text.splits import Part, parts
+from criteria.text.splits import SplitPart, split_parts
 from experts.errors import ExciseError
 
 
@@ -40,7 +40,7 @@ def pieces(source: Source, row_text: RowText) -> Iterator[Piece]:
             left -= row_text.seen - seen_before
 
 
-def _first_rows(part: Part, most: int | None) -> Part:
+def _first_rows(part: SplitPart, most: int | None) -> SplitPart:
     """At most so many rows of a part; None for all of them."""
     if most is None:
         return part
@@ -66,7 +66,7 @@ class DataSet:
         self.local = self.path.exists()
         self.library = Library(source)
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SplitPart]:
         """Return the parts of splits that the source asks for.
 
         Raises:
@@ -74,14 +74,14 @@ class DataSet:
         """
         split = self.source.split or "train"
         try:
-            return parts(split, self.library.sizes)
+            return split_parts(split, self.library.sizes)
         except KeyError as error:
             raise ExciseError(
                 f"{self.what}: split {split} needs the number of rows of {error}, which is not told; "
                 "count from the start instead, like train[:200]"
             ) from error
 
-    def pieces(self, part: Part, row_text: RowText) -> Iterator[Piece]:
+    def pieces(self, part: SplitPart, row_text: RowText) -> Iterator[Piece]:
         """Yield the text of the rows of a part."""
         files = self._files(part.name, row_text) if self.local and not self.library.saved else []
         if files:
@@ -130,7 +130,7 @@ class PartText:
         refuse_prose: refuses plain text where a chat template is asked for
     """
 
-    def __init__(self, row_text: RowText, part: Part) -> None:
+    def __init__(self, row_text: RowText, part: SplitPart) -> None:
         self.row_text, self.part = row_text, part
         self.number = 0
         self.columns, self.refuse_prose = row_text.columns, row_text.refuse_prose

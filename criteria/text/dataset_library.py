@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from criteria.text.sources import Source
-from criteria.text.splits import Part
+from criteria.text.splits import SplitPart
 from experts.errors import ExciseError, let_through, one_line
 
 SAVED_MARKS = ("state.json", "dataset_dict.json")  # files that save_to_disk writes
@@ -54,7 +54,7 @@ class Library:
 
             return datasets.load_dataset_builder(self.source.dataset, self.source.config or None)
 
-    def rows(self, part: Part) -> Iterator[Any]:
+    def rows(self, part: SplitPart) -> Iterator[Any]:
         """Yield the rows of a part.
 
         Raises:
@@ -69,7 +69,7 @@ class Library:
                 return
             yield row
 
-    def _streamed_rows(self, part: Part) -> Any:
+    def _streamed_rows(self, part: SplitPart) -> Any:
         import datasets
 
         if self.path.is_file():
@@ -83,7 +83,7 @@ class Library:
             rows = rows.skip(part.begin)
         return rows if part.stop is None else rows.take(max(0, part.stop - part.begin))
 
-    def _rows_on_disk(self, part: Part) -> Any:
+    def _rows_on_disk(self, part: SplitPart) -> Any:
         rows = self._splits_on_disk()[part.name]
         stop = len(rows) if part.stop is None else min(part.stop, len(rows))
         return rows.select(range(min(part.begin, stop), stop))

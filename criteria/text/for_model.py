@@ -85,9 +85,9 @@ def read_for(
     if note := context_note(length, checkpoint.config, shapes):
         say(note)
     tokenizer = model.new_tokenizer()
-    found = read_windows(sources, tokenizer, length, sequences, seed, bos, chat_template, say)
-    check_vocabulary(int(found.tokens.max()), checkpoint.config)
-    return found
+    cut = read_windows(sources, tokenizer, length, sequences, seed, bos, chat_template, say)
+    check_vocabulary(int(cut.tokens.max()), checkpoint.config)
+    return cut
 
 
 def _sources(source: str | Path | Source | Sequence[Source] | None, keys: dict[str, Any]) -> list[Source]:

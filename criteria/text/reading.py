@@ -18,9 +18,9 @@ from criteria.text.checks import check_content, note_repeats, shortage
 from criteria.text.cutting import Cutter, Window
 from criteria.text.readers.pieces import BLOCK, SMALL
 from criteria.text.readers.plain import PlainText
+from criteria.text.readers_of_sources import source_reader
 from criteria.text.rows import RowText
-from criteria.text.sampling import TooFewError, every, sample
-from criteria.text.source_reader import opened
+from criteria.text.sampling import Sampler, TooFewError, all_pieces
 from criteria.text.sources import Source
 from criteria.text.windows import Windows
 from experts.errors import ExciseError
@@ -77,10 +77,10 @@ def _windows_of(
 ) -> list[Window]:
     """The windows of one source."""
     try:
-        with opened(source, row_text) as reader:
-            windows = sample(reader, cutter, share, seed, row_text.again)
+        with source_reader(source, row_text) as reader:
+            windows = Sampler(reader, cutter, share, seed, row_text.again).sample()
     except TooFewError as few:
-        raise ExciseError(f"{row_text.what}: {shortage(few.found, share, cutter, row_text)}") from None
+        raise ExciseError(f"{row_text.what}: {shortage(few.available, share, cutter, row_text)}") from None
     row_text.tell()
     check_content(row_text.what, windows, cutter, row_text.say)
     return windows
@@ -124,7 +124,7 @@ def consecutive(
     """
     cutter, reader = Cutter(tokenizer, length, bos), PlainText(path)
     cell_size = SMALL if reader.weight(SMALL) <= SMALL else BLOCK
-    windows = list(islice(cutter.windows(every(reader, cell_size)), sequences or None))
+    windows = list(islice(cutter.windows(all_pieces(reader, cell_size)), sequences or None))
     _check_number(path, windows, sequences, cutter)
     check_content(str(path), windows, cutter, say)
     tokens = np.stack([window.tokens for window in windows])

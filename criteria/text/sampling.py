@@ -4,6 +4,7 @@ The cost of reading and tokenising follows the number of windows, not the size o
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -22,97 +23,122 @@ class TooFewError(Exception):
     """The text has fewer windows than are wanted.
 
     Attributes:
-        found: how many it has
+        available: how many it has
     """
 
-    def __init__(self, found: int) -> None:
-        super().__init__(found)
-        self.found = found
+    def __init__(self, available: int) -> None:
+        super().__init__(available)
+        self.available = available
 
 
-def sample(
-    reader: Reader,
-    cutter: Cutter,
-    wanted: int,
-    seed: Sequence[int],
-    again: Callable[[], None],
-) -> list[Window]:
-    """Return `wanted` windows in the order of the text.
+@dataclass(frozen=True)
+class Sampler:
+    """Takes windows from one text.
 
-    Of a small text all windows are made, and any may be chosen. Of a large one cells are visited in a random
-    order, and each yields at most one window.
-
-    Args:
+    Attributes:
         reader: of the text
         cutter: makes windows of it
         wanted: number of windows
         seed: of the choice
         again: called before text is read once more
-
-    Raises:
-        TooFewError: the text has fewer windows.
     """
-    if reader.weight(SMALL) <= SMALL:
-        windows = list(cutter.windows(every(reader, SMALL)))
-        return [windows[number] for number in choice(len(windows), wanted, seed)]
-    for per_token in PER_TOKEN:
-        again()
-        windows = visited(reader, cutter, wanted, seed, per_token)
-        if len(windows) == wanted:
-            return windows
-    return counted(reader, cutter, wanted, seed, again)
+
+    reader: Reader
+    cutter: Cutter
+    wanted: int
+    seed: Sequence[int]
+    again: Callable[[], None]
+
+    def sample(self) -> list[Window]:
+        """Return `wanted` windows in the order of the text.
+
+        Of a small text all windows are made, and any may be chosen. Of a large one cells are visited in a
+        random order, and each yields at most one window.
+
+        Raises:
+            TooFewError: the text has fewer windows.
+        """
+        if self.reader.weight(SMALL) <= SMALL:
+            windows = list(self.cutter.windows(all_pieces(self.reader, SMALL)))
+            return [windows[number] for number in self._choose(len(windows))]
+        for per_token in PER_TOKEN:
+            self.again()
+            windows = self.from_cells(per_token)
+            if len(windows) == self.wanted:
+                return windows
+        return self.from_all()
+
+    def from_cells(self, per_token: int) -> list[Window]:
+        """Return at most `wanted` windows, at most one of every cell, so that they lie apart.
+
+        Short documents of several cells are joined. Where cells are clearly too small, the visit ends early:
+        larger ones are worth another try.
+
+        Args:
+            per_token: bytes of a cell for every token of a window
+        """
+        size = self._cell_size(per_token)
+        order = np.random.default_rng(self.seed).permutation(self.reader.cells(size))
+        packing = Packing(self.cutter)
+        windows: dict[int, Window] = {}  # cell -> its window
+        done = 0  # cells
+        while len(windows) < self.wanted and done < len(order):
+            if per_token < PER_TOKEN[-1] and done > 4 * self.wanted > 16 * len(windows):
+                break
+            batch = order[done : done + _batch_size(self.wanted - len(windows), done, size)].tolist()
+            pieces_of_cells = dict(self.reader.read(size, sorted(batch)))
+            for cell in batch:
+                window = self._of_cell(cell, pieces_of_cells.get(cell, []), packing)
+                if window is not None:
+                    windows[cell] = window
+                if len(windows) == self.wanted:
+                    break
+            done += len(batch)
+        return [windows[cell] for cell in sorted(windows)]
+
+    def from_all(self) -> list[Window]:
+        """Choose among all windows of a large text in bounded memory: count them, then make them again.
+
+        Raises:
+            TooFewError: the text has fewer windows.
+        """
+        self.again()
+        available = sum(1 for _ in self.cutter.windows(all_pieces(self.reader, BLOCK)))
+        numbers = set(self._choose(available))
+        self.again()
+        windows = enumerate(self.cutter.windows(all_pieces(self.reader, BLOCK)))
+        return list(islice((window for number, window in windows if number in numbers), self.wanted))
+
+    def _choose(self, available: int) -> list[int]:
+        """The numbers of the windows that are taken, ascending."""
+        if available < self.wanted:
+            raise TooFewError(available)
+        rng = np.random.default_rng(self.seed)
+        numbers: list[int] = rng.choice(available, self.wanted, replace=False).tolist()
+        return sorted(numbers)
+
+    def _cell_size(self, per_token: int) -> int:
+        """Bytes of a cell."""
+        fewest_for_text = -(-self.reader.weight(2**63) // MOST_CELLS)
+        return max(per_token * self.cutter.length, LEAST_BYTES, fewest_for_text)
+
+    def _of_cell(self, cell: int, pieces: list[Piece], packing: Packing) -> Window | None:
+        """A window of a cell, from the document at a random place on; None if there is too little text."""
+        ends = np.cumsum([len(piece.text) for piece in pieces])
+        if not pieces or not ends[-1]:
+            return None
+        rng = np.random.default_rng([*self.seed, cell])
+        first = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
+        for piece in [*pieces[first:], *pieces[:first]]:
+            if window := self.cutter.window_of(piece, lambda slots: int(rng.integers(slots)), packing):
+                return window
+        return None
 
 
-def every(reader: Reader, size: int) -> Iterator[Piece]:
+def all_pieces(reader: Reader, size: int) -> Iterator[Piece]:
     """Yield all pieces in the order of the text, read in cells of `size` bytes."""
     for _, pieces in reader.read(size, range(reader.cells(size))):
         yield from pieces
-
-
-def choice(available: int, wanted: int, seed: Sequence[int]) -> list[int]:
-    """Return the numbers of the windows that are taken, ascending.
-
-    Raises:
-        TooFewError: fewer are available than wanted.
-    """
-    if available < wanted:
-        raise TooFewError(available)
-    numbers: list[int] = np.random.default_rng(seed).choice(available, wanted, replace=False).tolist()
-    return sorted(numbers)
-
-
-def visited(reader: Reader, cutter: Cutter, wanted: int, seed: Sequence[int], per_token: int) -> list[Window]:
-    """Return at most `wanted` windows, at most one of every cell, so that they lie apart.
-
-    Short documents of several cells are joined. Where cells are clearly too small, the visit ends early:
-    larger ones are worth another try.
-
-    Args:
-        reader: of the text
-        cutter: makes windows of it
-        wanted: number of windows
-        seed: of the order of cells and of the places in them
-        per_token: bytes of a cell for every token of a window
-    """
-    size = max(per_token * cutter.length, LEAST_BYTES, -(-reader.weight(2**63) // MOST_CELLS))
-    order = np.random.default_rng(seed).permutation(reader.cells(size))
-    packing = Packing(cutter)
-    windows: dict[int, Window] = {}  # cell -> its window
-    done = 0  # cells
-    while len(windows) < wanted and done < len(order):
-        if per_token < PER_TOKEN[-1] and done > 4 * wanted > 16 * len(windows):
-            break
-        batch = order[done : done + _batch_size(wanted - len(windows), done, size)].tolist()
-        pieces_of_cells = dict(reader.read(size, sorted(batch)))
-        for cell in batch:
-            rng = np.random.default_rng([*seed, cell])
-            window = _of_cell(pieces_of_cells.get(cell, []), cutter, packing, rng)
-            if window is not None:
-                windows[cell] = window
-            if len(windows) == wanted:
-                break
-        done += len(batch)
-    return [windows[cell] for cell in sorted(windows)]
 
 
 def _batch_size(missing: int, done: int, size: int) -> int:
@@ -125,47 +151,3 @@ def _batch_size(missing: int, done: int, size: int) -> int:
     """
     least = missing + missing // 4 + 8
     return max(least, min(done, HELD // size))
-
-
-def _of_cell(
-    pieces: list[Piece],
-    cutter: Cutter,
-    packing: Packing,
-    rng: np.random.Generator,
-) -> Window | None:
-    """A window of a cell, from the document at a random place on; None if the cell has too little text."""
-    ends = np.cumsum([len(piece.text) for piece in pieces])
-    if not pieces or not ends[-1]:
-        return None
-    first = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
-    for piece in [*pieces[first:], *pieces[:first]]:
-        if window := cutter.window_of(piece, lambda slots: int(rng.integers(slots)), packing):
-            return window
-    return None
-
-
-def counted(
-    reader: Reader,
-    cutter: Cutter,
-    wanted: int,
-    seed: Sequence[int],
-    again: Callable[[], None],
-) -> list[Window]:
-    """Choose among all windows of a large text, in bounded memory: they are counted first, then made again.
-
-    Args:
-        reader: of the text
-        cutter: makes windows of it
-        wanted: number of windows
-        seed: of the choice
-        again: called before text is read once more
-
-    Raises:
-        TooFewError: the text has fewer windows.
-    """
-    again()
-    available = sum(1 for _ in cutter.windows(every(reader, BLOCK)))
-    taken = set(choice(available, wanted, seed))
-    again()
-    windows = enumerate(cutter.windows(every(reader, BLOCK)))
-    return list(islice((window for number, window in windows if number in taken), wanted))

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from criteria.text.splits import check
+from criteria.text.splits import check_split
 from experts.errors import ExciseError
 from experts.settings import OneOrMany, Settings
 
 # true = the tokenizer's own, a name = one of several, false = none
-Template = bool | Annotated[str, Field(min_length=1)]
+TemplateChoice = bool | Annotated[str, Field(min_length=1)]
 
 
 class Source(Settings):
@@ -36,7 +36,7 @@ class Source(Settings):
             "fields of a row, joined with a newline; with bars between names the first that a row has"
         ),
     )
-    chat_template: Template | None = Field(
+    chat_template: TemplateChoice | None = Field(
         default=None,
         description=(
             "true, false or the name of a template of the tokenizer, see below; none = as the block says"
@@ -87,7 +87,7 @@ class Source(Settings):
             given = key in self.model_fields_set and getattr(self, key)
             if given and not self._takes(key):
                 may_move = self.jsonl and key != "separator"
-                way = "; a file of rows can stand under dataset" if may_move else ""
+                way = "; a file of rows can be given as dataset" if may_move else ""
                 raise ValueError(f"{key} belongs to {kinds}{way}")
 
     def _takes(self, key: str) -> bool:
@@ -98,7 +98,7 @@ class Source(Settings):
 
     def _check_split_of_dataset(self) -> None:
         if self.dataset and self.split:
-            check(self.split)
+            check_split(self.split)
 
     def _check_field(self) -> None:
         names = [name for field in self.field for name in field.split("|")]

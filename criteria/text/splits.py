@@ -8,7 +8,7 @@ PART = re.compile(r"(?P<name>[\w.\-]+)(?:\[(?P<begin>-?\d+%?)?:(?P<stop>-?\d+%?)
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitPart:
     """Consecutive rows of a split.
 
     Attributes:
@@ -22,7 +22,7 @@ class Part:
     stop: int | None = None
 
 
-def check(spec: str) -> None:
+def check_split(spec: str) -> None:
     """Refuse what is no split and no part of one.
 
     Raises:
@@ -34,7 +34,7 @@ def check(spec: str) -> None:
             raise ValueError(f"split {spec!r} is not one; write {known}")
 
 
-def parts(spec: str, sizes: Callable[[], Mapping[str, int]]) -> list[Part]:
+def split_parts(spec: str, sizes: Callable[[], Mapping[str, int]]) -> list[SplitPart]:
     """Return the parts of a split.
 
     Args:
@@ -47,15 +47,15 @@ def parts(spec: str, sizes: Callable[[], Mapping[str, int]]) -> list[Part]:
     return [_part(PART.fullmatch(part.strip()), sizes) for part in spec.split("+")]
 
 
-def _part(match: re.Match[str] | None, sizes: Callable[[], Mapping[str, int]]) -> Part:
+def _part(match: re.Match[str] | None, sizes: Callable[[], Mapping[str, int]]) -> SplitPart:
     assert match is not None, "checked with the recipe"
     name = match["name"]
     begin = match["begin"] or "0"
     stop = match["stop"]
     if not (_needs_size(begin) or _needs_size(stop or "")):
-        return Part(name, int(begin), None if stop is None else int(stop))
+        return SplitPart(name, int(begin), None if stop is None else int(stop))
     rows = sizes()[name]
-    return Part(name, _row(begin, rows), rows if stop is None else _row(stop, rows))
+    return SplitPart(name, _row(begin, rows), rows if stop is None else _row(stop, rows))
 
 
 def _needs_size(bound: str) -> bool:

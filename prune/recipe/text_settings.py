@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from criteria.text.bos import Bos
-from criteria.text.sources import Source, Template
+from criteria.text.sources import Source, TemplateChoice
 from experts.settings import OneOrMany, Settings
 
 
@@ -24,7 +24,7 @@ class TextSettings(Settings):
             "auto = if the tokenizer adds it"
         ),
     )
-    chat_template: Template | None = Field(
+    chat_template: TemplateChoice | None = Field(
         default=None,
         description=(
             "of the sources that do not say: true, false or the name of a template; "

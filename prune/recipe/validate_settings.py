@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from criteria.text.sources import Template
+from criteria.text.sources import TemplateChoice
 from experts.modes import Mode
 from experts.settings import OneOrMany, Settings
 from prune.recipe.text_settings import TextSettings
@@ -60,7 +60,7 @@ class TaskSettings(Settings):
         default=None, ge=0, description="examples before each item; none = what the task says"
     )
     batch: int = Field(default=16, gt=0, description="requests per forward")
-    chat_template: Template = Field(
+    chat_template: TemplateChoice = Field(
         default=False,
         description="true, or the name of a template of the tokenizer: prompts are written as conversations",
     )

@@ -45,7 +45,7 @@ def test_a_seed_chooses_the_same_rows_wherever_a_data_set_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that are kept in a temporary file are cut into cells by their texts, not by the names of their documents."""
-    monkeypatch.setattr("criteria.text.source_reader.SMALL", 2**10)
+    monkeypatch.setattr("criteria.text.readers_of_sources.SMALL", 2**10)
     monkeypatch.setattr("criteria.text.sampling.SMALL", 2**10)
     short, long = many(tmp_path / "a" / "d.jsonl"), many(tmp_path / ("a much longer name " * 5) / "d.jsonl")
     assert read(dataset=str(short), documents=400).hash == read(dataset=str(long), documents=400).hash
@@ -56,11 +56,11 @@ def test_a_seed_chooses_the_same_rows_wherever_a_data_set_lies(
     [
         (
             {"jsonl": "a", "split": "train[:4]"},
-            "split belongs to dataset and stdlib; a file of rows can stand under dataset",
+            "split belongs to dataset and stdlib; a file of rows can be given as dataset",
         ),
         (
             {"jsonl": "a", "documents": 4},
-            "documents belongs to dataset; a file of rows can stand under dataset",
+            "documents belongs to dataset; a file of rows can be given as dataset",
         ),
         ({"text": "a", "config": "en"}, "config belongs to dataset"),
         ({"jsonl": "a", "separator": "x"}, "separator belongs to text"),

@@ -26,10 +26,10 @@ from criteria.text.readers.json_values import JsonValues
 from criteria.text.readers.parquet import Parquet
 from criteria.text.readers.pieces import Piece, Reader, Shelf
 from criteria.text.readers.plain import PlainText
+from criteria.text.readers_of_sources import source_reader
 from criteria.text.reading import consecutive, read_windows
 from criteria.text.rows import RowText
-from criteria.text.sampling import counted, every, sample, visited
-from criteria.text.source_reader import opened
+from criteria.text.sampling import Sampler, all_pieces
 from criteria.text.sources import Source
 from criteria.text.windows import Windows
 from experts.errors import ExciseError
@@ -147,7 +147,7 @@ def test_rows_stand_in_one_cell_each(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is large begins at 100 kB, so that tests are quick."""
-    for module in ("sampling", "source_reader", "reading"):
+    for module in ("sampling", "readers_of_sources", "reading"):
         monkeypatch.setattr(f"criteria.text.{module}.SMALL", 10**5)
     for module in ("sampling", "dataset", "reading"):
         monkeypatch.setattr(f"criteria.text.{module}.BLOCK", 2**15)
@@ -250,16 +250,20 @@ def test_counting_gives_what_a_small_text_gives(tmp_path: Path) -> None:
     small = tmp_path / "small.txt"
     small.write_text("".join(f"# {number}\n{words(40 + number, number)}\n" for number in range(60)))
     cutter, reader = Cutter(WORDS, 64), PlainText(small, "^# ")
-    expected = sample(reader, cutter, 20, (0, 0), lambda: None)
+    expected = Sampler(reader, cutter, 20, (0, 0), lambda: None).sample()
     passes: list[int] = []
-    found = counted(reader, cutter, 20, (0, 0), lambda: passes.append(1))
+    found = Sampler(reader, cutter, 20, (0, 0), lambda: passes.append(1)).from_all()
     assert [tokens.tolist() for _, tokens in found] == [tokens.tolist() for _, tokens in expected]
     assert len(passes) == 2
 
 
 def test_every_cell_gives_one_window_at_most(prose: Path) -> None:
     reader = PlainText(prose)
-    assert 0 < len(visited(reader, Cutter(WORDS, 64), 10**6, (0, 0), 64)) <= reader.cells(64 * 64)
+    assert (
+        0
+        < len(Sampler(reader, Cutter(WORDS, 64), 10**6, (0, 0), lambda: None).from_cells(64))
+        <= reader.cells(64 * 64)
+    )
 
 
 def test_rows_that_are_mostly_something_else(tmp_path: Path) -> None:
@@ -267,7 +271,7 @@ def test_rows_that_are_mostly_something_else(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"vector": "0" * 3000, "text": words(20, n)}) for n in range(2000)))
     made = text_of(Source(jsonl=(path,)))
-    assert len(sample(JsonLines(path, made), Cutter(WORDS, 64), 50, (0, 0), made.again)) == 50
+    assert len(Sampler(JsonLines(path, made), Cutter(WORDS, 64), 50, (0, 0), made.again).sample()) == 50
     assert made.seen < 400
 
 
@@ -277,10 +281,10 @@ def test_a_large_data_set_is_kept_on_disk_meanwhile(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps({"text": words(20, n)}) for n in range(1000)))
     source = Source(dataset=str(path), documents=800)
     made = RowText(source, WORDS, None, lambda _: None)
-    with opened(source, made) as reader:
+    with source_reader(source, made) as reader:
         assert isinstance(reader, JsonLines)
         kept = reader.path
-        assert sum(1 for _ in every(reader, 4096)) == made.seen == 800
+        assert sum(1 for _ in all_pieces(reader, 4096)) == made.seen == 800
     assert not kept.exists()
     windows = read(dataset=str(path), documents=800)
     assert windows.hash == read(dataset=str(path), documents=800).hash

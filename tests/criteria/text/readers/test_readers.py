@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from criteria.text.reading import consecutive, read_windows
 from criteria.text.sources import Source
-from criteria.text.splits import Part, parts
+from criteria.text.splits import SplitPart, split_parts
 from criteria.text.windows import Windows
 from experts.errors import ExciseError
 from tests.support import tiny
@@ -234,7 +234,7 @@ def test_parts_are_those_of_the_library() -> None:
         "dev[:400]",
     ):
         expected = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
-        found = parts(spec, lambda: sizes)
+        found = split_parts(spec, lambda: sizes)
         length = [sizes[part.name] for part in found]
         ends = [min(one.stop or size, size) for one, size in zip(found, length, strict=True)]
         theirs = [sizes[one.splitname] if one.to is None else one.to for one in expected]
@@ -242,7 +242,7 @@ def test_parts_are_those_of_the_library() -> None:
         assert [(one.name, one.begin) for one in found] == [
             (one.splitname, one.from_ or 0) for one in expected
         ]
-    assert parts("train[:5]", lambda: pytest.fail("not needed")) == [Part("train", 0, 5)]
+    assert split_parts("train[:5]", lambda: pytest.fail("not needed")) == [SplitPart("train", 0, 5)]
     for wrong in ("train[", "train[:200", "train[a:b]", "train[5]", "[:3]"):
         with pytest.raises(ValidationError, match=r"is not one; write train, train\[:200\]"):
             Source(dataset="x", split=wrong)

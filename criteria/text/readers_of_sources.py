@@ -20,7 +20,7 @@ from experts.errors import ExciseError
 
 
 @contextmanager
-def opened(source: Source, row_text: RowText) -> Iterator[Reader]:
+def source_reader(source: Source, row_text: RowText) -> Iterator[Reader]:
     """Open the reader of a source for as long as it is needed.
 
     Args:

@@ -121,7 +121,8 @@ def compared(recipe_path: Path, tmp_path: Path) -> Callable[[str], tuple[dict[st
     return run
 
 
-@pytest.mark.parametrize("kind", [pytest.param("counted", marks=pytest.mark.slow), "normal"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["counted", "normal"])
 def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any], Path]]) -> None:
     result, folder = compared(kind)
     losses, items = rows_of(folder / "losses.csv"), rows_of(folder / "items.csv")

@@ -101,7 +101,7 @@ def test_scope_global(
 ) -> None:
     """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second calibration."""
     monkeypatch.setattr("criteria.calibration.observe", None)
-    changes = ("prune.scope=global", "criteria=[reap_sum]", "validate.sequences=8")
+    changes = ("prune.scope=global", "criteria=[reap_sum]", "validate.sequences=16", "validate.length=64")
     result = execute(tmp_path / "run", *changes)
     both = {plan["scope"]: plan for plan in result["plans"]}
     assert set(both) == {"global", "layer"}

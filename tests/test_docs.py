@@ -174,13 +174,14 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def different_code() -> list[Block]:
+def different_code() -> list[Any]:
     """What stands on two pages, but for comments, runs once."""
     code = {ast.dump(ast.parse(block.text)): block for block in BLOCKS if block.language == "python"}
-    return list(code.values())
+    tests = {block: (pytest.mark.slow,) if "against_random" in block.text else () for block in code.values()}
+    return [pytest.param(block, marks=marks, id=block.place) for block, marks in tests.items()]
 
 
-@pytest.mark.parametrize("block", different_code(), ids=lambda block: block.place)
+@pytest.mark.parametrize("block", different_code())
 def test_code_runs_or_says_why_not(
     block: Block, pruned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -328,6 +328,7 @@ ODD = [-1, 0, 1, 3, 7, 8, 9, 2**40, 2**63, 10**18, 10**4000, 1.0, 8.0, float("na
        {"num_experts": 8}, ["x", 1], {"a": {"b": [None]}}, "\ud800"]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(FIXED, max_examples=250)
 @given(
     changes=st.dictionaries(

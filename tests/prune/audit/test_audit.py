@@ -265,6 +265,7 @@ def test_an_interrupted_audit_resumes(
     assert len(measured) == before, "a finished audit measures nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

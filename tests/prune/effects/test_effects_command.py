@@ -163,6 +163,7 @@ def test_the_same_again(saved: dict[str, Path], text: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.new"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("scope", list(Scope))
 def test_interrupted_and_resumed(

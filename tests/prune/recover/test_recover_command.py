@@ -380,6 +380,7 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
     assert all(torch.allclose(found[0][name], found[1][name], atol=1e-5) for name in found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["gradient_checkpointing", "bf16"])
 def test_options_of_the_training(option: str, tmp_path: Path) -> None:
     """Checkpointed activations change nothing; bfloat16 a little."""

@@ -1,4 +1,6 @@
-"""The documentation holds: links lead somewhere, commands parse, recipes are valid, code runs, every key and option is there."""
+"""The documentation holds: links lead somewhere, commands parse, recipes are valid, code runs, every key and
+option is there.
+"""
 
 import ast
 import csv
@@ -41,7 +43,9 @@ CHEAP = {("inspect", "demo"), ("criteria",)}
 
 
 def excise(line: str) -> list[str] | None:
-    """The arguments of an `excise` command, also behind settings of the environment; None for any other command."""
+    """The arguments of an `excise` command, also behind settings of the environment; None for any other
+    command.
+    """
     words = shlex.split(line, comments=True)
     while words and "=" in words[0]:
         words = words[1:]

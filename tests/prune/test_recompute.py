@@ -1,4 +1,6 @@
-"""Every p-value and interval of a report, recomputed from the raw rows that lie beside it: csv, numpy and scipy alone."""
+"""Every p-value and interval of a report, recomputed from the raw rows that lie beside it: csv, numpy and
+scipy alone.
+"""
 
 import json
 import math

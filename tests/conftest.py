@@ -1,6 +1,7 @@
 """Fixtures that tests of several folders share; no network, no user cache, one thread a process.
 
-Whatever takes long to import is imported in the fixtures: the process that hands out the tests needs none of it.
+Whatever takes long to import is imported in the fixtures: the process that hands out the tests needs none of
+it.
 """
 
 import gc
@@ -50,7 +51,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _settled_heap() -> None:
-    """What libraries left is looked through once a file: statsmodels and every unloaded model collect garbage again and again."""
+    """What libraries left is looked through once a file: statsmodels and every unloaded model collect garbage
+    again and again.
+    """
     gc.collect()
     gc.freeze()
 

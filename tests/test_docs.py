@@ -1,4 +1,6 @@
-"""The documentation holds: links lead somewhere, commands parse, recipes are valid, code runs, every key and option is there."""
+"""The documentation holds: links lead somewhere, commands parse, recipes are valid, code runs, every key and
+option is there.
+"""
 
 import ast
 import csv
@@ -41,7 +43,9 @@ CHEAP = {("inspect", "demo"), ("criteria",)}
 
 
 def excise(line: str) -> list[str] | None:
-    """The arguments of an `excise` command, also behind settings of the environment; None for any other command."""
+    """The arguments of an `excise` command, also behind settings of the environment; None for any other
+    command.
+    """
     words = shlex.split(line, comments=True)
     while words and "=" in words[0]:
         words = words[1:]
@@ -174,19 +178,19 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def different_code() -> list[Block]:
+def different_code() -> list[Any]:
     """What stands on two pages, but for comments, runs once."""
     code = {ast.dump(ast.parse(block.text)): block for block in BLOCKS if block.language == "python"}
-    return list(code.values())
+    tests = {block: (pytest.mark.slow,) if "against_random" in block.text else () for block in code.values()}
+    return [pytest.param(block, marks=marks, id=block.place) for block, marks in tests.items()]
 
 
-@pytest.mark.parametrize("block", different_code(), ids=lambda block: block.place)
+@pytest.mark.parametrize("block", different_code())
 def test_code_runs_or_says_why_not(
     block: Block, pruned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fewer = block.text.replace(
-        "sequences=64", "sequences=4"
-    )  # that it runs does not depend on how much it reads
+    # That it runs does not depend on how much it reads.
+    fewer = block.text.replace("sequences=64, length=256", "sequences=4, length=64")
     code = compile(ast.parse(fewer), block.place, "exec")
     if not block.reason:
         monkeypatch.chdir(pruned)

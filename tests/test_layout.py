@@ -17,7 +17,8 @@ PACKAGES = ("experts", "criteria", "validate", "finetune", "prune")
 REST = "the rest"  # modules and folders of a package that its order does not name
 LINES = 300
 
-# Floors from the bottom up. A floor has rooms side by side that know nothing of one another; a room is a folder, a module, or several.
+# Floors from the bottom up. A floor has rooms side by side that know nothing of one another; a room is a
+# folder, a module, or several.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "experts": (
         ("arrays errors files locks limits memory cache notes modes shape units plain_outputs",),

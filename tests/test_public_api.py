@@ -1,4 +1,6 @@
-"""The public Python API: what is in it, how it is called, that its examples run, and that its errors are one line."""
+"""The public Python API: what is in it, how it is called, that its examples run, and that its errors are one
+line.
+"""
 
 import doctest
 import importlib
@@ -38,7 +40,10 @@ def function(package: str, name: str) -> object:
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_the_list_of_names_is_the_one_for_type_checkers(package: object) -> None:
-    """Names are imported at their first use; a type checker reads them in a block of its own. Both are one list."""
+    """Names are imported at their first use; a type checker reads them in a block of its own.
+
+    Both are one list.
+    """
     source = inspect.getsource(package)  # type: ignore[arg-type]
     typed = set(re.findall(r"^    from [\w.]+ import \w+ as (\w+)$", source, re.MULTILINE))
     assert typed == set(package._PUBLIC) == set(package.__all__)  # type: ignore[attr-defined]
@@ -58,7 +63,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize(("package", "name"), PUBLIC)
 def test_from_the_third_argument_on_keywords(package: str, name: str) -> None:
-    """`audit`, `against_random`, `recover` and `export` take model, plan or scores, and text or folder by position."""
+    """`audit`, `against_random`, `recover` and `export` take model, plan or scores, and text or folder by
+    position.
+    """
     parameters = inspect.signature(function(package, name)).parameters.values()  # type: ignore[arg-type]
     positional = [one for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert all(one.default is inspect.Parameter.empty or one.name == "source" for one in positional)

@@ -108,7 +108,7 @@ def model(summary: "InspectResult") -> None:
 
 
 def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, Option]]) -> None:
-    """The registry, and the settings of what is measured. Papers are shown by their number, as columns are narrow.
+    """The registry, and the settings of what is measured; papers by their number, as columns are narrow.
 
     Args:
         listed: a mapping per criterion: name, formula, needs, cost, grows, source.

@@ -1,4 +1,6 @@
-"""Causal and gradient criteria against brute force: whole forwards, plans, finite differences, exhaustive sums."""
+"""Causal and gradient criteria against brute force: whole forwards, plans, finite differences, exhaustive
+sums.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,7 +143,9 @@ def test_fewer_windows_are_spread_over_the_text() -> None:
 
 
 def backups() -> tuple[Anatomy, Windows]:
-    """Layer 1 sends every token to one expert; experts 2 and 6 are twins, so each covers for the other and both together matter."""
+    """Layer 1 sends every token to one expert; experts 2 and 6 are twins, so each covers for the other and
+    both together matter.
+    """
     model = tiny.build("qwen3_moe", num_experts_per_tok=1, norm_topk_prob=True)
     anatomy = dissect(model)
     with torch.no_grad():
@@ -182,7 +186,9 @@ def score_like(made: ExperimentContext, values: np.ndarray):  # type: ignore[no-
 
 @pytest.mark.parametrize("scope", ["layer", pytest.param("global", marks=pytest.mark.slow)])
 def test_greedy_equals_brute_force(scope: str) -> None:
-    """Every round: the removal that is cheapest given the earlier ones, found by trying all of them with restricted models."""
+    """Every round: the removal that is cheapest given the earlier ones, found by trying all of them with
+    restricted models.
+    """
     anatomy, text = dissect(tiny.build("olmoe")), windows(3)
     shape = Shape(anatomy.shape.layers, 8, 3)
     budget = Budget(18, scope, 5, "")  # type: ignore[arg-type]
@@ -215,7 +221,9 @@ def test_greedy_equals_brute_force(scope: str) -> None:
 
 @pytest.mark.slow
 def test_greedy_settings() -> None:
-    """rounds and step are two ways to say the same; a shortlist of everything changes nothing; a cheap start needs no leave-one-out."""
+    """rounds and step are two ways to say the same; a shortlist of everything changes nothing; a cheap start
+    needs no leave-one-out.
+    """
     made = setting(dissect(tiny.build("olmoe")), windows(3))
     whole = scores_of("causal_greedy:step=2", made)
     np.testing.assert_array_equal(scores_of("causal_greedy:rounds=2", made), whole)
@@ -316,7 +324,9 @@ def test_a_search_ends_alike_wherever_it_was_interrupted(settings: str, scope: s
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal_removal", "causal_removal:outcome=kl,windows=4", "causal_position"])
 def test_an_experiment_goes_on_with_other_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after any window, resumed with any batch: the rows of an uninterrupted one, to rounding; with its own batch, to the bit."""
+    """Killed after any window, resumed with any batch: the rows of an uninterrupted one, to rounding; with
+    its own batch, to the bit.
+    """
     monkeypatch.setattr(window_rows, "KEEP_EVERY", -1.0)
     made = replace(setting(dissect(tiny.build("olmoe")), windows(5, 10)), batch=2, partial=Memory())  # type: ignore[arg-type]
     measurement = resolve(name).measurement
@@ -426,7 +436,9 @@ def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def essential() -> tuple[Anatomy, Windows]:
-    """Expert 2 of layer 1 shouts, and the text is what the model then says: without it nothing is as predicted."""
+    """Expert 2 of layer 1 shouts, and the text is what the model then says: without it nothing is as
+    predicted.
+    """
     model = tiny.build("olmoe")
     anatomy = dissect(model)
     with torch.no_grad():
@@ -471,7 +483,8 @@ def test_gradient_equals_finite_differences() -> None:
     found = scores_of("gradient", setting(anatomy, text))
     for cell in ((0, 1), (1, 3), (2, 6)):
         up, down = (torch.ones(3, 8, dtype=torch.float64) for _ in range(2))
-        # Norms and the router's softmax are float32 in any model, so a smaller step would measure their rounding.
+        # Norms and the router's softmax are float32 in any model, so a smaller step would measure their
+        # rounding.
         up[cell] += 3e-3
         down[cell] -= 3e-3
         slope = (losses_at(anatomy, text, up).mean() - losses_at(anatomy, text, down).mean()) / 6e-3
@@ -483,7 +496,9 @@ def test_gradient_equals_finite_differences() -> None:
 
 
 def test_gradient_abs_does_not_cancel() -> None:
-    """Σ_t |g f·∂L/∂y| / T, with the gradient by the block's output taken by a hook instead of by multipliers."""
+    """Σ_t |g f·∂L/∂y| / T, with the gradient by the block's output taken by a hook instead of by
+    multipliers.
+    """
     anatomy, text = dissect(tiny.build64("olmoe")), windows(2, 8)
     made = setting(anatomy, text)
     found, tokens = scores_of("gradient_abs", made), torch.from_numpy(text.tokens)
@@ -536,7 +551,9 @@ def test_fisher_probes_estimate_the_sum_over_tokens() -> None:
 
 
 def test_integrated_gradient_is_complete() -> None:
-    """Its sum over all experts is what taking all of them away costs, where no choice of the router can jump: all 8 are active."""
+    """Its sum over all experts is what taking all of them away costs, where no choice of the router can jump:
+    all 8 are active.
+    """
     model = tiny.build("olmoe", num_experts_per_tok=8).double()
     model.set_experts_implementation("eager")
     anatomy, text = dissect(model), windows(2, 8)

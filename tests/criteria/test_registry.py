@@ -135,7 +135,9 @@ def test_descriptions_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_no_data_is_no_reason_to_keep(tmp_path: Path) -> None:
-    """A share of nothing, x / 0: an infinite score of an expert that no token reached would be kept before all others."""
+    """A share of nothing, x / 0: an infinite score of an expert that no token reached would be kept before
+    all others.
+    """
     (tmp_path / "f.py").write_text(
         "import numpy as np\ndef mine(s):\n    with np.errstate(all='ignore'):\n        return 1 / s.count\n"
     )

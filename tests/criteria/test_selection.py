@@ -182,7 +182,10 @@ WIDE = Shape((3, 5, 8), 12, 2)
 
 
 def test_counts_that_divide() -> None:
-    """Layer: 12 − 5 = 7 rounds to 8. Global: of 36, 18 stay; in units of 4 that is 20, the floor of 2 becomes 4."""
+    """Layer: 12 − 5 = 7 rounds to 8.
+
+    Global: of 36, 18 stay; in units of 4 that is 20, the floor of 2 becomes 4.
+    """
     assert from_fraction(WIDE, 5 / 12, "layer", multiple=4).total == 3 * 8
     budget = from_fraction(WIDE, 0.5, "global", multiple=4)
     assert (budget.total, budget.floor) == (20, 4)
@@ -194,7 +197,9 @@ def test_counts_that_divide() -> None:
 
 
 def test_a_unit_is_worth_its_mean() -> None:
-    """Units of two above a floor of two: (5, 5) of layer 0 is worth more than (9, 0) of layer 1, though 9 is the best single one."""
+    """Units of two above a floor of two: (5, 5) of layer 0 is worth more than (9, 0) of layer 1, though 9 is
+    the best single one.
+    """
     shape = Shape((0, 1), 4, 2)
     plan = plan_for(scores([[7, 7, 5, 5], [10, 10, 9, 0]]), from_keep(shape, 3, "global", multiple=2), shape)
     assert plan.counts == {0: 4, 1: 2}
@@ -326,7 +331,9 @@ def drawn_budget(draw: st.DrawFn) -> tuple[Shape, Budget, np.ndarray]:
 @settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(st.composite(drawn_budget)(), st.integers(0, 99))
 def test_every_promise_about_counts_is_kept(drawn: tuple[Shape, Budget, np.ndarray], seed: int) -> None:
-    """multiple_of, floor, total, groups, counts by hand and protected experts; or it is refused before scores are known."""
+    """multiple_of, floor, total, groups, counts by hand and protected experts; or it is refused before scores
+    are known.
+    """
     shape, budget, protected = drawn
     try:
         check_protected(protected, budget, shape)
@@ -380,7 +387,9 @@ def test_a_plan_that_breaks_a_promise_is_not_given_out() -> None:
 
 
 def test_budgets_are_one_exactly_where_they_always_make_one_plan() -> None:
-    """Some hundred budgets of three layers of six: equal `kept` is the same plan for all of 40 scores, another `kept` is not."""
+    """Some hundred budgets of three layers of six: equal `kept` is the same plan for all of 40 scores,
+    another `kept` is not.
+    """
     shape, scopes = Shape((0, 1, 2), 6, 2), ("layer", "global")
     asked = [
         lambda f=f, s=s, m=m: from_fraction(shape, f, s, multiple=m)
@@ -439,7 +448,9 @@ def test_the_deepest_budget_of_a_scope() -> None:
 
 
 def test_protected_experts_that_leave_no_room_for_others_to_route() -> None:
-    """Seven of layer 0 are protected; of nine in all, equal plans give the others the two that routing needs, not one."""
+    """Seven of layer 0 are protected; of nine in all, equal plans give the others the two that routing needs,
+    not one.
+    """
     shape = Shape((0, 1), 8, 2)
     protected = np.zeros((2, 8), bool)
     protected[0, :7] = True

@@ -24,7 +24,8 @@ from tests.support.micro import MicroModel, micro_statistics
 SUMS = ("tokens", "moments", "peak", "turning", "together", "by_domain")
 
 
-# 1 − cos(h, h + y): token 0: y = (1, 0), no turn. Token 1: y = (4, −4), h + y = (4, −2): 1 + 4 / (2√20) = 1 + 1/√5.
+# 1 − cos(h, h + y): token 0: y = (1, 0), no turn. Token 1: y = (4, −4), h + y = (4, −2): 1 + 4 / (2√20)
+# = 1 + 1/√5.
 # Token 2: y = (−5, −16), h + y = (−2, −12): 1 + 54 / (5√148) = 1 + 27 / (5√37).
 TURN_1, TURN_2 = 1 + 1 / np.sqrt(5), 1 + 27 / (5 * np.sqrt(37))
 
@@ -43,7 +44,8 @@ BY_HAND = {
     "router_norm": [1, 1, np.sqrt(2)],
     "weight_norm": [np.sqrt(2 + 8), 2, 2],
     "aimer": [-(6 / 8) / np.sqrt(10 / 8), -(4 / 8) / np.sqrt(4 / 8), -(4 / 8) / np.sqrt(4 / 8)],
-    # P(j | i): 0→2 = 1, 1→2 = 1, 2→0 = 1/3, 2→1 = 2/3. x_0 = x_2/3λ, x_1 = 2x_2/3λ, x_2 = (x_0 + x_1)/λ, so λ = 1.
+    # P(j | i): 0→2 = 1, 1→2 = 1, 2→0 = 1/3, 2→1 = 2/3. x_0 = x_2/3λ, x_1 = 2x_2/3λ, x_2 = (x_0 + x_1)/λ,
+    # so λ = 1.
     "hub": [1 / 3, 2 / 3, 1],
     # Joint counts: 0–2: 1, 1–2: 2. λx_0 = x_2, λx_1 = 2x_2, λx_2 = x_0 + 2x_1, so λ² = 5.
     "hub_joint": [1 / np.sqrt(5), 2 / np.sqrt(5), 1],
@@ -82,7 +84,9 @@ def test_counts_by_hand() -> None:
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_against_replay(family: str, implementation: str) -> None:
-    """An independent pass: hooks record what enters the experts, then every expert is run alone, token by token."""
+    """An independent pass: hooks record what enters the experts, then every expert is run alone, token by
+    token.
+    """
     model = tiny.build(family) if implementation == "grouped_mm" else tiny.build64(family)
     model.set_experts_implementation(implementation)
     precision = 1e-4 if implementation == "grouped_mm" else 1e-10
@@ -120,7 +124,9 @@ def test_against_replay(family: str, implementation: str) -> None:
 
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss"])
 def test_split_order_and_padding_do_not_matter(family: str) -> None:
-    """Invariant 2, in float64: one batch, single windows, reversed order, merged halves, and padded windows agree."""
+    """Invariant 2, in float64: one batch, single windows, reversed order, merged halves, and padded windows
+    agree.
+    """
     anatomy, text = dissect(tiny.build64(family)), windows()
     whole = observe(anatomy, text, batch=6)
     rows = np.arange(6)
@@ -158,7 +164,10 @@ def test_interrupted_pass_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pass_ends_alike_wherever_it_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padded or not, bit by bit with the same batch; with another one to rounding. Statistics of other windows are refused."""
+    """Padded or not, bit by bit with the same batch; with another one to rounding.
+
+    Statistics of other windows are refused.
+    """
     anatomy, full = dissect(tiny.build("olmoe")), windows()
     monkeypatch.setattr("criteria.observe.KEEP_EVERY", -1.0)
     padding = full.mask.copy()
@@ -184,7 +193,9 @@ def test_a_pass_ends_alike_wherever_it_was_interrupted(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_observation_is_the_plain_forward(family: str) -> None:
-    """While being watched the model computes what it always computes, bit for bit; afterwards nothing is left in it."""
+    """While being watched the model computes what it always computes, bit for bit; afterwards nothing is left
+    in it.
+    """
     model = tiny.build(family)
     anatomy, before = dissect(model), tiny.logits(model)
     states = {name: dict(vars(module)) for name, module in model.named_modules()}
@@ -204,7 +215,9 @@ def test_observation_is_the_plain_forward(family: str) -> None:
 
 
 def test_unreached_experts_have_no_score() -> None:
-    """No token reaches expert 0: means and sums are nan there, never 0 or a division by zero; frequency is a true 0."""
+    """No token reaches expert 0: means and sums are nan there, never 0 or a division by zero; frequency is a
+    true 0.
+    """
     tokens = np.array([[1, 2]])
     found = observe(
         dissect(MicroModel()),
@@ -219,7 +232,9 @@ def test_unreached_experts_have_no_score() -> None:
 
 
 def test_hub_is_frequency() -> None:
-    """With k active experts per token the centrality of conditional co-activation is n_e itself; that of joint activation is not."""
+    """With k active experts per token the centrality of conditional co-activation is n_e itself; that of
+    joint activation is not.
+    """
     found = observe(dissect(tiny.build("olmoe")), windows())
     share = formulas.utilization(found)
     np.testing.assert_allclose(centrality.hub(found), share / share.max(axis=1, keepdims=True), rtol=1e-8)
@@ -270,7 +285,9 @@ def test_super_experts() -> None:
 
 @pytest.mark.parametrize("experts", [2, 24, 96, 199, 200, 201, 202, 256, 1024, 6144])
 def test_how_many_super_experts_there_are_by_construction(experts: int) -> None:
-    """Activations that are all different: ⌈(n − 1) / 200⌉ of them are above the percentile, though none is an outlier."""
+    """Activations that are all different: ⌈(n − 1) / 200⌉ of them are above the percentile, though none is an
+    outlier.
+    """
     peak = 100 + np.random.default_rng(0).permutation(experts).astype(float)
     assert int((peak > np.percentile(peak, 99.5)).sum()) == math.ceil((experts - 1) / 200)
     assert protection.protects("auto", experts) == (experts >= 200), "below that the one is more than 0.5 %"

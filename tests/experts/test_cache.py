@@ -9,7 +9,9 @@ from experts.cache import Cache, cache_folder
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative folders of the desktop standard do not count; a user without a home has none, and that is no error."""
+    """Relative folders of the desktop standard do not count; a user without a home has none, and that is no
+    error.
+    """
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("EXCISE_CACHE", "~/mine")

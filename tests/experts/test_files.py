@@ -54,7 +54,9 @@ def test_a_full_disk_names_the_file_and_not_its_temporary_name(tmp_path: Path) -
 
 
 def test_writers_of_one_name_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two containers on one volume, with the same process number: every reader finds one result or the other."""
+    """Two containers on one volume, with the same process number: every reader finds one result
+    or the other.
+    """
     monkeypatch.setattr(os, "getpid", lambda: 7)
     results = [{"a": np.full((50, 50), float(value))} for value in range(2)]
     failed: list[BaseException] = []

@@ -1,4 +1,6 @@
-"""The parts of recovery: losses by hand, the shared teacher, adapters and their merge, storage, the lead over random plans."""
+"""The parts of recovery: losses by hand, the shared teacher, adapters and their merge, storage, the lead over
+random plans.
+"""
 
 import itertools
 import json
@@ -157,7 +159,9 @@ def stirred(model: PreTrainedModel, seed: int = 0) -> None:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_adapter_and_merge_and_reload(family: str, saved: dict[str, Path], tmp_path: Path) -> None:
-    """Merge differs by rounding; the saved adapter on the exported checkpoint by nothing; the merged checkpoint by nothing."""
+    """Merge differs by rounding; the saved adapter on the exported checkpoint by nothing; the merged
+    checkpoint by nothing.
+    """
     layout = lay_out(open_checkpoint(saved[family]))
     plan = uniform_plan(layout.shape.layers, EVEN)
     export(layout, plan, tmp_path / "pruned")
@@ -373,7 +377,10 @@ BEFORE = {
 
 
 def test_the_lead_by_hand() -> None:
-    """Before: own +1.05, random +3 ± .05; after: own +.5, random +1 ± .05. Lead 1.95 → .5, of which .5 / 1.95 is kept."""
+    """Before: own +1.05, random +3 ± .05; after: own +.5, random +1 ± .05.
+
+    Lead 1.95 → .5, of which .5 / 1.95 is kept.
+    """
     after = {
         "full": BEFORE["full"],
         "own": [1.5, 2.5, 3.5, 4.5],
@@ -385,7 +392,8 @@ def test_the_lead_by_hand() -> None:
     assert (found.lead_before, found.lead_after) == (pytest.approx(1.95), pytest.approx(0.5))
     assert found.kept_share == pytest.approx(0.5 / 1.95)
     assert found.kept_interval.low <= found.kept_share <= found.kept_interval.high
-    # t = (1.05 − 3) / (.05·√(4/3)) and (.5 − 1) / (.05·√(4/3)), 2 degrees of freedom: P = 1/2 + t / (2·√(2 + t²)).
+    # t = (1.05 − 3) / (.05·√(4/3)) and (.5 − 1) / (.05·√(4/3)), 2 degrees of freedom: P = 1/2 + t / (2·√(2 +
+    # t²)).
     for chance, gap in ((found.before, 1.95), (found.after, 0.5)):
         t = -gap / (0.05 * math.sqrt(4 / 3))
         assert chance.p == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)))
@@ -434,7 +442,9 @@ def test_no_lead_to_keep() -> None:
 
 
 def test_share_over_documents_by_hand() -> None:
-    """Documents (2 + 2) / (4 + 4) and 6 / 8 with weights 1 and 2: (4 + 12) / (8 + 16) = 2/3; each alone is 1/2 and 3/4."""
+    """Documents (2 + 2) / (4 + 4) and 6 / 8 with weights 1 and 2: (4 + 12) / (8 + 16) = 2/3; each alone is
+    1/2 and 3/4.
+    """
     share, interval = clustered_share(
         np.array([2.0, 2, 6]), np.array([4.0, 4, 8]), np.array([1.0, 1, 2]), np.array([0, 0, 1]), seed=0
     )
@@ -457,7 +467,9 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
 
 
 def test_a_share_that_some_resamples_cannot_have_is_nan_without_a_warning() -> None:
-    """Ten items of which one was lost: a third of the resamples hold no lost item, so there is nothing to take a share of."""
+    """Ten items of which one was lost: a third of the resamples hold no lost item, so there is nothing to
+    take a share of.
+    """
     lost, back = np.array([1.0] + [0.0] * 9), np.zeros(10)
     share, interval = clustered_share(back, lost + 0.0, np.ones(10), np.arange(10))
     assert math.isnan(share)

@@ -1,4 +1,6 @@
-"""Every p-value and interval of a report, recomputed from the raw rows that lie beside it: csv, numpy and scipy alone."""
+"""Every p-value and interval of a report, recomputed from the raw rows that lie beside it: csv, numpy and
+scipy alone.
+"""
 
 import json
 import math
@@ -121,7 +123,8 @@ def compared(recipe_path: Path, tmp_path: Path) -> Callable[[str], tuple[dict[st
     return run
 
 
-@pytest.mark.parametrize("kind", [pytest.param("counted", marks=pytest.mark.slow), "normal"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["counted", "normal"])
 def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any], Path]]) -> None:
     result, folder = compared(kind)
     losses, items = rows_of(folder / "losses.csv"), rows_of(folder / "items.csv")

@@ -47,7 +47,9 @@ def test_numbers_as_text() -> None:
 
 
 def test_a_table_shows_its_cells_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """What stands in brackets is no markup: neither an interval that is missing nor the folder of somebody's criterion."""
+    """What stands in brackets is no markup: neither an interval that is missing nor the folder of somebody's
+    criterion.
+    """
     cells = ("nan [nan, nan]", "[/old]/mine.py:f", "[bold]", "a\\[b]", ":smile:")
     table(Table("", ("d [95 %]", "[red]", "c", "d", "e"), [cells]))
     shown = capsys.readouterr().out

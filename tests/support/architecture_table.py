@@ -1,6 +1,7 @@
 """ARCHITECTURES.md: one row for every type. `python -m tests.support.architecture_table --write` writes it.
 
-Rows say what the models are; that the logits are bit-equal is what prune/checkpoint/test_breadth.py holds, type by type, beside the row itself.
+Rows say what the models are; that the logits are bit-equal is what prune/checkpoint/test_breadth.py holds,
+type by type, beside the row itself.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Every causal-LM type of the installed transformers that routes through the experts interface, built small by its own configuration class."""
+"""Every causal-LM type of the installed transformers that routes through the experts interface, built small
+by its own configuration class.
+"""
 
 import functools
 import inspect
@@ -101,13 +103,18 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def types() -> list[str]:
-    """Language models, as names for AutoConfig.for_model, in alphabetical order. Some are filed under those that read images only."""
+    """Language models, as names for AutoConfig.for_model, in alphabetical order.
+
+    Some are filed under those that read images only.
+    """
     return [name for name, kind in marked().items() if "text_config" not in kind.sub_configs]
 
 
 @functools.cache
 def marked() -> dict[str, type[PreTrainedConfig]]:
-    """Every type with a class for text, alone or beside images, whose source has experts behind the interface, and its configuration."""
+    """Every type with a class for text, alone or beside images, whose source has experts behind the
+    interface, and its configuration.
+    """
     root = Path(inspect.getfile(transformers)).parent / "models"
     sources = {
         path.parent.name for path in root.glob("*/modeling_*.py") if MARK in path.read_text(encoding="utf-8")

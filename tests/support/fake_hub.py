@@ -1,4 +1,7 @@
-"""A hub on this machine: the endpoints that huggingface_hub uses, with faults on request. It counts what it sends."""
+"""A hub on this machine: the endpoints that huggingface_hub uses, with faults on request.
+
+It counts what it sends.
+"""
 
 import hashlib
 import json
@@ -51,9 +54,11 @@ class Sent:
 
 @dataclass
 class Fault:
-    """What happens to requests whose `METHOD path` matches: not to the first `skip`, to the `times` next ones.
+    """What happens to requests whose `METHOD path` matches: not to the first `skip`, to the `times` next
+    ones.
 
-    kind: a status like 500, reset, close, stall, junk (a page that is not the hub's), short (another length); after: bytes sent before.
+    kind: a status like 500, reset, close, stall, junk (a page that is not the hub's), short (another length);
+        after: bytes sent before.
     """
 
     where: str
@@ -97,7 +102,9 @@ class Server(ThreadingHTTPServer):
 
 
 class FakeHub:
-    """repos: organisation/name -> Repo; sent: every answer so far; faults: see Fault; token: what gated repositories ask for."""
+    """repos: organisation/name -> Repo; sent: every answer so far; faults: see Fault; token: what gated
+    repositories ask for.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -360,7 +367,9 @@ def names(where: Path) -> set[str]:
 
 
 def downloads(hub: FakeHub) -> list[str]:
-    """Weights that were asked for other than by their headers: the client looks a file up before it fetches it."""
+    """Weights that were asked for other than by their headers: the client looks a file up before it fetches
+    it.
+    """
     return sorted(
         {answer.path for answer in hub.sent if answer.method == "HEAD" and answer.path.endswith(WEIGHTS)}
     )

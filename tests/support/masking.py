@@ -1,4 +1,6 @@
-"""Removal as a reference would do it, without any code of Excise: the router's logits of the removed experts are −∞, so is their correction bias."""
+"""Removal as a reference would do it, without any code of Excise: the router's logits of the removed experts
+are −∞, so is their correction bias.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

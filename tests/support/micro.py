@@ -1,7 +1,9 @@
-"""A mixture of experts with integer weights, small enough to work out every statistic by hand (see criteria/test_statistics.py).
+"""A mixture of experts with integer weights, small enough to work out every statistic by hand (see
+criteria/test_statistics.py).
 
-H = 2, E = 3, k = 2, one layer. Tokens 0, 1, 2 are the vectors (1, 0), (0, 2), (3, 4). The router's rows are (1, 0), (0, 1), (1, 1)
-and its logits are the gate weights. Experts: f_0(x) = 2x, f_1(x) = (x₂, x₁), f_2(x) = −x.
+H = 2, E = 3, k = 2, one layer. Tokens 0, 1, 2 are the vectors (1, 0), (0, 2), (3, 4). The router's rows are
+(1, 0), (0, 1), (1, 1) and its logits are the gate weights. Experts: f_0(x) = 2x, f_1(x) = (x₂, x₁), f_2(x) =
+−x.
 """
 
 from typing import Any
@@ -56,7 +58,9 @@ class MicroBlock(nn.Module):
 
 
 class CopyNorm(nn.Module):
-    """A norm that changes nothing, so that the numbers stay integers; its output is a new tensor like any norm's."""
+    """A norm that changes nothing, so that the numbers stay integers; its output is a new tensor like any
+    norm's.
+    """
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden * 1
@@ -93,7 +97,8 @@ class MicroModel(nn.Module):
 
 
 def micro_statistics() -> Statistics:
-    """Two windows: token 0 alone in domain x; tokens 1 and 2 in domain y; one padding token (id 2) that must not count.
+    """Two windows: token 0 alone in domain x; tokens 1 and 2 in domain y; one padding token (id 2) that must
+    not count.
 
     Worked out by hand (the weights are above):
       token 0 = (1, 0): logits (1, 0, 1): experts 0, 2 with g = 1, 1;  f_0 = (2, 0), f_2 = (−1, 0)

@@ -1,8 +1,9 @@
 """A model whose busiest experts do nothing: a control on the validator's controls.
 
-One layer, top-2 of eight experts, 12 tokens, attention switched off. Experts 0 and 1 (idle) take every token, with the largest gate weight
-and by far the largest output, but write only where the head does not read: their removal changes no logit. Experts 2 to 7 (useful) take
-two tokens each, with a small gate weight and a small output: the logit of the token that usually comes next.
+One layer, top-2 of eight experts, 12 tokens, attention switched off. Experts 0 and 1 (idle) take every token,
+with the largest gate weight and by far the largest output, but write only where the head does not read: their
+removal changes no logit. Experts 2 to 7 (useful) take two tokens each, with a small gate weight and a small
+output: the logit of the token that usually comes next.
 """
 
 import numpy as np
@@ -57,7 +58,9 @@ def build() -> OlmoeForCausalLM:
 
 
 def windows(count: int, length: int, seed: int) -> Windows:
-    """Text in which three of four tokens are followed by their usual successor; every window is a document."""
+    """Text in which three of four tokens are followed by their usual successor; every window is a
+    document.
+    """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, TOKENS, (count, length))
     for place in range(1, length):

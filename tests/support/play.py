@@ -1,4 +1,6 @@
-"""The smallest thing that every command runs on: a tiny model, texts, a task and recipes, in a second or less."""
+"""The smallest thing that every command runs on: a tiny model, texts, a task and recipes, in a second or
+less.
+"""
 
 import json
 from pathlib import Path

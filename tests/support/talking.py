@@ -5,7 +5,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support import tiny
 
-# As Gemma's: it writes the beginning of the text itself, takes no system message, and roles have to take turns.
+# As Gemma's: it writes the beginning of the text itself, takes no system message, and roles have to take
+# turns.
 STRICT = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

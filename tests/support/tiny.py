@@ -93,7 +93,9 @@ def build(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 
 def build64(family: str) -> PreTrainedModel:
-    """In float64, for comparisons to rounding; torch's grouped kernel knows no float64, so experts run one by one."""
+    """In float64, for comparisons to rounding; torch's grouped kernel knows no float64, so experts run one by
+    one.
+    """
     model = build(family).double()
     model.set_experts_implementation("eager")
     return model

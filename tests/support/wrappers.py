@@ -1,4 +1,6 @@
-"""Multimodal models around a language model with routed experts, built small: every type of transformers that has experts of its own, and some that wrap one."""
+"""Multimodal models around a language model with routed experts, built small: every type of transformers that
+has experts of its own, and some that wrap one.
+"""
 
 from typing import Any
 
@@ -6,7 +8,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from tests.support.architectures import SLIDING, known, language, randomised
 
-# Small sizes of a tower for images or sound, under every name that configurations use; a tower takes those it knows.
+# Small sizes of a tower for images or sound, under every name that configurations use; a tower takes those it
+# knows.
 TOWER: dict[str, Any] = {
     "hidden_size": 32,
     "depth": 1,

@@ -1,4 +1,6 @@
-"""The test against chance: rig, random plans, p, intervals, verdict, raw rows; each against something independent."""
+"""The test against chance: rig, random plans, p, intervals, verdict, raw rows; each against something
+independent.
+"""
 
 import csv
 import itertools
@@ -199,7 +201,9 @@ def test_degenerate_nulls_claim_nothing() -> None:
 
 
 def test_false_positive_rate_is_at_most_alpha() -> None:
-    """A criterion that is itself random beats 20 random plans with probability 1/21 ≤ .05 (20,000 simulated criteria)."""
+    """A criterion that is itself random beats 20 random plans with probability 1/21 ≤ .05 (20,000 simulated
+    criteria).
+    """
     draws = np.random.default_rng(0).normal(size=(20_000, 21))
     rate = np.mean([permutation_p(row[0], row[1:]) <= 0.05 for row in draws])
     assert rate == pytest.approx(1 / 21, abs=0.005)
@@ -218,7 +222,9 @@ def test_smallest_detectable_has_the_power_it_claims(alpha: float) -> None:
 
 
 def test_clustered_interval_covers() -> None:
-    """Rows of a document share an error: the interval over documents covers the truth in about 95 %, one over rows would not."""
+    """Rows of a document share an error: the interval over documents covers the truth in about 95 %, one over
+    rows would not.
+    """
     rng, clusters, covered, naive = np.random.default_rng(0), np.repeat(np.arange(30), 8), [], []
     weights = np.full(240, 255.0)
     for seed in range(150):
@@ -297,7 +303,9 @@ def test_without_a_verdict_there_is_no_report(anatomy: Anatomy, tmp_path: Path) 
 
 
 def test_everything_can_be_recomputed_from_the_raw_rows(anatomy: Anatomy, tmp_path: Path) -> None:
-    """With csv, numpy and scipy alone: ΔCE, random values, p; and the losses are those of an independent restriction."""
+    """With csv, numpy and scipy alone: ΔCE, random values, p; and the losses are those of an independent
+    restriction.
+    """
     found = run_test(anatomy, tmp_path / "losses.csv")
     with (tmp_path / "losses.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -33,7 +33,9 @@ def benchmark(
 
 
 def by_hand(anatomy: Anatomy, before: str, behind: str) -> list[float]:
-    """1 where the right choice has the largest sum of log-probabilities after the prompt, and nothing before it."""
+    """1 where the right choice has the largest sum of log-probabilities after the prompt, and nothing before
+    it.
+    """
     tokenizer, found = tiny.tokenizer(), []
     for item in ITEMS[:FEW]:
         sums = []
@@ -49,7 +51,9 @@ def by_hand(anatomy: Anatomy, before: str, behind: str) -> list[float]:
 
 
 def test_scores_are_those_of_the_templates_prompts(anatomy: Anatomy, tmp_path: Path) -> None:
-    """One beginning of the text, the template's; a named template writes other prompts; the tokenizer stays as it was."""
+    """One beginning of the text, the template's; a named template writes other prompts; the tokenizer stays
+    as it was.
+    """
     tokenizer = talking.tokenizer({"default": talking.STRICT, "terse": "{{ bos_token }}" + TERSE})
     strict, terse = (ChatTemplate(tokenizer, choice).check() for choice in (True, "terse"))
     found = benchmark(tmp_path, strict, FEW).scores(anatomy.model, tokenizer, 8)
@@ -77,7 +81,9 @@ def test_identity_follows_the_template(tmp_path: Path) -> None:
 
 
 def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of a recipe reaches lm-eval; what the tokenizer cannot do is refused before any item is asked."""
+    """The key of a recipe reaches lm-eval; what the tokenizer cannot do is refused before any
+    item is asked.
+    """
     model = tiny.save(tiny.build("olmoe"), tmp_path / "model")
     (tmp_path / "a.txt").write_text("abcdefgh" * 30)
     text = {"data": {"text": str(tmp_path / "a.txt")}, "sequences": 1, "length": 20}

@@ -1,4 +1,6 @@
-"""The test against random plans as a whole: its false positives and its power on plans that were really measured; both nulls; overlap."""
+"""The test against random plans as a whole: its false positives and its power on plans that were really
+measured; both nulls; overlap.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -30,7 +32,9 @@ ROUNDS = 400
 
 @pytest.fixture(autouse=True)
 def _quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of contests are simulated: their rates need fewer resamples than one printed interval, and no p against the full model."""
+    """Thousands of contests are simulated: their rates need fewer resamples than one printed interval, and no
+    p against the full model.
+    """
     monkeypatch.setattr(clustered, "RESAMPLES", 999)
     monkeypatch.setattr(null_module, "clustered_p", functools.partial(clustered.clustered_p, resamples=9))
 
@@ -91,7 +95,9 @@ def test_overlap_by_hand() -> None:
 
 
 class Pool:
-    """Random plans of one size that were all measured once; a simulated criterion and its null are drawn from them."""
+    """Random plans of one size that were all measured once; a simulated criterion and its null are drawn from
+    them.
+    """
 
     def __init__(self, anatomy: Anatomy, path: Path) -> None:
         self.evaluator = LossEvaluator(windows(12, 24), path, "k", batch=12)
@@ -131,7 +137,9 @@ class Shifted(Evaluator):
 @pytest.mark.slow
 @pytest.mark.parametrize("null", list(Null))
 def test_false_positive_rate(pool: Pool, null: Null) -> None:
-    """400 simulated criteria that are random, the whole rule (p and interval): at most 7 % beat random at α = .05."""
+    """400 simulated criteria that are random, the whole rule (p and interval): at most 7 % beat random at α =
+    .05.
+    """
     verdicts = [
         with_verdicts([evidence_of(test, [pool.measure()], null, 0)], Correction.NONE, null)[0]
         .costs[0]
@@ -148,7 +156,9 @@ def test_false_positive_rate(pool: Pool, null: Null) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("null", list(Null))
 def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
-    """A criterion better by the smallest detectable difference is found in about 80 % of the draws, one twice as good in nearly all."""
+    """A criterion better by the smallest detectable difference is found in about 80 % of the draws, one twice
+    as good in nearly all.
+    """
     found: dict[float, list[bool]] = {1.0: [], 2.0: []}
     for number, test in enumerate(pool.draws(20)):
         if number == 150:
@@ -174,7 +184,9 @@ def test_power_for_a_planted_effect(pool: Pool, null: Null) -> None:
 
 @pytest.mark.slow
 def test_holm_is_over_all_criteria(pool: Pool) -> None:
-    """Twenty random criteria at once: the family hardly ever has a winner, where each alone would have one in 21."""
+    """Twenty random criteria at once: the family hardly ever has a winner, where each alone would have one in
+    21.
+    """
     tests = list(pool.draws(20))[:200]
     evidence = [evidence_of(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
     alone = [one.costs[0].own.verdict for one in with_verdicts(evidence, Correction.NONE, Null.NORMAL)]
@@ -209,7 +221,9 @@ def test_pairs_of_the_same_plan_and_of_others(pool: Pool) -> None:
 
 @pytest.mark.slow
 def test_what_is_detectable_after_holm(pool: Pool) -> None:
-    """Twenty tests: the effect that is printed is found at α / 20, the first step of Holm; by counting 20 plans nothing could be."""
+    """Twenty tests: the effect that is printed is found at α / 20, the first step of Holm; by counting 20
+    plans nothing could be.
+    """
     tests = list(pool.draws(20))[:100]
     evidence = [evidence_of(test, [pool.measure()], Null.NORMAL, 0) for test in tests]
     families = [

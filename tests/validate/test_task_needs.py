@@ -1,4 +1,6 @@
-"""What tasks and tokenizers lack is asked before the work: consent to run code, an end of text, a vocabulary that fits."""
+"""What tasks and tokenizers lack is asked before the work: consent to run code, an end of text, a vocabulary
+that fits.
+"""
 
 import json
 import shutil
@@ -59,7 +61,9 @@ def test_code_that_a_model_writes_is_run_with_consent_only(
 
 
 def test_a_metric_that_asks_for_consent_names_our_key() -> None:
-    """The metric of humaneval and mbpp refuses when the task is loaded, with thirty lines and a variable of its own."""
+    """The metric of humaneval and mbpp refuses when the task is loaded, with thirty lines and a variable of
+    its own.
+    """
     said = f'The "code_eval" metric executes untrusted code ...\n set {ALLOWED}="1"'
     assert "confirm_unsafe_code=true" in refusal_of_code(said)
     assert refusal_of_code("no such file") == ""

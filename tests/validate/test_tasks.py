@@ -1,4 +1,6 @@
-"""lm-eval in process: scores against log-likelihoods worked out by hand, the same items for every plan, files and names that are wrong."""
+"""lm-eval in process: scores against log-likelihoods worked out by hand, the same items for every plan, files
+and names that are wrong.
+"""
 
 import json
 from pathlib import Path
@@ -39,7 +41,9 @@ def by_hand(anatomy: Anatomy) -> list[float]:
 
 
 def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Path) -> None:
-    """Also of a restricted one, bit by bit the model that is written; and afterwards of the whole one again."""
+    """Also of a restricted one, bit by bit the model that is written; and afterwards of the whole
+    one again.
+    """
     benchmark, plan = (
         Benchmark(("guess",), task_file(tmp_path / "tasks"), None, None),
         uniform_plan((0, 1, 2), (0, 2, 3, 5)),

@@ -1,4 +1,6 @@
-"""The token for the beginning of a text in every window; the positions of the model; windows without content."""
+"""The token for the beginning of a text in every window; the positions of the model; windows
+without content.
+"""
 
 import json
 from pathlib import Path
@@ -143,7 +145,9 @@ def test_context() -> None:
 def test_windows_that_do_not_fit_are_said_or_refused(
     begins_model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Said once, although two texts are read; refused before a text is tokenised, where the model has no such positions."""
+    """Said once, although two texts are read; refused before a text is tokenised, where the model has no such
+    positions.
+    """
     caplog.set_level("INFO", "excise")
     recipe = parse_recipe(recipe_of(begins_model, text, length=130, sequences=1), "recipe", tmp_path)
     session = Session(prepare(recipe, tmp_path / "run"))

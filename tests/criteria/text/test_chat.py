@@ -1,4 +1,6 @@
-"""Conversations: found by their structure, written by the tokenizer's own template, no special token twice."""
+"""Conversations: found by their structure, written by the tokenizer's own template, no special
+token twice.
+"""
 
 import json
 from pathlib import Path
@@ -42,7 +44,9 @@ def read(
 
 
 def written(folder: Path, row: Any, tokenizer: Any = FREE, length: int = 40, **source: Any) -> str:
-    """The first window of the row, which is repeated until it is full; the beginning of the text is taken off."""
+    """The first window of the row, which is repeated until it is full; the beginning of the text is taken
+    off.
+    """
     found = str(tokenizer.decode(read(file(folder, [row] * 40), tokenizer, length, **source).tokens[0]))
     return found.removeprefix("<bos>")
 
@@ -124,7 +128,9 @@ def test_shapes(tmp_path: Path, row: Any, source: dict[str, Any], expected: str)
 
 
 def test_nothing_is_doubled(tmp_path: Path) -> None:
-    """Where the template writes the beginning of the text itself: one in a window, also where a document goes on."""
+    """Where the template writes the beginning of the text itself: one in a window, also where a document goes
+    on.
+    """
     path = file(tmp_path, [OPENAI] * 4 + [{"messages": [{"role": "user", "content": "x" * 200}]}] * 2)
     windows = read(path, STRICT, 50, 8)
     assert (windows.tokens[:, 0] == STRICT.bos_token_id).all()

@@ -1,4 +1,6 @@
-"""Text that was dropped, repeated or chosen by the wrong thing: each case once gave windows without a word."""
+"""Text that was dropped, repeated or chosen by the wrong thing: each case once gave windows
+without a word.
+"""
 
 import gzip
 import json
@@ -44,7 +46,9 @@ def many(path: Path, rows: int = 400, width: int = 60) -> Path:
 def test_a_seed_chooses_the_same_rows_wherever_a_data_set_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that are kept in a temporary file are cut into cells by their texts, not by the names of their documents."""
+    """Rows that are kept in a temporary file are cut into cells by their texts, not by the names of their
+    documents.
+    """
     monkeypatch.setattr("criteria.text.readers_of_sources.SMALL", 2**10)
     monkeypatch.setattr("criteria.text.sampling.SMALL", 2**10)
     short, long = many(tmp_path / "a" / "d.jsonl"), many(tmp_path / ("a much longer name " * 5) / "d.jsonl")

@@ -1,4 +1,6 @@
-"""Large texts: what is read follows the number of windows; documents, counts and seeds hold as of small ones."""
+"""Large texts: what is read follows the number of windows; documents, counts and seeds hold as of
+small ones.
+"""
 
 import gzip
 import json
@@ -237,7 +239,9 @@ def test_long_rows_give_a_window_from_anywhere(tmp_path: Path) -> None:
 
 
 def test_all_of_a_large_text(prose: Path, tokens: NDArray[np.int64]) -> None:
-    """All windows are found, as of a small text, where all are asked; one more is refused with the right number."""
+    """All windows are found, as of a small text, where all are asked; one more is refused with the right
+    number.
+    """
     has = len(tokens) // 500
     windows = read(has, length=500, text=prose)
     np.testing.assert_array_equal(windows.tokens.reshape(-1), tokens[: has * 500])

@@ -1,4 +1,6 @@
-"""Models on the hub, against a hub on this machine that counts what it sends: what is asked, what is fetched, and what goes wrong."""
+"""Models on the hub, against a hub on this machine that counts what it sends: what is asked, what is fetched,
+and what goes wrong.
+"""
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"""The network at its worst, and no network: one line with the way out, nothing fetched twice, and what the cache has is used."""
+"""The network at its worst, and no network: one line with the way out, nothing fetched twice, and what the
+cache has is used.
+"""
 
 import json
 import os
@@ -214,7 +216,10 @@ def export(tmp_path: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_a_command_and_a_network_that_breaks(hub: FakeHub, tmp_path: Path, export: list[str]) -> None:
-    """Exit 1 and one line; the same command goes on. Progress is on stderr, and nothing but the result on stdout."""
+    """Exit 1 and one line; the same command goes on.
+
+    Progress is on stderr, and nothing but the result on stdout.
+    """
     hub.fail(SECOND, "reset", after=50_000, skip=1)
     broken = excise(hub, tmp_path, *export, "--quiet")
     assert (broken.returncode, broken.stdout, broken.stderr.count("\n")) == (1, "", 1), broken.stderr

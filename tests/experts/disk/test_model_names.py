@@ -1,4 +1,6 @@
-"""What a user writes as a model: folders first, names on the hub in every form they are pasted in, and a clear line for the rest."""
+"""What a user writes as a model: folders first, names on the hub in every form they are pasted in, and a
+clear line for the rest.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -169,7 +171,9 @@ GOOD: dict[str, Any] = {
 
 
 def test_models_of_a_recipe(folder: Path, tmp_path: Path) -> None:
-    """The folder beside the recipe or the working directory, else the name on the hub, whichever way it was written."""
+    """The folder beside the recipe or the working directory, else the name on the hub, whichever way it was
+    written.
+    """
     heal = {"data": {"text": ["c.txt"]}}
 
     def read(model: str) -> tuple[str, str | None]:
@@ -214,7 +218,9 @@ def test_the_commit_of_a_folder() -> None:
 
 
 def test_what_belongs_to_a_model() -> None:
-    """Names from repositories as they are: gpt-oss, Mistral, Hunyuan, DeepSeek, Kimi, Llama 4, quantised ones."""
+    """Names from repositories as they are: gpt-oss, Mistral, Hunyuan, DeepSeek, Kimi, Llama 4, quantised
+    ones.
+    """
     ours = [
         "LICENSE", "LICENSE-MODEL", "LICENSE.txt", "NOTICE", "Notice.txt", "README.md", "Third-party-notices.md", "USAGE_POLICY", "USE_POLICY.md",
         "added_tokens.json", "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "chat_template.json", "config.json",

@@ -1,4 +1,6 @@
-"""The safetensors reader: agrees with the reference reader, refuses every damage with the file's or tensor's name."""
+"""The safetensors reader: agrees with the reference reader, refuses every damage with the file's or tensor's
+name.
+"""
 
 import json
 from collections.abc import Callable
@@ -106,7 +108,9 @@ def test_lengths_that_lie(tmp_path: Path) -> None:
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_corruption_never_crashes(tmp_path: Path, data: st.DataObject) -> None:
-    """Any byte of the header changed: refused with an ExciseError, or still a well-formed file of the same length."""
+    """Any byte of the header changed: refused with an ExciseError, or still a well-formed file of the same
+    length.
+    """
     path = shard(tmp_path)
     raw = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -181,7 +185,9 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_fingerprint_sees_every_tensor(tmp_path: Path) -> None:
-    """A change in one element of any tensor up to 64 KiB, or of all elements of a larger one, is another model."""
+    """A change in one element of any tensor up to 64 KiB, or of all elements of a larger one, is another
+    model.
+    """
     rng = np.random.default_rng(0)
     whole = {f"t{i}": rng.normal(size=(40, 40)).astype(np.float32) for i in range(5)} | {
         "large": rng.normal(size=(300, 300)).astype(np.float32)

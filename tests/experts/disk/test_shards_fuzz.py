@@ -1,4 +1,5 @@
-"""Shards and configurations at random: what is written reads back, also by the reference reader; what is damaged is refused in one line.
+"""Shards and configurations at random: what is written reads back, also by the reference reader; what is
+damaged is refused in one line.
 
 Only ExciseError may escape. The seed is fixed, so that every run tries the same examples.
 """
@@ -114,7 +115,10 @@ def test_what_is_written_reads_back(
 
 
 def check_consistent(path: Path) -> bool:
-    """Refused with a line that names the file, or every tensor lies inside it, one after the other. Gives whether it was read."""
+    """Refused with a line that names the file, or every tensor lies inside it, one after the other.
+
+    Gives whether it was read.
+    """
     size = path.stat().st_size
     try:
         found, metadata = read_header(path)
@@ -295,7 +299,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def use(folder: Path, kept: dict[int, tuple[int, ...]]) -> bool:
-    """Everything that Excise does with a folder without torch; gives whether it got through. Only ExciseError may escape."""
+    """Everything that Excise does with a folder without torch; gives whether it got through.
+
+    Only ExciseError may escape.
+    """
     out = folder.parent / "out"
     try:
         checkpoint = open_checkpoint(folder)
@@ -328,6 +335,7 @@ ODD = [-1, 0, 1, 3, 7, 8, 9, 2**40, 2**63, 10**18, 10**4000, 1.0, 8.0, float("na
        {"num_experts": 8}, ["x", 1], {"a": {"b": [None]}}, "\ud800"]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(FIXED, max_examples=250)
 @given(
     changes=st.dictionaries(

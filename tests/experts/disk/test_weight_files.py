@@ -1,4 +1,7 @@
-"""Two views of one folder: the export and the fingerprint read files, transformers makes a model of them. They must agree."""
+"""Two views of one folder: the export and the fingerprint read files, transformers makes a model of them.
+
+They must agree.
+"""
 
 import itertools
 import json
@@ -64,7 +67,9 @@ def ours(folder: Path, config: dict[str, Any]) -> list[str]:
 
 
 def place(folder: Path, name: str, kind: str) -> None:
-    """kind: file, link (to a file elsewhere, as in the hub's cache), broken (a link to nothing), folder, or absent."""
+    """kind: file, link (to a file elsewhere, as in the hub's cache), broken (a link to nothing), folder, or
+    absent.
+    """
     path, blob = folder / name, folder.parent / f"blob-{name}"
     content = json.dumps({"metadata": {}, "weight_map": {"w": SHARD}}) if name == INDEX_FILE else "x"
     match kind:
@@ -90,7 +95,9 @@ SHAPES = [
 
 
 def test_every_folder_shape_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
-    """Single file and index there, linked, dangling or folders; named in config.json; beside pickles, distributed shards."""
+    """Single file and index there, linked, dangling or folders; named in config.json; beside pickles,
+    distributed shards.
+    """
     read, refused = 0, 0
     for number, (single, index, other, named, pickled, distributed) in enumerate(SHAPES):
         folder = tmp_path / str(number) / "model"

@@ -1,4 +1,6 @@
-"""Exact effects against plain replay written out here, without the product's own intervention: invariants 3, 4 and 5 of the design."""
+"""Exact effects against plain replay written out here, without the product's own intervention: invariants 3,
+4 and 5 of the design.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +40,8 @@ def mean_outputs(anatomy: Anatomy) -> Tensor:
 
 @contextmanager
 def by_hand(anatomy: Anatomy, layer: int, gone: Tensor, mode: Mode, means: Tensor) -> Iterator[None]:
-    """The intervention once more, independent of experts/ablation.py: a wrapper around the experts, or around the router's matrix product.
+    """The intervention once more, independent of experts/ablation.py: a wrapper around the experts, or around
+    the router's matrix product.
 
     gone: experts removed at each token of the whole forward [T, E].
     """
@@ -66,7 +69,9 @@ def by_hand(anatomy: Anatomy, layer: int, gone: Tensor, mode: Mode, means: Tenso
     linear = torch.nn.functional.linear
 
     def barred(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        """Logits of a removed expert become −∞: for routers without a correction bias that is a re-routing."""
+        """Logits of a removed expert become −∞: for routers without a correction bias that is a
+        re-routing.
+        """
         logits = linear(x, w, b)
         mine = w.shape == gate.weight.shape and torch.equal(w, gate.weight.to(w.dtype))
         return logits.masked_fill(gone.view(logits.shape), -torch.inf) if mine else logits
@@ -97,7 +102,8 @@ def marks(experts: int, *removed: int) -> Tensor:
     return found
 
 
-# With a correction bias a logit of −∞ does not keep an expert from being chosen: those families are compared with a restriction below.
+# With a correction bias a logit of −∞ does not keep an expert from being chosen: those families are compared
+# with a restriction below.
 PLAIN_ROUTERS = [family for family in tiny.FAMILIES if family not in ("deepseek_v3", "glm4_moe")]
 CASES = [
     (family, mode)
@@ -109,7 +115,9 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "mode"), CASES)
 def test_position_effects_equal_replay(family: str, mode: Mode) -> None:
-    """Every active expert of every layer, at a third of the positions: ΔCE and KL of the packed rows, within 1e-5."""
+    """Every active expert of every layer, at a third of the positions: ΔCE and KL of the packed rows, within
+    1e-5.
+    """
     anatomy, means = made(family), None
     means = mean_outputs(anatomy)
     tokens = tiny.ids(1, LENGTH)
@@ -152,7 +160,9 @@ def test_sequence_effects_equal_replay(family: str, mode: Mode) -> None:
 
 @families
 def test_reroute_everywhere_is_pruning(family: str) -> None:
-    """Mode reroute at every token and a restriction (which is a cut, bit by bit) give the same losses; also several layers at once."""
+    """Mode reroute at every token and a restriction (which is a cut, bit by bit) give the same losses; also
+    several layers at once.
+    """
     anatomy, tokens = made(family), tiny.ids(2, LENGTH)
     kept = (0, 1, 3, 4, 6, 7)  # even over the two router groups of deepseek_v3
     plan = Plan(8, dict.fromkeys(anatomy.shape.layers, kept))
@@ -165,7 +175,9 @@ def test_reroute_everywhere_is_pruning(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe"])
 def test_single_expert_of_a_router_with_correction_bias(family: str) -> None:
-    """One expert is uneven over router groups; it is kept from being chosen, and the others are weighted as the model does."""
+    """One expert is uneven over router groups; it is kept from being chosen, and the others are weighted as
+    the model does.
+    """
     anatomy, tokens = made(family), tiny.ids(2, LENGTH)
     clean = Instrument(anatomy, Mode.REROUTE).clean_forward(tokens, Scope.SEQUENCE)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -200,7 +212,9 @@ def test_fast_paths_hold(family: str, mode: Mode) -> None:
 
 
 def alone(_: int, run, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Each token by itself: grouped kernels round by group size, so an edited token would move the last bit of others."""
+    """Each token by itself: grouped kernels round by group size, so an edited token would move the last bit
+    of others.
+    """
     return torch.cat(
         [run(hidden[i : i + 1], index[i : i + 1], weight[i : i + 1]) for i in range(len(hidden))]
     )
@@ -292,7 +306,9 @@ def test_inert_expert_costs_nothing(mode: Mode, scope: Scope) -> None:
 
 @modes
 def test_expert_that_is_never_chosen_costs_nothing_in_any_mode(mode: Mode) -> None:
-    """With a correction bias of −100 the router of GLM-4-MoE never chooses expert 3, and normalises the weights of those it does choose."""
+    """With a correction bias of −100 the router of GLM-4-MoE never chooses expert 3, and normalises the
+    weights of those it does choose.
+    """
     anatomy, tokens = made("glm4_moe", norm_topk_prob=True), tiny.ids(2, LENGTH)
     with torch.no_grad():
         anatomy.layers[1].router.e_score_correction_bias[3] = -100
@@ -395,7 +411,10 @@ def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_linear_attention_falls_back_to_replay() -> None:
-    """Qwen3-Next mixes tokens by a recurrence in most layers: no mask hides rows from it. Prefix caching holds nevertheless."""
+    """Qwen3-Next mixes tokens by a recurrence in most layers: no mask hides rows from it.
+
+    Prefix caching holds nevertheless.
+    """
     sizes = {
         "num_experts": 8,
         "num_experts_per_tok": 2,
@@ -476,7 +495,9 @@ def test_a_half_precision_model_is_checked_in_float32(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    """Results are float64 sums of what the half-precision model computes: near the float32 effects, at its own rounding."""
+    """Results are float64 sums of what the half-precision model computes: near the float32 effects, at its
+    own rounding.
+    """
     tokens = tiny.ids(1, LENGTH)
     full, half = made("olmoe"), made("olmoe")
     half.model.to(dtype)

@@ -1,4 +1,6 @@
-"""The token-level audit: a planted model where observation must fail, and the command with its raw rows, resume and refusals."""
+"""The token-level audit: a planted model where observation must fail, and the command with its raw rows,
+resume and refusals.
+"""
 
 import json
 from pathlib import Path
@@ -36,7 +38,8 @@ from validate.progressive import by_gate_weight, curve
 from validate.token_audit import Outcome, audit
 
 OBSERVED = ("utilization", "routing_weight", "activation_norm", "activation_std")
-# Mode zero, as the audit removes: when the router chooses anew, the gate of the useful expert grows, and that is an effect too.
+# Mode zero, as the audit removes: when the router chooses anew, the gate of the useful expert grows, and that
+# is an effect too.
 MEASURED = ("causal_position", "causal_removal:mode=zero")
 
 
@@ -105,7 +108,9 @@ def planted_cells() -> dict[tuple[str, Outcome], Cell]:
 def test_observation_fails_where_the_busy_experts_do_nothing(
     planted_cells: dict[tuple[str, Outcome], Cell], outcome: Outcome
 ) -> None:
-    """Frequency is high and effect zero: all four observational criteria fail, and are found to rank the wrong way round."""
+    """Frequency is high and effect zero: all four observational criteria fail, and are found to rank the
+    wrong way round.
+    """
     for name in OBSERVED:
         cell = planted_cells[name, outcome]
         assert not cell.passes
@@ -126,7 +131,9 @@ def test_measured_removals_pass_there(
 
 @pytest.mark.slow
 def test_the_negative_control_keeps_alpha() -> None:
-    """Pairs at random on a real (random) model, 100 draws: the whole rule passes, or inverts, in at most α of the cells."""
+    """Pairs at random on a real (random) model, 100 draws: the whole rule passes, or inverts, in at most α of
+    the cells.
+    """
     anatomy = dissect(tiny.build("olmoe"))
     effects = collected(anatomy, torch.from_numpy(windows(3, 24).tokens), Removals(Scope.POSITION))
     effects = effects[effects["layer"] == 1]
@@ -178,7 +185,9 @@ def audit_recipe(recipe_path: Path) -> Path:
 
 
 def test_the_command(audit_recipe: Path, tmp_path: Path) -> None:
-    """Cells for both criteria and controls at all layers; the raw rows beside them give the same cells again, as a file from elsewhere."""
+    """Cells for both criteria and controls at all layers; the raw rows beside them give the same cells again,
+    as a file from elsewhere.
+    """
     done = invoke(audit_recipe, tmp_path / "a")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
@@ -265,6 +274,7 @@ def test_an_interrupted_audit_resumes(
     assert len(measured) == before, "a finished audit measures nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,4 +1,6 @@
-"""Measurements made elsewhere: the released positions of arXiv 2606.10703, files that are not what they should be, and the pairs we pick."""
+"""Measurements made elsewhere: the released positions of arXiv 2606.10703, files that are not what they
+should be, and the pairs we pick.
+"""
 
 import csv
 import json
@@ -18,7 +20,8 @@ from validate.expert_pairs import GATE_WEIGHT, RANDOM_PAIR, pick_pairs
 from validate.positions import read_positions
 from validate.token_audit import Outcome, audit
 
-# docs/methods.md 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p (t), p (Wilcoxon). The one d that is
+# docs/methods.md 3, recomputed from the released file: layer, criterion, ΔCE high, ΔCE low, d (ddof 0), p
+# (t), p (Wilcoxon). The one d that is
 # printed there as .050 is .05059 at ddof 0 (.05046 at ddof 1).
 PUBLISHED = [
     (0, "utilization_rate", -0.0052, 0.0125, -0.071, 0.3188, 0.2590),
@@ -237,7 +240,9 @@ POSITIONS = "layer,criterion,position,high_delta,low_delta"
 
 
 def test_positions_of_several_texts_without_their_names(tmp_path: Path) -> None:
-    """Nothing tells the texts apart: rows may repeat, p over documents is absent, and a note says so; t and Wilcoxon are as ever."""
+    """Nothing tells the texts apart: rows may repeat, p over documents is absent, and a note says so; t and
+    Wilcoxon are as ever.
+    """
     rng = np.random.default_rng(0)
     sides = [(repr(float(high)), repr(float(low))) for high, low in rng.normal(size=(30, 2))]
     rows = [f"0,a,{n % 10},{high},{low}" for n, (high, low) in enumerate(sides)]
@@ -385,7 +390,9 @@ def test_high_and_low_are_the_extremes_of_the_active_set() -> None:
 
 
 def test_ties_and_the_random_pair_are_drawn_evenly() -> None:
-    """A constant criterion is the negative control: two different experts, each with the same chance, whatever their rank."""
+    """A constant criterion is the negative control: two different experts, each with the same chance,
+    whatever their rank.
+    """
     found = pick_pairs(effects_table(positions=3000), [scores(1, 1, 1, 1, 1, 1)], seed=0)
     for name in ("mine", RANDOM_PAIR):
         rows = found[found["criterion"] == name]

@@ -1,4 +1,6 @@
-"""Every architecture behind transformers' experts interface: supported bit by bit, or refused with its reason; ARCHITECTURES.md says which."""
+"""Every architecture behind transformers' experts interface: supported bit by bit, or refused with its
+reason; ARCHITECTURES.md says which.
+"""
 
 from pathlib import Path
 
@@ -135,7 +137,9 @@ def exports(anatomy: Anatomy, layout: Layout, plan: Plan, full: torch.Tensor, ou
 
 
 def check_recovery(source: Path, layout: Layout) -> None:
-    """Trained routers, experts and attention could be written back: of the loaded model, and of the one without weights that is asked first."""
+    """Trained routers, experts and attention could be written back: of the loaded model, and of the one
+    without weights that is asked first.
+    """
     for model in (load_network(source), skeleton(source)):
         attention = ("attention",) * any(
             name.endswith(("q_proj", "qkv_proj", "q_b_proj")) for name, _ in model.named_modules()
@@ -155,7 +159,9 @@ def towers(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("model_type", ["nemotron_h", "muse_spark"])
 def test_experts_in_a_space_of_their_own(model_type: str) -> None:
-    """Narrower than the hidden states: only the turn of the residual stream has no meaning, and the criterion that needs it says so."""
+    """Narrower than the hidden states: only the turn of the residual stream has no meaning, and the criterion
+    that needs it says so.
+    """
     anatomy = dissect(build(model_type))
     text = windows(2, 16)
     means = mean_outputs(anatomy, torch.from_numpy(text.tokens))

@@ -1,4 +1,6 @@
-"""Invariants 1 and 3 for every supported architecture: restricted = cut = exported and reloaded, and nothing survives."""
+"""Invariants 1 and 3 for every supported architecture: restricted = cut = exported and reloaded, and nothing
+survives.
+"""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Checkpoints as they lie on the hub: every naming and quantisation, exported and compared byte by byte through the reference reader."""
+"""Checkpoints as they lie on the hub: every naming and quantisation, exported and compared byte by byte
+through the reference reader.
+"""
 
 import json
 import re
@@ -37,7 +39,9 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape
 
 @dataclass(frozen=True)
 class Format:
-    """config: beside CONFIG; tensors: of one MoE layer by their names behind `prefix`; expert: what a name of one expert looks like."""
+    """config: beside CONFIG; tensors: of one MoE layer by their names behind `prefix`; expert: what a name of
+    one expert looks like.
+    """
 
     config: dict[str, Any]
     block: str
@@ -289,7 +293,9 @@ def test_format(name: str, shards: int, tmp_path: Path) -> None:
 
 
 def test_counts_under_two_keys_and_in_lists(tmp_path: Path) -> None:
-    """Every key that counts the experts follows, in the form it has; a list has the same number for every layer."""
+    """Every key that counts the experts follows, in the form it has; a list has the same number for every
+    layer.
+    """
     style = FORMATS["Qwen3-MoE"]
     config = {
         "architectures": ["SomeForCausalLM"],
@@ -319,7 +325,10 @@ def test_a_scale_for_all_experts_stays_whole(tmp_path: Path) -> None:
 
 
 def test_unequal_counts_load_in_native_fp8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers puts FP8 experts of full size in the place of ours; they are resized too. Its check for a GPU is switched off."""
+    """transformers puts FP8 experts of full size in the place of ours; they are resized too.
+
+    Its check for a GPU is switched off.
+    """
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
     monkeypatch.setattr(FineGrainedFP8HfQuantizer, "validate_environment", lambda *_, **__: None)
@@ -413,7 +422,9 @@ def test_heads_for_more_tokens_are_dropped(key: str, prefix: str, tmp_path: Path
 
 
 def test_lists_of_unquantised_modules_follow_the_experts(tmp_path: Path) -> None:
-    """Layer 0 keeps 0, 2, 3: expert 2 becomes 1, expert 1 goes; patterns and other names stay; layer 1 has numbers of its own."""
+    """Layer 0 keeps 0, 2, 3: expert 2 becomes 1, expert 1 goes; patterns and other names stay; layer 1 has
+    numbers of its own.
+    """
     style = FORMATS["compressed-tensors"]
     names = [
         "lm_head",
@@ -436,7 +447,9 @@ def test_lists_of_unquantised_modules_follow_the_experts(tmp_path: Path) -> None
 
 
 def test_other_quantisation_settings_follow_too(tmp_path: Path) -> None:
-    """Keys (AutoRound), lists deeper down (compressed-tensors), and a file of its own (ModelOpt); patterns for all experts stay."""
+    """Keys (AutoRound), lists deeper down (compressed-tensors), and a file of its own (ModelOpt); patterns
+    for all experts stay.
+    """
     style = FORMATS["compressed-tensors"]
     name = "model.layers.0.mlp.experts.{}.up_proj".format
     settings = {

@@ -120,7 +120,9 @@ def test_a_full_disk_is_found_first(source: Path, tmp_path: Path, monkeypatch: p
     st.data(),
 )
 def test_trial_plans_can_route(layers: int, groups: int, width: int, scope: str, data: st.DataObject) -> None:
-    """Of every budget that is allowed, with groups: no trial plan is refused, and scope global tries unequal counts if it can."""
+    """Of every budget that is allowed, with groups: no trial plan is refused, and scope global tries unequal
+    counts if it can.
+    """
     shape = Shape(tuple(range(layers)), groups * width, 2, groups, max(1, groups // 2))
     keep = data.draw(st.integers(shape.smallest, max(shape.smallest, shape.num_experts - 1)))
     try:

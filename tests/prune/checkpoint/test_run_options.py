@@ -1,4 +1,6 @@
-"""Options that fine-tunes leave in config.json: every forward gives logits, and what is written runs in plain transformers."""
+"""Options that fine-tunes leave in config.json: every forward gives logits, and what is written runs in plain
+transformers.
+"""
 
 import json
 from collections.abc import Callable
@@ -65,7 +67,9 @@ def logits_under(anatomy: Any, plan: Plan | None) -> torch.Tensor:
 def test_what_is_written_runs_in_plain_transformers(
     family: str, option: str, make: Callable[[tuple[int, ...]], Plan], saved: dict[str, Path], tmp_path: Path
 ) -> None:
-    """With the source's option where it can be kept (the router's loss of equal counts), else with a note that names it."""
+    """With the source's option where it can be kept (the router's loss of equal counts), else with a note
+    that names it.
+    """
     folder = with_options(saved[family], tmp_path / "model", **{option: OPTIONS[option]})
     layout = lay_out(open_checkpoint(folder))
     plan = make(layout.shape.layers)
@@ -81,7 +85,9 @@ def test_what_is_written_runs_in_plain_transformers(
 
 
 def test_options_of_a_model_that_was_built_in_memory() -> None:
-    """Also where the configuration of the whole and of its language model are two objects, and for `generate`."""
+    """Also where the configuration of the whole and of its language model are two objects, and for
+    `generate`.
+    """
     model = tiny.build("olmoe", output_router_logits=True)
     model.generation_config.return_dict_in_generate = True
     model.generation_config.num_return_sequences = 3

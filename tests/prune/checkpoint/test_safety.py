@@ -1,4 +1,6 @@
-"""Exports that are killed, run out of disk, or read from sources that fail, change or mean harm; code that comes with a checkpoint."""
+"""Exports that are killed, run out of disk, or read from sources that fail, change or mean harm; code that
+comes with a checkpoint.
+"""
 
 import errno
 import inspect
@@ -71,7 +73,9 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_twenty_kills_leave_no_folder_that_loads_wrongly(tmp_path: Path) -> None:
-    """Real processes of `excise export`, SIGKILL at seeded random moments; every folder with a config.json is compared byte by byte."""
+    """Real processes of `excise export`, SIGKILL at seeded random moments; every folder with a config.json is
+    compared byte by byte.
+    """
     model = DeepSeek(hidden=1024, inner=256, layers=4, experts=64, vocabulary=2048, shards=5)
     found = kill_many(tmp_path, model, kills=20)
     assert found["loaded_wrongly"] == []
@@ -81,7 +85,9 @@ def test_twenty_kills_leave_no_folder_that_loads_wrongly(tmp_path: Path) -> None
 
 
 def test_the_check_of_a_folder_sees_one_wrong_byte(source: Path, tmp_path: Path) -> None:
-    """What the kills are judged by: right as exported, wrong with one byte changed, a shard short, another config or no index."""
+    """What the kills are judged by: right as exported, wrong with one byte changed, a shard short, another
+    config or no index.
+    """
     wanted = expected(source, MODEL, MODEL.kept())
     export(*opened(source), tmp_path / "out")
     assert is_right(tmp_path / "out", source, MODEL, wanted)
@@ -103,7 +109,10 @@ def flip_last_byte(path: Path) -> None:
 
 
 def test_hidden_folders_of_dead_exports_go(source: Path, tmp_path: Path) -> None:
-    """Those that another process fills stay, whatever its number is where it runs. The name may hold glob signs."""
+    """Those that another process fills stay, whatever its number is where it runs.
+
+    The name may hold glob signs.
+    """
     out = tmp_path / "out[1]"
     for kind in ("partial", "replaced"):
         out.with_name(f".{out.name}.1-abc.{kind}").mkdir()
@@ -140,7 +149,9 @@ def test_two_exports_to_one_place(source: Path, tmp_path: Path, monkeypatch: pyt
 def test_force_never_leaves_the_place_empty(
     swaps: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system swaps two folders in one step, `out` exists at every moment; where it cannot, the new one still arrives."""
+    """Where the system swaps two folders in one step, `out` exists at every moment; where it cannot, the new
+    one still arrives.
+    """
     export(*opened(source), tmp_path / "out")
     seen, rename = [], Path.rename
 
@@ -181,7 +192,10 @@ def test_a_link_stays_a_link(source: Path, tmp_path: Path) -> None:
 
 
 def test_config_gets_its_name_last(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while it is being written, it would stand there half. When everything is synced there is no such file yet."""
+    """Killed while it is being written, it would stand there half.
+
+    When everything is synced there is no such file yet.
+    """
     seen, sync = [], checkpoint_module._sync_all
 
     def look(folder: Path) -> None:
@@ -197,7 +211,9 @@ def test_config_gets_its_name_last(source: Path, tmp_path: Path, monkeypatch: py
 def test_what_is_removed_stops_being_a_checkpoint_first(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder that --force replaces: a kill in the middle of its removal leaves no config.json beside half of the weights."""
+    """The folder that --force replaces: a kill in the middle of its removal leaves no config.json beside half
+    of the weights.
+    """
     export(*opened(source), tmp_path / "out")
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     export(*opened(source), tmp_path / "out", force=True)
@@ -240,7 +256,9 @@ def test_a_disk_that_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The n-th write, sync or read fails: one line, and nothing is left; the export works once the disk does."""
+    """The n-th write, sync or read fails: one line, and nothing is left; the export works once
+    the disk does.
+    """
     layout, plan = opened(source)
     monkeypatch.setattr(ranges, "SPAN", 2**16)
     monkeypatch.setattr(module, function, failing(code, at, getattr(module, function)))
@@ -336,7 +354,9 @@ def test_a_source_that_changes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From the reading of the headers on; beside shards the configuration and, while it is copied, the tokenizer count too."""
+    """From the reading of the headers on; beside shards the configuration and, while it is copied, the
+    tokenizer count too.
+    """
     layout, plan = opened(source)
     copy_all = ranges.copy_all
 
@@ -358,7 +378,9 @@ def test_a_source_that_changes(
 
 @pytest.fixture
 def cached(source: Path, tmp_path: Path) -> Path:
-    """The source as the hub's cache keeps it: blobs under their hashes, and a snapshot of relative links to them."""
+    """The source as the hub's cache keeps it: blobs under their hashes, and a snapshot of relative links to
+    them.
+    """
     root = tmp_path / "models--deepseek-ai--tiny"
     (root / "blobs").mkdir(parents=True)
     snapshot = root / "snapshots" / "0123abcd"
@@ -384,7 +406,9 @@ def test_a_hub_cache_is_copied_as_content(cached: Path, tmp_path: Path) -> None:
     ["config.json", "tokenizer.json", "model.safetensors.index.json", "model-00002-of-00003.safetensors"],
 )
 def test_a_broken_link_is_refused(name: str, cached: Path, tmp_path: Path) -> None:
-    """A cache that lost a blob; a tokenizer that silently stays away would be found out only when the model is used."""
+    """A cache that lost a blob; a tokenizer that silently stays away would be found out only when the model
+    is used.
+    """
     (cached / name).resolve().unlink()
     with pytest.raises(
         ExciseError,
@@ -456,7 +480,9 @@ class TheirModel(OlmoeForCausalLM):
 
 @pytest.fixture
 def with_code(tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
-    """A tiny OLMoE that names Python code of its own, under a model type; the code leaves a marker when it runs."""
+    """A tiny OLMoE that names Python code of its own, under a model type; the code leaves a marker when it
+    runs.
+    """
 
     def make(kind: str) -> tuple[Path, Path]:
         folder, marker = tiny.save(tiny.build("olmoe"), tmp_path / "model"), tmp_path / "marker"
@@ -505,7 +531,9 @@ def commands(folder: Path, tmp_path: Path) -> dict[str, list[str]]:
 def test_code_of_a_checkpoint_is_not_run(
     with_code: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    """A model type that only its own code knows: read and exported without it, refused in one line where it would be needed."""
+    """A model type that only its own code knows: read and exported without it, refused in one line where it
+    would be needed.
+    """
     folder, marker = with_code("theirs")
     asked = commands(folder, tmp_path)
     for name in ("inspect", "export"):
@@ -540,7 +568,9 @@ def test_trust_is_off_wherever_it_is_not_mentioned() -> None:
 
 
 def test_a_known_model_is_loaded_by_the_library(with_code: Callable[[str], tuple[Path, Path]]) -> None:
-    """Many checkpoints still carry the code they were published with; the library's own class takes its place."""
+    """Many checkpoints still carry the code they were published with; the library's own class takes its
+    place.
+    """
     folder, marker = with_code("olmoe")
     assert type(load_network(folder)).__module__.startswith("transformers.models.olmoe")
     assert not marker.exists()
@@ -549,7 +579,9 @@ def test_a_known_model_is_loaded_by_the_library(with_code: Callable[[str], tuple
 def test_the_reload_of_unequal_counts_runs_our_code_only(
     with_code: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    """Such a checkpoint is checked with our modeling_excise.py trusted; code of the source must not come in by the same door."""
+    """Such a checkpoint is checked with our modeling_excise.py trusted; code of the source must not come in
+    by the same door.
+    """
     folder, marker = with_code("olmoe")
     prepared = prepare(read_recipe(recipe_of(folder, tmp_path), ()), tmp_path / "run")
     plan = unequal_plan(prepared.layout.shape.layers)

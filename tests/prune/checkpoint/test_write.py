@@ -282,7 +282,9 @@ def test_ctrl_c_at_any_stage(
 
 
 def test_sigkill_leaves_nothing_that_loads(sharded: Path, tmp_path: Path) -> None:
-    """Killed at random moments: OUT is absent, and a partial folder never has a config.json beside incomplete weights."""
+    """Killed at random moments: OUT is absent, and a partial folder never has a config.json beside incomplete
+    weights.
+    """
     layout = layout_of(sharded)
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(uniform_plan(layout.shape.layers).to_json()))

@@ -43,7 +43,9 @@ def invoke(*arguments: object) -> Any:
 
 
 def test_spearman_by_hand() -> None:
-    """ρ = 1 − 6 Σd² / n(n² − 1) without ties: ranks (1,2,3,4) and (2,1,4,3) have Σd² = 4, so ρ = 1 − 24/60."""
+    """ρ = 1 − 6 Σd² / n(n² − 1) without ties: ranks (1,2,3,4) and (2,1,4,3) have Σd² = 4, so ρ =
+    1 − 24/60.
+    """
     found = spearman(
         np.array([[10.0, 20, 30, 40], [1, 1, 1, 1], [1, np.nan, np.nan, 2]]),
         np.array([[2.0, 1, 4, 3], [1, 2, 3, 4], [1, 2, 3, 4]]),
@@ -73,7 +75,9 @@ def test_agreement_is_listed_best_first() -> None:
 
 
 def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven criteria, two fractions, two scopes: everything is measured once, and the numbers are those of the raw rows."""
+    """Seven criteria, two fractions, two scopes: everything is measured once, and the numbers are those of
+    the raw rows.
+    """
     data = yaml.safe_load(recipe_path.read_text())
     data |= {
         "criteria": CRITERIA,
@@ -172,7 +176,9 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_prune_with_a_measured_criterion(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plan of the best removals is written; another fraction measures nothing anew; the report has the rank agreement."""
+    """The plan of the best removals is written; another fraction measures nothing anew; the report has the
+    rank agreement.
+    """
     experiments, measure = [], calibration_module.measure
     monkeypatch.setattr(
         calibration_module, "measure", lambda m, s: (experiments.append(m.key), measure(m, s))[1]
@@ -224,7 +230,9 @@ def test_an_interrupted_experiment_resumes(
 def test_budgets_that_keep_the_same_are_one_test(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 8 experts .5, .51 and .55 remove 4, .625 all that routing can spare, in scope global too: two budgets, named, corrected for once."""
+    """Of 8 experts .5, .51 and .55 remove 4, .625 all that routing can spare, in scope global too: two
+    budgets, named, corrected for once.
+    """
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     sets = [
         "compare.fractions=[0.5, 0.51, 0.55, 0.625, 0.63]",
@@ -265,7 +273,9 @@ def test_budgets_that_keep_the_same_are_one_test(
 def test_a_search_is_shown_in_the_scope_it_searched_in(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In scope global `excise prune` shows scope layer beside it: not of a search, whose order belongs to one scope."""
+    """In scope global `excise prune` shows scope layer beside it: not of a search, whose order belongs to one
+    scope.
+    """
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     name = "causal_greedy:start=reap,shortlist=4,step=4,windows=2"
     options = ["--set", "prune.scope=global", "--set", f"criteria=['{name}', reap]", "--json"]
@@ -298,7 +308,9 @@ def test_a_search_is_shown_in_the_scope_it_searched_in(
 def test_stability_searches_as_far_down_as_the_first_seed(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plans of another seed are compared with those of the first: the same search, to the smallest budget, once a seed."""
+    """Plans of another seed are compared with those of the first: the same search, to the smallest budget,
+    once a seed.
+    """
     searched, measure = [], calibration_module.measure
     monkeypatch.setattr(
         calibration_module,
@@ -347,7 +359,9 @@ def test_errors_before_the_work(change: str, message: str, recipe_path: Path, tm
 def test_fewer_items_or_documents_than_a_test_needs(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three pairs: a two-sided sign test over n items has at best p = 2/2ⁿ, and 3 · 2/2ⁿ ≤ .05 takes n = 7."""
+    """Three pairs: a two-sided sign test over n items has at best p = 2/2ⁿ, and 3 · 2/2ⁿ ≤ .05
+    takes n = 7.
+    """
     task_file(tmp_path / "tasks")
     tasks = (
         "--set",

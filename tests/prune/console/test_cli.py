@@ -158,7 +158,8 @@ def test_unwritable_output_is_one_line(play: "Play", tmp_path: Path) -> None:
     "delay", [0.02, 0.1, 0.4, 1.0, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (4.0, 7.0))]
 )
 def test_a_real_ctrl_c(delay: float, tmp_path: Path) -> None:
-    """SIGINT from outside, from our first line on: one line, exit 1, no traceback; nothing that looks like a checkpoint.
+    """SIGINT from outside, from our first line on: one line, exit 1, no traceback; nothing that looks like a
+    checkpoint.
 
     The clock starts when Python itself is up: what happens while the interpreter starts is not ours to catch.
     """

@@ -72,7 +72,9 @@ def test_several_processes_are_refused(size: str, rank: str, clean: pytest.Monke
 
 
 def test_left_over_variables_are_dropped(clean: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process of one is a launcher's too, and fine; a batch of Slurm that runs one step names all its tasks."""
+    """One process of one is a launcher's too, and fine; a batch of Slurm that runs one step names all its
+    tasks.
+    """
     heard: list[str] = []
     monkeypatch.setattr("prune.console.environment.tell", heard.append)
     one = {
@@ -122,7 +124,8 @@ ODD = {
 
 @pytest.mark.slow
 def test_a_recovery_in_an_odd_environment(play: Play, tmp_path: Path) -> None:
-    """It does not hang, its numbers are those of a plain one, and every line on stderr is a note of ours: none of a library.
+    """It does not hang, its numbers are those of a plain one, and every line on stderr is a note of ours:
+    none of a library.
 
     Unequal counts are reloaded through a folder of modules that transformers keeps in its home.
     """

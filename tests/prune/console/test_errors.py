@@ -1,4 +1,6 @@
-"""Every exception ends a command in one line: told by kind, and injected around every outside call of the real commands."""
+"""Every exception ends a command in one line: told by kind, and injected around every outside call of the
+real commands.
+"""
 
 import errno
 import os
@@ -140,7 +142,10 @@ def test_kinds(error: BaseException, line: str) -> None:
 
 
 def test_the_place_of_a_mistake_and_the_library_that_failed() -> None:
-    """Our innermost line is named. A library that raised in the end is named too; one that cannot even be imported differently."""
+    """Our innermost line is named.
+
+    A library that raised in the end is named too; one that cannot even be imported differently.
+    """
     with pytest.raises(AttributeError) as caught:
         Plan(8, None).counts  # type: ignore[arg-type]  # noqa: B018
     assert re.search(
@@ -230,7 +235,8 @@ FAULTS: list[Callable[[], BaseException]] = [
     lambda: SystemExit(0),
     lambda: KeyError("x"),
 ]
-# Command -> calls that fail in turn, in one folder: before and after a fault the same command does what is left to do.
+# Command -> calls that fail in turn, in one folder: before and after a fault the same command does what is
+# left to do.
 SITES: dict[str, list[list[str]]] = {
     "prune": [
         ["transformers.AutoConfig.from_pretrained"],

@@ -33,7 +33,9 @@ from tests.support.play import Play
     ],
 )
 def test_streams_that_are_closed_or_full(line: str, code: int, error: str, tmp_path: Path) -> None:
-    """One line where anybody reads it, nothing of Python's own at exit, and no message in a file that is opened later."""
+    """One line where anybody reads it, nothing of Python's own at exit, and no message in a file that is
+    opened later.
+    """
     plan = Plan(16, dict.fromkeys(range(6), (0, 1, 2, 3)))  # with a note on its count
     (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
     call = f"{sys.executable} -m prune.entry {line}"
@@ -83,7 +85,10 @@ def test_a_job_that_is_stopped_cleans_up(tmp_path: Path) -> None:
 def test_notes_once_and_apart_from_reports_of_libraries(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user who switches bars off still wants notes; --quiet means both. A warning of the user's own file is a note."""
+    """A user who switches bars off still wants notes; --quiet means both.
+
+    A warning of the user's own file is a note.
+    """
     import logging
 
     def work() -> None:
@@ -111,7 +116,10 @@ def test_notes_once_and_apart_from_reports_of_libraries(
 def test_what_was_passed_over_is_shown_with_debug(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fast path that a model cannot take is a note; why it cannot, with --debug. A mistake of ours is an error."""
+    """A fast path that a model cannot take is a note; why it cannot, with --debug.
+
+    A mistake of ours is an error.
+    """
 
     def fail(*_: Any, **__: Any) -> Any:
         raise kind("no such cache")

@@ -1,4 +1,6 @@
-"""`excise effects` from outside: its table against plain forwards, its errors, and an interruption at any window."""
+"""`excise effects` from outside: its table against plain forwards, its errors, and an interruption at any
+window.
+"""
 
 import json
 from pathlib import Path
@@ -56,7 +58,9 @@ def measured(model: Path, text: Path, out: Path, *arguments: object) -> pd.DataF
 
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
 def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
-    """Windows, tokens, routing and baseline by plain forwards here; every row once; a sample of the effects by replay."""
+    """Windows, tokens, routing and baseline by plain forwards here; every row once; a sample of the effects
+    by replay.
+    """
     rows = measured(saved[family], text, tmp_path / "e.parquet")
     assert list(rows.columns) == COLUMNS
     ids = load_tokenizer(saved[family])(TEXT, add_special_tokens=False)["input_ids"]
@@ -163,6 +167,7 @@ def test_the_same_again(saved: dict[str, Path], text: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.new"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("scope", list(Scope))
 def test_interrupted_and_resumed(

@@ -27,7 +27,9 @@ assert 'torch' not in sys.modules
 """
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", ["prune", *(pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS[1:])]
+)
 def test_nothing_is_loaded_and_nothing_written(command: str, recovery_recipe: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(

@@ -117,7 +117,9 @@ def _check_numbers(out: Path, result: dict[str, Any]) -> None:
 
 
 def _check_checkpoint(out: Path, source: Path) -> None:
-    """The names of the pruned one, other weights where targets are, the adapter on the pruned one says the same."""
+    """The names of the pruned one, other weights where targets are, the adapter on the pruned one says the
+    same.
+    """
     pruned, healed = (open_checkpoint(out / name).tensors for name in ("checkpoint", "recovered"))
     assert {n: (t.dtype, t.shape) for n, t in pruned.items()} == {
         n: (t.dtype, t.shape) for n, t in healed.items()
@@ -195,7 +197,9 @@ def test_without_control_nothing_is_claimed(recovery_recipe: Path, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_teacher_on_disk(scope: str, recovery_recipe: Path, tmp_path: Path) -> None:
-    """With the whole vocabulary cached it teaches what the one in memory does; unequal layers load with their own class."""
+    """With the whole vocabulary cached it teaches what the one in memory does; unequal layers load with their
+    own class.
+    """
     settings = (
         "finetune.teacher.top_k=259",
         f"prune.scope={scope}",
@@ -380,6 +384,7 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
     assert all(torch.allclose(found[0][name], found[1][name], atol=1e-5) for name in found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["gradient_checkpointing", "bf16"])
 def test_options_of_the_training(option: str, tmp_path: Path) -> None:
     """Checkpointed activations change nothing; bfloat16 a little."""
@@ -440,7 +445,9 @@ def test_a_row_that_a_kill_left_half_written_is_no_row(tmp_path: Path) -> None:
 
 
 def test_without_a_good_adapter_none_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the fresh one nor a state that an interruption left is good before a loss under it was finite."""
+    """Neither the fresh one nor a state that an interruption left is good before a loss under it
+    was finite.
+    """
     with monkeypatch.context() as broken:
         broken.setattr(trainer_module, "cross_entropy", lambda *_: torch.tensor(torch.nan))
         with pytest.raises(

@@ -1,4 +1,6 @@
-"""Situations from public reports, through whole commands: what a fine-tune leaves in a folder, and pruning what was pruned before."""
+"""Situations from public reports, through whole commands: what a fine-tune leaves in a folder, and pruning
+what was pruned before.
+"""
 
 import json
 import shutil
@@ -41,7 +43,9 @@ def set_option(model: Path, **options: Any) -> None:
 def test_every_command_runs_a_model_with_options_of_a_fine_tune(
     option: str, recipe: Path, tmp_path: Path
 ) -> None:
-    """Left behind by MoE fine-tunes; unequal counts per layer are exported, reloaded and run by plain transformers."""
+    """Left behind by MoE fine-tunes; unequal counts per layer are exported, reloaded and run by plain
+    transformers.
+    """
     set_option(tmp_path / "model", **{option: option == "output_router_logits"})
     uneven = ("--set", "prune.scope=global", "--set", "finetune.random_plans=0")
     result = succeeded("finetune", recipe, "-o", tmp_path / "run", *uneven)
@@ -88,7 +92,9 @@ def test_numbers_do_not_depend_on_such_an_option(recipe: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_prune_heal_prune_heal(recipe: Path, tmp_path: Path) -> None:
-    """A recovered checkpoint is a model like any other: pruned again, recovered again from its folder; the history tells all of it."""
+    """A recovered checkpoint is a model like any other: pruned again, recovered again from its folder; the
+    history tells all of it.
+    """
     first = succeeded(
         "finetune",
         recipe,

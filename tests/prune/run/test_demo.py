@@ -1,4 +1,6 @@
-"""The promises of the README, on the embedded model: really trained, and the verdicts of `excise prune demo`."""
+"""The promises of the README, on the embedded model: really trained, and the verdicts of `excise
+prune demo`.
+"""
 
 import json
 from collections.abc import Callable
@@ -99,9 +101,11 @@ def test_checkpoint_gives_the_restricted_models_logits(demo: tuple[dict[str, Any
 def test_scope_global(
     tmp_path: Path, demo: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second calibration."""
+    """Both scopes in the table, unequal counts, bit-equal after reload (the run itself checks it); no second
+    calibration.
+    """
     monkeypatch.setattr("criteria.calibration.observe", None)
-    changes = ("prune.scope=global", "criteria=[reap_sum]", "validate.sequences=8")
+    changes = ("prune.scope=global", "criteria=[reap_sum]", "validate.sequences=16", "validate.length=64")
     result = execute(tmp_path / "run", *changes)
     both = {plan["scope"]: plan for plan in result["plans"]}
     assert set(both) == {"global", "layer"}

@@ -1,4 +1,6 @@
-"""The whole run on a small model: files, cache, resume after Ctrl-C at any stage, refusals before the model is loaded."""
+"""The whole run on a small model: files, cache, resume after Ctrl-C at any stage, refusals before the model
+is loaded.
+"""
 
 import json
 import shutil
@@ -144,7 +146,9 @@ def test_target_size(recipe_path: Path, tmp_path: Path, saved: dict[str, Path]) 
 def test_target_size_is_kept_where_layers_weigh_differently(
     recipe_path: Path, tmp_path: Path, saved: dict[str, Path]
 ) -> None:
-    """One layer is stored in float32, the others in float16, and the scores keep the heavy one: still below the size that was asked for."""
+    """One layer is stored in float32, the others in float16, and the scores keep the heavy one: still below
+    the size that was asked for.
+    """
     odd = shutil.copytree(saved["olmoe"], tmp_path / "odd")
     weights = load_file(odd / "model.safetensors")
     light = {
@@ -275,7 +279,9 @@ def test_refused_before_the_model_is_loaded(
 
 @pytest.mark.slow
 def test_a_note_is_told_once(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known before the work is said before it, and not again with what is known after it; machines find all of it."""
+    """What is known before the work is said before it, and not again with what is known after it; machines
+    find all of it.
+    """
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     for scope in ("layer", "global"):
         options = ["--set", f"prune.scope={scope}", "--set", "criteria=[reap_sum]", "--json"]
@@ -311,7 +317,9 @@ def test_super_experts_need_yes_no_or_auto(recipe_path: Path, tmp_path: Path) ->
 
 
 def test_the_reverse_is_that_of_these_scores(recipe_path: Path, tmp_path: Path) -> None:
-    """A function that gives other numbers every time: its reverse keeps exactly what the tested plan removes."""
+    """A function that gives other numbers every time: its reverse keeps exactly what the tested
+    plan removes.
+    """
     (tmp_path / "dice.py").write_text(
         "import numpy as np\ndef throw(s):\n    return np.random.default_rng().random(s.count.shape)\n"
     )
@@ -327,7 +335,9 @@ def test_the_reverse_is_that_of_these_scores(recipe_path: Path, tmp_path: Path) 
 def test_the_other_scope_is_left_out_where_it_cannot_be(
     recipe_path: Path, tmp_path: Path, saved: dict[str, Path]
 ) -> None:
-    """Ten of 16 stay in two router groups; five in each of two layers cannot be shared by them, and nobody asked for that."""
+    """Ten of 16 stay in two router groups; five in each of two layers cannot be shared by them, and nobody
+    asked for that.
+    """
     sets = (
         f"model={saved['deepseek_v3']}",
         "prune.fraction=0.4",
@@ -557,7 +567,9 @@ def test_a_checkpoint_without_some_weights_is_refused(
 
 
 def test_counts_by_hand_and_multiples(recipe_path: Path, tmp_path: Path) -> None:
-    """Of three layers one is pruned, by hand; then counts that divide by 4, with the note that they do not divide by 8."""
+    """Of three layers one is pruned, by hand; then counts that divide by 4, with the note that they do not
+    divide by 8.
+    """
     by_hand = execute(
         recipe_path,
         tmp_path / "hand",
@@ -580,7 +592,9 @@ def test_counts_by_hand_and_multiples(recipe_path: Path, tmp_path: Path) -> None
 def test_another_model_or_text_in_the_same_place(
     recipe_path: Path, tmp_path: Path, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder with a checkpoint of what was there before is refused before the work; of another text before the tests."""
+    """A folder with a checkpoint of what was there before is refused before the work; of another text before
+    the tests.
+    """
     model = shutil.copytree(saved["olmoe"], tmp_path / "model")
     execute(recipe_path, tmp_path / "run", f"model={model}")
     kept = {

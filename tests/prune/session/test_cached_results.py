@@ -56,7 +56,9 @@ def test_damaged_entries_are_measured_again(
 def test_an_entry_of_another_user_is_a_miss(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not to be read, nor replaced (a folder with the sticky bit): measured, kept in the run, and never stops it."""
+    """Not to be read, nor replaced (a folder with the sticky bit): measured, kept in the run, and never stops
+    it.
+    """
     done = measurements(monkeypatch)
     assert CliRunner().invoke(app, measuring(play, tmp_path / "one")).exit_code == 0
     opened, replaced = open, os.replace

@@ -34,7 +34,9 @@ def umask(mask: int) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_every_file_has_the_usual_mode(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever library wrote it: scores, adapters, checkpoints, cached statistics, tables, and states that a training goes on from."""
+    """Whatever library wrote it: scores, adapters, checkpoints, cached statistics, tables, and states that a
+    training goes on from.
+    """
     states, save = {}, PeftModel.save_pretrained
 
     def look(*given: Any, **options: Any) -> None:
@@ -121,7 +123,9 @@ def test_a_checkout_that_is_not_installed(
 def test_a_name_that_is_no_utf8_is_refused_before_the_work(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """safetensors and pyarrow could not open it: found after hours, when the checkpoint is reloaded or the table is written."""
+    """safetensors and pyarrow could not open it: found after hours, when the checkpoint is reloaded or the
+    table is written.
+    """
     done = measurements(monkeypatch)
     bad = tmp_path / os.fsdecode(b"caf\xe9")
     for name in ("prune", "effects.csv"):

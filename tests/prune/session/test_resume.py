@@ -1,4 +1,6 @@
-"""A folder that was killed in, and is gone on in with other settings, ends with exactly the numbers of a fresh one."""
+"""A folder that was killed in, and is gone on in with other settings, ends with exactly the numbers of a
+fresh one.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -42,7 +44,9 @@ def in_training(name: str) -> Callable[..., bool]:
 def test_recovery_after_a_kill_with_other_settings(
     recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed while a random plan trains, its pruned checkpoint on disk: other random plans, text or teacher are what is measured."""
+    """Killed while a random plan trains, its pruned checkpoint on disk: other random plans, text or teacher
+    are what is measured.
+    """
     killed(
         monkeypatch,
         lambda: run(recovery_recipe, tmp_path / "killed", *DISK),
@@ -96,7 +100,9 @@ def test_a_folder_of_that_name_is_not_yet_that_plan(
 
 @pytest.mark.slow
 def test_there_and_back_again(recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of folders are used again by other plans: the curves, adapters and checkpoints of the first are not the second's."""
+    """Names of folders are used again by other plans: the curves, adapters and checkpoints of the first are
+    not the second's.
+    """
     first = run(recovery_recipe, tmp_path / "run", *SHORT)
     kept = {
         name: (tmp_path / "run" / name).read_bytes()
@@ -131,7 +137,9 @@ def test_there_and_back_again(recovery_recipe: Path, tmp_path: Path, monkeypatch
 def test_what_auto_chose_stays_chosen(
     recovery_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Less memory is free when an interrupted training goes on: that is no other training, and nothing is refused."""
+    """Less memory is free when an interrupted training goes on: that is no other training, and nothing is
+    refused.
+    """
     whole = run(recovery_recipe, tmp_path / "whole", *SHORT)
     killed(
         monkeypatch,
@@ -146,7 +154,9 @@ def test_what_auto_chose_stays_chosen(
 
 @pytest.mark.slow
 def test_what_the_report_says_depends_on_all_that_was_asked(recovery_recipe: Path, tmp_path: Path) -> None:
-    """Fewer random plans behind a task, a moved folder, another teacher of the same name: nothing old is shown."""
+    """Fewer random plans behind a task, a moved folder, another teacher of the same name: nothing old is
+    shown.
+    """
     tasks = f"validate.tasks={{names: [guess], include: {task_file(tmp_path / 'tasks')}, random_plans: 6}}"
     first = run(recovery_recipe, tmp_path / "run", *SHORT, tasks)["recovery"]
     fewer = run(recovery_recipe, tmp_path / "run", *SHORT, tasks.replace("6", "5"))["recovery"]

@@ -1,4 +1,6 @@
-"""A stage of a folder belongs to the inputs it was made from: interrupted, damaged or made by other libraries it is made again."""
+"""A stage of a folder belongs to the inputs it was made from: interrupted, damaged or made by other libraries
+it is made again.
+"""
 
 import json
 from pathlib import Path
@@ -16,7 +18,9 @@ from validate.rows import LossEvaluator
 def test_a_stage_that_was_interrupted_belongs_to_nothing(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its file is the new one and its record the old one: with the old settings the old numbers are measured again, not the new ones shown."""
+    """Its file is the new one and its record the old one: with the old settings the old numbers are measured
+    again, not the new ones shown.
+    """
     first = run(recipe_path, tmp_path / "run")
     killed(
         monkeypatch,

@@ -1,4 +1,7 @@
-"""Every statistic on numbers as they come: cancelling, constant, next to nothing, enormous, few, missing. A number or nan; never an error."""
+"""Every statistic on numbers as they come: cancelling, constant, next to nothing, enormous, few, missing.
+
+A number or nan; never an error.
+"""
 
 import math
 from pathlib import Path
@@ -125,7 +128,9 @@ def test_the_unit_does_not_matter(values: np.ndarray, unit: float) -> None:
 
 
 def test_the_interval_of_an_enormous_effect() -> None:
-    """d = 1e6 at n = 3: d divided by the spread that two degrees of freedom leave, √(χ²/2); 95 % of simulated d ± their ends hold it."""
+    """d = 1e6 at n = 3: d divided by the spread that two degrees of freedom leave, √(χ²/2); 95 % of simulated
+    d ± their ends hold it.
+    """
     found = cohens_d(np.array([1e6, 1e6 + 1.0, 1e6 - 1.0]))
     root = np.sqrt(np.random.default_rng(0).chisquare(2, 400_000) / 2)
     assert found.d == pytest.approx(1e6)

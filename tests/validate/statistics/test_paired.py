@@ -139,7 +139,9 @@ def test_clustered_p_by_enumeration() -> None:
 
 
 def test_clustered_p_keeps_alpha_where_positions_of_a_document_are_alike() -> None:
-    """Eight positions share their document's error: the t-test over positions finds effects that are not there, the clustered one does not."""
+    """Eight positions share their document's error: the t-test over positions finds effects that are not
+    there, the clustered one does not.
+    """
     rng, clusters, documents, naive = np.random.default_rng(0), np.repeat(np.arange(20), 8), [], []
     for seed in range(300):
         rows = rng.normal(size=20)[clusters] + 0.5 * rng.normal(size=160)
@@ -196,7 +198,9 @@ def test_smallest_d_is_statsmodels(n: int, alpha: float) -> None:
 
 
 def test_published_power() -> None:
-    """docs/methods.md 3: 80 % power at α = .0025 and n = 200 needs d ≥ .27; d = .10 needs about 1,500 positions."""
+    """docs/methods.md 3: 80 % power at α = .0025 and n = 200 needs d ≥ .27; d = .10 needs about 1,500
+    positions.
+    """
     assert smallest_detectable_d(200, 0.0025) == pytest.approx(0.27, abs=0.01)
     assert needed_n(0.10, 0.0025) == pytest.approx(1500, abs=10)
 
@@ -226,7 +230,9 @@ def test_how_many_are_needed() -> None:
 
 @pytest.mark.slow
 def test_normal_p_is_a_prediction() -> None:
-    """20,000 simulated nulls: one more draw is below the 5 % point in 5 % of them; it reaches below 1 / (R + 1)."""
+    """20,000 simulated nulls: one more draw is below the 5 % point in 5 % of them; it reaches below 1 / (R +
+    1).
+    """
     draws = np.random.default_rng(0).normal(size=(20_000, 21))
     rate = np.mean([normal_p(row[0], row[1:]) <= 0.05 for row in draws])
     assert rate == pytest.approx(0.05, abs=0.005)

@@ -1,4 +1,6 @@
-"""Whatever a file holds: windows, or one line that says why not; the same twice, and never another exception."""
+"""Whatever a file holds: windows, or one line that says why not; the same twice, and never
+another exception.
+"""
 
 import gzip
 import json
@@ -27,7 +29,8 @@ FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-# Values as files hold them: numbers where text is meant, halves of surrogates, nothing, too deep, not a number.
+# Values as files hold them: numbers where text is meant, halves of surrogates, nothing, too deep, not a
+# number.
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),

@@ -1,4 +1,6 @@
-"""Text as people have it: formats, marks, folders, parts of splits, rows without text; what is refused, and how."""
+"""Text as people have it: formats, marks, folders, parts of splits, rows without text; what is refused, and
+how.
+"""
 
 import functools
 import gzip
@@ -97,7 +99,9 @@ def test_plain_text_with_a_mark(tmp_path: Path, pack: Any) -> None:
 
 
 def test_folders(tmp_path: Path) -> None:
-    """Every file of a known kind, in the order of the names below the folder; hidden ones and others are none."""
+    """Every file of a known kind, in the order of the names below the folder; hidden ones and others are
+    none.
+    """
     write(tmp_path, "b/x.txt", "b" * 30)
     write(tmp_path, "a.jsonl", json.dumps({"text": "a" * 30}))
     write(tmp_path, "c.md", "c" * 30)
@@ -176,7 +180,10 @@ def test_local_files_and_folders_as_data_sets(tmp_path: Path) -> None:
 
 
 def test_data_sets_beside_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name of something that lies there is a path, any other is for the hub. Labels do not show where it lies."""
+    """A name of something that lies there is a path, any other is for the hub.
+
+    Labels do not show where it lies.
+    """
     write(tmp_path, "d/a.jsonl", LINES)
     found = Source(dataset="d").anchored(tmp_path)
     assert (found.dataset, found.label) == (str(tmp_path / "d"), "d")

@@ -159,11 +159,13 @@ def test_what_the_report_says_depends_on_all_that_was_asked(recovery_recipe: Pat
     """
     tasks = f"validate.tasks={{names: [guess], include: {task_file(tmp_path / 'tasks')}, random_plans: 6}}"
     first = run(recovery_recipe, tmp_path / "run", *SHORT, tasks)["recovery"]
-    fewer = run(recovery_recipe, tmp_path / "run", *SHORT, tasks.replace("6", "5"))["recovery"]
+    fewer = run(recovery_recipe, tmp_path / "run", *SHORT, tasks.replace("plans: 6", "plans: 5"))["recovery"]
     counts = [len(found["leads"][1]["before"]["random"]["values"]) for found in (first, fewer)]
     assert counts == [6, 5]
     (tmp_path / "run").rename(tmp_path / "moved")
-    moved = run(recovery_recipe, tmp_path / "moved", *SHORT, tasks.replace("6", "5"))["recovery"]
+    moved = run(recovery_recipe, tmp_path / "moved", *SHORT, tasks.replace("plans: 6", "plans: 5"))[
+        "recovery"
+    ]
     assert {moved[name] for name in ("run", "checkpoint", "adapter")} == {
         str(tmp_path / "moved" / name) for name in ("", "recovered", "adapter")
     }

@@ -1,5 +1,7 @@
 """Causal criteria: every expert is really removed and the loss is measured (docs/methods.md 1.3)."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -9,8 +11,9 @@ from criteria.window_rows import WindowRows
 from experts.ablation import marked
 from experts.arrays import Array
 from experts.effects.instrument import Instrument
-from experts.effects.stream import CleanForward
+from experts.effects.removal import Removal, Take
 from experts.modes import Mode, Scope
+from experts.sweep.record import CleanForward
 
 
 def position(context: ExperimentContext, mode: str, windows: int) -> dict[str, Array]:
@@ -29,15 +32,16 @@ def position(context: ExperimentContext, mode: str, windows: int) -> dict[str, A
         `score` [L, E], and `per_window`, the sums of each window [N, L, E].
     """
     tokens = context.tokens(windows)
-    instrument = Instrument.ready(context.anatomy, Mode(mode), Scope.POSITION, tokens, probabilities=False)
+    anatomy, num_experts = context.anatomy, context.anatomy.shape.num_experts
+    instrument = Instrument.ready(anatomy, Mode(mode), Scope.POSITION, tokens, probabilities=False)
     rows = WindowRows(context, len(tokens), f"position effects ({mode})")
 
     def work(start: int, stop: int) -> None:
-        for number in range(start, stop):
-            clean = instrument.clean_forward(tokens[number : number + 1], Scope.POSITION)
-            for row in range(len(context.anatomy.layers)):
-                rows.values[number, row] = _sums_over_tokens(instrument, clean, row).cpu().numpy()
-                rows.advance(1)
+        def removals(batch: int, row: int, clean: CleanForward) -> Iterator[Removal]:
+            yield _every_active_expert(clean, row, num_experts, rows.at(start + batch, row))
+            rows.advance(1)
+
+        instrument.measure(torch.split(tokens[start:stop], 1), Scope.POSITION, removals)
 
     rows.fill(work, batch=1)
     num_windows, length = tokens.shape
@@ -45,15 +49,22 @@ def position(context: ExperimentContext, mode: str, windows: int) -> dict[str, A
     return {"score": score, "per_window": rows.values}
 
 
-def _sums_over_tokens(instrument: Instrument, clean: CleanForward, row: int) -> Tensor:
-    """ΔCE summed over the tokens at which each expert of a layer was removed [E]."""
-    num_experts = instrument.anatomy.shape.num_experts
+def _every_active_expert(
+    clean: CleanForward, row: int, num_experts: int, keep: Callable[[Array], None]
+) -> Removal:
+    """Each expert of a layer removed at each token of a window that chose it.
+
+    keep: takes ΔCE summed over the tokens, expert by expert [E].
+    """
     index = clean.index[row][0, :-1]  # the last token has no next one
     expert = index.reshape(-1)
     token = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
-    delta, _ = instrument.at_positions(clean, token, {row: one_hot(expert, num_experts).bool()})
-    sums = torch.zeros(num_experts, dtype=torch.float64, device=index.device)
-    return sums.index_add_(0, expert, delta)
+
+    def take(delta: Tensor, _: Tensor) -> None:
+        sums = torch.zeros(num_experts, dtype=torch.float64, device=index.device)
+        keep(sums.index_add_(0, expert, delta).cpu().numpy())
+
+    return Removal(row, {row: one_hot(expert, num_experts).bool()}, take, token)
 
 
 def removal(context: ExperimentContext, mode: str, outcome: str, windows: int) -> dict[str, Array]:
@@ -76,14 +87,28 @@ def removal(context: ExperimentContext, mode: str, outcome: str, windows: int) -
     anatomy, divergence = context.anatomy, outcome == "kl"
     instrument = Instrument.ready(anatomy, Mode(mode), Scope.CORPUS, tokens, probabilities=divergence)
     rows = WindowRows(context, len(tokens), f"removal effects ({mode})")
+    size = instrument.windows_at_once(tokens, context.batch)
 
     def work(start: int, stop: int) -> None:
-        clean = instrument.clean_forward(tokens[start:stop], Scope.CORPUS)
-        for row in range(len(anatomy.layers)):
-            for expert in range(anatomy.shape.num_experts):
-                effects = instrument.everywhere(clean, {row: marked(anatomy, expert)})[divergence]
-                rows.values[start:stop, row, expert] = effects.mean(dim=1).cpu().numpy()
-            rows.advance(stop - start)
+        parts = torch.split(tokens[start:stop], size)
 
-    rows.fill(work, instrument.windows_at_once(tokens, context.batch))
+        def removals(batch: int, row: int, _: CleanForward) -> Iterator[Removal]:
+            windows = slice(start + batch * size, start + batch * size + len(parts[batch]))
+            for expert in range(anatomy.shape.num_experts):
+                take = _kept_means(rows, windows, row, expert, divergence)
+                yield Removal(row, {row: marked(anatomy, expert)}, take)
+            rows.advance(len(parts[batch]))
+
+        instrument.measure(parts, Scope.CORPUS, removals)
+
+    rows.fill(work, size)
     return {"score": rows.values.mean(axis=0), "per_window": rows.values}
+
+
+def _kept_means(rows: WindowRows, windows: slice, row: int, expert: int, divergence: bool) -> Take:
+    """What keeps the means of a removal over each window: of KL if asked for, else of ΔCE."""
+
+    def take(*effects: Tensor) -> None:
+        rows.values[windows, row, expert] = effects[divergence].mean(dim=1).cpu().numpy()
+
+    return take

@@ -24,6 +24,7 @@ class WindowRows:
 
     def __init__(self, context: ExperimentContext, num_windows: int, title: str) -> None:
         self._partial, self.title = context.partial, title
+        self._streamed = context.anatomy.weights.streamed
         shape = (num_windows, len(context.anatomy.layers), context.anatomy.shape.num_experts)
         earlier = self._partial.read().get("rows")
         fits = earlier is not None and earlier.shape == shape
@@ -32,7 +33,8 @@ class WindowRows:
     def fill(self, work: Callable[[int, int], None], batch: int) -> None:
         """Call work(start, stop) on the windows that are missing, `batch` at a time or fewer.
 
-        `work` calls `advance` for every layer that it has finished.
+        `work` calls `advance` for every layer that it has finished. Where weights are streamed it is called
+        once for all windows: they share the reading.
         """
         finished = int(np.isfinite(self.values).all(axis=(1, 2)).sum())
         kept_at = time.monotonic()
@@ -45,7 +47,16 @@ class WindowRows:
                 kept_at = time.monotonic()
 
         with self._progress_bar(finished) as self._bar:
-            in_chunks(len(self.values) - finished, batch, step, "window")
+            left = len(self.values) - finished
+            in_chunks(left, left if self._streamed else batch, step, "window")
+
+    def at(self, window: int, row: int) -> Callable[[Array], None]:
+        """What takes the values of one window and layer [E]."""
+
+        def keep(values: Array) -> None:
+            self.values[window, row] = values
+
+        return keep
 
     def advance(self, windows: int) -> None:
         """Show that one more layer of so many windows is measured."""
@@ -59,4 +70,5 @@ class WindowRows:
             desc=self.title,
             unit="window·layer",
             delay=2,
+            disable=self._streamed,  # the sweep shows its own
         )

@@ -61,11 +61,12 @@ def in_chunks(total: int, size: int, work: Callable[[int, int], None], item: str
         else:
             start = stop
             continue
-        _release()  # outside the handler: its traceback holds the tensors of the failed attempt
+        release()  # outside the handler: its traceback holds the tensors of the failed attempt
     return size
 
 
-def _release() -> None:
+def release() -> None:
+    """Give memory back that nothing needs any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

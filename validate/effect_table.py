@@ -3,7 +3,7 @@
 Shapes: N windows of W tokens, E experts, k active ones, L MoE layers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from experts.ablation import marked
 from experts.arrays import Array, Marks
-from experts.effects.instrument import Instrument
-from experts.effects.stream import CleanForward
+from experts.effects.instrument import Instrument, Measurement
+from experts.effects.removal import Gathered, Removal, Take
 from experts.memory import in_chunks
 from experts.modes import Scope
+from experts.sweep.record import CleanForward
+from experts.sweep.sweep import sweep
 
 COLUMNS = (
     "document",
@@ -96,100 +98,142 @@ def measure_effects(
         keep: called with number of the window, place of the layer, and table, as soon as each is finished
     """
     size = 1 if removals.scope is Scope.POSITION else instrument.windows_at_once(tokens, MOST_WINDOWS)
-    measure = {Scope.POSITION: _position, Scope.SEQUENCE: _sequence, Scope.CORPUS: _corpus}[removals.scope]
     numbers = list(missing)
 
     def work(start: int, stop: int) -> None:
         windows = numbers[start:stop]
-        clean = instrument.clean_forward(tokens[windows], removals.scope)
-        rows = set().union(*(missing[window] for window in windows))
-        for row in sorted(rows):
-            tables = measure(instrument, clean, row, windows, removals)
-            for window, table in zip(windows, tables, strict=True):
-                if row in missing[window]:
-                    keep(window, row, {"document": np.full(len(table["delta"]), window), **table})
+        batches = [windows[first : first + size] for first in range(0, len(windows), size)]
+        sweep(instrument.anatomy, _MissingEffects(instrument, tokens, batches, missing, removals, keep))
 
-    in_chunks(len(numbers), size, work, "window")
+    streamed = instrument.anatomy.weights.streamed
+    in_chunks(len(numbers), len(numbers) if streamed else size, work, "window")
 
 
-def _position(
-    instrument: Instrument, clean: CleanForward, row: int, windows: list[int], removals: Removals
-) -> list[Table]:
-    """One window: every position that has a next token, every active expert that is asked for."""
-    active = _Active(clean, row, 0, removals, windows[0])
-    marks = torch.nn.functional.one_hot(active.expert, instrument.anatomy.shape.num_experts).bool()
-    delta, divergence = instrument.at_positions(clean, active.position, {row: marks})
-    return [active.table(instrument.anatomy.shape.layers[row], delta, divergence)]
+class _MissingEffects(Measurement):
+    """Removals in the missing layers of some windows.
+
+    Args:
+        instrument: of the model
+        tokens: all windows [N, W]
+        batches: numbers of the windows of each batch
+        missing: number of a window -> its missing layers
+        asked: what is removed and read
+        keep: takes the tables
+    """
+
+    title = "effects"
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        tokens: Tensor,
+        batches: Sequence[Sequence[int]],
+        missing: Mapping[int, Sequence[int]],
+        asked: Removals,
+        keep: Keep,
+    ) -> None:
+        super().__init__(instrument, [tokens[list(windows)] for windows in batches], asked.scope)
+        self.numbers, self.missing, self.asked, self.keep = batches, missing, asked, keep
+
+    def removals(self, batch: int, row: int, clean: CleanForward) -> Iterable[Removal]:
+        windows = self.numbers[batch]
+        if not any(row in self.missing[window] for window in windows):
+            return ()
+        layer = _Layer(self, clean, row, windows)
+        by_scope = {Scope.POSITION: layer.at_positions, Scope.SEQUENCE: layer.in_windows}
+        return by_scope.get(self.asked.scope, layer.everywhere)()
 
 
-def _sequence(
-    instrument: Instrument, clean: CleanForward, row: int, windows: list[int], removals: Removals
-) -> list[Table]:
-    """Each expert removed at every position, read wherever it is active."""
-    actives = [_Active(clean, row, place, removals, window) for place, window in enumerate(windows)]
-    experts = torch.unique(torch.cat([active.expert for active in actives]))
-    delta, divergence = _everywhere(instrument, clean, row, experts)
-    tables = []
-    for place, active in enumerate(actives):
-        which = torch.searchsorted(experts, active.expert)
-        at = (which, torch.full_like(which, place), active.position)
-        tables.append(active.table(instrument.anatomy.shape.layers[row], delta[at], divergence[at]))
-    return tables
+class _Layer:
+    """The removals in one MoE layer of a batch, and the tables that are made of them."""
 
+    def __init__(self, job: _MissingEffects, clean: CleanForward, row: int, windows: Sequence[int]) -> None:
+        self.job, self.clean, self.row, self.windows = job, clean, row, windows
+        self.anatomy = job.instrument.anatomy
 
-def _everywhere(
-    instrument: Instrument, clean: CleanForward, row: int, experts: Tensor
-) -> tuple[Tensor, Tensor]:
-    """ΔCE and KL [experts, B, W − 1], float64, of B windows with each expert removed at every position."""
-    shape = (len(experts), *clean.losses.shape)
-    delta = torch.empty(shape, dtype=torch.float64, device=clean.tokens.device)
-    divergence = torch.empty_like(delta)
-    for place, expert in enumerate(experts):
-        marks = marked(instrument.anatomy, int(expert))
-        delta[place], divergence[place] = instrument.everywhere(clean, {row: marks})
-    return delta, divergence
+    def at_positions(self) -> Iterator[Removal]:
+        """One window: every position that has a next token, every active expert that is asked for."""
+        active = _Active(self.clean, self.row, 0, self.job.asked, self.windows[0])
+        marks = torch.nn.functional.one_hot(active.expert, self.anatomy.shape.num_experts).bool()
 
+        def take(delta: Tensor, divergence: Tensor) -> None:
+            self._keep([self._table(active, 0, delta, divergence)])
 
-def _corpus(
-    instrument: Instrument,
-    clean: CleanForward,
-    row: int,
-    windows: list[int],  # noqa: ARG001 - the other scopes take some of them
-    removals: Removals,
-) -> list[Table]:
-    """Each expert removed at every token; means over the window."""
-    experts = torch.arange(instrument.anatomy.shape.num_experts, device=clean.tokens.device)
-    experts = experts[removals.are_wanted(experts)]
-    delta, divergence = _everywhere(instrument, clean, row, experts)
-    return [
-        _means_table(instrument, clean, row, place, experts, delta[:, place], divergence[:, place])
-        for place in range(len(clean.tokens))
-    ]
+        if len(marks):
+            yield Removal(self.row, {self.row: marks}, take, active.position)
+        else:
+            take(*torch.empty(2, 0, dtype=torch.float64))
 
+    def in_windows(self) -> Iterator[Removal]:
+        """Each expert removed at every position, read wherever it is active."""
+        actives = [
+            _Active(self.clean, self.row, place, self.job.asked, window)
+            for place, window in enumerate(self.windows)
+        ]
+        experts = torch.unique(torch.cat([active.expert for active in actives]))
 
-def _means_table(
-    instrument: Instrument,
-    clean: CleanForward,
-    row: int,
-    place: int,
-    experts: Tensor,
-    delta: Tensor,
-    divergence: Tensor,
-) -> Table:
-    """Of one window. place: of the window in `clean`; delta, divergence: ΔCE and KL [experts, W − 1]."""
-    count = len(experts)
-    nothing = np.full(count, -1)
-    return {
-        "position": nothing,
-        "token": nothing,
-        "layer": np.full(count, instrument.anatomy.shape.layers[row]),
-        "expert": experts.cpu().numpy(),
-        "gate_weight": _mean_gate_weights(clean, row, place, experts),
-        "rank": nothing,
-        "baseline_loss": np.full(count, float(clean.losses[place].mean())),
-        "delta": _means(delta),
-        "kl": _means(divergence),
-    }
+        def take(delta: Tensor, divergence: Tensor) -> None:
+            tables = []
+            for place, active in enumerate(actives):
+                which = torch.searchsorted(experts, active.expert)
+                at = (which, torch.full_like(which, place), active.position)
+                tables.append(self._table(active, place, delta[at], divergence[at]))
+            self._keep(tables)
+
+        return self._each(experts, take)
+
+    def everywhere(self) -> Iterator[Removal]:
+        """Each expert removed at every token; means over the window."""
+        experts = torch.arange(self.anatomy.shape.num_experts, device=self.clean.tokens.device)
+        experts = experts[self.job.asked.are_wanted(experts)]
+
+        def take(delta: Tensor, divergence: Tensor) -> None:
+            self._keep(
+                [
+                    self._means(place, experts, delta[:, place], divergence[:, place])
+                    for place in range(len(self.windows))
+                ]
+            )
+
+        return self._each(experts, take)
+
+    def _each(self, experts: Tensor, take: Take) -> Iterator[Removal]:
+        """Removal of each expert at every position. take: called with ΔCE and KL [experts, B, W − 1]."""
+        batch, length = self.clean.tokens.shape
+        shape = (len(experts), batch, length - 1)
+        gathered = Gathered(shape, self.clean.tokens.device, take)
+        for place, expert in enumerate(experts.tolist()):
+            one = slice(place, place + 1)
+            yield Removal(self.row, {self.row: marked(self.anatomy, expert)}, gathered.part(one))
+        if not len(experts):
+            take(gathered.delta, gathered.divergence)
+
+    def _keep(self, tables: Sequence[Table]) -> None:
+        for window, table in zip(self.windows, tables, strict=True):
+            if self.row in self.job.missing[window]:
+                document = np.full(len(table["delta"]), window)
+                self.job.keep(window, self.row, {"document": document, **table})
+
+    def _table(self, active: "_Active", place: int, delta: Tensor, divergence: Tensor) -> Table:
+        """Of one window. place: of the window in the batch."""
+        baseline = self.clean.losses[place, active.position]
+        return active.table(self.anatomy.shape.layers[self.row], baseline, delta, divergence)
+
+    def _means(self, place: int, experts: Tensor, delta: Tensor, divergence: Tensor) -> Table:
+        """Of one window. delta, divergence: ΔCE and KL [experts, W − 1]."""
+        count = len(experts)
+        nothing = np.full(count, -1)
+        return {
+            "position": nothing,
+            "token": nothing,
+            "layer": np.full(count, self.anatomy.shape.layers[self.row]),
+            "expert": experts.cpu().numpy(),
+            "gate_weight": _mean_gate_weights(self.clean, self.row, place, experts),
+            "rank": nothing,
+            "baseline_loss": np.full(count, float(self.clean.losses[place].mean())),
+            "delta": _means(delta),
+            "kl": _means(divergence),
+        }
 
 
 def _means(values: Tensor) -> Array:
@@ -219,7 +263,6 @@ class _Active:
         expert: id [R]
         weight: gate weight as applied [R]
         token: id of the token at the position [R]
-        baseline: loss of the next token without any removal, nats [R]
     """
 
     def __init__(self, clean: CleanForward, row: int, place: int, removals: Removals, window: int) -> None:
@@ -231,10 +274,16 @@ class _Active:
         self.position, self.rank = torch.nonzero(removals.are_read(row, window, index), as_tuple=True)
         self.expert, self.weight = index[self.position, self.rank], weight[self.position, self.rank]
         self.token = clean.tokens[place, self.position]
-        self.baseline = clean.losses[place, self.position]
 
-    def table(self, layer: int, delta: Tensor, divergence: Tensor) -> Table:
-        """Return the columns of the table, but for the window's number. layer: decoder layer index."""
+    def table(self, layer: int, baseline: Tensor, delta: Tensor, divergence: Tensor) -> Table:
+        """Return the columns of the table, but for the window's number.
+
+        Args:
+            layer: decoder layer index
+            baseline: loss of the next token without any removal, nats [R]
+            delta: ΔCE, nats [R]
+            divergence: KL, nats [R]
+        """
         tensors = {
             "position": self.position,
             "token": self.token,
@@ -242,7 +291,7 @@ class _Active:
             "expert": self.expert,
             "gate_weight": self.weight.double(),
             "rank": self.rank,
-            "baseline_loss": self.baseline,
+            "baseline_loss": baseline,
             "delta": delta,
             "kl": divergence,
         }

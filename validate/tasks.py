@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +15,11 @@ import numpy as np
 from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 
+from experts.ablation import restricted
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.errors import ExciseError, let_through, one_line
+from experts.plan import Plan
 from validate.rows import Evaluator
 from validate.task_loading import check_task_files, load_tasks, manager_for, quiet
 from validate.task_needs import allow_code, check_tasks
@@ -205,8 +209,11 @@ class ItemEvaluator(Evaluator):
             labels += [(part.task, part.metric, item) for item in range(part.items)]
         super().__init__(labels, path, key)
 
-    def measure(self, anatomy: Anatomy) -> Array:
-        return self.benchmark.scores(anatomy.model, self.tokenizer, self.batch)
+    def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
+        for plan in plans:
+            with restricted(anatomy, plan) if plan else nullcontext():
+                scores = self.benchmark.scores(anatomy.model, self.tokenizer, self.batch)
+            yield scores
 
 
 def _config_of(task: Any) -> dict[str, Any]:

@@ -1,26 +1,29 @@
 """What a removal costs: ΔCE and KL(clean ‖ ablated) per position (docs/methods.md, 1.3 and 2).
 
-It is measured in three scopes and four modes. Every fast path is compared with plain replay on the model at
-hand before it is used. Where it does not hold (token mixing other than masked attention, say), plain replay
-takes its place, and `notes` says so.
+It is measured in three scopes and four modes, as branches of the clean forward (experts/sweep). Every fast
+path is compared with whole forwards on the model at hand before it is used. Where it does not hold (token
+mixing other than masked attention, say), a plainer way takes its place, and `notes` says so.
 """
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from experts.anatomy import Anatomy
 from experts.effects.fast_path import FastPath
-from experts.effects.packing import packed
-from experts.effects.replay import replay, replay_position
+from experts.effects.outcome import log_probabilities, token_losses
+from experts.effects.removal import Gathered, PositionReplay, Removal, RemovalBranch, only_at
 from experts.effects.sizes import most_copies, most_windows
-from experts.effects.stream import CleanForward, clean_forward, entered
-from experts.memory import in_chunks
 from experts.modes import Mode, Scope
 from experts.notes import tell
+from experts.sweep.branch import Branch
+from experts.sweep.job import Job
+from experts.sweep.record import CleanForward
+from experts.sweep.sweep import sweep
+
+# Removals of a batch in a MoE layer: number of the batch, place of the layer, the clean forward.
+Removals = Callable[[int, int, CleanForward], Iterable[Removal]]
 
 
 @dataclass
@@ -33,8 +36,8 @@ class Instrument:
         means: mean output of every expert [L, E, H], for Mode.MEAN
         probabilities: whether KL is measured too, which keeps log p of the whole vocabulary
         packs: whether many interventions at positions share a forward (set by `check`)
-        enters: whether a forward can begin at the layer of the removal (set by `check`)
-        at_once: interventions of one forward, known after the first measurement
+        enters: whether a branch begins at the experts of its layer (set by `check`)
+        at_once: interventions at positions of one forward; None = as many as fit into memory
         notes: what has to be measured the slow way, and why
     """
 
@@ -66,7 +69,7 @@ class Instrument:
         return instrument
 
     def check(self, tokens: Tensor, scope: Scope) -> float:
-        """Compare the fast path of a scope with plain replay, on cells of the first window.
+        """Compare the fast path of a scope with whole forwards, on cells of the first window.
 
         A fast path that fails or disagrees is switched off, and leaves a note.
 
@@ -78,7 +81,7 @@ class Instrument:
             The largest disagreement in nats; infinite where the fast path does not run.
 
         Raises:
-            ExciseError: replay itself fails.
+            ExciseError: whole forwards fail, too.
         """
         comparison = FastPath(self.anatomy, scope, self.mode, self.means).compare(tokens[:1])
         if comparison.reason:
@@ -86,7 +89,7 @@ class Instrument:
         return comparison.gap
 
     def _fall_back(self, scope: Scope, reason: str, length: int) -> None:
-        """Use plain replay from here on. length: W, the tokens of a window."""
+        """Measure plainly from here on. length: W, the tokens of a window."""
         if scope is Scope.POSITION:
             self.packs = False
             path, factor = "packing", f"{length // 2} times"
@@ -97,78 +100,114 @@ class Instrument:
             f"{path} {reason}: measuring with whole forwards, which takes about {factor} as long"
         )
 
-    def clean_forward(self, tokens: Tensor, scope: Scope) -> CleanForward:
-        """One plain forward of windows [B, W], with what this scope needs of it."""
-        return clean_forward(self.anatomy, tokens, scope is Scope.POSITION and self.packs, self.probabilities)
-
     def windows_at_once(self, tokens: Tensor, most: int) -> int:
         """Windows [N, W] that fit into one forward with what has to be kept of it, from 1 to `most`."""
         return most_windows(self.anatomy, tokens.shape[1], most)
 
-    def at_positions(
-        self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Measure C interventions at single positions of one window.
-
-        Interventions that begin at higher layers are cheaper: call once per layer.
+    def measure(self, batches: Sequence[Tensor], scope: Scope, removals: Removals) -> None:
+        """Measure removals in one sweep over the layers.
 
         Args:
-            clean: forward of the unmodified window, B = 1
-            position: position of each intervention [C], below W − 1
-            removed: row among the MoE layers -> experts that each intervention removes, bool [C, E]
-
-        Returns:
-            ΔCE and KL in nats, float64 [C] each.
+            batches: windows [B, W]; in scope position one each
+            scope: where experts are removed
+            removals: what is removed in which layer, batch by batch
         """
-        delta = torch.empty(len(position), dtype=torch.float64, device=position.device)
-        divergence = torch.empty_like(delta)
+        sweep(self.anatomy, _Asked(self, batches, scope, removals))
 
-        def measure(start: int, stop: int) -> None:
-            part = slice(start, stop)
-            marks_of_part = {row: marks[part] for row, marks in removed.items()}
-            loss, divergence[part] = self._at_positions(clean, position[part], marks_of_part)
-            delta[part] = loss - clean.losses[0, position[part]]
+    def branches(self, removal: Removal, clean: CleanForward) -> Iterator[Branch]:
+        """A removal as branches of the clean forward."""
+        if removal.position is None:
+            yield RemovalBranch(
+                row=removal.row,
+                begins_at_experts=self.enters,
+                removed=removal.removed,
+                mode=self.mode,
+                means=self.means,
+                take=removal.take,
+            )
+        elif self.packs:
+            yield from self._copies(removal, removal.position, clean)
+        else:
+            yield from self._replays(removal, removal.position, clean)
 
+    def _copies(self, removal: Removal, position: Tensor, clean: CleanForward) -> Iterator[Branch]:
+        """Copies of single tokens, as many in a forward as fit into memory."""
         size = self.at_once or most_copies(self.anatomy, clean)
-        self.at_once = in_chunks(len(position), size, measure, "intervention")
-        return delta, divergence
+        gathered = Gathered([len(position)], position.device, removal.take)
+        for start in range(0, len(position), size):
+            part = slice(start, min(start + size, len(position)))
+            yield RemovalBranch(
+                row=removal.row,
+                position=position[part],
+                removed={row: marks[part] for row, marks in removal.removed.items()},
+                mode=self.mode,
+                means=self.means,
+                take=gathered.part(part),
+            )
 
-    def _at_positions(
-        self, clean: CleanForward, position: Tensor, removed: Mapping[int, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and KL [C] of interventions that fit into one forward."""
-        if self.packs:
-            return packed(self.anatomy, clean, position, removed, self.mode, self.means)
-        losses, divergences = [], []
-        for number, t in enumerate(position):
-            marks_here = {row: marks[number] for row, marks in removed.items()}
-            loss, divergence = self.replay_position(clean, int(t), marks_here)
-            losses.append(loss)
-            divergences.append(divergence)
-        return torch.stack(losses), torch.stack(divergences)
+    def _replays(self, removal: Removal, position: Tensor, clean: CleanForward) -> Iterator[Branch]:
+        """The window again for every intervention."""
+        gathered = Gathered([len(position)], position.device, removal.take)
+        for number, at in enumerate(position.tolist()):
+            marks = {
+                row: only_at(clean.tokens, at, of_row[number]) for row, of_row in removal.removed.items()
+            }
+            yield PositionReplay(
+                row=removal.row,
+                begins_at_experts=False,
+                removed=marks,
+                mode=self.mode,
+                means=self.means,
+                take=gathered.part(slice(number, number + 1)),
+                read=at,
+            )
 
-    def replay_position(
-        self, clean: CleanForward, position: int, removed: Mapping[int, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and KL at one token, by a whole forward of the window (`experts.effects.replay`)."""
-        return replay_position(self.anatomy, clean, position, removed, self.mode, self.means)
 
-    def everywhere(
-        self, clean: CleanForward, removed: Mapping[int, Tensor], since: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Measure the removal of experts at every position.
+class Measurement(Job):
+    """Removals of an instrument, batch by batch.
 
-        Args:
-            clean: forward of the windows without the removal
-            removed: row among the MoE layers -> experts removed there, bool [E]
-            since: the lowest row where `removed` differs from what `clean` was run with; by default the
-                lowest
-                row of `removed`
+    Args:
+        instrument: of the model
+        windows: of every batch [B, W]; in scope position one each
+        scope: where experts are removed
+    """
 
-        Returns:
-            ΔCE and KL at every position in nats, float64 [B, W − 1] each.
-        """
-        start = self.anatomy.layers[min(removed) if since is None else since].index
-        inside = entered(self.anatomy, clean, start) if self.enters else nullcontext()
-        losses, divergences = replay(self.anatomy, clean, removed, self.mode, self.means, inside)
-        return losses - clean.losses, divergences
+    title = "removals"
+
+    def __init__(self, instrument: Instrument, windows: Sequence[Tensor], scope: Scope) -> None:
+        self.instrument, self.windows = instrument, windows
+        self.prefix = scope is Scope.POSITION and instrument.packs
+
+    @property
+    def batches(self) -> int:
+        return len(self.windows)
+
+    def clean(self, batch: int) -> CleanForward:
+        return CleanForward.of(self.windows[batch], prefix=self.prefix)
+
+    def removals(self, batch: int, row: int, clean: CleanForward) -> Iterable[Removal]:
+        """What is removed in a MoE layer: number of the batch, place of the layer, the clean forward."""
+        raise NotImplementedError
+
+    def born(self, batch: int, row: int, clean: CleanForward) -> Iterable[Branch]:
+        for removal in self.removals(batch, row, clean):
+            yield from self.instrument.branches(removal, clean)
+
+    def arrived(self, batch: int, clean: CleanForward, logits: Tensor | None) -> None:  # noqa: ARG002
+        assert logits is not None, "asked for"
+        clean.losses = token_losses(logits, clean.tokens).double()
+        if self.instrument.probabilities:
+            clean.log_probabilities = log_probabilities(logits)
+
+
+class _Asked(Measurement):
+    """Removals that a function names."""
+
+    def __init__(
+        self, instrument: Instrument, windows: Sequence[Tensor], scope: Scope, asked: Removals
+    ) -> None:
+        super().__init__(instrument, windows, scope)
+        self.asked = asked
+
+    def removals(self, batch: int, row: int, clean: CleanForward) -> Iterable[Removal]:
+        return self.asked(batch, row, clean)

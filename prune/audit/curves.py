@@ -101,12 +101,16 @@ class Curves:
             return arrays
         tokens = self.windows.tensor(self.session.model.device)
         at_token, from_layer = self._instruments(tokens)
-        for row in tqdm(missing, desc="progressive removal", unit="layer", delay=2):
-            measured = by_order(from_layer, tokens, row, self._orders(row), self.removed)
-            measured[AT_TOKEN] = by_gate_weight(
-                at_token, tokens, row, self._positions(row), self.settings.max_removed
-            )
-            arrays |= {f"{row}/{order}": values for order, values in measured.items()}
+        # Layers that share the reading of the weights are measured together.
+        together = [missing] if self.session.anatomy.weights.streamed else [[row] for row in missing]
+        for rows in tqdm(together, desc="progressive removal", unit="layer", delay=2):
+            orders = {row: self._orders(row) for row in rows}
+            measured = by_order(from_layer, tokens, orders, self.removed)
+            positions = {row: self._positions(row) for row in rows}
+            largest = by_gate_weight(at_token, tokens, positions, self.settings.max_removed)
+            for row in rows:
+                measured[row][AT_TOKEN] = largest[row]
+                arrays |= {f"{row}/{order}": values for order, values in measured[row].items()}
             store.write(arrays)
         return arrays
 

@@ -120,7 +120,7 @@ class Recovery:
             plans = [None, *self.plans.values(), *self.known[: old.randoms]]
             for plan in tqdm(plans, desc=f"{old.name} before recovery", unit="plan", delay=2):
                 if not old.evaluator.knows(plan):
-                    old.evaluator.measure_plan(plan, self.session.anatomy)
+                    old.evaluator.measure_plans([plan], self.session.anatomy)
             if not new.evaluator.knows(None):
                 new.evaluator.keep(None, old.evaluator.values(None))
         return before, after

@@ -33,6 +33,7 @@ from experts.shape import Shape
 from experts.stored_arrays import StoredArrays
 from tests.support import tiny
 from tests.support.inputs import windows
+from tests.support.removals import clean_forward, replay_position
 from validate.loss import window_losses
 
 NOTHING = np.zeros((3, 8), dtype=bool)
@@ -93,13 +94,13 @@ def test_position_is_the_mean_over_tokens() -> None:
     found = scores_of("causal_position", setting(anatomy, text))
     expected, instrument = np.zeros((3, 8)), Instrument(anatomy)
     for row in range(2):
-        clean = instrument.clean_forward(torch.from_numpy(text.tokens[row : row + 1]), Scope.SEQUENCE)
+        clean = clean_forward(instrument, torch.from_numpy(text.tokens[row : row + 1]), Scope.SEQUENCE)
         for layer in range(3):
             for t in range(9):
                 for expert in clean.index[layer][0, t].tolist():
                     marks = torch.zeros(8, dtype=torch.bool)
                     marks[expert] = True
-                    loss, _ = instrument.replay_position(clean, t, {layer: marks})
+                    loss, _ = replay_position(instrument, clean, t, {layer: marks})
                     expected[layer, expert] += float(loss - clean.losses[0, t]) / 18
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -162,7 +163,7 @@ def backups() -> tuple[Anatomy, Windows]:
 def test_greedy_sees_mutual_backups() -> None:
     """Alone either twin costs nothing, so leave-one-out removes both; greedy removal keeps one."""
     anatomy, text = backups()
-    clean = Instrument(anatomy).clean_forward(torch.from_numpy(text.tokens), Scope.CORPUS)
+    clean = clean_forward(Instrument(anatomy), torch.from_numpy(text.tokens), Scope.CORPUS)
     assert (clean.index[1] == 2).any() or (clean.index[1] == 6).any()
     budget = Budget(12, "layer", 1, "")
     made = setting(anatomy, text, budget)

@@ -277,14 +277,14 @@ def test_rows_are_kept_in_memory_without_a_file(
     monkeypatch.chdir(tmp_path)
     plan, calls = uniform_plan((0, 1, 2)), []
     in_memory, in_file = LossEvaluator(windows()), LossEvaluator(windows(), tmp_path / "losses.csv", "k")
-    in_file.measure_plan(plan, anatomy)
+    in_file.measure_plans([plan], anatomy)
     (tmp_path / "losses.csv").unlink()
     measure = LossEvaluator.measure
     monkeypatch.setattr(
         LossEvaluator, "measure", lambda self, anatomy: (calls.append(1), measure(self, anatomy))[1]
     )
     for _ in range(2):
-        in_memory.measure_plan(plan, anatomy)
+        in_memory.measure_plans([plan], anatomy)
     assert len(calls) == 1
     np.testing.assert_array_equal(in_memory.values(plan), in_file.values(plan))
     assert list(tmp_path.iterdir()) == []

@@ -50,7 +50,7 @@ def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Pat
     )
     evaluator = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k", 8)
     for measured in (None, plan):
-        evaluator.measure_plan(measured, anatomy)
+        evaluator.measure_plans([measured], anatomy)
     whole, pruned = evaluator.values(None), evaluator.values(plan)
     assert whole.tolist() == by_hand(anatomy)
     with restricted(anatomy, plan):
@@ -66,14 +66,14 @@ def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Pat
 def test_items_are_kept(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = Benchmark(("guess",), task_file(tmp_path / "tasks"), None, None)
     first = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k")
-    first.measure_plan(None, anatomy)
+    first.measure_plans([None], anatomy)
     monkeypatch.setattr(Benchmark, "scores", lambda *_: pytest.fail("measured again"))
     again = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k")
-    again.measure_plan(None, anatomy)
+    again.measure_plans([None], anatomy)
     np.testing.assert_array_equal(again.values(None), first.values(None))
     another = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "another model")
     with pytest.raises(pytest.fail.Exception):
-        another.measure_plan(None, anatomy)
+        another.measure_plans([None], anatomy)
 
 
 def test_several_tasks_and_a_limit(anatomy: Anatomy, tmp_path: Path) -> None:

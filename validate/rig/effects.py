@@ -10,9 +10,9 @@ from criteria.text.windows import Windows
 from experts.ablation import marked
 from experts.anatomy import Anatomy, MoELayer
 from experts.effects.instrument import Instrument
-from experts.effects.stream import CleanForward
 from experts.modes import Scope
 from experts.seam import Forward, intercepted
+from experts.sweep.record import CleanForward
 from validate.rig.check import Check
 
 LOCAL = 32  # tokens on which single effects are checked

@@ -29,6 +29,7 @@ from experts.shape import Shape
 from prune.console.cli import app
 from tests.support import planted, tiny
 from tests.support.inputs import windows
+from tests.support.removals import clean_forward, replay_position
 from validate import effect_table as effects_module
 from validate.audit_cells import Cell
 from validate.effect_table import Removals, measure_effects
@@ -389,13 +390,13 @@ def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path)
     for _, row in rows.sample(6, random_state=0).iterrows():
         layer, position = session.anatomy.shape.layers.index(row["layer"]), int(row["position"])
         tokens = torch.from_numpy(session.texts.validation.tokens[[int(row["window"])]])
-        clean = instrument.clean_forward(tokens, Scope.POSITION)
+        clean = clean_forward(instrument, tokens, Scope.POSITION)
         ranked = clean.index[layer][0, position][
             torch.argsort(clean.weight[layer][0, position], descending=True)
         ]
         gone = torch.zeros(session.anatomy.shape.num_experts, dtype=torch.bool)
         gone[ranked[: int(row["removed"])]] = True
-        loss, _ = instrument.replay_position(clean, position, {layer: gone})
+        loss, _ = replay_position(instrument, clean, position, {layer: gone})
         assert row["delta"] == pytest.approx(float(loss - clean.losses[0, position]), abs=1e-5)
 
 

@@ -1,0 +1,62 @@
+"""A job: what a sweep over the decoder layers is for."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor
+
+from experts.decoder import Part
+from experts.sweep.branch import Branch
+from experts.sweep.record import CleanForward
+
+
+class Job:
+    """Batches of windows, what is watched or changed while they run, and the branches born from them.
+
+    Attributes:
+        title: beside the progress bar
+        head: whether logits of the clean forward are needed
+        branches: whether branches are born
+        clean_until: the MoE layer before whose experts the clean forward may end; None = it goes on to the top
+    """
+
+    title = "sweep"
+    head = True
+    branches = True
+    clean_until: int | None = None
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        raise NotImplementedError
+
+    def clean(self, batch: int) -> CleanForward:
+        """A forward of a batch that has not run yet."""
+        raise NotImplementedError
+
+    def around(self, batch: int, part: Part) -> AbstractContextManager[None]:  # noqa: ARG002
+        """What holds while the clean forward of a batch runs through some layers."""
+        return nullcontext()
+
+    def whole(self, batch: int) -> Iterable[Branch]:  # noqa: ARG002
+        """Whole forwards of a batch beside the clean one."""
+        return ()
+
+    def born(self, batch: int, row: int, clean: CleanForward) -> Iterable[Branch]:  # noqa: ARG002
+        """Branches of a batch that are born in a MoE layer, in the same order whenever they are asked for.
+
+        Args:
+            batch: number of the batch
+            row: place of the layer among the L MoE layers
+            clean: the clean forward, which has just run through this layer
+        """
+        return ()
+
+    def arrived(self, batch: int, clean: CleanForward, logits: Tensor | None) -> None:
+        """The clean forward of a batch has run through the last layer, before any branch of it does.
+
+        Args:
+            batch: number of the batch
+            clean: the clean forward
+            logits: [B, W, V]; None without head
+        """

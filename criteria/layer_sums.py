@@ -20,10 +20,16 @@ class Tokens:
     Attributes:
         valid: False on padding [T]
         domain: which source each token is from [T]
+        all_valid: whether nothing is padding; known without asking the device
     """
 
     valid: Tensor
     domain: Tensor
+    all_valid: bool
+
+    def to(self, device: torch.device) -> "Tokens":
+        """The same on a device."""
+        return Tokens(self.valid.to(device), self.domain.to(device), self.all_valid)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def measured_call(
         "angle": turn(stream, seen.routed)[token],
         "domain": tokens.domain[token],
     }
-    if bool(tokens.valid.all()):
+    if tokens.all_valid:
         return Call(**pairs, active=index)
     valid_pair = tokens.valid[token]
     without_padding = {name: values[valid_pair] for name, values in pairs.items()}

@@ -116,7 +116,7 @@ class _Round(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class _Unpruned(Branch):
-    """The unpruned model, which KL is taken from: it replaces the log p of the forward with the earlier removals.
+    """The unpruned model, which KL is taken from: its log p replaces that of the clean forward.
 
     Attributes:
         keep: called with what the earlier removals cost, summed over the tokens

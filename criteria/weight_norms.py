@@ -6,27 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experts.anatomy import Anatomy, MoELayer
+from experts.anatomy import MoELayer
 from experts.arrays import Array
 from experts.errors import ExciseError
 
 
 @torch.no_grad()
-def weight_norms(anatomy: Anatomy) -> dict[str, Array]:
-    """Return norms of router rows and of expert matrices; biases are left out.
+def layer_norms(layer: MoELayer) -> dict[str, Array]:
+    """Return norms of the router rows and of the expert matrices of a layer; biases are left out.
 
     Returns:
-        `router_norm`, `weight_l1`, `weight_l2` and `weight_count` of `Statistics`, [L, E] each.
+        `router_norm`, `weight_l1`, `weight_l2` and `weight_count` of `Statistics`, [E] each.
 
     Raises:
         ExciseError: the experts are quantised in memory.
     """
-    layers = [_layer_norms(layer) for layer in anatomy.layers]
-    return {name: np.stack([norms[name] for norms in layers]) for name in layers[0]}
-
-
-def _layer_norms(layer: MoELayer) -> dict[str, Array]:
-    """The same of one layer [E]."""
     matrices = _expert_matrices(layer)
     router = layer.router.weight
     assert isinstance(router, Tensor)

@@ -94,8 +94,13 @@ class Anatomy:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
+        """Where the first weights are, those of the embeddings, and token ids have to be."""
+        return next(parameter.device for parameter in self.model.parameters() if not parameter.is_meta)
+
+    def device_of(self, row: int) -> torch.device:
+        """Where the weights of a MoE layer are, or will be."""
+        weight: Any = self.layers[row].router.weight
+        return self.device if weight.is_meta else torch.device(weight.device)
 
 
 def dissect(model: PreTrainedModel, pruned: bool = False, weights: LayerWeights | None = None) -> Anatomy:

@@ -25,7 +25,7 @@ def window_losses(model: PreTrainedModel, windows: Windows, batch: int = 8) -> A
     means = []
     for start in range(0, len(windows), batch):
         part = windows.select(np.arange(start, min(start + batch, len(windows))))
-        tokens, mask = part.tensor(device), attention_mask(part, device)
+        tokens, mask = part.tensor(device), part.padding(device)
         padding = {} if mask is None else {"attention_mask": mask}
         logits = model(input_ids=tokens, use_cache=False, **padding).logits
         means.append(mean_losses(logits, tokens, part))
@@ -44,10 +44,3 @@ def mean_losses(logits: Tensor, tokens: Tensor, windows: Windows) -> Array:
     counts = torch.from_numpy(windows.readable).to(losses.device).double()
     means: Array = ((losses * counts).sum(1) / counts.sum(1)).cpu().numpy()
     return means
-
-
-def attention_mask(windows: Windows, device: torch.device) -> Tensor | None:
-    """Return 0 on padding and 1 elsewhere [B, W]; None where nothing is padded."""
-    if windows.mask.all():
-        return None
-    return torch.from_numpy(windows.mask).to(device).long()

@@ -17,7 +17,7 @@ from experts.sweep.branch import Branch
 from experts.sweep.job import Job
 from experts.sweep.record import CleanForward
 from experts.sweep.sweep import sweep
-from validate.loss import attention_mask, mean_losses
+from validate.loss import mean_losses
 
 
 def plan_losses(anatomy: Anatomy, windows: Windows, plans: Sequence[Plan | None], batch: int = 8) -> Array:
@@ -60,7 +60,7 @@ class PlanLosses(Job):
 
     def clean(self, batch: int) -> CleanForward:
         windows = self.windows[batch]
-        return CleanForward.of(windows.tensor(self.device), attention_mask(windows, self.device))
+        return CleanForward.of(windows.tensor(self.device), windows.padding(self.device))
 
     def born(self, batch: int, row: int, clean: CleanForward) -> Iterator[Branch]:  # noqa: ARG002
         if row == 0:

@@ -17,7 +17,7 @@ class Job:
         title: beside the progress bar
         head: whether logits of the clean forward are needed
         branches: whether branches are born
-        clean_until: the MoE layer before whose experts the clean forward may end; None = it goes on to the top
+        clean_until: MoE layer before whose experts the clean forward may end; None = it goes to the top
     """
 
     title = "sweep"

@@ -54,6 +54,10 @@ class Evaluator(ABC):
     def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
         """Yield the value of every row [N] under every plan; None = the unpruned model."""
 
+    def now(self, anatomy: Anatomy) -> Array:
+        """Return the value of every row [N], of a model as it is."""
+        return next(self.measure(anatomy, [None]))
+
     def measure_plans(self, plans: Sequence[Plan | None], anatomy: Anatomy, title: str = "") -> None:
         """Measure the plans that have no rows yet.
 

@@ -11,7 +11,7 @@ import torch
 
 from experts.anatomy import Anatomy
 from experts.decoder import Part, part_of
-from experts.errors import is_out_of_memory
+from experts.errors import ExciseError, is_out_of_memory
 from experts.memory import release
 from experts.sweep.branch import Branch
 from experts.sweep.job import Job
@@ -98,6 +98,10 @@ class Sweep:
                 branch.arrived(clean, output)
             elif output is not None:
                 self.alive[batch].append((branch, output))
+            return
+        except ExciseError as error:
+            if not branch.forgives(error):
+                raise
             return
         except (RuntimeError, MemoryError) as error:
             halves = branch.halves() if is_out_of_memory(error) and state is None else None

@@ -154,7 +154,7 @@ class Recovery:
             with recovered(job, student.teacher_of) as merged:
                 for evaluator in dict.fromkeys(measure.evaluator for measure in after):
                     if not evaluator.knows(plan):
-                        evaluator.keep(plan, evaluator.measure(student.anatomy))
+                        evaluator.keep(plan, evaluator.now(student.anatomy))
                 if name == CRITERION:
                     expected = last_logits(student.anatomy, self.session.texts.validation)
                     self._write(job, merged)
@@ -169,7 +169,7 @@ class Recovery:
         storage = Storage(student.anatomy.model, by_name(slice_layout(self.session.prepared.layout, plan)))
 
         def loss() -> float:
-            return held_out.mean(held_out.evaluator.measure(student.anatomy))
+            return held_out.mean(held_out.evaluator.now(student.anatomy))
 
         return Job(
             anatomy=student.anatomy,

@@ -1,7 +1,8 @@
 """Slopes of the loss in gate weights: a multiplier α on each of them, and one backward for all.
 
 The backward is a second sweep, from the last decoder layer down: it runs the layers again, with autograd,
-from what the sweep up left at their entry. Where all weights are in memory that is one forward and one backward.
+from what the sweep up left at their entry. Where all weights are in memory, that is one forward and one
+backward.
 """
 
 from collections.abc import Callable, Iterator, Sequence

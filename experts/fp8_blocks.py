@@ -1,0 +1,76 @@
+"""FP8 weights whose last block is cut off, as in DeepSeek-V3: 576 rows in blocks of 128.
+
+transformers 5.23 takes the block as rows // rows of scales. Where that leaves a rest it stops; where it does
+not (192 rows, 2 rows of scales) the weights are wrong. Padded to whole blocks, every number meets its own
+scale.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+from experts.errors import let_through
+
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+class _Quantizer:
+    """What `Fp8Dequantize` asks its quantizer for."""
+
+    class quantization_config:  # noqa: N801 - transformers' name
+        weight_block_size = (2, 2)
+
+
+@functools.cache
+def mend() -> None:
+    """Let transformers dequantise blocks that are cut off, in versions that do not."""
+    if _is_exact():
+        return
+    library = Fp8Dequantize._dequantize_one
+
+    def exact(
+        self: Any, quantized: Tensor, scales: Tensor, output_dtype: torch.dtype | None = None
+    ) -> Tensor:
+        block = getattr(self.hf_quantizer.quantization_config, "weight_block_size", None)
+        if not _is_cut_off(quantized, scales, block):
+            weights: Tensor = library(self, quantized, scales, output_dtype)
+            return weights
+        rows, columns = quantized.shape[-2:]
+        whole: Tensor = library(self, _padded(quantized, scales, block), scales, output_dtype)
+        return whole[..., :rows, :columns].contiguous()
+
+    Fp8Dequantize._dequantize_one = exact
+
+
+def _is_exact() -> bool:
+    """Whether the installed version gives every number its own scale: 3 × 3 numbers in blocks of 2 × 2."""
+    ones = torch.ones(3, 3).to(torch.float8_e4m3fn)
+    scales = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    expected = torch.tensor([[1.0, 1.0, 2.0], [1.0, 1.0, 2.0], [3.0, 3.0, 4.0]])
+    try:
+        weights = Fp8Dequantize(_Quantizer())._dequantize_one(ones, scales, torch.float32)
+    except Exception as error:  # noqa: BLE001 - the fault itself, or one of a version that nobody has seen
+        let_through(error)
+        return False
+    return torch.equal(weights, expected)
+
+
+def _is_cut_off(quantized: Tensor, scales: Tensor, block: Any) -> bool:
+    """Whether the scales are those of blocks of that size, of which the last ones are not whole."""
+    if not block or quantized.dtype not in FP8 or min(quantized.ndim, scales.ndim) < 2:
+        return False
+    rows, columns = quantized.shape[-2:]
+    grid = (-(-rows // block[0]), -(-columns // block[1]))
+    return tuple(scales.shape[-2:]) == grid and bool(rows % block[0] or columns % block[1])
+
+
+def _padded(quantized: Tensor, scales: Tensor, block: Any) -> Tensor:
+    """The numbers, with zeros up to whole blocks."""
+    rows, columns = quantized.shape[-2:]
+    in_whole_blocks = (scales.shape[-2] * block[0], scales.shape[-1] * block[1])
+    padded = quantized.new_zeros((*quantized.shape[:-2], *in_whole_blocks))
+    padded[..., :rows, :columns] = quantized
+    return padded

@@ -6,7 +6,7 @@ elsewhere. Such experts could be neither watched nor cut, and results would depe
 
 from typing import Any
 
-from transformers.quantizers import AutoQuantizationConfig
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from experts.fp8_blocks import mend
 
@@ -22,7 +22,8 @@ def dequantising(config: Any) -> dict[str, Any]:
     stored = _quantisation(config) or _quantisation(config.get_text_config(decoder=True))
     if stored is None or stored.get("quant_method") not in METHODS:
         return {}
-    mend()
+    if stored["quant_method"] == "fp8":
+        mend()
     return {"quantization_config": AutoQuantizationConfig.from_dict({**stored, "dequantize": True})}
 
 

@@ -9,10 +9,11 @@ import functools
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from experts.errors import let_through
+from experts.errors import ExciseError
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -26,10 +27,20 @@ class _Quantizer:
 
 @functools.cache
 def mend() -> None:
-    """Let transformers dequantise blocks that are cut off, in versions that do not."""
+    """Let transformers dequantise blocks that are cut off, in versions that do not.
+
+    Raises:
+        ExciseError: a version that dequantises in another way.
+    """
+    if not hasattr(Fp8Dequantize, "_dequantize_one"):
+        raise ExciseError(
+            f"transformers {transformers.__version__} dequantises FP8 in another way than Excise knows; "
+            "install the version that constraints.txt names"
+        )
     if _is_exact():
         return
-    library = Fp8Dequantize._dequantize_one
+    operation: Any = Fp8Dequantize
+    library = operation._dequantize_one
 
     def exact(
         self: Any, quantized: Tensor, scales: Tensor, output_dtype: torch.dtype | None = None
@@ -42,18 +53,18 @@ def mend() -> None:
         whole: Tensor = library(self, _padded(quantized, scales, block), scales, output_dtype)
         return whole[..., :rows, :columns].contiguous()
 
-    Fp8Dequantize._dequantize_one = exact
+    operation._dequantize_one = exact
 
 
 def _is_exact() -> bool:
     """Whether the installed version gives every number its own scale: 3 × 3 numbers in blocks of 2 × 2."""
+    operation: Any = Fp8Dequantize
     ones = torch.ones(3, 3).to(torch.float8_e4m3fn)
     scales = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     expected = torch.tensor([[1.0, 1.0, 2.0], [1.0, 1.0, 2.0], [3.0, 3.0, 4.0]])
     try:
-        weights = Fp8Dequantize(_Quantizer())._dequantize_one(ones, scales, torch.float32)
-    except Exception as error:  # noqa: BLE001 - the fault itself, or one of a version that nobody has seen
-        let_through(error)
+        weights = operation(_Quantizer())._dequantize_one(ones, scales, torch.float32)
+    except ValueError:  # 3 rows are no multiple of 2
         return False
     return torch.equal(weights, expected)
 

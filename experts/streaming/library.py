@@ -48,7 +48,8 @@ def check_library() -> None:
             raise ExciseError(
                 f"transformers {transformers.__version__} loads weights in another way than Excise knows "
                 f"(no {owner.__name__}.{name}({', '.join(parameters)})), "
-                "so layers cannot be read one by one; use `memory.model: resident`, or install the version that constraints.txt names"
+                "so layers cannot be read one by one; use `memory.model: resident`, "
+                "or install the version that constraints.txt names"
             )
 
 

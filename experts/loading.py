@@ -40,10 +40,17 @@ def load_network(
     return checked
 
 
-def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
+def skeleton(
+    folder: Path, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """Build the network without its weights, on the device `meta`: modules, names and shapes.
 
     This takes no longer than reading a configuration.
+
+    Args:
+        folder: holds config.json
+        trust_remote_code: run code that comes with the checkpoint
+        dtype: of the weights; by default the one that the configuration names
 
     Raises:
         ExciseError: the configuration describes no network that transformers can build.
@@ -52,7 +59,7 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             network: PreTrainedModel = auto_class(config).from_config(
-                config, trust_remote_code=trust_remote_code
+                config, trust_remote_code=trust_remote_code, **({} if dtype is None else {"dtype": dtype})
             )
     return network
 

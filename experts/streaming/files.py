@@ -37,13 +37,13 @@ CAN_READ = "backend" in inspect.signature(safetensors.torch.load_file).parameter
 OPTIONS: dict[str, Any] = {"backend": "pread"} if CAN_READ else {}
 
 
-def without_data(tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
+def on_meta(tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
     """The tensors on the device `meta`: types and shapes.
 
     Raises:
         ExciseError: one is in a format that torch does not read.
     """
-    return {name: _on_meta(stored) for name, stored in tensors.items()}
+    return {name: _empty(stored) for name, stored in tensors.items()}
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def opened(tensors: Iterable[Stored]) -> Iterator[dict[str, Any]]:
         _check_unchanged(files.values())
 
 
-def _on_meta(stored: Stored) -> Tensor:
+def _empty(stored: Stored) -> Tensor:
     if stored.dtype not in TYPES:
         raise ExciseError(
             f"{stored.file}: tensor {stored.name} is stored as {stored.dtype}, "

@@ -1,7 +1,7 @@
 """Decoder layers that are in memory only while they are asked for."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from experts.pretrained import align, refusing
 from experts.streaming.ahead import ReadAhead
 from experts.streaming.files import opened
 from experts.streaming.library import Conversion
-from experts.streaming.parts import Part
+from experts.streaming.parts import Part, Parts
 from experts.streaming.sizes import Sizes
 
 NO_MEMORY = re.compile("CUDA out of memory|HIP out of memory")
@@ -38,7 +38,7 @@ class Streamed:
         folder: Path,
         conversion: Conversion,
         layers: nn.ModuleList,
-        parts: Mapping[int, Part],
+        parts: Parts,
         sizes: Sizes,
         device: torch.device,
         ahead: bool,
@@ -82,7 +82,11 @@ class Streamed:
         if self._ahead:
             self._ahead.forget()
 
-    def read(self, part: Part) -> None:
+    def read_outside(self) -> None:
+        """Have everything outside the decoder layers in memory, for good."""
+        self._read(self._parts.outside)
+
+    def _read(self, part: Part) -> None:
         """Put a part of the checkpoint into the network."""
         for group in part.groups:
             with opened(group) as tensors:
@@ -100,7 +104,7 @@ class Streamed:
         self._empty[layer] = _slots_on_meta(module)
         try:
             with refusing(self.folder, f"decoder layer {layer}"):
-                self.read(self._parts[layer])
+                self._read(self._parts.layers[layer])
                 _check_whole(module)
                 align(module)
                 module.requires_grad_(requires_grad=False)

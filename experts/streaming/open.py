@@ -1,36 +1,18 @@
 """Open a checkpoint without its decoder layers."""
 
-from dataclasses import dataclass
-
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from experts.anatomy import dissect
 from experts.disk.shards import Checkpoint
-from experts.disk.tensors import list_of
-from experts.errors import ExciseError
 from experts.loading import SHARE
 from experts.plain_outputs import set_plain_outputs
 from experts.pretrained import align, check_files, from_pretrained, refusing
-from experts.streaming.files import without_data as headers_of
+from experts.streaming.decoder import check_ties, decoder_of
+from experts.streaming.files import on_meta
 from experts.streaming.layers import Streamed
 from experts.streaming.library import Conversion, without_data
-from experts.streaming.parts import Part, layer_of, partition
+from experts.streaming.parts import partition
 from experts.streaming.sizes import Sizes, sizes_of
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """The decoder layers of a network.
-
-    Attributes:
-        name: of the list among the network's modules
-        layers: the list
-    """
-
-    name: str
-    layers: nn.ModuleList
 
 
 def open_streamed(
@@ -61,50 +43,28 @@ def open_streamed(
     folder = checkpoint.folder
     check_files(folder)
     with refusing(folder, "the model"):
-        conversion = _without_weights(checkpoint, dtype, trust_remote_code)
-        network = conversion.network
-        decoder = decoder_of(network)
-        _check_ties(network, decoder.name)
-        sizes = sizes_of(network, decoder.layers)
-        device = device or _best_device(sizes)
-        outside, parts = _parts(checkpoint, conversion, decoder)
-        ahead = device.type != "cpu" if ahead is None else ahead
-        weights = Streamed(folder, conversion, decoder.layers, parts, sizes, device, ahead)
-        weights.read(outside)
-        _settle(conversion, device)
+        with without_data(on_meta(checkpoint.tensors)) as made:
+            from_pretrained(folder, dtype, trust_remote_code)
+        weights = _deferred(checkpoint, made[0], device, ahead)
+        weights.read_outside()
+        _settle(made[0], weights.device)
+    network: PreTrainedModel = made[0].network
     return network, weights
 
 
-def decoder_of(network: PreTrainedModel) -> Decoder:
-    """The decoder layers that hold the MoE blocks."""
-    name = list_of(dissect(network).layers[0].name)
-    layers = network.get_submodule(name)
-    if not isinstance(layers, nn.ModuleList):
-        raise ExciseError(f"{name}: expected the list of decoder layers, found {type(layers).__name__}")
-    return Decoder(name, layers)
-
-
-def _without_weights(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Conversion:
-    """The network without its weights, and the way to them."""
-    with without_data(headers_of(checkpoint.tensors)) as made:
-        from_pretrained(checkpoint.folder, dtype, trust_remote_code)
-    return made[0]
-
-
-def _parts(checkpoint: Checkpoint, conversion: Conversion, decoder: Decoder) -> tuple[Part, dict[int, Part]]:
+def _deferred(
+    checkpoint: Checkpoint, conversion: Conversion, device: torch.device | None, ahead: bool | None
+) -> Streamed:
+    """The weights of a network, of which none is read yet."""
+    network = conversion.network
+    decoder = decoder_of(network)
+    check_ties(network.all_tied_weights_keys, decoder.name)
     targets = conversion.targets(checkpoint.tensors)
-    return partition(checkpoint.tensors, targets, conversion.network.state_dict(), decoder.name)
-
-
-def _check_ties(network: PreTrainedModel, layers: str) -> None:
-    """Refuse weights of decoder layers that are those of another module too."""
-    for pair in network.all_tied_weights_keys.items():
-        for weight in pair:
-            if layer_of(weight, layers) is not None:
-                raise ExciseError(
-                    f"{weight} is shared with another module, so its layer cannot be read alone; "
-                    "use `memory.model: resident`"
-                )
+    parts = partition(checkpoint.tensors, targets, network.state_dict(), decoder.name)
+    sizes = sizes_of(network, decoder.layers)
+    device = device or _best_device(sizes)
+    ahead = device.type != "cpu" if ahead is None else ahead
+    return Streamed(checkpoint.folder, conversion, decoder.layers, parts, sizes, device, ahead)
 
 
 def _best_device(sizes: Sizes) -> torch.device:
@@ -117,7 +77,7 @@ def _best_device(sizes: Sizes) -> torch.device:
 
 @torch.no_grad()
 def _settle(conversion: Conversion, device: torch.device) -> None:
-    """Finish what `from_pretrained` does after weights are there: ties; and what Excise does after it."""
+    """Do what takes weights and was left out: ties, and what every load of Excise ends with."""
     network = conversion.network
     network.tie_weights(missing_keys=set(conversion.missing), recompute_mapping=False)
     for tensor in (*network.parameters(), *network.buffers()):

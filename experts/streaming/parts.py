@@ -21,15 +21,23 @@ class Part:
 
     groups: tuple[tuple[Stored, ...], ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(stored.size for group in self.groups for stored in group)
+
+@dataclass(frozen=True)
+class Parts:
+    """A checkpoint, taken apart.
+
+    Attributes:
+        outside: the decoder layers
+        layers: decoder layer -> its part
+    """
+
+    outside: Part
+    layers: Mapping[int, Part]
 
 
 def partition(
     tensors: Mapping[str, Stored], targets: Mapping[str, str], weights: Mapping[str, Tensor], layers: str
-) -> tuple[Part, dict[int, Part]]:
+) -> Parts:
     """Take a checkpoint apart.
 
     Args:
@@ -39,7 +47,7 @@ def partition(
         layers: name of the network's list of decoder layers
 
     Returns:
-        What is outside the decoder layers; decoder layer -> its part.
+        What is outside the decoder layers, and each of them.
     """
     outside: dict[str, list[Stored]] = {}
     inside: dict[int, dict[str, list[Stored]]] = {}
@@ -48,7 +56,7 @@ def partition(
         sources = outside if layer is None else inside.setdefault(layer, {})
         sources.setdefault(target, []).append(tensors[name])
     parts = {layer: _part(sources, weights) for layer, sources in inside.items()}
-    return _part(outside, weights), parts
+    return Parts(_part(outside, weights), parts)
 
 
 def layer_of(weight: str, layers: str) -> int | None:

@@ -30,7 +30,7 @@ def decoder_of(network: PreTrainedModel) -> Decoder:
     Raises:
         ExciseError: it has no MoE layers, or a layout that is not supported.
     """
-    name = list_of(dissect(network).layers[0].name)
+    name = list_of(dissect(network, pruned=True).layers[0].name)
     layers = network.get_submodule(name)
     if not isinstance(layers, nn.ModuleList):
         raise ExciseError(f"{name}: expected the list of decoder layers, found {type(layers).__name__}")

@@ -130,6 +130,6 @@ def _too_large(checkpoint: Checkpoint, sizes: Sizes, device: torch.device, setti
     largest = max(sizes.layer_bytes)
     return (
         f"{checkpoint.folder}: not even a layer at a time fits: {human(sizes.resident_bytes)} outside the "
-        f"decoder layers and {COPIES} × {human(largest)} for the largest layer, and {_told(device, settings)}; "
+        f"decoder layers and {COPIES} × {human(largest)} for the largest, and {_told(device, settings)}; "
         "use a machine with more memory, or a smaller dtype"
     )

@@ -7,7 +7,7 @@ parent is the MoE block; the router is the sibling with a weight of E rows.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -29,6 +29,7 @@ from experts.disk.tensors import (
 from experts.errors import ExciseError
 from experts.plain_outputs import set_plain_outputs
 from experts.shape import Shape
+from experts.team import Alone, Team
 from experts.weights import LayerWeights, Resident
 
 MOST_EXTRA = 8  # router rows that may belong to shared or skipped experts
@@ -85,12 +86,14 @@ class Anatomy:
         layers: its MoE layers, in the order of the decoder [L]
         shape: L, E, k and router groups; where a pruned model's layers differ, E is the largest count
         weights: where the weights of its decoder layers come from
+        team: the processes that have this model
     """
 
     model: PreTrainedModel
     layers: tuple[MoELayer, ...]
     shape: Shape
     weights: LayerWeights
+    team: Team = field(default_factory=Alone)
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,7 @@
 """A model with everything that is known of it: network, tokenizer, shape, fingerprint, device."""
 
 import gc
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from experts.disk.find import fetched, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.keys import libraries
 from experts.load_anatomy import load_anatomy
 from experts.loading import load_tokenizer
 from experts.memory_choice import Choice, MemorySettings, Mode, choose, mode_of
+from experts.ranks import joined
 from experts.shape import Shape
+from experts.team import Together
 
 
 class Model:
@@ -114,7 +117,12 @@ class Model:
 
     def _loaded(self) -> Anatomy:
         self.choice.announce()
-        return load_anatomy(self.layout.checkpoint, self.choice, self.dtype, self.trust_remote_code)
+        anatomy = load_anatomy(self.layout.checkpoint, self.choice, self.dtype, self.trust_remote_code)
+        ranks = joined()
+        if ranks is None or ranks.rank > 0:
+            return anatomy
+        load = _OnRank(self.folder.absolute(), self.dtype, self.trust_remote_code, self.memory)
+        return replace(anatomy, team=Together(ranks, load))
 
     def check_resident(self, purpose: str) -> None:
         """Refuse what needs the whole network in memory.
@@ -182,6 +190,21 @@ class Model:
             f"{self.shape.num_layers} MoE layers of {self.shape.num_experts} experts, top-{self.shape.top_k}"
         )
         return f"Model({str(self.folder)!r}: {self.layout.family}, {shape}, {state})"
+
+
+@dataclass(frozen=True)
+class _OnRank:
+    """Loads the same model in another process. Every machine has its files in the same place."""
+
+    folder: Path
+    dtype: str
+    trust_remote_code: bool
+    memory: MemorySettings
+
+    def __call__(self) -> Anatomy:
+        layout = lay_out(open_checkpoint(self.folder))
+        model = Model(layout, dtype=self.dtype, trust_remote_code=self.trust_remote_code, memory=self.memory)
+        return model.anatomy
 
 
 def load(

@@ -17,6 +17,7 @@ from experts.sweep.branch import Branch
 from experts.sweep.job import Job
 from experts.sweep.record import CleanForward
 from experts.sweep.sweep import sweep
+from experts.team import deal, undeal
 from validate.loss import mean_losses
 
 
@@ -31,6 +32,13 @@ def plan_losses(anatomy: Anatomy, windows: Windows, plans: Sequence[Plan | None]
         plans: what is kept of the model; None = the unpruned model
         batch: windows per forward
     """
+    hands = deal(plans, anatomy.team.size)
+    found = anatomy.team.map(anatomy, _losses, [(windows, hand, batch) for hand in hands])
+    return np.stack(undeal(found))
+
+
+def _losses(anatomy: Anatomy, windows: Windows, plans: Sequence[Plan | None], batch: int) -> Array:
+    """The same in one process."""
     job = PlanLosses(anatomy, windows, plans, batch)
     sweep(anatomy, job)
     return job.losses

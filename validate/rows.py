@@ -18,7 +18,7 @@ from validate.plan_losses import plan_losses
 from validate.row_file import RowFile
 
 KEEP_EVERY = 60.0  # seconds between two savings of measured plans
-TOGETHER = 8  # plans that share a sweep where all weights are in memory; more save next to nothing
+TOGETHER = 8  # plans that share a sweep where all weights are in memory; more would save next to nothing
 FULL = "full"  # digest and name of the unpruned model's rows
 
 
@@ -136,14 +136,14 @@ class LossEvaluator(Evaluator):
 
     def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
         left = list(plans)
-        at_once = len(left) if anatomy.weights.streamed else 1
+        at_once = len(left) if anatomy.weights.streamed else anatomy.team.size
         while left:
             began = time.monotonic()
             together, left = left[:at_once], left[at_once:]
             yield from plan_losses(anatomy, self.windows, together, self.batch)
-            seconds = (time.monotonic() - began) / len(together)
             if not anatomy.weights.streamed:
-                at_once = max(1, min(TOGETHER, int(KEEP_EVERY / max(seconds, 1e-9))))
+                each = (time.monotonic() - began) / -(-len(together) // anatomy.team.size)
+                at_once = anatomy.team.size * max(1, min(TOGETHER, int(KEEP_EVERY / max(each, 1e-9))))
 
 
 def digest_of(plan: Plan | None) -> str:

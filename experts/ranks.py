@@ -10,6 +10,7 @@ from typing import Any
 
 from experts.errors import ExciseError
 
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun alone, which also ends all ranks when one is killed
 LONGEST = timedelta(days=30)  # that a rank may work alone before the others give it up
 
 
@@ -74,7 +75,7 @@ def join() -> Ranks | None:
         ExciseError: the variables of torchrun are not complete, or the others cannot be reached.
     """
     size = os.environ.get("WORLD_SIZE", "").strip()
-    if size in ("", "0", "1") or "RANK" not in os.environ:
+    if size in ("", "0", "1") or TORCHRUN not in os.environ:
         return None
     import torch
     import torch.distributed as dist

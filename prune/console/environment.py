@@ -76,7 +76,7 @@ def _work_alone() -> None:
         if numbers:
             raise ExciseError(
                 f"{name}={size} says that several processes were started together, and not by torchrun: "
-                "they would all write one folder. Start them with torchrun --nproc-per-node N --no-python excise …;"
+                "they would all write one folder. Use torchrun --nproc-per-node N --no-python excise …;"
                 f" if the variables are left over: unset {' '.join((name, *numbers))}"
             )
         tell(f"{name}={size} in the environment is not used: Excise works as one process")

@@ -12,6 +12,7 @@ from torch import Tensor
 from criteria.experiment_context import ExperimentContext
 from criteria.gate_slopes import Slopes, each_slope, over_windows, token_count, zeros
 from experts.arrays import Array
+from experts.expert_sums import add_by_expert
 
 SEED = 20061117  # of the random signs
 
@@ -36,9 +37,9 @@ def first_order(context: ExperimentContext, windows: int) -> dict[str, Array]:
     signed, absolute = zeros(context), zeros(context)
 
     def add(row: int, index: Tensor, slope: Tensor) -> None:
-        expert, slopes = index.reshape(-1), slope.reshape(-1)
-        signed[row].index_add_(0, expert, -slopes.double())
-        absolute[row].index_add_(0, expert, slopes.double().abs())
+        expert, slopes = index.reshape(-1).to(signed.device), slope.reshape(-1).double().to(signed.device)
+        add_by_expert(signed[row], expert, -slopes)
+        add_by_expert(absolute[row], expert, slopes.abs())
 
     tokens = context.tokens(windows)
     each_slope(context, tokens, 1.0, add, "gradient")
@@ -68,7 +69,8 @@ def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str
     sums = zeros(context)
 
     def add(row: int, index: Tensor, slope: Tensor) -> None:
-        sums[row].index_add_(0, index.reshape(-1), -slope.reshape(-1).double())
+        expert, slopes = index.reshape(-1).to(sums.device), slope.reshape(-1).double().to(sums.device)
+        add_by_expert(sums[row], expert, -slopes)
 
     tokens = context.tokens(windows)
     for step in range(steps):
@@ -138,7 +140,7 @@ def _squared_slopes(context: ExperimentContext, tokens: Tensor, signs: Tensor) -
 
     def add(batch: int, row: int, _: Tensor, slopes: Sequence[Tensor]) -> None:
         for slope in slopes:
-            squares[batch][row] += slope.double().square().sum(dim=0)
+            squares[batch][row] += slope.double().square().sum(dim=0).to(squares[batch].device)
 
     Slopes(context.anatomy, torch.split(tokens, context.batch)).measure(per_window, signed, add)
     return squares

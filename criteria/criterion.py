@@ -78,6 +78,16 @@ class Criterion:
         )
 
 
+def observed(name: str, score: Score, *, formula: str, source: str, needs: str = TEXT) -> Criterion:
+    """A criterion of what one pass over a text shows."""
+    return Criterion(name, score, formula, needs, OBSERVED, source)
+
+
+def from_weights(name: str, score: Score, *, formula: str, source: str) -> Criterion:
+    """A criterion that reads no text."""
+    return Criterion(name, score, formula, WEIGHTS, 0.0, source)
+
+
 def measured(
     name: str,
     experiment: Experiment,

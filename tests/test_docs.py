@@ -25,9 +25,13 @@ from criteria.statistics import Statistics
 from experts.disk.companions import PLAN, RECOVERY
 from experts.disk.find import model_folder
 from prune.console.cli import app
+from prune.doctor.result import DoctorResult
+from prune.forecast.result import ForecastJson
 from prune.recipe.read import parse_recipe
+from prune.typed_json import problems
 from tests.support.code_map import with_map
 from tests.support.markdown import Block, anchors, blocks, links, spans
+from tests.support.typed_keys import typed_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -304,7 +308,7 @@ WRITTEN = [
 ]
 SHARED_TABLES = {"compare": ["prune"], "audit": ["prune"], "recovery": ["prune", "checkpoints"]}
 # What follows these keys is named by the data: layers, criteria, measures, options.
-NAMED_BY_DATA = {"kept_per_layer", "kept", "spearman", "formulas", "modes"}
+NAMED_BY_DATA = {"kept_per_layer", "kept", "spearman", "formulas", "modes", "versions"}
 
 
 @pytest.mark.slow
@@ -314,6 +318,21 @@ def test_every_key_is_documented(results: dict[str, Path], command: str, file: s
     data = {"reap", "causal_removal", "loss", "guess"}
     missing = set(keys_of(results[command] / file)) - known - data
     assert not missing, f"docs/{name}.md has no `key` for them"
+
+
+PRINTED = [(["doctor", "--json"], DoctorResult), (["prune", "demo", "--dry-run", "--json"], ForecastJson)]
+
+
+@pytest.mark.parametrize(("arguments", "kind"), PRINTED, ids=lambda part: str(part))
+def test_printed_keys_are_typed_and_documented(
+    arguments: list[str], kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = json.loads(CliRunner().invoke(app, arguments).stdout)
+    promised = set(typed_keys(kind))
+    assert not list(problems(printed, kind))
+    assert set(keys_in(printed)) <= promised
+    assert promised <= set(spans(page("prune")))
 
 
 def keys_of(file: Path) -> Iterator[str]:

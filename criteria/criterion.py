@@ -101,18 +101,8 @@ def measured(
 ) -> Criterion:
     """A criterion whose score is a result of an experiment, in its default settings."""
     measurement = experiment.measurement(name)
-    return Criterion(
-        name=name,
-        score=partial(result_of, key=measurement.key, part=part),
-        formula=formula,
-        needs=needs,
-        cost=cost,
-        source=source,
-        grows=grows,
-        experiment=experiment,
-        measurement=measurement,
-        part=part,
-    )
+    score = partial(result_of, key=measurement.key, part=part)
+    return Criterion(name, score, formula, needs, cost, source, grows, experiment, measurement, part)
 
 
 def result_of(statistics: Statistics, key: str, part: str) -> Array:

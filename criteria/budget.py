@@ -201,12 +201,23 @@ def _half_up(number: float) -> int:
 
 
 def _checked(shape: Shape, budget: Budget) -> Budget:
-    layers, every = shape.num_layers, shape.total
-    keep = budget.total / layers
-    if budget.total >= every:
+    _check_removes(shape, budget)
+    _check_routes(shape, budget)
+    _check_groups(shape, budget)
+    _check_floor(shape, budget)
+    return budget
+
+
+def _check_removes(shape: Shape, budget: Budget) -> None:
+    if budget.total >= shape.total:
         raise ExciseError(
             f"{budget.text} removes no expert: all {shape.num_experts} per layer would be kept; prune more"
         )
+
+
+def _check_routes(shape: Shape, budget: Budget) -> None:
+    """Every token still finds as many experts as it uses."""
+    keep = budget.total / shape.num_layers
     if keep < shape.top_k:
         raise ExciseError(
             f"{budget.text} keeps {keep:g} of {shape.num_experts} experts per layer, "
@@ -219,13 +230,23 @@ def _checked(shape: Shape, budget: Budget) -> Budget:
             f"of which a token uses {shape.top_groups}: "
             f"too few for top_k = {shape.top_k}; keep at least {shape.smallest}"
         )
-    spread = budget.total // layers if budget.scope == "layer" else budget.total
-    if not shape.is_even(spread):
+
+
+def _check_groups(shape: Shape, budget: Budget) -> None:
+    """Router groups keep equally many."""
+    keep = budget.total / shape.num_layers
+    shared = budget.total // shape.num_layers if budget.scope == "layer" else budget.total
+    if not shape.is_even(shared):
         raise ExciseError(
             f"{budget.text} keeps {keep:g} experts per layer, "
             f"which {shape.groups} router groups cannot share evenly "
             f"(a router would choose wrongly); {_next_even(shape, budget)}"
         )
+
+
+def _check_floor(shape: Shape, budget: Budget) -> None:
+    """The smallest count of a layer can route, and leaves the others theirs."""
+    keep = budget.total / shape.num_layers
     if budget.floor > keep and budget.floor - budget.multiple < shape.smallest:
         raise ExciseError(
             f"{budget.text} keeps {keep:g} experts per layer, "
@@ -236,7 +257,6 @@ def _checked(shape: Shape, budget: Budget) -> Budget:
             f"prune.floor is {budget.floor}; it must lie between {shape.smallest} "
             f"and the mean number kept, {keep:g}"
         )
-    return budget
 
 
 def _next_even(shape: Shape, budget: Budget) -> str:

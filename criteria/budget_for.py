@@ -21,13 +21,8 @@ def budget_for(
     """What a plan may keep.
 
     Args:
-        layout: the model's shape, and the bytes of its experts
-        fraction: share of the experts to remove, in (0, 1)
-        keep: experts kept per layer (on average, in scope global), or decoder layer -> count for some layers
-        target_size: largest size of all weights together, for example 8GB
-        scope: layer = the same count in every layer; global = the lowest scores of the whole model go
-        floor: fewest experts a layer keeps, in scope global; by default as few as can route
-        multiple_of: every layer's count is a multiple of it
+        layout: the model's shape, and the bytes of its experts; the rest is documented in
+            `criteria.ranking.select`
 
     Raises:
         ExciseError: not exactly one of fraction, keep and target_size; or numbers that conflict, each named.

@@ -1,7 +1,7 @@
 """Recovery of a pruned model, as users call it: LoRA on the kept experts, the whole model as teacher."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from criteria.text.windows import Windows
 from experts.anatomy import Anatomy
@@ -16,7 +17,9 @@ from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.model import Model
 from experts.plan import Plan
+from finetune.provenance import training_provenance
 from finetune.recovery import Job, recovered
+from finetune.results import TeacherJson, TrainingJson
 from finetune.settings import GROUPS, Training
 from finetune.students import Student, shared_student
 from validate.loss import window_losses
@@ -32,14 +35,14 @@ class RecoveredModel:
         plan: the experts it keeps
         weights: the tensors that were trained, by name
         curve: held-out loss during training, a row per point (step, tokens, seconds, held_out)
-        training: how it was trained, for the checkpoint's provenance
+        training: how it was trained, as the checkpoint's excise_recovery.json says it
     """
 
     anatomy: Anatomy
     plan: Plan
     weights: dict[str, Tensor]
     curve: list[dict[str, float]]
-    training: dict[str, object]
+    training: TrainingJson
 
 
 @contextmanager
@@ -108,7 +111,8 @@ def recover(
         )
         job = _job(model, plan, student, text, held_out, settings, batch, seed, place / "training")
         merged = stack.enter_context(recovered(job, student.teacher_of))
-        training = _provenance(job, merged.tuned)
+        teacher: TeacherJson = {"model": model.name, "keep": "memory", "top_k": None}
+        training = training_provenance(job, merged.tuned, teacher)
         yield RecoveredModel(student.anatomy, plan, merged.weights, merged.curve, training)
 
 
@@ -131,20 +135,7 @@ def _job(
     seed: int,
     folder: Path,
 ) -> Job:
-    losses = LossEvaluator(held_out, batch=batch)
-    dtypes = {name: weight.dtype for name, weight in student.anatomy.model.named_parameters()}
-    key = key_of(
-        "recover", model.identity, plan.digest, text.hash, held_out.hash, settings.model_dump(), batch, seed
-    )
-
-    def rounded(name: str, weight: Tensor) -> Tensor:
-        return weight.to(dtypes[name])
-
-    def loss() -> float:
-        return float(
-            np.average(window_losses(student.anatomy.model, held_out, batch), weights=losses.weights)
-        )
-
+    identities = (model.identity, plan.digest, text.hash, held_out.hash)
     return Job(
         anatomy=student.anatomy,
         counts=dict(plan.counts),
@@ -153,21 +144,20 @@ def _job(
         seed=seed,
         settings=settings,
         folder=folder,
-        rounded=rounded,
-        held_out=loss,
-        key=key,
+        rounded=_rounding(student.anatomy.model),
+        held_out=_held_out_loss(student.anatomy.model, held_out, batch),
+        key=key_of("recover", *identities, settings.model_dump(), batch, seed),
         base=str(model.folder),
     )
 
 
-def _provenance(job: Job, tuned: int) -> dict[str, object]:
-    """What becomes part of excise_recovery.json."""
-    kept = {"targets", "rank", "alpha", "learning_rate", "weight_decay", "ce", "kl", "temperature", "bf16"}
-    return {
-        **job.settings.model_dump(mode="json", include=kept),
-        "seed": job.seed,
-        "steps": job.steps,
-        "tokens": job.steps * job.tokens_per_step,
-        "text": job.windows.hash,
-        "tuned": tuned,
-    }
+def _rounding(network: PreTrainedModel) -> Callable[[str, Tensor], Tensor]:
+    """A function that rounds a merged weight to the precision which the network holds it in."""
+    dtypes = {name: weight.dtype for name, weight in network.named_parameters()}
+    return lambda name, weight: weight.to(dtypes[name])
+
+
+def _held_out_loss(network: PreTrainedModel, held_out: Windows, batch: int) -> Callable[[], float]:
+    """A function that measures the mean loss of the network as it is, nats per token."""
+    weights = LossEvaluator(held_out, batch=batch).weights
+    return lambda: float(np.average(window_losses(network, held_out, batch), weights=weights))

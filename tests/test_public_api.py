@@ -5,6 +5,7 @@ line.
 import doctest
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -19,7 +20,10 @@ import finetune
 import prune
 import validate
 from experts import ExciseError
+from experts.disk.companions import RECOVERY
 from experts.disk.names import recipes_folder
+from finetune.results import RecoveryJson, TrainingJson
+from prune.typed_json import problems
 from tests.support.inputs import windows
 
 PACKAGES = (experts, criteria, validate, finetune, prune)
@@ -178,6 +182,11 @@ def test_a_recovery_and_its_checkpoint(
         prune.export(model, plan, tmp_path / "recovered", recovered=recovered)
     assert len(recovered.curve) >= 2
     assert recovered.weights
+    provenance = json.loads((tmp_path / "recovered" / RECOVERY).read_text())
+    assert not list(problems(provenance, RecoveryJson))
+    assert provenance["training"].keys() == TrainingJson.__annotations__.keys()
+    assert provenance["training"]["text"] == text.summary()
+    assert provenance["training"]["teacher"] == {"model": model.name, "keep": "memory", "top_k": None}
     assert model.generate("def ", max_new_tokens=5) == before
     assert experts.load(tmp_path / "recovered").generate("def ", max_new_tokens=5) == inside
 

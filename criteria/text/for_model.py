@@ -85,7 +85,16 @@ def read_for(
     if note := context_note(length, checkpoint.config, shapes):
         say(note)
     tokenizer = model.new_tokenizer()
-    cut = read_windows(sources, tokenizer, length, sequences, seed, bos, chat_template, say)
+    cut = read_windows(
+        sources,
+        tokenizer,
+        length=length,
+        sequences=sequences,
+        seed=seed,
+        bos=bos,
+        chat_template=chat_template,
+        say=say,
+    )
     check_vocabulary(int(cut.tokens.max()), checkpoint.config)
     return cut
 

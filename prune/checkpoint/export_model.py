@@ -6,6 +6,7 @@ from pathlib import Path
 from experts.model import Model
 from experts.plan import Plan
 from finetune.recover_model import RecoveredModel
+from finetune.results import RecoveryJson
 from prune.checkpoint.card import plan_card
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import Storage
@@ -58,5 +59,6 @@ def export(
     storage = Storage(recovered.anatomy.model, by_name(slice_layout(model.layout, plan)))
     with tempfile.TemporaryDirectory(prefix="excise-") as folder:
         changed = storage.write(recovered.weights, Path(folder) / "merged")
-        trained = TrainedWeights(changed, {"plan": plan.digest, "training": recovered.training})
+        provenance: RecoveryJson = {"plan": plan.digest, "training": recovered.training}
+        trained = TrainedWeights(changed, provenance)
         return write(model.layout, plan, out, card, force, fingerprint, trained)

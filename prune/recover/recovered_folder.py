@@ -2,19 +2,23 @@
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
+from experts.disk.companions import RECOVERY
+from experts.disk.shards import read_json
 from experts.errors import ExciseError
 from experts.files import replacing_folder
 from experts.plan import Plan
 from finetune.recovery import ADAPTER, Job, Recovered
+from finetune.results import RecoveryJson, TrainingJson
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import Storage
 from prune.checkpoint.write import TrainedWeights, export
 from prune.recover.card import recovered_card
-from prune.recover.result import TrainingJson
 from prune.session.session import Session
+from prune.typed_json import problems
 from validate.rig import check_reloaded, require
 
 CHECKPOINT = "recovered"
@@ -33,6 +37,16 @@ class RecoveredFolder:
     def is_done(self) -> bool:
         """Whether these very weights are there, and proven."""
         return self.folder.valid(STAGE, self.key, CHECKPOINT, ADAPTER)
+
+    @property
+    def training(self) -> TrainingJson:
+        """How its weights were trained, as it says itself."""
+        file = self.path / RECOVERY
+        provenance = read_json(file)
+        wrong = next(problems(provenance, RecoveryJson), None)
+        if wrong:
+            raise ExciseError(f"{file}: {wrong}; delete {self.path}, and it is trained again")
+        return cast(RecoveryJson, provenance)["training"]
 
     def check(self) -> None:
         """A checkpoint of another training is replaced only with --force."""
@@ -58,7 +72,8 @@ class RecoveredFolder:
         prepared, plan = self.session.prepared, self.plan
         storage = Storage(job.anatomy.model, by_name(slice_layout(prepared.layout, plan)))
         changed = storage.write(merged.weights, shards)
-        trained = TrainedWeights(changed, {"plan": plan.digest, "training": training})
+        provenance: RecoveryJson = {"plan": plan.digest, "training": training}
+        trained = TrainedWeights(changed, provenance)
         card = recovered_card(self.session.recipe, prepared.layout, plan, training)
         force = prepared.force or self.path.exists()
         export(prepared.layout, plan, self.path, card, force, recovered=trained)

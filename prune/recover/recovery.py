@@ -2,17 +2,16 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 from tqdm import tqdm
 
-from experts.disk.companions import RECOVERY
-from experts.disk.shards import read_json
 from experts.errors import ExciseError
 from experts.keys import environment
 from experts.plan import Plan
+from finetune.provenance import training_provenance
 from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
+from finetune.results import TeacherJson
 from finetune.students import Student
 from finetune.training_log import CURVE, read_rows
 from prune.checkpoint.provenance import pruned_plan
@@ -25,7 +24,6 @@ from prune.recover.result import PlacesJson, RecoveryResult
 from prune.recover.students import FromDisk, InMemory, choose_students
 from prune.recover.summary import recovery_csv, recovery_summary
 from prune.recover.targets import check_targets, everything
-from prune.recover.training import training_provenance
 from prune.session.measures import measures_of
 from prune.session.prepared import Prepared
 from prune.session.run_folder import write_json, write_text
@@ -99,8 +97,8 @@ class Recovery:
             Content of recovery.json.
         """
         stage = self.identity.report((*self.plans.values(), *self.known))
-        if kept := self.folder.kept("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
-            return {**cast(RecoveryResult, kept), **self._places()}
+        if kept := self.folder.kept("recovery", stage, RecoveryResult, RESULT, REPORT, CHECKPOINT, ADAPTER):
+            return {**kept, **self._places()}
         self.written.check()
         before, after = self._measured()
         self._recover_all(before[0], after)
@@ -162,8 +160,17 @@ class Recovery:
             self.written.prove(expected)
 
     def _write(self, job: Job, merged: Recovered) -> None:
-        source, keep = self.session.recipe.model, self.students.keep
-        self.written.write(job, merged, training_provenance(self.settings, job, merged.tuned, source, keep))
+        self.written.write(job, merged, training_provenance(job, merged.tuned, self._teacher))
+
+    @property
+    def _teacher(self) -> TeacherJson:
+        """The unpruned model, unless the recipe names another."""
+        settings, keep = self.settings.teacher, self.students.keep
+        return {
+            "model": settings.model or self.session.recipe.model,
+            "keep": keep,
+            "top_k": settings.top_k if keep == "disk" else None,
+        }
 
     def _job(self, student: Student, plan: Plan, folder: Path, held_out: Measure) -> Job:
         storage = Storage(student.anatomy.model, by_name(slice_layout(self.session.prepared.layout, plan)))
@@ -192,7 +199,7 @@ class Recovery:
         pairs, seed = list(zip(before, after, strict=True)), self.session.recipe.validation.random_seed
         return {
             **recovery_summary(self.plans, self.known, pairs, curves, seed),
-            "training": read_json(self.written.path / RECOVERY)["training"],
+            "training": self.written.training,
             "text": self.session.texts.validation.summary(),
             "model": self.session.prepared.model,
             **self._places(),

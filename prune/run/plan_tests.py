@@ -1,7 +1,6 @@
 """Every criterion's plan, its reverse and random plans on held-out text; the instrument is checked first."""
 
 from dataclasses import dataclass
-from typing import cast
 
 from criteria.budget import Budget
 from criteria.scores import Scores
@@ -49,8 +48,8 @@ class PlanTests:
     def execute(self) -> ValidationResult:
         """Content of validation.json; what an earlier run measured from the same inputs is used again."""
         stage = self._key()
-        if kept := self.folder.kept("validate", stage, RESULT):
-            return cast(ValidationResult, kept)
+        if kept := self.folder.kept("validate", stage, ValidationResult, RESULT):
+            return kept
         result = self._result()
         self.folder.begin("validate")
         write_json(self.folder.path / RESULT, result)

@@ -1,6 +1,7 @@
 """The budget that a user asks for: a share of the experts, a count per layer, or a size in bytes."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, get_args
 
 from criteria.budget import Budget, BudgetScope, from_counts, from_fraction, from_keep, from_total
@@ -77,7 +78,7 @@ def _check_arguments(
 ) -> None:
     """Refuse what is of no use as a number, a size or a scope."""
     if fraction is not None:
-        check_kind("fraction", fraction, (float, int), "a share of the experts, such as 0.5")
+        check_kind("fraction", fraction, Real, "a share of the experts, such as 0.5")
     if isinstance(keep, Mapping):
         for layer, count in keep.items():
             check_count(f"keep, layer {layer}", count)

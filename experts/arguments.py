@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from enum import StrEnum
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from experts.errors import SettingError
@@ -27,7 +28,7 @@ def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected
 
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Refuse what is no whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise SettingError(f"{name} is {shown(value)}; it is a whole number of at least {least}")
 
 
@@ -46,4 +47,4 @@ def choice_of(name: str, value: Choice | str, kind: type[Choice]) -> Choice:
 
 def shown(value: Any) -> str:
     """A short form of a value for an error message."""
-    return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+    return repr(value) if isinstance(value, str | Real) else f"a {type(value).__name__}"

@@ -1,6 +1,6 @@
 """Interventions on a model, as users call them: experts by their ids, layers by their decoder index."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -85,7 +85,7 @@ def _check_ids(model: Model, layer: int, ids: Sequence[int]) -> None:
         raise ExciseError(
             f"layer {layer} is dense or absent; the layers with experts are {list(shape.layers)}"
         )
-    check_kind(f"removed, layer {layer}", ids, Sequence, "a list of expert ids")
+    check_kind(f"removed, layer {layer}", ids, Collection, "a list of expert ids")
     for expert in ids:
         check_count(f"removed, layer {layer}: an expert", expert, 0)
         if not 0 <= expert < shape.num_experts:

@@ -385,6 +385,7 @@ def test_no_command_goes_below_them() -> None:
             lambda m, t: criteria.select(ranked(m, t), keep=8, budget=criteria.budget_for(m, keep=8)),
             "give a budget, or one of fraction, keep, target_size",
         ),
+        (lambda m, t: validate.effects(m, t, experts=[16]), "experts: 16 is out of range"),
         (lambda m, t: validate.against_random(m, half(m), t, batch=-1), "batch is -1"),
         (lambda m, t: finetune.recover(m, half(m), t, held_out=other(m), batch=0).__enter__(), "batch is 0"),
         (
@@ -452,6 +453,16 @@ def half(model: experts.Model) -> experts.Plan:
 
 def other(model: experts.Model) -> criteria.Windows:
     return criteria.windows(model, stdlib="code", split="test", sequences=4, length=64)
+
+
+def test_numbers_and_arrays_of_numpy_are_numbers_and_lists(
+    model: experts.Model, text: criteria.Windows
+) -> None:
+    scores = criteria.score(model, "reap", text, batch=np.int64(4))  # type: ignore[call-overload]
+    plan = criteria.select(scores, keep=np.int64(8))  # type: ignore[arg-type]
+    assert plan.total == criteria.select(scores, fraction=np.float32(0.5)).total  # type: ignore[arg-type]
+    with experts.ablated(model, {0: np.array([3, 5])}):  # type: ignore[dict-item]
+        assert model.generate("def ", max_new_tokens=1)
 
 
 def test_windows_made_by_hand_are_windows(model: experts.Model) -> None:

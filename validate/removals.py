@@ -1,6 +1,6 @@
 """What removals cost, and whether a criterion ranks experts by it: what users call."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -175,7 +175,7 @@ def _scores(scores: Scores | Sequence[Scores], text: Windows) -> list[Scores]:
     """The scores of every criterion; refused where one of them has seen the text."""
     expected = "scores of criteria.score, or a list of them"
     several = [scores] if isinstance(scores, Scores) else scores
-    check_kind("scores", several, Sequence, expected)
+    check_kind("scores", several, Collection, expected)
     for ranking in several:
         check_kind("scores", ranking, Scores, expected)
         if ranking.text is not None:

@@ -1,6 +1,6 @@
 """Text for one model: windows that fit its positions and its vocabulary."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def _sources(
     if keys:
         raise ExciseError(f"give a source or keys of one, not both ({', '.join(keys)})")
     several = [source] if isinstance(source, str | Path | Source) else source
-    check_kind("source", several, Sequence, EXPECTED)
+    check_kind("source", several, Collection, EXPECTED)
     return [_source_of(one) for one in several]
 
 

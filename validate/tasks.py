@@ -88,18 +88,14 @@ class Benchmark:
         Raises:
             ExciseError: for what lm-eval does not know, cannot read or would refuse.
         """
-        for library in ("lm_eval", "huggingface_hub", "datasets"):
-            logging.getLogger(library).setLevel(logging.ERROR)
+        _silence_libraries()
         self.limit, self.template, self.confirmed = limit, template, confirmed
         allow_code(confirmed)
         if include is not None:
             include = include.absolute()
             check_task_files(include)
         manager = manager_for(names, include)
-        folder = data or include or Path()
-        if not folder.is_dir():
-            raise ExciseError(f"validate.tasks.data: {folder} is not a folder")
-        self.loaded = load_tasks(manager, list(names), folder)
+        self.loaded = load_tasks(manager, list(names), _data_folder(data, include))
         self.tasks: dict[str, Any] = self.loaded["tasks"]
         check_tasks(self.tasks, confirmed)
         if fewshot is not None:
@@ -214,6 +210,20 @@ class ItemEvaluator(Evaluator):
             with restricted(anatomy, plan) if plan else nullcontext():
                 scores = self.benchmark.scores(anatomy.model, self.tokenizer, self.batch)
             yield scores
+
+
+def _silence_libraries() -> None:
+    """Below errors, what lm-eval loads with says nothing that a user can act on."""
+    for library in ("lm_eval", "huggingface_hub", "datasets"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def _data_folder(data: Path | None, include: Path | None) -> Path:
+    """Where relative data files of tasks start."""
+    folder = data or include or Path()
+    if not folder.is_dir():
+        raise ExciseError(f"validate.tasks.data: {folder} is not a folder")
+    return folder
 
 
 def _config_of(task: Any) -> dict[str, Any]:

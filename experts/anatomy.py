@@ -29,6 +29,7 @@ from experts.disk.tensors import (
 from experts.errors import ExciseError
 from experts.plain_outputs import set_plain_outputs
 from experts.shape import Shape
+from experts.sweep.room import UNBOUNDED, Room
 from experts.weights import LayerWeights, Resident
 
 MOST_EXTRA = 8  # router rows that may belong to shared or skipped experts
@@ -85,12 +86,14 @@ class Anatomy:
         layers: its MoE layers, in the order of the decoder [L]
         shape: L, E, k and router groups; where a pruned model's layers differ, E is the largest count
         weights: where the weights of its decoder layers come from
+        room: what a sweep over the layers may take while states wait
     """
 
     model: PreTrainedModel
     layers: tuple[MoELayer, ...]
     shape: Shape
     weights: LayerWeights
+    room: Room = UNBOUNDED
 
     @property
     def device(self) -> torch.device:

@@ -15,8 +15,9 @@ from experts.errors import ExciseError
 from experts.interventions import mode_of
 from experts.model import Model
 from experts.modes import Mode, Scope
+from validate.active_experts import Removals, Table
 from validate.audit_cells import Cell
-from validate.effect_table import Removals, Table, measure_effects
+from validate.effect_table import measure_effects
 from validate.expert_pairs import pick_pairs, rank_correlations
 from validate.position_sample import sample_positions
 from validate.rig import check_rig, rig_plan

@@ -24,7 +24,8 @@ from experts.notes import tell
 from prune.effects.partial_table import PartialTable
 from prune.effects.request import Request
 from prune.effects.result import EffectsResult
-from validate.effect_table import Removals, Table, measure_effects
+from validate.active_experts import Removals, Table
+from validate.effect_table import measure_effects
 from validate.rig import check_rig, rig_plan
 
 

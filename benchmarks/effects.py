@@ -167,7 +167,8 @@ def exhaustive() -> dict[str, Any]:
     from experts.loading import load_network, load_tokenizer
     from experts.modes import Scope
     from prune.recipe.read import read_recipe, recipe_file
-    from validate.effect_table import Removals, measure_effects
+    from validate.active_experts import Removals
+    from validate.effect_table import measure_effects
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")
     text = recipe.validation

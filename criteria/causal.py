@@ -41,7 +41,8 @@ def position(context: ExperimentContext, mode: str, windows: int) -> dict[str, A
             yield _every_active_expert(clean, row, num_experts, rows.at(start + batch, row))
             rows.advance(1)
 
-        instrument.measure(torch.split(tokens[start:stop], 1), Scope.POSITION, removals)
+        batches, results = torch.split(tokens[start:stop], 1), {"rows": rows.values}
+        instrument.measure(batches, Scope.POSITION, removals, title=rows.title, results=results)
 
     rows.fill(work, batch=1)
     num_windows, length = tokens.shape
@@ -99,7 +100,14 @@ def removal(context: ExperimentContext, mode: str, outcome: str, windows: int) -
                 yield Removal(row, {row: marked(anatomy, expert)}, take)
             rows.advance(len(parts[batch]))
 
-        instrument.measure(parts, Scope.CORPUS, removals)
+        instrument.measure(
+            parts,
+            Scope.CORPUS,
+            removals,
+            title=rows.title,
+            results={"rows": rows.values},
+            most=lambda batch, row: anatomy.shape.num_experts,  # noqa: ARG005
+        )
 
     rows.fill(work, size)
     return {"score": rows.values.mean(axis=0), "per_window": rows.values}

@@ -7,7 +7,7 @@ backward.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +17,16 @@ from criteria.experiment_context import ExperimentContext
 from experts.anatomy import Anatomy
 from experts.decoder import Part, part_of
 from experts.effects.outcome import token_losses
+from experts.files import temporary_name
 from experts.memory import in_chunks
 from experts.seam import Forward, intercepted
 from experts.sweep.record import CleanForward
+from experts.sweep.room import Room
+from experts.sweep.spill import SpillFolder
 from experts.sweep.stage import Stage, State
 from experts.sweep.streams import Streams
 
+ENTERS = "enters"  # first word of the keys of waiting states
 # Of a MoE layer and expert ids [T, k] of a batch: α, which gets a gradient, and α of each of the ids [T, k].
 Multiplier = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 # Sums of the losses of a batch [B, W − 1], each of which is differentiated.
@@ -83,12 +87,10 @@ class Slopes:
     Attributes:
         anatomy: the model
         batches: windows [B, W] of every forward
-        streams: what enters each part of the model, batch by batch
     """
 
     anatomy: Anatomy
     batches: Sequence[Tensor]
-    streams: Streams = field(default_factory=Streams)
 
     def __post_init__(self) -> None:
         self.stage = Stage(self.anatomy)
@@ -102,23 +104,23 @@ class Slopes:
             totals: what is differentiated
             add: takes the slopes; called when a layer of a batch is done
         """
-        with _frozen(self.anatomy):
-            self._up(multiplier)
-            self._down(multiplier, totals, add)
+        with _frozen(self.anatomy), _waiting(self.anatomy.room) as streams:
+            self._up(streams, multiplier)
+            self._down(streams, multiplier, totals, add)
 
     @torch.no_grad()
-    def _up(self, multiplier: Multiplier) -> None:
+    def _up(self, streams: Streams, multiplier: Multiplier) -> None:
         """Leave what enters every part."""
         for place, part in enumerate(self.parts[:-1]):
             with self.anatomy.weights.loaded(part.span):
                 for batch in range(len(self.batches)):
                     with multiplied_gates(part, multiplier):
-                        entering = self.streams.get((place, batch))
+                        entering = streams.get((ENTERS, place, batch))
                         leaving = self._run(part, batch, entering)
                     assert isinstance(leaving, dict), "not the last part"
-                    self.streams.put((place + 1, batch), leaving)
+                    streams.put((ENTERS, place + 1, batch), leaving)
 
-    def _down(self, multiplier: Multiplier, totals: Totals, add: Add) -> None:
+    def _down(self, streams: Streams, multiplier: Multiplier, totals: Totals, add: Add) -> None:
         """Take the slopes of the totals in what leaves a part to what enters it, and to the multipliers."""
         slopes: dict[int, list[State]] = {}  # batch -> for every total, slopes in what leaves the part
         first = self.anatomy.layers[0].index
@@ -126,7 +128,8 @@ class Slopes:
         for place, part in reversed(with_slopes):
             with self.anatomy.weights.loaded(part.span):
                 for batch in range(len(self.batches)):
-                    entering = self.streams.take((place, batch))
+                    entering = streams.get((ENTERS, place, batch))
+                    streams.drop((ENTERS, place, batch))
                     later = slopes.pop(batch, None)
                     slopes[batch] = self._back(part, batch, entering, later, (multiplier, totals, add))
 
@@ -214,6 +217,19 @@ def token_count(tokens: Tensor) -> int:
     """Return how many tokens of windows [N, W] have a next one."""
     num_windows, length = tokens.shape
     return num_windows * (length - 1)
+
+
+@contextmanager
+def _waiting(room: Room) -> Iterator[Streams]:
+    """Where what enters the parts waits for the way down."""
+    if room.spill is None:
+        yield Streams()
+        return
+    spill = SpillFolder(temporary_name(room.spill / "slopes"))
+    try:
+        yield Streams(room.memory, spill)
+    finally:
+        spill.remove_all()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What one MoE layer did, call by call, as running sums."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from criteria.residual_stream import turn
 from criteria.statistics import Statistics
+from experts.arrays import Array
 from experts.expert_sums import add_by_expert
 from experts.seam import ExpertOutputs
 
@@ -125,10 +127,13 @@ class LayerSums:
 
     def resume(self, statistics: Statistics, row: int) -> None:
         """Take up the sums of an interrupted pass: what comes next is added as it would have been."""
+        self.restore({name: getattr(statistics, name)[row] for name in SUMMED})
+
+    def restore(self, earlier: Mapping[str, Array]) -> None:
+        """Take up sums by name."""
         for name in SUMMED:
             sums: Tensor = getattr(self, name)
-            earlier = getattr(statistics, name)[row].reshape(sums.shape)
-            sums.copy_(torch.from_numpy(earlier.copy()))
+            sums.copy_(torch.from_numpy(earlier[name].reshape(sums.shape).copy()))
 
     def add(self, call: Call) -> None:
         """Add one experts call."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from criteria.layer_sums import LayerSums, Tokens, measured_call
+from criteria.layer_sums import SUMMED, LayerSums, Tokens, measured_call
 from criteria.residual_stream import residual_streams
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
@@ -23,6 +23,7 @@ from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.decoder import Part, part_of
 from experts.errors import ExciseError
+from experts.keys import key_of
 from experts.seam import Forward, intercepted, see_outputs
 from experts.sweep.job import Job
 from experts.sweep.record import CleanForward
@@ -114,6 +115,10 @@ class Observation(Job):
     def batches(self) -> int:
         return -(-(len(self.windows) - self.start) // self.size)
 
+    @property
+    def identity(self) -> str:
+        return key_of("observe", self.windows.hash)
+
     def clean(self, batch: int) -> CleanForward:
         windows, device = self._of(batch), self.anatomy.device
         return CleanForward.of(windows.tensor(device), windows.padding(device))
@@ -134,6 +139,19 @@ class Observation(Job):
             stop = min(self.start + (batch + 1) * self.size, len(self.windows))
             self.keep(_collect(self.sums, self.windows.select(np.arange(stop)), self._weights()))
             self.kept_at = time.monotonic()
+
+    def state(self) -> dict[str, Array]:
+        state = {name: np.stack([_array(sums, name) for sums in self.sums]) for name in SUMMED}
+        for row, norms in self.norms.items():
+            state |= {f"{row} {name}": values for name, values in norms.items()}
+        return state
+
+    def restore(self, state: dict[str, Array]) -> None:
+        for row, sums in enumerate(self.sums):
+            sums.restore({name: state[name][row] for name in SUMMED})
+        for key in state.keys() - set(SUMMED):
+            number, name = key.split()
+            self.norms.setdefault(int(number), {})[name] = state[key]
 
     def statistics(self) -> Statistics:
         """Of all windows."""
@@ -207,11 +225,17 @@ def _windows_in(done: Statistics, windows: Windows) -> int:
     return count
 
 
+def _array(sums: LayerSums, name: str) -> Array:
+    """Sums of one layer as an array."""
+    values: Array = getattr(sums, name).cpu().numpy()
+    return values
+
+
 def _collect(sums: list[LayerSums], seen: Windows, weights: dict[str, Array]) -> Statistics:
     """The sums of all layers as statistics of the windows that were seen."""
 
     def stacked(name: str) -> Array:
-        return np.stack([getattr(layer_sums, name).cpu().numpy() for layer_sums in sums])
+        return np.stack([_array(layer_sums, name) for layer_sums in sums])
 
     lengths = seen.mask.sum(axis=1)
     tokens = np.bincount(seen.domain, weights=lengths, minlength=len(seen.domains)).astype(np.float64)

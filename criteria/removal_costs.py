@@ -76,18 +76,32 @@ class _Round(Measurement):
     """Removals on top of earlier ones, summed over the tokens.
 
     Attributes:
-        sums: what each candidate adds [L, E]; 0 elsewhere
+        added: what each candidate adds to the cost of every batch [batches, L, E]; 0 elsewhere
     """
 
     title = "greedy round"
 
     def __init__(self, costs: RemovalCosts, parts: Sequence[Tensor], candidates: Marks, gone: Marks) -> None:
         super().__init__(costs.instrument, parts, Scope.CORPUS)
-        self.anatomy, self.divergence, self.candidates = costs.anatomy, costs.divergence, candidates
+        self.anatomy, self.divergence = costs.anatomy, costs.divergence
+        self.candidates, self.removed = candidates, gone
         marks = torch.from_numpy(gone).to(costs.tokens.device)
         self.gone = {row: in_layer for row, in_layer in enumerate(marks) if in_layer.any()}
-        self.sums = np.zeros(candidates.shape)
+        self.added = np.zeros((len(parts), *candidates.shape))
         self.cost_before = [0.0] * len(parts)
+
+    @property
+    def identity(self) -> str:
+        marks = [np.packbits(marks).tobytes().hex() for marks in (self.candidates, self.removed)]
+        return self.key_of(*marks)
+
+    @property
+    def sums(self) -> Array:
+        """What each candidate adds to the cost of all batches [L, E], one after the other."""
+        total = np.zeros(self.candidates.shape)
+        for of_batch in self.added:
+            total += of_batch
+        return total
 
     def around(self, batch: int, part: Part) -> AbstractContextManager[None]:  # noqa: ARG002
         return ablated(part.anatomy, part.of(self.gone), Mode.REROUTE)
@@ -98,7 +112,7 @@ class _Round(Measurement):
             def keep_cost(cost: float) -> None:
                 self.cost_before[batch] = cost
 
-            yield _Unpruned(row=None, keep=keep_cost)
+            yield _Unpruned(row=None, is_reference=True, keep=keep_cost)
 
     def removals(self, batch: int, row: int, clean: CleanForward) -> Iterator[Removal]:  # noqa: ARG002
         for expert in np.flatnonzero(self.candidates[row]).tolist():
@@ -106,10 +120,20 @@ class _Round(Measurement):
             in_layer = self.gone[row] | mark if row in self.gone else mark
             yield Removal(row, {**self.gone, row: in_layer}, self._sum(batch, row, expert))
 
+    def most_born(self, batch: int, row: int) -> int:  # noqa: ARG002
+        return int(self.candidates[row].sum())
+
+    def state(self) -> dict[str, Array]:
+        return {**super().state(), "added": self.added}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        super().restore(state)
+        self.added[...] = state["added"]
+
     def _sum(self, batch: int, row: int, expert: int) -> Take:
         def take(*effects: Tensor) -> None:
-            added = float(effects[self.divergence].sum()) - self.cost_before[batch]
-            self.sums[row, expert] += added
+            cost = float(effects[self.divergence].sum())
+            self.added[batch, row, expert] = cost - self.cost_before[batch]
 
         return take
 

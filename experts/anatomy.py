@@ -29,6 +29,7 @@ from experts.disk.tensors import (
 from experts.errors import ExciseError
 from experts.plain_outputs import set_plain_outputs
 from experts.shape import Shape
+from experts.sweep.room import UNBOUNDED, Room
 from experts.team import Alone, Team
 from experts.weights import LayerWeights, Resident
 
@@ -87,6 +88,7 @@ class Anatomy:
         shape: L, E, k and router groups; where a pruned model's layers differ, E is the largest count
         weights: where the weights of its decoder layers come from
         team: the processes that have this model
+        room: what a sweep over the layers may take while states wait
     """
 
     model: PreTrainedModel
@@ -94,6 +96,7 @@ class Anatomy:
     shape: Shape
     weights: LayerWeights
     team: Team = field(default_factory=Alone)
+    room: Room = UNBOUNDED
 
     @property
     def device(self) -> torch.device:

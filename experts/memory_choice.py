@@ -44,12 +44,14 @@ class Choice:
         streamed: whether decoder layers are read one by one
         device: where the weights go
         why: what was compared with what
+        weights: bytes that they take at most
         close: whether there was anything to decide
     """
 
     streamed: bool
     device: torch.device
     why: str
+    weights: int
     close: bool = True
 
     def announce(self) -> None:
@@ -79,19 +81,23 @@ def choose(
     """
     places = [device] if device is not None else _places()
     if settings.model != "streamed" and FACTOR * checkpoint.size < FEW * _room(places[0], settings):
-        return Choice(False, places[0], _why(checkpoint.size, places[0], settings, "the weights take"), False)
+        why = _why(checkpoint.size, places[0], settings, "the weights take")
+        return Choice(False, places[0], why, checkpoint.size, close=False)
     sizes = forecast_sizes(checkpoint, dtype, trust_remote_code)
     last = places[-1]
     if settings.model != "streamed":
         for place in places:
             if sizes.whole <= _room(place, settings):
-                return Choice(False, place, _why(sizes.whole, place, settings, "the weights take"))
+                return Choice(
+                    False, place, _why(sizes.whole, place, settings, "the weights take"), sizes.whole
+                )
         if settings.model == "resident":
-            return Choice(False, last, _why(sizes.whole, last, settings, "the weights take"))
+            return Choice(False, last, _why(sizes.whole, last, settings, "the weights take"), sizes.whole)
     for place in places:
         if sizes.streamed <= _room(place, settings):
             why = _why(sizes.whole, place, settings, "the weights would take")
-            return Choice(True, place, f"{why}; with a layer at a time, {human(sizes.streamed)}")
+            with_layers = f"{why}; with a layer at a time, {human(sizes.streamed)}"
+            return Choice(True, place, with_layers, sizes.streamed)
     raise ExciseError(_too_large(checkpoint, sizes, last, settings))
 
 

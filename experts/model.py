@@ -17,13 +17,15 @@ from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError, one_line
-from experts.keys import libraries
+from experts.keys import key_of, libraries
 from experts.load_anatomy import load_anatomy
 from experts.loading import load_tokenizer
-from experts.memory_choice import Choice, MemorySettings, Mode, choose, mode_of
+from experts.memory import free_bytes
+from experts.memory_choice import SHARE, Choice, MemorySettings, Mode, choose, mode_of
 from experts.plan import Plan
 from experts.ranks import joined
 from experts.shape import Shape
+from experts.sweep.room import Room
 from experts.team import Together
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -122,11 +124,20 @@ class Model:
     def _loaded(self) -> Anatomy:
         self.choice.announce()
         anatomy = load_anatomy(self.layout.checkpoint, self.choice, self.dtype, self.trust_remote_code)
+        if self.streamed:
+            anatomy = replace(anatomy, room=self._room())
         ranks = joined()
         if ranks is None or ranks.rank > 0:
             return anatomy
         load = _OnRank(self.folder.absolute(), self.dtype, self.trust_remote_code, self.memory)
         return replace(anatomy, team=Together(ranks, load))
+
+    def _room(self) -> Room:
+        """What hidden states may take beside the weights."""
+        free = free_bytes(torch.device("cpu"))
+        limit = free if self.memory.limit is None else min(free, self.memory.limit)
+        left = max(0, limit - self.choice.weights) if self.choice.device.type == "cpu" else limit
+        return Room(int(SHARE * left), self.memory.spill, key_of("sweep", self.identity))
 
     def check_resident(self, purpose: str) -> None:
         """Refuse what needs the whole network in memory.

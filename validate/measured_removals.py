@@ -21,7 +21,8 @@ from experts.errors import ExciseError
 from experts.model import Model
 from experts.modes import Mode
 from experts.notes import tell
-from validate.effect_table import Keep, Removals, Table, measure_effects
+from validate.active_experts import Removals, Table
+from validate.effect_table import Keep, measure_effects
 from validate.rig import check_rig, rig_plan
 
 

@@ -12,6 +12,7 @@ from experts.ablation import restricted
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.decoder import Part
+from experts.keys import key_of
 from experts.plan import Plan
 from experts.sweep.branch import Branch
 from experts.sweep.job import Job
@@ -66,6 +67,10 @@ class PlanLosses(Job):
     def batches(self) -> int:
         return len(self.parts)
 
+    @property
+    def identity(self) -> str:
+        return key_of("plans", *[None if plan is None else plan.digest for plan in self.plans])
+
     def clean(self, batch: int) -> CleanForward:
         windows = self.windows[batch]
         return CleanForward.of(windows.tensor(self.device), windows.padding(self.device))
@@ -75,6 +80,15 @@ class PlanLosses(Job):
             for number, plan in enumerate(self.plans):
                 if plan is not None:
                     yield _Restricted(row=0, plan=plan, job=self, batch=batch, number=number)
+
+    def most_born(self, batch: int, row: int) -> int:  # noqa: ARG002
+        return 0 if row else sum(plan is not None for plan in self.plans)
+
+    def state(self) -> dict[str, Array]:
+        return {"losses": self.losses}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        self.losses[:] = state["losses"]
 
     def arrived(self, batch: int, clean: CleanForward, logits: Tensor | None) -> None:
         if logits is not None:

@@ -16,6 +16,7 @@ from experts.ablation import marked
 from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
 from experts.effects.removal import Removal, Take
+from experts.keys import key_of
 from experts.memory import in_chunks
 from experts.modes import Scope
 from experts.sweep.record import CleanForward
@@ -127,7 +128,14 @@ def by_gate_weight(
             places = deltas[row][:, int(chosen[row][:window].sum()) :]
             yield _largest_first(clean, row, num_experts, chosen[row][window], count, places)
 
-    instrument.measure([tokens[window : window + 1] for window in windows], Scope.POSITION, removals)
+    instrument.measure(
+        [tokens[window : window + 1] for window in windows],
+        Scope.POSITION,
+        removals,
+        title="largest experts first",
+        results={str(row): of_row for row, of_row in deltas.items()},
+        identity=key_of({row: np.packbits(marks).tobytes().hex() for row, marks in chosen.items()}),
+    )
     return deltas
 
 
@@ -187,7 +195,20 @@ def by_order(
                 marks = marked(instrument.anatomy, *sorted(gone))
                 yield Removal(row, {row: marks}, _kept_means(targets, windows))
 
-        instrument.measure(parts, Scope.CORPUS, removals)
+        instrument.measure(
+            parts,
+            Scope.CORPUS,
+            removals,
+            title="experts in order",
+            results={f"{row} {name}": deltas[row][name] for row in deltas for name in deltas[row]},
+            identity=key_of(
+                {
+                    row: {name: order.tolist() for name, order in of_row.items()}
+                    for row, of_row in orders.items()
+                }
+            ),
+            most=lambda _, row: len(_sets(orders.get(row, {}), most)),
+        )
 
     streamed = instrument.anatomy.weights.streamed
     in_chunks(len(tokens), len(tokens) if streamed else size, work, "window")

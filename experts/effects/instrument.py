@@ -5,16 +5,23 @@ path is compared with whole forwards on the model at hand before it is used. Whe
 mixing other than masked attention, say), a plainer way takes its place, and `notes` says so.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.effects.fast_path import FastPath
 from experts.effects.outcome import log_probabilities, token_losses
 from experts.effects.removal import Gathered, PositionReplay, Removal, RemovalBranch, only_at
 from experts.effects.sizes import most_copies, most_windows
+from experts.effects.taken import Taken
+from experts.keys import key_of
 from experts.modes import Mode, Scope
 from experts.notes import tell
 from experts.sweep.branch import Branch
@@ -24,6 +31,9 @@ from experts.sweep.sweep import sweep
 
 # Removals of a batch in a MoE layer: number of the batch, place of the layer, the clean forward.
 Removals = Callable[[int, int, CleanForward], Iterable[Removal]]
+# How many of them there are at most: number of the batch, place of the layer.
+Most = Callable[[int, int], int]
+NOTHING: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass
@@ -104,18 +114,48 @@ class Instrument:
         """Windows [N, W] that fit into one forward with what has to be kept of it, from 1 to `most`."""
         return most_windows(self.anatomy, tokens.shape[1], most)
 
-    def measure(self, batches: Sequence[Tensor], scope: Scope, removals: Removals) -> None:
+    def measure(
+        self,
+        batches: Sequence[Tensor],
+        scope: Scope,
+        removals: Removals,
+        *,
+        title: str = "removals",
+        results: Mapping[str, Array] = NOTHING,
+        identity: str = "",
+        most: Most | None = None,
+    ) -> None:
         """Measure removals in one sweep over the layers.
 
         Args:
             batches: windows [B, W]; in scope position one each
             scope: where experts are removed
             removals: what is removed in which layer, batch by batch
+            title: what is measured: beside the progress bar, and in the record of an unfinished sweep
+            results: arrays that removals fill. A sweep without them cannot be taken up after an interruption
+            identity: what decides which experts are removed, besides title, model and windows
+            most: how many removals there are at most in a layer of a batch; None = not known before
         """
-        sweep(self.anatomy, _Asked(self, batches, scope, removals))
+        job = _Asked(self, batches, scope, removals, results, most)
+        job.title, job.settings = title, identity
+        sweep(self.anatomy, job)
 
-    def branches(self, removal: Removal, clean: CleanForward) -> Iterator[Branch]:
-        """A removal as branches of the clean forward."""
+    @property
+    def identity(self) -> str:
+        """What decides an effect besides the model, the windows and the removal."""
+        means = "" if self.means is None else hashlib.sha256(self.means.cpu().numpy().tobytes()).hexdigest()
+        return key_of(self.mode, means, self.probabilities, self.packs, self.enters)
+
+    def branches(
+        self, removal: Removal, clean: CleanForward, at_once: int | None = None
+    ) -> Iterator[RemovalBranch]:
+        """A removal as branches of the clean forward.
+
+        Args:
+            removal: which experts, and where
+            clean: the clean forward
+            at_once: interventions at positions of one forward; None = as many as fit into memory now
+        """
         if removal.position is None:
             yield RemovalBranch(
                 row=removal.row,
@@ -126,13 +166,16 @@ class Instrument:
                 take=removal.take,
             )
         elif self.packs:
-            yield from self._copies(removal, removal.position, clean)
+            yield from self._copies(removal, removal.position, at_once or self.copies_at_once(clean))
         else:
             yield from self._replays(removal, removal.position, clean)
 
-    def _copies(self, removal: Removal, position: Tensor, clean: CleanForward) -> Iterator[Branch]:
-        """Copies of single tokens, as many in a forward as fit into memory."""
-        size = self.at_once or most_copies(self.anatomy, clean)
+    def copies_at_once(self, clean: CleanForward) -> int:
+        """Interventions at positions of one forward."""
+        return self.at_once or most_copies(self.anatomy, clean)
+
+    def _copies(self, removal: Removal, position: Tensor, size: int) -> Iterator[RemovalBranch]:
+        """Copies of single tokens, so many in a forward."""
         gathered = Gathered([len(position)], position.device, removal.take)
         for start in range(0, len(position), size):
             part = slice(start, min(start + size, len(position)))
@@ -145,7 +188,7 @@ class Instrument:
                 take=gathered.part(part),
             )
 
-    def _replays(self, removal: Removal, position: Tensor, clean: CleanForward) -> Iterator[Branch]:
+    def _replays(self, removal: Removal, position: Tensor, clean: CleanForward) -> Iterator[RemovalBranch]:
         """The window again for every intervention."""
         gathered = Gathered([len(position)], position.device, removal.take)
         for number, at in enumerate(position.tolist()):
@@ -170,13 +213,18 @@ class Measurement(Job):
         instrument: of the model
         windows: of every batch [B, W]; in scope position one each
         scope: where experts are removed
+
+    Attributes:
+        copies: interventions at positions of one forward: as many as fitted into memory when it began
     """
 
     title = "removals"
 
     def __init__(self, instrument: Instrument, windows: Sequence[Tensor], scope: Scope) -> None:
-        self.instrument, self.windows = instrument, windows
+        self.instrument, self.windows, self.scope = instrument, windows, scope
         self.prefix = scope is Scope.POSITION and instrument.packs
+        self.copies: int | None = None
+        self._taken = Taken()
 
     @property
     def batches(self) -> int:
@@ -185,13 +233,29 @@ class Measurement(Job):
     def clean(self, batch: int) -> CleanForward:
         return CleanForward.of(self.windows[batch], prefix=self.prefix)
 
+    def key_of(self, *inputs: Any) -> str:
+        """Identity of the measurement. inputs: what else decides it."""
+        return key_of(type(self).__name__, self.instrument.identity, self.scope, *inputs)
+
     def removals(self, batch: int, row: int, clean: CleanForward) -> Iterable[Removal]:
         """What is removed in a MoE layer: number of the batch, place of the layer, the clean forward."""
         raise NotImplementedError
 
-    def born(self, batch: int, row: int, clean: CleanForward) -> Iterable[Branch]:
+    def born(self, batch: int, row: int, clean: CleanForward) -> Iterator[Branch]:
+        return self._taken.born(batch, row, self._branches(batch, row, clean))
+
+    def _branches(self, batch: int, row: int, clean: CleanForward) -> Iterator[RemovalBranch]:
+        if self.prefix and self.copies is None:
+            self.copies = self.instrument.copies_at_once(clean)
         for removal in self.removals(batch, row, clean):
-            yield from self.instrument.branches(removal, clean)
+            yield from self.instrument.branches(removal, clean, self.copies)
+
+    def state(self) -> dict[str, Array]:
+        return {**self._taken.state(), "copies": np.array([self.copies or 0.0])}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        self._taken.restore(state, self.instrument.anatomy.device)
+        self.copies = int(state.pop("copies")[0]) or None
 
     def arrived(self, batch: int, clean: CleanForward, logits: Tensor | None) -> None:  # noqa: ARG002
         assert logits is not None, "asked for"
@@ -201,13 +265,36 @@ class Measurement(Job):
 
 
 class _Asked(Measurement):
-    """Removals that a function names."""
+    """Removals that a function names; see `Instrument.measure`."""
+
+    settings = ""
 
     def __init__(
-        self, instrument: Instrument, windows: Sequence[Tensor], scope: Scope, asked: Removals
+        self,
+        instrument: Instrument,
+        windows: Sequence[Tensor],
+        scope: Scope,
+        asked: Removals,
+        results: Mapping[str, Array],
+        most: Most | None,
     ) -> None:
         super().__init__(instrument, windows, scope)
-        self.asked = asked
+        self.asked, self.results, self.most = asked, results, most
+
+    @property
+    def identity(self) -> str:
+        return self.key_of(self.settings, *self.results) if self.results else ""
 
     def removals(self, batch: int, row: int, clean: CleanForward) -> Iterable[Removal]:
         return self.asked(batch, row, clean)
+
+    def most_born(self, batch: int, row: int) -> int | None:
+        return None if self.most is None else self.most(batch, row)
+
+    def state(self) -> dict[str, Array]:
+        return {**super().state(), **self.results}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        super().restore(state)
+        for name, values in state.items():
+            self.results[name][...] = values

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.decoder import Part
 from experts.expert_sums import add_by_expert
 from experts.seam import ExpertOutputs, Forward, intercepted, see_outputs
@@ -54,6 +55,10 @@ class _Means(Job):
     def batches(self) -> int:
         return len(self.windows)
 
+    @property
+    def identity(self) -> str:
+        return self.title
+
     def clean(self, batch: int) -> CleanForward:
         return CleanForward.of(self.windows[batch])
 
@@ -64,6 +69,15 @@ class _Means(Job):
             return seen.routed
 
         return intercepted(part.anatomy, add)
+
+    def state(self) -> dict[str, Array]:
+        sums = {f"sums {row}": of_row.cpu().numpy() for row, of_row in self.sums.items()}
+        return {"counts": self.counts.cpu().numpy(), **sums}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        self.counts.copy_(torch.from_numpy(state.pop("counts")))
+        for name, of_row in state.items():
+            self.sums[int(name.split()[1])] = torch.from_numpy(of_row).to(self.counts.device)
 
     def _add(self, row: int, seen: ExpertOutputs, index: Tensor) -> None:
         experts = index.reshape(-1)[seen.pair]

@@ -25,7 +25,8 @@ class Removal:
         row: the lowest MoE layer where something differs from the clean forward
         removed: row among the MoE layers -> experts removed there: bool [E], or token by token [B·W, E];
             at positions [C, E], intervention by intervention
-        take: called with ΔCE and KL in nats, float64 [B, W − 1] each; at positions [C]
+        take: called with ΔCE and KL in nats, float64 [B, W − 1] each; at positions [C]. After an
+            interruption it may be called once more, with the same numbers
         position: position of each intervention [C], below W − 1; None = every position
     """
 

@@ -24,11 +24,14 @@ class Branch:
         row: the MoE layer that it is born in; None = a whole forward of its own
         position: positions of a single window that it is made of [C]; None = the whole windows
         begins_at_experts: whether what runs before the experts of its first layer is not run again
+        is_reference: whether branches of the same batch that arrive later need what it leaves: it then
+            arrives in every pass over the layers
     """
 
     row: int | None
     position: Tensor | None = None
     begins_at_experts: bool = True
+    is_reference: bool = False
 
     def change(self, part: Part) -> AbstractContextManager[None]:
         """The intervention on some decoder layers."""

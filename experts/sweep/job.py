@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from experts.arrays import Array
 from experts.decoder import Part
 from experts.sweep.branch import Branch
 from experts.sweep.record import CleanForward
@@ -12,6 +13,9 @@ from experts.sweep.record import CleanForward
 
 class Job:
     """Batches of windows, what is watched or changed while they run, and the branches born from them.
+
+    Where branches wait for room the clean forward runs again in some layers: `around`, `arrived` and the
+    branches' results then come once more, with the same numbers.
 
     Attributes:
         title: beside the progress bar
@@ -30,9 +34,18 @@ class Job:
         """How many batches there are."""
         raise NotImplementedError
 
+    @property
+    def identity(self) -> str:
+        """What decides the results besides model and windows; empty = they cannot be taken up again."""
+        return ""
+
     def clean(self, batch: int) -> CleanForward:
         """A forward of a batch that has not run yet."""
         raise NotImplementedError
+
+    def is_wanted(self, batch: int) -> bool:  # noqa: ARG002
+        """Whether anything is left to do for a batch."""
+        return True
 
     def around(self, batch: int, part: Part) -> AbstractContextManager[None]:  # noqa: ARG002
         """What holds while the clean forward of a batch runs through some layers."""
@@ -52,6 +65,10 @@ class Job:
         """
         return ()
 
+    def most_born(self, batch: int, row: int) -> int | None:  # noqa: ARG002
+        """How many branches of whole windows `born` bears at most; None = not known before."""
+        return None if self.branches else 0
+
     def arrived(self, batch: int, clean: CleanForward, logits: Tensor | None) -> None:
         """The clean forward of a batch has run through the last layer, before any branch of it does.
 
@@ -60,3 +77,10 @@ class Job:
             clean: the clean forward
             logits: [B, W, V]; None without head
         """
+
+    def state(self) -> dict[str, Array]:
+        """What the job has so far, by name: what is finished, and what the branches on their way add to."""
+        return {}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """Take up what `state` gave in an interrupted run."""

@@ -119,6 +119,18 @@ def at_positions(output: Any, position: Tensor | None, shape: torch.Size) -> Any
     return output[:, position.to(output.device)] if output.shape[:2] == shape else output
 
 
+def bytes_born(clean: CleanForward, layer: int, position: Tensor | None) -> int:
+    """Bytes of what enters a branch that is born in a decoder layer.
+
+    position: positions that it is made of [C]; None = all
+    """
+    size, (batch, length) = 0, clean.tokens.shape
+    for value in clean.states[layer].values():
+        is_part = position is not None and value.shape[:2] == (batch, length)
+        size += value.nbytes * len(position) // length if is_part and position is not None else value.nbytes
+    return size
+
+
 def _entry_recorder(clean: CleanForward, with_experts: set[int]) -> Watch:
     """Records the mask of every layer, and what enters those with experts."""
 

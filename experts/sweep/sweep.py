@@ -2,114 +2,71 @@
 
 Where all weights are in memory there is one part with all layers. Every branch then runs to its end at once,
 and nothing is stored. Where weights are read from the checkpoint a part is one layer, and hidden states wait
-between the parts.
+between the parts (streams.py). Branches that do not fit wait for another pass (births.py).
 """
-
-from collections.abc import Iterator
 
 import torch
 
 from experts.anatomy import Anatomy
-from experts.decoder import Part, part_of
-from experts.errors import ExciseError, is_out_of_memory
-from experts.memory import release
-from experts.sweep.branch import Branch
+from experts.decoder import part_of
 from experts.sweep.job import Job
-from experts.sweep.record import CleanForward
-from experts.sweep.runner import Runner
-from experts.sweep.stage import State
+from experts.sweep.journal import Journal
+from experts.sweep.need import Need, check_disk
+from experts.sweep.progress import Bar, Progress
+from experts.sweep.room import Room
+from experts.sweep.snapshot import files_of, packed, unpack
+from experts.sweep.storage import storage
+from experts.sweep.streams import Streams
+from experts.sweep.visits import Visits
 
 
 @torch.no_grad()
-def sweep(anatomy: Anatomy, job: Job) -> None:
+def sweep(anatomy: Anatomy, job: Job, room: Room | None = None) -> None:
     """Run a job.
 
     Args:
         anatomy: the model
         job: takes the results
+        room: what waiting states may take, and where the progress is recorded; None = as the model says
+
+    Raises:
+        ExciseError: the disk has no room for states that do not fit into memory.
     """
-    Sweep(anatomy, job).run()
+    if len(anatomy.weights.spans()) == 1:
+        _visit(Visits(anatomy, job, Streams(), Progress()), 0)
+        return
+    room = room or anatomy.room
+    forwards = [job.clean(batch) for batch in range(job.batches)]
+    with storage(anatomy, job, forwards, room) as where:
+        need = Need.of(anatomy, job, forwards)
+        check_disk(need, job, room, where.spill)
+        most = None if room.memory is None else room.memory - need.for_clean(job, room.memory)
+        bar = Bar(anatomy, job, forwards)
+        visits = Visits(anatomy, job, Streams(room.memory, where.spill), bar, most)
+        _visit_all(visits, bar, where.journal)
 
 
-class Sweep:
-    """One pass over the decoder layers.
+def _visit_all(visits: Visits, bar: Bar, journal: Journal | None) -> None:
+    """As many passes over the layers as branches need that wait for room."""
+    number: int | None = _begin(visits, journal)
+    with bar:
+        while number is not None:
+            _visit(visits, number)
+            number = visits.after(number)
+            if journal is not None and number is not None and journal.is_due():
+                journal.write(packed(visits, number), files_of(visits))
 
-    Args:
-        anatomy: the model
-        job: what it is for
-    """
 
-    def __init__(self, anatomy: Anatomy, job: Job) -> None:
-        self.anatomy, self.job = anatomy, job
-        self.runner = Runner(anatomy)
-        self.alive: list[list[tuple[Branch, State]]] = [[] for _ in range(job.batches)]
-        self.states: list[State | None] = [None] * job.batches
-        self.forwards: list[CleanForward | None] = [None] * job.batches
+def _begin(visits: Visits, journal: Journal | None) -> int:
+    """The number of the first part: 0, or where an interrupted run was."""
+    content = None if journal is None else journal.read()
+    return 0 if content is None else unpack(visits, content)
 
-    def run(self) -> None:
-        """Visit all layers."""
-        for span in self.anatomy.weights.spans():
-            part = part_of(self.anatomy, span)
-            with self.anatomy.weights.loaded(span):
-                for batch in range(self.job.batches):
-                    self._visit(part, batch)
 
-    def _visit(self, part: Part, batch: int) -> None:
-        """Take a batch through some layers: the clean forward, then every branch of it."""
-        clean = self.forwards[batch] or self.job.clean(batch)
-        last = self._is_last(part)
-        output = self._run_clean(part, batch, clean)
-        if last:
-            self.job.arrived(batch, clean, output if isinstance(output, torch.Tensor) else None)
-        alive, self.alive[batch] = self.alive[batch], []
-        for branch, state in alive:
-            self._advance(part, batch, clean, branch, state)
-        for branch in self._newborn(part, batch, clean):
-            self._advance(part, batch, clean, branch, None)
-        clean.forget()
-        self.states[batch] = output if isinstance(output, dict) else None
-        self.forwards[batch] = None if last else clean
-
-    def _run_clean(self, part: Part, batch: int, clean: CleanForward) -> State | torch.Tensor | None:
-        """The clean forward, as far as it is needed."""
-        until, state = self.job.clean_until, self.states[batch]
-        with self.job.around(batch, part):
-            if until is None or until >= part.rows.stop:
-                return self.runner.clean(part, clean, state, head=self.job.head, record=self.job.branches)
-            if until in part.rows:
-                self.runner.prefix(part, clean, state, until)
-            return None
-
-    def _newborn(self, part: Part, batch: int, clean: CleanForward) -> Iterator[Branch]:
-        """Branches that begin in this part."""
-        if part.span.start == 0:
-            yield from self.job.whole(batch)
-        if self.job.branches:
-            for row in part.rows:
-                yield from self.job.born(batch, row, clean)
-
-    def _advance(
-        self, part: Part, batch: int, clean: CleanForward, branch: Branch, state: State | None
-    ) -> None:
-        """Take a branch through some layers; in halves where it does not fit into memory."""
-        try:
-            output = self.runner.branch(part, branch, clean, state)
-            if isinstance(output, torch.Tensor):
-                branch.arrived(clean, output)
-            elif output is not None:
-                self.alive[batch].append((branch, output))
-            return
-        except ExciseError as error:
-            if not branch.forgives(error):
-                raise
-            return
-        except (RuntimeError, MemoryError) as error:
-            halves = branch.halves() if is_out_of_memory(error) and state is None else None
-            if halves is None:
-                raise
-        release()  # outside the handler: its traceback holds the tensors of the failed attempt
-        for half in halves:
-            self._advance(part, batch, clean, half, None)
-
-    def _is_last(self, part: Part) -> bool:
-        return part.span.stop == len(self.runner.layers)
+def _visit(visits: Visits, number: int) -> None:
+    """Have the weights of a part, and take all batches through it."""
+    span = visits.spans[number]
+    part = part_of(visits.anatomy, span)
+    with visits.anatomy.weights.loaded(span):
+        for batch in range(visits.job.batches):
+            visits.visit(number, part, batch)

@@ -13,7 +13,7 @@ from experts.notes import tell
 from prune.effects.partial_table import PartialTable
 from prune.effects.request import Request
 from prune.effects.result import EffectsResult
-from validate.effect_table import Removals
+from validate.active_experts import Removals
 from validate.measured_removals import measure_removals
 
 

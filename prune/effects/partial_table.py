@@ -15,7 +15,8 @@ import pyarrow.parquet
 from experts.errors import ExciseError
 from experts.files import replacing
 from prune.session.run_folder import write_json
-from validate.effect_table import COLUMNS, Table
+from validate.active_experts import Table
+from validate.effect_table import COLUMNS
 
 KEY_FILE = "measurement.json"
 OF_A_TOKEN = ("position", "token", "rank")  # −1 where a row is a mean over a window; written as empty

@@ -31,8 +31,9 @@ from tests.support import planted, tiny
 from tests.support.inputs import windows
 from tests.support.removals import clean_forward, replay_position
 from validate import effect_table as effects_module
+from validate.active_experts import Removals
 from validate.audit_cells import Cell
-from validate.effect_table import Removals, measure_effects
+from validate.effect_table import measure_effects
 from validate.expert_pairs import GATE_WEIGHT, RANDOM_PAIR, pick_pairs
 from validate.loss import window_losses
 from validate.progressive import by_gate_weight, curve

@@ -104,6 +104,8 @@ def test_read_ahead_is_dropped_after_an_error(saved: dict[str, Path]) -> None:
     without = on_meta(network)
     with pytest.raises(KeyError), weights.loaded(range(1)):
         raise KeyError
+    assert weights._ahead is not None
+    assert weights._ahead._pending is None
     assert on_meta(network) == without
 
 

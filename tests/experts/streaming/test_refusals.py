@@ -126,13 +126,14 @@ def test_another_version_of_the_library(
 
 
 def test_the_library_is_as_before(folder: Path) -> None:
-    """After success and after a refusal."""
-    before = getattr(modeling_utils, FUNCTION)
-    opened(folder)
+    """After success and after a refusal; so is the environment."""
+    before, environment = getattr(modeling_utils, FUNCTION), dict(os.environ)
+    _enter(opened(folder)[1], range(3))
     assert getattr(modeling_utils, FUNCTION) is before
     edit(folder, lambda weights: weights.pop("lm_head.weight"))
     reason(lambda: opened(folder))
     assert getattr(modeling_utils, FUNCTION) is before
+    assert dict(os.environ) == environment
 
 
 # While it is in use.

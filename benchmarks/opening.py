@@ -10,26 +10,15 @@ layers is read, names and shapes of all layers are checked. Then `excise inspect
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.processes import measured
 from benchmarks.shapes import QWEN3_30B, DeepSeekV3, Softmax
 from benchmarks.shards import size, write_sparse
 
 MODELS: dict[str, Softmax | DeepSeekV3] = {"deepseek-v3": DeepSeekV3(), "qwen3-30b": QWEN3_30B}
 SHARD = 4_300_000_000  # bytes; as on the hub
-MEASURE = """
-import json, resource, sys, time
-from pathlib import Path
-{work}
-used = resource.getrusage(resource.RUSAGE_SELF)
-peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-cpu = used.ru_utime + used.ru_stime
-result = {{"cpu_seconds": round(cpu, 2), "peak_gb": round(peak / 1e9, 3)}}
-print(json.dumps(result))
-"""
 OPEN = """
 from experts.disk.shards import open_checkpoint
 from experts.streaming.open import open_streamed
@@ -42,16 +31,6 @@ from prune.entry import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     main()
 """
-
-
-def measured(work: str, folder: Path) -> dict[str, float]:
-    """A process of its own, from its start to its end."""
-    command = [sys.executable, "-c", MEASURE.format(work=work), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def measure(model: str, folder: Path) -> dict[str, object]:

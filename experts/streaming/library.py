@@ -8,6 +8,7 @@ single layers.
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.utils import logging as library_logging
 from experts.errors import ExciseError
 
 FUNCTION = "convert_and_load_state_dict_in_model"
+WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"  # a variable of the environment that transformers looks at
 # What is called here: owner, name, and parameters that it has to have.
 NEEDED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (modeling_utils, FUNCTION, ("model", "state_dict", "load_config", "disk_offload_index")),
@@ -80,7 +82,7 @@ class Conversion:
             transformers' report (`LoadStateDictInfo`). What was not among the tensors counts as missing.
         """
         settings = dataclasses.replace(self.settings, device_map={"": device})
-        with _no_progress_bar():
+        with _no_progress_bar(), _threads(device.type not in ("cpu", "meta")):
             report, _ = self.convert(self.network, dict(tensors), settings, None)
         return report
 
@@ -146,6 +148,22 @@ def _has(owner: Any, name: str, parameters: tuple[str, ...]) -> bool:
     if found is None:
         return False
     return set(parameters) <= set(inspect.signature(found).parameters)
+
+
+@contextmanager
+def _threads(allowed: bool) -> Iterator[None]:
+    """Whether transformers may read with several threads.
+
+    Each has a heap of its own, which keeps what is freed: half a layer more in main memory.
+    """
+    if allowed or WITHOUT_THREADS in os.environ:
+        yield
+        return
+    os.environ[WITHOUT_THREADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[WITHOUT_THREADS]
 
 
 @contextmanager

@@ -106,6 +106,18 @@ def undeal(hands: Sequence[Iterable[Item]]) -> list[Item]:
     return [item for items in rounds for item in items if item is not _NOTHING]
 
 
+def blocks(count: int, block: int, size: int) -> list[tuple[int, int]]:
+    """Cut 0..count into at most `size` ranges of neighbours, start and stop, each of whole blocks."""
+    whole = -(-count // block)
+    each, more = divmod(whole, size)
+    ranges, start = [], 0
+    for hand in range(min(size, whole)):
+        stop = min(count, start + block * (each + (hand < more)))
+        ranges.append((start, stop))
+        start = stop
+    return ranges
+
+
 def serve(ranks: Ranks) -> None:
     """Do what rank 0 hands out, until it says stop. Called on every other rank."""
     models: dict[Any, Anatomy] = {}

@@ -141,6 +141,18 @@ class Instrument:
         sweep(self.anatomy, job)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the same instrument of the same model in another process, checks and all."""
+        return {
+            "mode": self.mode,
+            "means": None if self.means is None else self.means.cpu(),
+            "probabilities": self.probabilities,
+            "packs": self.packs,
+            "enters": self.enters,
+            "at_once": self.at_once,
+        }
+
+    @property
     def identity(self) -> str:
         """What decides an effect besides the model, the windows and the removal."""
         means = "" if self.means is None else hashlib.sha256(self.means.cpu().numpy().tobytes()).hexdigest()

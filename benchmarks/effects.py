@@ -172,7 +172,9 @@ def exhaustive() -> dict[str, Any]:
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")
     text = recipe.validation
-    windows = read_windows(text.data, load_tokenizer(folder), text.length, text.sequences, text.seed)
+    windows = read_windows(
+        text.data, load_tokenizer(folder), length=text.length, sequences=text.sequences, seed=text.seed
+    )
     anatomy = dissect(load_network(folder, recipe.dtype))
     tokens, instrument = (
         windows.tensor(anatomy.device),

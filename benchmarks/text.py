@@ -84,7 +84,7 @@ def measure(path: Path, count: int, length: int) -> dict[str, float]:
         Source(text=(path,), separator="^# " if path.stem == "articles" else ""),
     )
     before, begun = peak(), time.perf_counter()
-    windows = read_windows([source], tokenizer, length, count, 0)
+    windows = read_windows([source], tokenizer, length=length, sequences=count, seed=0)
     assert len(windows) == count
     return {"seconds": round(time.perf_counter() - begun, 2), "peak_mb": round(peak() - before)}
 

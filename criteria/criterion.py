@@ -78,6 +78,16 @@ class Criterion:
         )
 
 
+def observed(name: str, score: Score, *, formula: str, source: str, needs: str = TEXT) -> Criterion:
+    """A criterion of what one pass over a text shows."""
+    return Criterion(name, score, formula, needs, OBSERVED, source)
+
+
+def from_weights(name: str, score: Score, *, formula: str, source: str) -> Criterion:
+    """A criterion that reads no text."""
+    return Criterion(name, score, formula, WEIGHTS, 0.0, source)
+
+
 def measured(
     name: str,
     experiment: Experiment,
@@ -91,18 +101,8 @@ def measured(
 ) -> Criterion:
     """A criterion whose score is a result of an experiment, in its default settings."""
     measurement = experiment.measurement(name)
-    return Criterion(
-        name=name,
-        score=partial(result_of, key=measurement.key, part=part),
-        formula=formula,
-        needs=needs,
-        cost=cost,
-        source=source,
-        grows=grows,
-        experiment=experiment,
-        measurement=measurement,
-        part=part,
-    )
+    score = partial(result_of, key=measurement.key, part=part)
+    return Criterion(name, score, formula, needs, cost, source, grows, experiment, measurement, part)
 
 
 def result_of(statistics: Statistics, key: str, part: str) -> Array:

@@ -4,14 +4,15 @@ Every gate weight is multiplied by α_{l,e} = 1. −∂L/∂α estimates the eff
 gradient cannot see re-routing: `excise compare` prints its rank agreement with real removals.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
-from criteria.gate_slopes import each_slope, losses_of, multiplied_gates, token_count, zeros
+from criteria.gate_slopes import Slopes, each_slope, over_windows, token_count, zeros
 from experts.arrays import Array
-from experts.memory import in_chunks
+from experts.expert_sums import add_by_expert
 
 SEED = 20061117  # of the random signs
 
@@ -36,9 +37,9 @@ def first_order(context: ExperimentContext, windows: int) -> dict[str, Array]:
     signed, absolute = zeros(context), zeros(context)
 
     def add(row: int, index: Tensor, slope: Tensor) -> None:
-        expert, slopes = index.reshape(-1), slope.reshape(-1)
-        signed[row].index_add_(0, expert, -slopes.double())
-        absolute[row].index_add_(0, expert, slopes.double().abs())
+        expert, slopes = index.reshape(-1).to(signed.device), slope.reshape(-1).double().to(signed.device)
+        add_by_expert(signed[row], expert, -slopes)
+        add_by_expert(absolute[row], expert, slopes.abs())
 
     tokens = context.tokens(windows)
     each_slope(context, tokens, 1.0, add, "gradient")
@@ -68,7 +69,8 @@ def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str
     sums = zeros(context)
 
     def add(row: int, index: Tensor, slope: Tensor) -> None:
-        sums[row].index_add_(0, index.reshape(-1), -slope.reshape(-1).double())
+        expert, slopes = index.reshape(-1).to(sums.device), slope.reshape(-1).double().to(sums.device)
+        add_by_expert(sums[row], expert, -slopes)
 
     tokens = context.tokens(windows)
     for step in range(steps):
@@ -97,14 +99,12 @@ def fisher(context: ExperimentContext, probes: int, windows: int) -> dict[str, A
     tokens = context.tokens(windows)
     signs = _random_signs(probes, tokens)
 
-    with tqdm(total=len(tokens), desc="fisher", unit="window", delay=2) as bar:
+    def work(start: int, stop: int) -> None:
+        # Added when all are there: an attempt that runs out of memory leaves nothing behind.
+        for squares in _squared_slopes(context, tokens[start:stop], signs[:, start:stop]):
+            sums.add_(squares)
 
-        def work(start: int, stop: int) -> None:
-            # Added in one step: an attempt that runs out of memory leaves nothing behind.
-            sums.add_(_squared_slopes(context, tokens[start:stop], signs[:, start:stop]))
-            bar.update(stop - start)
-
-        in_chunks(len(tokens), context.batch, work, "window")
+    over_windows(context, len(tokens), work, "fisher")
     return {"fisher": (sums / probes).cpu().numpy()}
 
 
@@ -116,25 +116,31 @@ def _random_signs(probes: int, tokens: Tensor) -> Tensor:
     return bits.to(tokens.device) * 2 - 1
 
 
-def _squared_slopes(context: ExperimentContext, tokens: Tensor, signs: Tensor) -> Tensor:
-    """(∂ Σ_t ε_t L_t / ∂α)², summed over probes and windows [L, E].
+def _squared_slopes(context: ExperimentContext, tokens: Tensor, signs: Tensor) -> list[Tensor]:
+    """(∂ Σ_t ε_t L_t / ∂α)², summed over probes and the windows of a batch: of every batch [L, E].
 
     Args:
         context: the model
-        tokens: windows [B, W]
-        signs: ε [probes, B, W − 1]
+        tokens: windows [N, W]
+        signs: ε [probes, N, W − 1]
     """
-    anatomy, device = context.anatomy, tokens.device
-    num_windows, length = tokens.shape
-    # One α per window, because windows do not see each other.
-    shape = (len(anatomy.layers), num_windows, anatomy.shape.num_experts)
-    alpha = torch.ones(shape, device=device, requires_grad=True)
-    window = torch.arange(num_windows, device=device).repeat_interleave(length)[:, None]
-    squares = zeros(context)
-    with multiplied_gates(anatomy, lambda row, index: alpha[row][window, index]):
-        losses = losses_of(context, tokens)
-        for probe, sign in enumerate(signs, 1):
-            total = (losses * sign).sum()
-            (slope,) = torch.autograd.grad(total, [alpha], retain_graph=probe < len(signs))
-            squares += slope.double().square().sum(dim=1)
+    num_experts, length = context.anatomy.shape.num_experts, tokens.shape[1]
+    parts = torch.split(signs, context.batch, dim=1)
+    squares = [zeros(context) for _ in parts]
+
+    def per_window(_: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """One α per window, because windows do not see each other."""
+        num_windows = len(index) // length
+        alpha = torch.ones(num_windows, num_experts, device=index.device, requires_grad=True)
+        window = torch.arange(num_windows, device=index.device).repeat_interleave(length)[:, None]
+        return alpha, alpha[window, index]
+
+    def signed(batch: int, losses: Tensor) -> list[Tensor]:
+        return [(losses * sign).sum() for sign in parts[batch]]
+
+    def add(batch: int, row: int, _: Tensor, slopes: Sequence[Tensor]) -> None:
+        for slope in slopes:
+            squares[batch][row] += slope.double().square().sum(dim=0).to(squares[batch].device)
+
+    Slopes(context.anatomy, torch.split(tokens, context.batch)).measure(per_window, signed, add)
     return squares

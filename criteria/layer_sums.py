@@ -9,6 +9,7 @@ from torch import Tensor
 from criteria.residual_stream import turn
 from criteria.statistics import Statistics
 from experts.arrays import Array
+from experts.expert_sums import add_by_expert
 from experts.seam import ExpertOutputs
 
 SUMMED = ("moments", "peak", "turning", "together", "by_domain")
@@ -137,12 +138,14 @@ class LayerSums:
     def add(self, call: Call) -> None:
         """Add one experts call."""
         gate, norm = call.gate.double(), call.norm.double()
-        self.moments.index_add_(0, call.expert, _powers(gate, norm))
-        self.turning.index_add_(0, call.expert, gate * norm * call.angle.double().clamp(min=0))
+        add_by_expert(self.moments, call.expert, _powers(gate, norm))
+        add_by_expert(self.turning, call.expert, gate * norm * call.angle.double().clamp(min=0))
         self.peak.scatter_reduce_(0, call.expert, call.peak.double(), "amax")
         self.together += _together(call.active, len(self.peak))
         cell = call.expert * self.by_domain.shape[1] + call.domain
-        self.by_domain.view(-1).index_add_(0, cell, torch.ones_like(norm))
+        self.by_domain.view(-1).index_add_(
+            0, cell, torch.ones_like(norm)
+        )  # whole numbers: exact in any order
 
 
 def _powers(gate: Tensor, norm: Tensor) -> Tensor:

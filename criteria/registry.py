@@ -11,12 +11,11 @@ from criteria.criterion import (
     GRADIENTS,
     INTERVENTIONS,
     NOTHING,
-    OBSERVED,
-    TEXT,
-    WEIGHTS,
     Criterion,
     arxiv,
+    from_weights,
     measured,
+    observed,
 )
 from criteria.experiment import FISHER, GRADIENT, GREEDY, INTEGRATED, POSITION, REMOVAL
 from criteria.statistics import Statistics
@@ -29,142 +28,50 @@ def random_scores(statistics: Statistics, seed: int = 0) -> Array:
 
 
 ROWS = (
-    Criterion(
-        "utilization",
-        formulas.utilization,
-        formula="n_e / T",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2404.05089", "2510.13999"),
+    observed(
+        "utilization", formulas.utilization, formula="n_e / T", source=arxiv("2404.05089", "2510.13999")
     ),
-    Criterion(
-        "routing_mass",
-        formulas.routing_mass,
-        formula="Σ g / T",
-        needs=TEXT,
-        cost=OBSERVED,
-        source="soft count",
-    ),
-    Criterion(
-        "routing_weight",
-        formulas.routing_weight,
-        formula="mean g",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2606.10703"),
-    ),
-    Criterion(
-        "activation_norm",
-        formulas.activation_norm,
-        formula="mean ‖f‖",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2606.10703"),
-    ),
-    Criterion(
+    observed("routing_mass", formulas.routing_mass, formula="Σ g / T", source="soft count"),
+    observed("routing_weight", formulas.routing_weight, formula="mean g", source=arxiv("2606.10703")),
+    observed("activation_norm", formulas.activation_norm, formula="mean ‖f‖", source=arxiv("2606.10703")),
+    observed(
         "activation_norm_sum",
         formulas.activation_norm_sum,
         formula="Σ ‖f‖",
-        needs=TEXT,
-        cost=OBSERVED,
         source=f"{arxiv('2510.13999')} App. D",
     ),
-    Criterion(
-        "activation_square",
-        formulas.activation_square,
-        formula="mean ‖f‖²",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2606.15716"),
+    observed(
+        "activation_square", formulas.activation_square, formula="mean ‖f‖²", source=arxiv("2606.15716")
     ),
-    Criterion(
-        "activation_std",
-        formulas.activation_std,
-        formula="std ‖f‖",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2606.10703"),
+    observed("activation_std", formulas.activation_std, formula="std ‖f‖", source=arxiv("2606.10703")),
+    observed("reap", formulas.reap, formula="mean g·‖f‖", source=arxiv("2510.13999")),
+    observed("reap_sum", formulas.reap_sum, formula="Σ g·‖f‖", source=arxiv("2607.01444")),
+    observed(
+        "easy_ep", formulas.easy_ep, formula="Σ g·‖f‖·max(1 − cos(h, h + y), 0)", source=arxiv("2504.06792")
     ),
-    Criterion(
-        "reap",
-        formulas.reap,
-        formula="mean g·‖f‖",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2510.13999"),
-    ),
-    Criterion(
-        "reap_sum",
-        formulas.reap_sum,
-        formula="Σ g·‖f‖",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2607.01444"),
-    ),
-    Criterion(
-        "easy_ep",
-        formulas.easy_ep,
-        formula="Σ g·‖f‖·max(1 − cos(h, h + y), 0)",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2504.06792"),
-    ),
-    Criterion(
-        "max_activation",
-        formulas.max_activation,
-        formula="max |f|",
-        needs=TEXT,
-        cost=OBSERVED,
-        source=arxiv("2507.23279"),
-    ),
-    Criterion(
+    observed("max_activation", formulas.max_activation, formula="max |f|", source=arxiv("2507.23279")),
+    observed(
         "hub",
         centrality.hub,
         formula="eigenvector centrality of P(j active | i active) ∝ n_e",
-        needs=TEXT,
-        cost=OBSERVED,
         source=arxiv("2602.04291"),
     ),
-    Criterion(
+    observed(
         "hub_joint",
         centrality.hub_joint,
         formula="eigenvector centrality of P(i and j active)",
-        needs=TEXT,
-        cost=OBSERVED,
         source="variant of hub",
     ),
-    Criterion(
+    observed(
         "specialization",
         formulas.specialization,
         formula="1 − H(p(d|e)) / log D",
         needs=DOMAINS,
-        cost=OBSERVED,
         source=arxiv("2601.10159"),
     ),
-    Criterion(
-        "router_norm",
-        formulas.router_norm,
-        formula="‖router row‖",
-        needs=WEIGHTS,
-        cost=0.0,
-        source=arxiv("2504.05586"),
-    ),
-    Criterion(
-        "weight_norm",
-        formulas.weight_norm,
-        formula="‖w‖ (Frobenius)",
-        needs=WEIGHTS,
-        cost=0.0,
-        source="classic",
-    ),
-    Criterion(
-        "aimer",
-        formulas.aimer,
-        formula="−(‖w‖₁/N) / √(‖w‖₂²/N)",
-        needs=WEIGHTS,
-        cost=0.0,
-        source=arxiv("2603.18492"),
-    ),
+    from_weights("router_norm", formulas.router_norm, formula="‖router row‖", source=arxiv("2504.05586")),
+    from_weights("weight_norm", formulas.weight_norm, formula="‖w‖ (Frobenius)", source="classic"),
+    from_weights("aimer", formulas.aimer, formula="−(‖w‖₁/N) / √(‖w‖₂²/N)", source=arxiv("2603.18492")),
     measured(
         "gradient",
         GRADIENT,

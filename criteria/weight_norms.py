@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,21 +40,25 @@ def _expert_matrices(layer: MoELayer) -> list[Tensor]:
     return matrices
 
 
-def _per_expert(matrices: Sequence[Tensor], measure: Callable[[Tensor], float]) -> Array:
-    """The sum over an expert's matrices [E]."""
+def _per_expert(matrices: Sequence[Tensor], measure: Callable[[Tensor], Tensor]) -> Array:
+    """The sum over an expert's matrices [E]; the device is asked once."""
     experts = range(len(matrices[0]))
-    return np.array([sum(measure(matrix[expert]) for matrix in matrices) for expert in experts])
+    sums = [torch.stack([measure(matrix[expert]) for matrix in matrices]).sum() for expert in experts]
+    found: Array = torch.stack(sums).cpu().numpy()
+    return found
 
 
-def _sum_of_sizes(matrix: Tensor) -> float:
+def _sum_of_sizes(matrix: Tensor) -> Tensor:
     """Σ|w|."""
-    return float(torch.linalg.vector_norm(matrix, ord=1, dtype=torch.float64))
+    norm: Tensor = torch.linalg.vector_norm(matrix, ord=1, dtype=torch.float64)
+    return norm
 
 
-def _sum_of_squares(matrix: Tensor) -> float:
+def _sum_of_squares(matrix: Tensor) -> Tensor:
     """Σw²."""
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64) ** 2)
+    norm: Tensor = torch.linalg.vector_norm(matrix, dtype=torch.float64)
+    return norm**2
 
 
-def _elements(matrix: Tensor) -> float:
-    return float(matrix.numel())
+def _elements(matrix: Tensor) -> Tensor:
+    return torch.tensor(matrix.numel(), dtype=torch.float64, device=matrix.device)

@@ -7,7 +7,7 @@ parent is the MoE block; the router is the sibling with a weight of E rows.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -30,6 +30,7 @@ from experts.errors import ExciseError
 from experts.plain_outputs import set_plain_outputs
 from experts.shape import Shape
 from experts.sweep.room import UNBOUNDED, Room
+from experts.team import Alone, Team
 from experts.weights import LayerWeights, Resident
 
 MOST_EXTRA = 8  # router rows that may belong to shared or skipped experts
@@ -86,6 +87,7 @@ class Anatomy:
         layers: its MoE layers, in the order of the decoder [L]
         shape: L, E, k and router groups; where a pruned model's layers differ, E is the largest count
         weights: where the weights of its decoder layers come from
+        team: the processes that have this model
         room: what a sweep over the layers may take while states wait
     """
 
@@ -93,6 +95,7 @@ class Anatomy:
     layers: tuple[MoELayer, ...]
     shape: Shape
     weights: LayerWeights
+    team: Team = field(default_factory=Alone)
     room: Room = UNBOUNDED
 
     @property

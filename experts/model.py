@@ -1,7 +1,7 @@
 """A model with everything that is known of it: network, tokenizer, shape, fingerprint, device."""
 
 import gc
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.anatomy import Anatomy, dissect
+from experts.anatomy import Anatomy
+from experts.arguments import check_choice, check_kind, shown
 from experts.disk.find import fetched, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
-from experts.errors import ExciseError
-from experts.keys import libraries
-from experts.loading import load_network, load_tokenizer
+from experts.disk.shards import open_checkpoint
+from experts.errors import ExciseError, one_line
+from experts.keys import key_of, libraries
+from experts.load_anatomy import load_anatomy
+from experts.loading import load_tokenizer
+from experts.memory import free_bytes
+from experts.memory_choice import SHARE, Choice, MemorySettings, Mode, choose, mode_of
+from experts.plan import Plan
+from experts.ranks import joined
 from experts.shape import Shape
+from experts.sweep.room import Room
+from experts.team import Together
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Model:
@@ -30,6 +41,7 @@ class Model:
         name: what the user called it: a folder, or organisation/name on the hub
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: whether code that comes with the checkpoint is run
+        memory: whether the weights stay in memory, and how much of it may be taken
     """
 
     def __init__(
@@ -41,9 +53,11 @@ class Model:
         dtype: str = "auto",
         trust_remote_code: bool = False,
         device: torch.device | str | None = None,
+        memory: MemorySettings | None = None,
     ) -> None:
         self.name = name or str(layout.checkpoint.folder)
         self.layout, self.dtype, self.trust_remote_code = layout, dtype, trust_remote_code
+        self.memory = memory or MemorySettings()
         self._known_fingerprint = known_fingerprint
         self._device = torch.device(device) if device is not None else None
         self._anatomy: Anatomy | None = None
@@ -87,15 +101,58 @@ class Model:
         """Whether the network is in memory."""
         return self._anatomy is not None
 
+    @cached_property
+    def choice(self) -> Choice:
+        """Whether the weights stay in memory, where they go, and why."""
+        checkpoint = self.layout.checkpoint
+        return choose(checkpoint, self.memory, self.dtype, self.trust_remote_code, self._device)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether decoder layers are read one by one, whenever they are needed."""
+        return self.choice.streamed
+
     @property
     def anatomy(self) -> Anatomy:
         """The network and its MoE layers. Raises ExciseError if it is not what its files promise."""
         if self._anatomy is None:
-            network = load_network(self.folder, self.dtype, self.trust_remote_code, self._device)
-            anatomy = dissect(network)
+            anatomy = self._loaded()
             self._check_shape(anatomy.shape)
             self._anatomy = anatomy
         return self._anatomy
+
+    def _loaded(self) -> Anatomy:
+        self.choice.announce()
+        anatomy = load_anatomy(self.layout.checkpoint, self.choice, self.dtype, self.trust_remote_code)
+        if self.streamed:
+            anatomy = replace(anatomy, room=self._room())
+        ranks = joined()
+        if ranks is None or ranks.rank > 0:
+            return anatomy
+        load = _OnRank(self.folder.absolute(), self.dtype, self.trust_remote_code, self.memory)
+        return replace(anatomy, team=Together(ranks, load))
+
+    def _room(self) -> Room:
+        """What hidden states may take beside the weights."""
+        free = free_bytes(torch.device("cpu"))
+        limit = free if self.memory.limit is None else min(free, self.memory.limit)
+        left = max(0, limit - self.choice.weights) if self.choice.device.type == "cpu" else limit
+        return Room(int(SHARE * left), self.memory.spill, key_of("sweep", self.identity))
+
+    def check_resident(self, purpose: str) -> None:
+        """Refuse what needs the whole network in memory.
+
+        Args:
+            purpose: what is asked for, as the subject of a sentence
+
+        Raises:
+            ExciseError: the model is streamed.
+        """
+        if self.streamed:
+            raise ExciseError(
+                f"{self.folder}: {purpose} needs the whole model in memory, and it is streamed "
+                f"({self.choice.why}); use a machine where it fits, or leave that out"
+            )
 
     def _check_shape(self, shape: Shape) -> None:
         # A configuration's class may fill in groups that its file leaves out.
@@ -133,6 +190,7 @@ class Model:
         Returns:
             The continuation alone.
         """
+        self.check_resident("text generation")
         tokens = self.tokenizer(prompt, return_tensors="pt").to(self.device)
         inputs = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
         if not inputs["input_ids"].shape[1]:
@@ -149,12 +207,28 @@ class Model:
         return f"Model({str(self.folder)!r}: {self.layout.family}, {shape}, {state})"
 
 
+@dataclass(frozen=True)
+class _OnRank:
+    """Loads the same model in another process. Every machine has its files in the same place."""
+
+    folder: Path
+    dtype: str
+    trust_remote_code: bool
+    memory: MemorySettings
+
+    def __call__(self) -> Anatomy:
+        layout = lay_out(open_checkpoint(self.folder))
+        model = Model(layout, dtype=self.dtype, trust_remote_code=self.trust_remote_code, memory=self.memory)
+        return model.anatomy
+
+
 def load(
     name: str | Path,
     *,
     dtype: str = "auto",
     trust_remote_code: bool = False,
     device: torch.device | str | None = None,
+    memory: MemorySettings | Mode = "auto",
 ) -> Model:
     """Load a mixture-of-experts model.
 
@@ -166,9 +240,11 @@ def load(
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: run code that comes with the checkpoint
         device: where the weights go; by default the GPU if a fifth of its free memory is left, else the CPU
+        memory: resident (all weights in memory), streamed (decoder layers are read one by one), auto
+            (resident where the weights fit), or all settings
 
     Returns:
-        The model, its network in memory and in evaluation mode.
+        The model, its network in evaluation mode.
 
     Raises:
         ExciseError: there is no such model, or it cannot be loaded or pruned.
@@ -179,10 +255,50 @@ def load(
         >>> model.shape.num_layers, model.shape.num_experts, model.shape.top_k
         (6, 16, 4)
     """
+    check_kind("name", name, (str, Path), "a folder, demo, or organisation/name on the hub")
+    check_choice("dtype", dtype, DTYPES)
+    place = None if device is None else _device(device)
     stored = find_model(str(name))
     layout = lay_out(stored.headers())
     check_loadable(layout.checkpoint.config, stored.names, stored.name, trust_remote_code)
     here = fetched(stored, layout)
-    model = Model(here, name=str(name), dtype=dtype, trust_remote_code=trust_remote_code, device=device)
+    settings = memory if isinstance(memory, MemorySettings) else MemorySettings(mode_of(memory))
+    model = Model(
+        here,
+        name=str(name),
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        device=place,
+        memory=settings,
+    )
     _ = model.anatomy  # now, so that what cannot be loaded is refused here
     return model
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no loaded model. Raises ExciseError that names where models come from."""
+    check_kind("model", model, Model, "a model of experts.load")
+
+
+def check_plan(model: Model, plan: object) -> None:
+    """Refuse what is no plan, and a plan for another model.
+
+    Args:
+        model: a loaded model
+        plan: what was passed as its plan
+
+    Raises:
+        ExciseError: `model` is no model, or `plan` is no plan of it.
+    """
+    check_model(model)
+    if not isinstance(plan, Plan):
+        expected = "a plan of criteria.select, experts.Plan.read or experts.Plan"
+        raise ExciseError(f"plan: expected {expected}, got {shown(plan)}")
+    plan.check_model(model.shape.layers, model.shape.num_experts, model.fingerprint if plan.model else "")
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ExciseError(f"device {device!r}: expected cpu, cuda or cuda:0 ({one_line(error)})") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -114,25 +115,30 @@ def cache_teacher(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / READY).unlink(missing_ok=True)
-    device = next(model.parameters()).device
     count, length = windows.tokens.shape
     ids, logs = _files(folder, (count, length - 1, min(top_k, _vocabulary(model))))
     with tqdm(total=count, desc="teacher", unit="window", delay=2) as bar:
 
-        def work(start: int, stop: int) -> None:
-            tokens = windows.select(np.arange(start, stop)).tensor(device)
-            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-            likeliest = top_tokens(logits, temperature, top_k)
-            assert likeliest.ids is not None
-            ids[start:stop] = likeliest.ids.int().cpu().numpy()
-            logs[start:stop] = likeliest.logs.float().cpu().numpy()
+        def keep(start: int, stop: int) -> None:
+            tokens = windows.select(np.arange(start, stop)).tensor(model.device)
+            ids[start:stop], logs[start:stop] = _likeliest(model, tokens, temperature, top_k)
             bar.update(stop - start)
 
-        in_chunks(count, batch, work, "window")
+        in_chunks(count, batch, keep, "window")
     ids.flush()
     logs.flush()
     with replacing(folder / READY) as fresh:
         fresh.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+
+
+def _likeliest(
+    model: PreTrainedModel, tokens: Tensor, temperature: float, top_k: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Ids and log probabilities [B, W − 1, K] of the likeliest tokens after each of [B, W]."""
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    likeliest = top_tokens(logits, temperature, top_k)
+    assert likeliest.ids is not None, "of some tokens, not of the whole vocabulary"
+    return likeliest.ids.int().cpu().numpy(), likeliest.logs.float().cpu().numpy()
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

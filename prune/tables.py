@@ -27,32 +27,32 @@ class Table:
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """A number with its sign; what rounds to 0 is +0, never −0. A missing number is nan."""
+    """Format a number with its sign; one that rounds to 0 is +0, a missing one nan."""
     return "nan" if value is None else f"{value:+z.{digits}f}"
 
 
 def plain(value: float | None, digits: int = 4) -> str:
-    """A number without a plus sign; what rounds to 0 has no sign at all."""
+    """Format a number without a plus sign; one that rounds to 0 has no minus sign either."""
     return "nan" if value is None else f"{value:z.{digits}f}"
 
 
 def percent(value: float | None) -> str:
-    """A share in whole percent; a missing one as what it is."""
+    """Format a share in whole percent; a missing one is nan."""
     return "nan" if value is None else f"{value:z.0%}"
 
 
 def removed(fraction: float) -> str:
-    """A share of the experts, with as many digits as distinguish it from its neighbours: 50%, 12.5%."""
+    """Format a share of the experts with up to four digits, enough to tell counts apart: 50%, 12.5%."""
     return f"{100 * fraction:.4g}%"
 
 
 def spread(mean: float | None, sd: float | None, digits: int = 4) -> str:
-    """mean ± sd."""
+    """Format mean ± sd."""
     return f"{signed(mean, digits)} ± {plain(sd, digits)}"
 
 
 def probability(value: float | None, digits: int = 3) -> str:
-    """A p value; a small one is shown to the one digit that means something, a tiny one as a bound."""
+    """Format a p value: a small one with the one digit that means something, a tiny one as a bound."""
     if value is None:
         return "nan"
     if value >= 10**-digits:
@@ -63,9 +63,9 @@ def probability(value: float | None, digits: int = 3) -> str:
 
 
 def verdict(cost: PlanCostJson) -> str:
-    """The verdict on a plan, with what limits it.
+    """Return the verdict on a plan with its caveats.
 
-    That is why nothing can be claimed, or that criterion and reverse cost the same: no information.
+    These are the reason why there is no interval, and "two ends alike": plan and reverse cost the same.
     """
     notes = []
     if cost["interval_note"]:
@@ -76,7 +76,7 @@ def verdict(cost: PlanCostJson) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """The table in Markdown, without its title; a bar inside a cell is escaped."""
+    """Return a table in Markdown without its title; bars inside cells are escaped."""
     lines = [table.head, ["---"] * len(table.head), *table.rows]
     return "\n".join(_markdown_line(line) for line in lines)
 
@@ -87,7 +87,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as CSV with a header line. A value that is None or missing is an empty field."""
+    """Return rows as CSV with a header line; None and missing values are empty fields."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

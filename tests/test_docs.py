@@ -24,10 +24,19 @@ from criteria.registry import CRITERIA
 from criteria.statistics import Statistics
 from experts.disk.companions import PLAN, RECOVERY
 from experts.disk.find import model_folder
+from finetune.results import RecoveryJson
+from prune.audit.result import AuditResult
+from prune.compare.result import ComparisonResult
 from prune.console.cli import app
+from prune.doctor.result import DoctorResult
+from prune.forecast.result import ForecastJson
 from prune.recipe.read import parse_recipe
+from prune.recover.result import RecoveryResult
+from prune.run.result import PruneResult, ValidationResult
+from prune.typed_json import problems
 from tests.support.code_map import with_map
 from tests.support.markdown import Block, anchors, blocks, links, spans
+from tests.support.typed_keys import typed_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -304,7 +313,7 @@ WRITTEN = [
 ]
 SHARED_TABLES = {"compare": ["prune"], "audit": ["prune"], "recovery": ["prune", "checkpoints"]}
 # What follows these keys is named by the data: layers, criteria, measures, options.
-NAMED_BY_DATA = {"kept_per_layer", "kept", "spearman", "formulas", "modes"}
+NAMED_BY_DATA = {"kept_per_layer", "kept", "spearman", "formulas", "modes", "versions"}
 
 
 @pytest.mark.slow
@@ -314,6 +323,44 @@ def test_every_key_is_documented(results: dict[str, Path], command: str, file: s
     data = {"reap", "causal_removal", "loss", "guess"}
     missing = set(keys_of(results[command] / file)) - known - data
     assert not missing, f"docs/{name}.md has no `key` for them"
+
+
+TYPED = [
+    ("prune", "validation.json", ValidationResult),
+    ("prune", "printed.json", PruneResult),
+    ("compare", "comparison.json", ComparisonResult),
+    ("audit", "audit.json", AuditResult),
+    ("finetune", "recovery.json", RecoveryResult),
+    ("finetune", f"recovered/{RECOVERY}", RecoveryJson),
+]
+# Criteria, measures, outcomes and corrections: keys of plain tables.
+KEYS_OF_TABLES = {"reap", "causal_removal", "loss", "guess", "delta", "absolute", "kl"}
+KEYS_OF_TABLES |= {"bonferroni", "holm", "benjamini-hochberg"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "file", "kind"), TYPED, ids=lambda part: str(part))
+def test_every_file_is_what_its_type_promises(
+    results: dict[str, Path], command: str, file: str, kind: Any
+) -> None:
+    written = json.loads((results[command] / file).read_text(encoding="utf-8"))
+    assert not list(problems(written, kind))
+    assert set(keys_in(written)) - KEYS_OF_TABLES <= set(typed_keys(kind))
+
+
+PRINTED = [(["doctor", "--json"], DoctorResult), (["prune", "demo", "--dry-run", "--json"], ForecastJson)]
+
+
+@pytest.mark.parametrize(("arguments", "kind"), PRINTED, ids=lambda part: str(part))
+def test_printed_keys_are_typed_and_documented(
+    arguments: list[str], kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = json.loads(CliRunner().invoke(app, arguments).stdout)
+    promised = set(typed_keys(kind))
+    assert not list(problems(printed, kind))
+    assert set(keys_in(printed)) <= promised
+    assert promised <= set(spans(page("prune")))
 
 
 def keys_of(file: Path) -> Iterator[str]:

@@ -30,7 +30,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "validate": (("statistics",), (REST,)),
     "finetune": (("settings", "losses"), ("targets",), ("adapters", "teacher"), (REST,)),
     "prune": (
-        ("tables results machine",),
+        ("tables results machine typed_json",),
         ("recipe",),
         ("checkpoint",),
         ("session",),

@@ -18,7 +18,7 @@ from validate.plan_losses import plan_losses
 from validate.row_file import RowFile
 
 KEEP_EVERY = 60.0  # seconds between two savings of measured plans
-TOGETHER = 8  # plans that share a sweep where all weights are in memory; more save next to nothing
+TOGETHER = 8  # plans that share a sweep where all weights are in memory; more would save next to nothing
 FULL = "full"  # digest and name of the unpruned model's rows
 
 
@@ -53,6 +53,10 @@ class Evaluator(ABC):
     @abstractmethod
     def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
         """Yield the value of every row [N] under every plan; None = the unpruned model."""
+
+    def now(self, anatomy: Anatomy) -> Array:
+        """Return the value of every row [N], of a model as it is."""
+        return next(self.measure(anatomy, [None]))
 
     def measure_plans(self, plans: Sequence[Plan | None], anatomy: Anatomy, title: str = "") -> None:
         """Measure the plans that have no rows yet.
@@ -132,14 +136,14 @@ class LossEvaluator(Evaluator):
 
     def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
         left = list(plans)
-        at_once = len(left) if anatomy.weights.streamed else 1
+        at_once = len(left) if anatomy.weights.streamed else anatomy.team.size
         while left:
             began = time.monotonic()
             together, left = left[:at_once], left[at_once:]
             yield from plan_losses(anatomy, self.windows, together, self.batch)
-            seconds = (time.monotonic() - began) / len(together)
             if not anatomy.weights.streamed:
-                at_once = max(1, min(TOGETHER, int(KEEP_EVERY / max(seconds, 1e-9))))
+                each = (time.monotonic() - began) / -(-len(together) // anatomy.team.size)
+                at_once = anatomy.team.size * max(1, min(TOGETHER, int(KEEP_EVERY / max(each, 1e-9))))
 
 
 def digest_of(plan: Plan | None) -> str:

@@ -21,8 +21,9 @@ from experts.arrays import Array
 from experts.errors import ExciseError, let_through, one_line
 from experts.plan import Plan
 from validate.rows import Evaluator
+from validate.task_answers import Questions, answers_under
 from validate.task_loading import check_task_files, load_tasks, manager_for, quiet
-from validate.task_needs import allow_code, check_tasks
+from validate.task_needs import GENERATES, allow_code, check_tasks
 
 SEED = 1234  # of the few-shot examples, lm-eval's own
 PREFERRED = ("acc", "exact_match")  # of several metrics; else the first that has a number per item
@@ -88,18 +89,14 @@ class Benchmark:
         Raises:
             ExciseError: for what lm-eval does not know, cannot read or would refuse.
         """
-        for library in ("lm_eval", "huggingface_hub", "datasets"):
-            logging.getLogger(library).setLevel(logging.ERROR)
+        _silence_libraries()
         self.limit, self.template, self.confirmed = limit, template, confirmed
         allow_code(confirmed)
         if include is not None:
             include = include.absolute()
             check_task_files(include)
         manager = manager_for(names, include)
-        folder = data or include or Path()
-        if not folder.is_dir():
-            raise ExciseError(f"validate.tasks.data: {folder} is not a folder")
-        self.loaded = load_tasks(manager, list(names), folder)
+        self.loaded = load_tasks(manager, list(names), _data_folder(data, include))
         self.tasks: dict[str, Any] = self.loaded["tasks"]
         check_tasks(self.tasks, confirmed)
         if fewshot is not None:
@@ -137,16 +134,44 @@ class Benchmark:
         Raises:
             ExciseError: if lm-eval fails.
         """
+        # Half precision would round log-likelihoods of whole continuations to ties.
+        lm = HFLM(
+            pretrained=model,
+            tokenizer=self._with_template(tokenizer),
+            batch_size=batch,
+            softmax_dtype="float32",
+        )
+        return self._scored(lm)
+
+    def scores_under(
+        self, anatomy: Anatomy, tokenizer: Any, batch: int, plans: Sequence[Plan | None]
+    ) -> Iterator[Array]:
+        """Yield every item's score [N] under every plan, from one sweep over the layers.
+
+        For tasks of log-likelihood kind alone; the scores are those of `scores`.
+
+        Args:
+            anatomy: the unpruned model
+            tokenizer: of the model
+            batch: prompts per forward
+            plans: what is kept of the model; None = the unpruned model
+        """
+        with quiet():
+            questions = Questions(anatomy.model, self._with_template(tokenizer), batch)
+        self._scored(questions)
+        for answers in answers_under(anatomy, questions, plans):
+            yield self._scored(questions.answering(answers))
+
+    @property
+    def generates(self) -> list[str]:
+        """Tasks in which the model writes text."""
+        return [name for name, task in self.tasks.items() if task.OUTPUT_TYPE == GENERATES]
+
+    def _scored(self, lm: HFLM) -> Array:
+        """Every item's score, task after task [N]."""
         with quiet():
             for task in self.tasks.values():
                 task.set_fewshot_seed(SEED)  # every time anew: the same examples for every plan
-            # Half precision would round log-likelihoods of whole continuations to ties.
-            lm = HFLM(
-                pretrained=model,
-                tokenizer=self._with_template(tokenizer),
-                batch_size=batch,
-                softmax_dtype="float32",
-            )
             samples = self._evaluated(lm)
         return np.concatenate([self._of(part, samples[part.task]) for part in self.parts])
 
@@ -210,10 +235,36 @@ class ItemEvaluator(Evaluator):
         super().__init__(labels, path, key)
 
     def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
+        if not self.benchmark.generates:
+            left, at_once = list(plans), len(plans) if anatomy.weights.streamed else anatomy.team.size
+            while left:
+                together, left = left[:at_once], left[at_once:]
+                yield from self.benchmark.scores_under(anatomy, self.tokenizer, self.batch, together)
+            return
+        if anatomy.weights.streamed:
+            names = ", ".join(self.benchmark.generates)
+            raise ExciseError(
+                f"validate.tasks: in {names} the model writes text, which needs the whole model in memory, "
+                "and it is streamed; leave such tasks out, or use a machine where the model fits"
+            )
         for plan in plans:
             with restricted(anatomy, plan) if plan else nullcontext():
                 scores = self.benchmark.scores(anatomy.model, self.tokenizer, self.batch)
             yield scores
+
+
+def _silence_libraries() -> None:
+    """Below errors, what lm-eval loads with says nothing that a user can act on."""
+    for library in ("lm_eval", "huggingface_hub", "datasets"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def _data_folder(data: Path | None, include: Path | None) -> Path:
+    """Where relative data files of tasks start."""
+    folder = data or include or Path()
+    if not folder.is_dir():
+        raise ExciseError(f"validate.tasks.data: {folder} is not a folder")
+    return folder
 
 
 def _config_of(task: Any) -> dict[str, Any]:

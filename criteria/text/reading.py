@@ -30,6 +30,7 @@ from experts.notes import tell
 def read_windows(
     sources: Iterable[Source],
     tokenizer: PreTrainedTokenizerBase,
+    *,
     length: int,
     sequences: int,
     seed: int,

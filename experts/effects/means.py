@@ -11,6 +11,7 @@ from torch import Tensor
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.decoder import Part
+from experts.expert_sums import add_by_expert
 from experts.seam import ExpertOutputs, Forward, intercepted, see_outputs
 from experts.sweep.job import Job
 from experts.sweep.record import CleanForward
@@ -31,7 +32,8 @@ def mean_outputs(anatomy: Anatomy, tokens: Tensor, batch: int = 8) -> Tensor:
     """
     job = _Means(anatomy, tokens, batch)
     sweep(anatomy, job)
-    means = torch.stack([job.sums[row] for row in range(len(job.sums))]) / job.counts.clamp(min=1)[..., None]
+    sums = [job.sums[row].to(job.counts.device) for row in range(len(job.sums))]
+    means = torch.stack(sums) / job.counts.clamp(min=1)[..., None]
     return means.to(torch.promote_types(anatomy.model.dtype, torch.float32))
 
 
@@ -78,9 +80,9 @@ class _Means(Job):
             self.sums[int(name.split()[1])] = torch.from_numpy(of_row).to(self.counts.device)
 
     def _add(self, row: int, seen: ExpertOutputs, index: Tensor) -> None:
-        experts, device = index.reshape(-1)[seen.pair], self.counts.device
+        experts = index.reshape(-1)[seen.pair]
         if row not in self.sums:
             width = seen.outputs.shape[1]
-            self.sums[row] = torch.zeros(self.num_experts, width, dtype=torch.float64, device=device)
-        self.sums[row].index_add_(0, experts, seen.outputs.double())
-        self.counts[row] += torch.bincount(experts, minlength=self.num_experts)
+            self.sums[row] = torch.zeros(self.num_experts, width, dtype=torch.float64, device=index.device)
+        add_by_expert(self.sums[row], experts, seen.outputs.double())
+        self.counts[row] += torch.bincount(experts, minlength=self.num_experts).to(self.counts.device)

@@ -61,9 +61,10 @@ class RemovalBranch(Branch):
             self.take(*window_effects(clean, logits))
             return
         known = None if clean.log_probabilities is None else clean.log_probabilities[0]
-        targets = clean.tokens[0, self.position + 1]
-        loss, divergence = outcomes(logits[0], targets, known, self.position)
-        self.take(loss - clean.losses[0, self.position], divergence)
+        position = self.position.to(logits.device)
+        targets = clean.tokens[0].to(logits.device)[position + 1]
+        loss, divergence = outcomes(logits[0], targets, known, position)
+        self.take(loss - clean.losses[0, position], divergence)
 
     def halves(self) -> "tuple[RemovalBranch, RemovalBranch] | None":
         if self.position is None or len(self.position) < 2:
@@ -130,10 +131,11 @@ def only_at(tokens: Tensor, position: int, marks: Tensor) -> Tensor:
 def window_effects(clean: CleanForward, logits: Tensor) -> tuple[Tensor, Tensor]:
     """ΔCE and KL at every position [B, W − 1], from the logits of the changed model [B, W, V]."""
     losses, divergences = [], []
+    tokens = clean.tokens.to(logits.device)
     for window, of_window in enumerate(logits):
         known = None if clean.log_probabilities is None else clean.log_probabilities[window]
         positions = torch.arange(len(of_window) - 1, device=logits.device)
-        loss, divergence = outcomes(of_window[:-1], clean.tokens[window, 1:], known, positions)
+        loss, divergence = outcomes(of_window[:-1], tokens[window, 1:], known, positions)
         losses.append(loss)
         divergences.append(divergence)
     return torch.stack(losses) - clean.losses, torch.stack(divergences)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from experts.decoder import Part
+from experts.errors import ExciseError
 from experts.sweep.record import CleanForward
 
 
@@ -39,6 +40,10 @@ class Branch:
     def arrived(self, clean: CleanForward, logits: Tensor) -> None:
         """The last layer has run. logits: [B, W, V], of copies [1, C, V]."""
         raise NotImplementedError
+
+    def forgives(self, error: ExciseError) -> bool:  # noqa: ARG002
+        """Whether the sweep goes on without the branch when it cannot run on this model."""
+        return False
 
     def halves(self) -> "tuple[Branch, Branch] | None":
         """Two branches that do the same with half the memory; None where that cannot be."""

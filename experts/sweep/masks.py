@@ -65,6 +65,7 @@ def copies_mask(clean: Tensor | None, position: Tensor, length: int, dtype: torc
         clean = torch.ones(length, length, dtype=torch.bool, device=position.device).tril()[None, None]
     if not isinstance(clean, Tensor) or clean.ndim != 4:
         raise ExciseError(f"the attention mask of this model is no 4-D tensor ({type(clean).__name__})")
+    position = position.to(clean.device)
     hidden = False if clean.dtype == torch.bool else torch.finfo(dtype).min
     copies = torch.arange(len(position), device=position.device)
     to_clean = clean[0, 0, position, :length].clone()  # [C, W]

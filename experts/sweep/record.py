@@ -116,7 +116,7 @@ def at_positions(output: Any, position: Tensor | None, shape: torch.Size) -> Any
         return tuple(at_positions(part, position, shape) for part in output)
     if position is None or not isinstance(output, Tensor):
         return output
-    return output[:, position] if output.shape[:2] == shape else output
+    return output[:, position.to(output.device)] if output.shape[:2] == shape else output
 
 
 def bytes_born(clean: CleanForward, layer: int, position: Tensor | None) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from experts.anatomy import Anatomy
 from experts.decoder import Part
-from experts.errors import is_out_of_memory
+from experts.errors import ExciseError, is_out_of_memory
 from experts.memory import release
 from experts.sweep.births import Births
 from experts.sweep.branch import Branch
@@ -172,6 +172,11 @@ class Visits:
             self._keep(batch, living, output)
             again = branch.is_reference and not self.births.first
             self.progress.branch(part, batch, branch, again=again)
+            return
+        except ExciseError as error:
+            if not branch.forgives(error):
+                raise
+            self.streams.drop(living.key)
             return
         except (RuntimeError, MemoryError) as error:
             halves = branch.halves() if is_out_of_memory(error) and state is None else None

@@ -1,18 +1,22 @@
 """`excise compare`: criteria at several budgets on the same rows, each against random plans of its size."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from criteria.budget import Budget, BudgetScope, deepest
+from criteria.ranking import select
 from criteria.scores import Scores
-from criteria.selection import plan_for
 from experts.keys import environment
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.csv_rows import comparison_csv
 from prune.compare.report import markdown
-from prune.compare.result import ComparisonResult, OverlapJson, TaskJson
+from prune.compare.result import (
+    AgreementJson,
+    ComparisonResult,
+    DifferencesJson,
+    OverlapJson,
+    TaskJson,
+)
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepared import Prepared
@@ -20,12 +24,15 @@ from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
+from validate.chance import Judgement, plans_against_random
+from validate.evidence import Evidence, Judged
 from validate.measure import Measure
-from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlaps
-from validate.rig import check_rig
 from validate.statistics import Correction, number
 from validate.verdict import PAIR_RULE, RULE
+
+Tables = dict[BudgetScope, list[Scores]]  # scope -> scores of every criterion
+Plans = dict[tuple[str, Budget], Plan]  # by criterion and budget
 
 
 class Comparison:
@@ -66,55 +73,78 @@ class Comparison:
         write_text(self.folder.path / "comparison.md", markdown(result))
         return result
 
-    def _result(self, tables: dict[BudgetScope, list[Scores]]) -> ComparisonResult:
-        settings, windows = self.recipe.validation, self.session.texts.validation
-        plans = {
-            (scores.criterion, budget): plan_for(scores, budget, self.shape)
-            for budget in self.prepared.compared
-            for scores in tables[budget.scope]
-        }
+    def _result(self, tables: Tables) -> ComparisonResult:
+        settings, texts = self.recipe.validation, self.session.texts
+        plans = self._plans(tables)
         stability = stabilities(self.session, self.prepared.compared, plans)
-        checks = check_rig(self.session.anatomy, windows, next(iter(plans.values())))
         measures = measures_of(self.session)
-        contests, seed = self._contests(tables, plans), settings.random_seed
-        anatomy = self.session.anatomy
-        tested = [evidence_of(one, measures, settings.chance, seed, anatomy) for one in contests]
-        evidence = with_verdicts(tested, Correction.HOLM, settings.chance)
-        reference = reference_of(next(iter(tables.values())))
+        judgement = self._judgement(measures, list(plans.values()))
+        evidence = judgement.evidence
         return {
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
             **stability,
-            "agreement": {
-                "reference": reference.criterion if reference else None,
-                "layers": list(self.shape.layers),
-                "spearman": _agreement(tables),
-            },
-            "plans": [one.to_json() for one in evidence],
-            "pairs": [one.to_json() for one in pairs.differences(evidence, measures, settings.random_seed)],
-            "scopes": [
-                one.to_json() for one in pairs.between_scopes(evidence, measures, settings.random_seed)
-            ],
+            "agreement": self._agreement(tables),
+            "plans": [of_plan.to_json() for of_plan in evidence],
+            **self._differences(evidence, measures),
             "rule": _rule(settings.chance, len(evidence)),
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
             "seed": settings.random_seed,
             "loss": measures[0].mean(measures[0].values(None)),
             "tasks": [_task(measure) for measure in measures[1:]],
-            "text": {
-                "calibration": self.session.texts.calibration.summary(),
-                "validation": windows.summary(),
-            },
+            "text": {"calibration": texts.calibration.summary(), "validation": texts.validation.summary()},
             "model": self.prepared.model,
-            "checks": [check.to_json() for check in checks],
+            "checks": [check.to_json() for check in judgement.checks],
             "notes": self._notes(),
             "run": str(self.folder.path),
+        }
+
+    def _plans(self, tables: Tables) -> Plans:
+        """The plan of every criterion at every budget."""
+        plans: Plans = {}
+        for budget in self.prepared.compared:
+            for scores in tables[budget.scope]:
+                plans[scores.criterion, budget] = select(scores, budget=budget)
+        return plans
+
+    def _judgement(self, measures: list[Measure], plans: list[Plan]) -> Judgement:
+        """Every plan against random plans, with verdicts after Holm over all of them."""
+        settings = self.recipe.validation
+        return plans_against_random(
+            self.session.model,
+            plans,
+            self.session.texts.validation,
+            measures,
+            plans=settings.random_plans,
+            seed=settings.random_seed,
+            null=settings.chance,
+            correction=Correction.HOLM,
+        )
+
+    def _differences(self, evidence: list[Evidence[Judged]], measures: list[Measure]) -> DifferencesJson:
+        """Criteria against each other, and each against itself in the other scope."""
+        seed = self.recipe.validation.random_seed
+        of_criteria = pairs.differences(evidence, measures, seed)
+        of_scopes = pairs.between_scopes(evidence, measures, seed)
+        return {
+            "pairs": [difference.to_json() for difference in of_criteria],
+            "scopes": [difference.to_json() for difference in of_scopes],
+        }
+
+    def _agreement(self, tables: Tables) -> AgreementJson:
+        """Rank agreement with the measured removals, where these are among the criteria."""
+        reference = reference_of(next(iter(tables.values())))
+        return {
+            "reference": reference.criterion if reference else None,
+            "layers": list(self.shape.layers),
+            "spearman": _spearman(tables),
         }
 
     @property
     def _pairs(self) -> int:
         return pairs.count(len(self.prepared.criteria), len(self.prepared.compared))
 
-    def _overlap(self, budget: Budget, plans: dict[tuple[str, Budget], Plan]) -> OverlapJson:
+    def _overlap(self, budget: Budget, plans: Plans) -> OverlapJson:
         chosen = [plans[criterion.name, budget] for criterion in self.prepared.criteria]
         matrix = [[number(value) for value in row] for row in overlaps(chosen).tolist()]
         names = [criterion.name for criterion in self.prepared.criteria]
@@ -125,19 +155,12 @@ class Comparison:
             "matrix": matrix,
         }
 
-    def _contests(
-        self, tables: dict[BudgetScope, list[Scores]], plans: dict[tuple[str, Budget], Plan]
-    ) -> Iterator[Contest]:
-        for budget in self.prepared.compared:
-            for scores in tables[budget.scope]:
-                yield self.session.contest(plans[scores.criterion, budget], scores, budget)
-
 
 def _rule(chance: str, tests: int) -> str:
     return f"{RULE} p: {chance}, after Holm over {tests} tests (criteria × budgets)."
 
 
-def _agreement(tables: dict[BudgetScope, list[Scores]]) -> dict[str, list[float | None]]:
+def _spearman(tables: Tables) -> dict[str, list[float | None]]:
     """Rank agreement per criterion; a search, whose scores depend on the scope, appears once per scope."""
     found: dict[str, list[float | None]] = {}
     for scope, table in tables.items():

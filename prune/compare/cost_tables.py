@@ -1,11 +1,9 @@
 """Tables of `excise compare` by one measure: every plan against random plans."""
 
-from typing import cast
-
-from prune.compare.costs import costs, task_of
-from prune.compare.result import ComparisonResult
+from prune.compare.costs import costs, task_cost_of, task_of
+from prune.compare.result import ComparisonResult, TaskJson
 from prune.tables import Table, plain, probability, signed, spread, verdict
-from validate.results import CostJson, EvidenceJson, PlanCostJson
+from validate.results import EvidenceJson, PlanCostJson
 
 HEAD = (
     "random (mean ± sd)",
@@ -31,14 +29,14 @@ def cost_table(result: ComparisonResult, measure: str) -> Table:
     head = ["scope", "fraction", "criterion", *values, *HEAD]
     if unequal:
         head.append("against equal counts (after Holm)")
-    return Table(title, head, [_row(plan, cost, task is not None, unequal) for plan, cost in pairs])
+    return Table(title, head, [_row(plan, cost, task, unequal) for plan, cost in pairs])
 
 
-def _row(plan: EvidenceJson, cost: PlanCostJson, is_task: bool, unequal: bool) -> list[str]:
+def _row(plan: EvidenceJson, cost: PlanCostJson, task: TaskJson | None, unequal: bool) -> list[str]:
     low, high = cost["delta_interval"]
     row = [plan["scope"], f"{plan['fraction']:g}", plan["criterion"]]
-    if is_task:
-        row.append(plain(cast(CostJson, cost)["value"], 3))
+    if task is not None:
+        row.append(plain(task_cost_of(plan, task["name"])["value"], 3))
     row += [
         f"{signed(cost['delta'])} [{signed(low, 3)}, {signed(high, 3)}]",
         spread(cost["random"]["mean"], cost["random"]["sd"]),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from prune.compare.result import ComparisonResult, TaskJson
 from prune.tables import removed
-from validate.results import EvidenceJson, PlanCostJson
+from validate.results import CostJson, EvidenceJson, PlanCostJson
 
 LOSS = "loss"
 Budget = tuple[str, float]  # scope and fraction
@@ -22,9 +22,12 @@ def task_of(result: ComparisonResult, measure: str) -> TaskJson | None:
 
 def cost_of(plan: EvidenceJson, measure: str) -> PlanCostJson:
     """What a plan costs by one measure."""
-    if measure == LOSS:
-        return plan
-    return next(task for task in plan["tasks"] if task["name"] == measure)
+    return plan if measure == LOSS else task_cost_of(plan, measure)
+
+
+def task_cost_of(plan: EvidenceJson, task: str) -> CostJson:
+    """What a plan loses of a task."""
+    return next(cost for cost in plan["tasks"] if cost["name"] == task)
 
 
 def budget_of(plan: EvidenceJson) -> Budget:

@@ -50,14 +50,19 @@ class TaskJson(TypedDict):
     full: float  # value of the unpruned model
 
 
-class ComparisonResult(StabilitiesJson):
+class DifferencesJson(TypedDict):
+    """Plans against each other."""
+
+    pairs: list[DifferenceJson]  # every two criteria at the same budget, against each other
+    scopes: list[DifferenceJson]  # global against layer, of the same criterion and total
+
+
+class ComparisonResult(StabilitiesJson, DifferencesJson):
     """comparison.json."""
 
     overlap: list[OverlapJson]  # of the criteria's plans, one matrix per budget
     agreement: AgreementJson  # with the measured removals
     plans: list[EvidenceJson]  # every criterion at every budget, against random plans
-    pairs: list[DifferenceJson]  # every two criteria at the same budget, against each other
-    scopes: list[DifferenceJson]  # global against layer, of the same criterion and total
     rule: str  # how a verdict comes about
     pair_rule: str  # when two criteria differ
     chance: str  # how p comes about, `counted` or `normal`

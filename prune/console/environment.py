@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experts.errors import ExciseError
 from experts.notes import tell
+from experts.ranks import joined
 
 # Set by torchrun, accelerate, mpirun and Slurm (srun) in every process that they start.
 SIZES = {
@@ -62,6 +63,11 @@ def use_width() -> None:
 
 def _work_alone() -> None:
     """Libraries would wait for processes that do not exist; those that do would all write one folder."""
+    ranks_joined = joined()
+    if ranks_joined is not None:
+        tell(f"{ranks_joined.size} processes work together")
+        _drop(LAUNCHER)  # training libraries would wait for the others
+        return
     for name, ranks in SIZES.items():
         size = os.environ.get(name, "").strip()
         numbers = [rank for rank in ranks if rank in os.environ]
@@ -69,8 +75,8 @@ def _work_alone() -> None:
             continue
         if numbers:
             raise ExciseError(
-                f"{name}={size} says that several processes were started together; Excise works as one, and "
-                "several would write one folder. Start it without torchrun, accelerate launch, mpirun, srun;"
+                f"{name}={size} says that several processes were started together, and not by torchrun: "
+                "they would all write one folder. Use torchrun --nproc-per-node N --no-python excise …;"
                 f" if the variables are left over: unset {' '.join((name, *numbers))}"
             )
         tell(f"{name}={size} in the environment is not used: Excise works as one process")

@@ -1,4 +1,4 @@
-"""What reaches the terminal besides results: notes, once each. Reports of libraries only with --debug."""
+"""What the terminal shows besides results: each note once, and reports of libraries only with --debug."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from typing import TextIO
 from experts.errors import is_own
 from experts.notes import LOGGER, tell
 
-# Read when the libraries are loaded, so set before. What the user has set stays.
+# Libraries read these when they are loaded, so they are set before. A user's own settings stay.
 SILENT = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -29,7 +29,7 @@ WITHOUT_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 @contextmanager
 def listening(quiet: bool, debug: bool) -> Iterator[None]:
-    """Inside the block notes are shown (not with `quiet`), and library reports are not (but with `debug`)."""
+    """Show notes inside the block, unless `quiet`; show reports of libraries only with `debug`."""
     shown, level = Shown(notes=not quiet), LOGGER.level
     if quiet:
         os.environ.update(dict.fromkeys(WITHOUT_BARS, "1"))
@@ -45,12 +45,12 @@ def listening(quiet: bool, debug: bool) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """One line without control characters: names from a checkpoint may hold what a terminal obeys."""
+    """Escape control characters: a terminal would obey those in a name from a checkpoint."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 class Shown(logging.Handler):
-    """Lines on stderr, above the progress bars; none twice."""
+    """Prints notes on stderr, above the progress bars, each once."""
 
     def __init__(self, notes: bool) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class Shown(logging.Handler):
 
 @contextmanager
 def suppress_libraries() -> Iterator[None]:
-    """Loggers and warnings speak of what the user did not write; those of a user's own file become notes."""
+    """Silence loggers and warnings of libraries; warnings about a user's own file become notes."""
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
-    silent = logging.NullHandler()  # with any handler there, Python's last resort does not print
+    silent = logging.NullHandler()  # with any handler, Python's handler of last resort stays silent
     logging.getLogger().addHandler(silent)
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in LIBRARIES}
-    for logger in loggers:  # of those that are loaded already
+    for logger in loggers:  # only libraries that are loaded already have one
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def _warned(  # as `warnings` calls it
 
 
 def _is_library(file: str) -> bool:
-    """Of Python itself, or of an installed package."""
+    """Whether a file belongs to Python itself or to an installed package."""
     path = Path(file)
     with suppress(OSError):
         path = path.resolve()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def verdicts(result: "PruneResult", as_json: bool) -> None:
-    """The verdicts of `excise prune`, and where things are."""
+    """Print the verdicts of `excise prune`, and where the results are."""
     if as_json:
         print_json(result)
         return
@@ -30,14 +30,14 @@ def verdicts(result: "PruneResult", as_json: bool) -> None:
         "ΔCE: rise of the held-out loss, nats per token, smaller is better. "
         "p: probability that a random plan does at least as well."
     )
-    print(f"checkpoint: {result['checkpoint'] or 'none, the recipe stops on this verdict'}")
+    print(f"checkpoint: {result['checkpoint'] or 'none (the recipe stops on this verdict)'}")
     print(f"report:     {result['run']}/report.md")
     if result["recovery"]:
         recovery(result["recovery"], as_json)
 
 
 def recovery(result: "RecoveryResult", as_json: bool) -> None:
-    """The tables of `excise finetune`."""
+    """Print the tables of `excise finetune`."""
     if as_json:
         print_json(result)
         return
@@ -53,13 +53,13 @@ def recovery(result: "RecoveryResult", as_json: bool) -> None:
 
 
 def comparison(result: "ComparisonResult") -> None:
-    """The tables of `excise compare`."""
+    """Print the tables of `excise compare`."""
     from prune.compare.report import tables
 
     _titled(tables(result))
     print(
         "Cost (ΔCE in nats per token, or share of items lost): smaller is better. "
-        "p: probability that a random plan does at least as well, at least as badly."
+        "p good, bad: probability that a random plan does at least as well, or at least as badly."
     )
     print(f"Verdict: {result['rule']}")
     items = ", items.csv" if result["tasks"] else ""
@@ -70,7 +70,7 @@ def comparison(result: "ComparisonResult") -> None:
 
 
 def audit(result: "AuditResult | FileAudit", outcome: str) -> None:
-    """The cells of `excise audit` by one outcome, and the summary of all."""
+    """Print the cells of `excise audit` by one outcome, and a summary of all outcomes."""
     from prune.audit.report import summary, tables
 
     _titled(tables(result, outcome))
@@ -84,7 +84,7 @@ def audit(result: "AuditResult | FileAudit", outcome: str) -> None:
 
 
 def effects(result: "EffectsResult") -> None:
-    """What `excise effects` wrote."""
+    """Print what `excise effects` wrote."""
     each = ""
     if result["rows_now"]:
         each = f", {plain(1000 * result['seconds'] / result['rows_now'], 2)} ms per row"
@@ -98,7 +98,7 @@ def effects(result: "EffectsResult") -> None:
 
 
 def model(summary: "InspectResult") -> None:
-    """The facts of `excise inspect`."""
+    """Print the facts of `excise inspect`."""
     from prune.console.facts import facts
 
     lines = facts(summary)
@@ -108,7 +108,7 @@ def model(summary: "InspectResult") -> None:
 
 
 def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, Option]]) -> None:
-    """The registry, and the settings of what is measured; papers by their number, as columns are narrow.
+    """Print the registry and the settings of measured criteria; papers by number, to keep columns narrow.
 
     Args:
         listed: a mapping per criterion: name, formula, needs, cost, grows, source.
@@ -129,30 +129,29 @@ def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, O
 
 
 LEGEND = """\
-g: applied gate weight, f: expert output before it, n_e: tokens routed to e, L: MoE layers, E: experts, \
-k: active per token.
-cost: plain forwards of the calibration text; all rows that need text alone share one pass. \
-Of interventions: on the demo
-(L, E, k = 6, 16, 4), and what it grows with.
-source: papers by their number, https://arxiv.org/abs/NUMBER.
+g: applied gate weight, f: expert output before weighting, n_e: tokens routed to e, L: MoE layers, \
+E: experts, k: active per token.
+cost: plain forwards of the calibration text; criteria that need only text share one pass.
+For interventions it is measured on the demo (L, E, k = 6, 16, 4), with what it is proportional to.
+source: papers by number, https://arxiv.org/abs/NUMBER.
 Also: reversed:<name>, random:<seed>, family:<α>,<β>,mean|sum = Σ g^α·‖f‖^β (/ n), file.py:function.
 Settings of interventions, written as name:setting=value,…:"""
 
 
 def _titled(tables: Iterable[Table]) -> None:
-    """Each table under its title."""
+    """Print each table under its title."""
     for each in tables:
         print(f"\n{each.title}")
         table(each)
 
 
 def table(shown: Table) -> None:
-    """A table as wide as the terminal; in a pipe, which has no width, as wide as it needs."""
+    """Print a table as wide as the terminal, or as 200 columns in a pipe."""
     from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
 
-    # As Text: [nan, nan] in a cell is no markup. Names, in the first column, stay whole.
+    # As Text, or [nan, nan] would be read as markup. Names, in the first column, are not broken.
     grid = Grid()
     for column, name in enumerate(shown.head):
         grid.add_column(Text(name), no_wrap=column == 0)
@@ -165,11 +164,11 @@ def table(shown: Table) -> None:
 
 
 def notes(lines: Iterable[str]) -> None:
-    """A line each, on stderr; what was said during the work is not repeated."""
+    """Show each note on a line of its own, unless it was shown before."""
     for note in lines:
         tell(note)
 
 
 def print_json(data: Any) -> None:
-    """For machines."""
+    """Print a result for machines."""
     print(json.dumps(data, indent=2, ensure_ascii=False))

@@ -2,9 +2,9 @@
 
 from experts.disk.layout import Layout
 from experts.plan import Plan
+from finetune.results import TrainingJson
 from prune.checkpoint.card import IDS, front_matter, how_to_load, kept_experts, plan_origin, title
 from prune.recipe.schema import Recipe
-from prune.recover.result import TrainingJson
 from prune.recover.training import training_in_words
 
 

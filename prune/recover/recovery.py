@@ -2,19 +2,18 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 from tqdm import tqdm
 
-from experts.disk.companions import RECOVERY
-from experts.disk.shards import read_json
 from experts.errors import ExciseError
 from experts.keys import environment
 from experts.plan import Plan
-from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
+from finetune.recover_model import recovered_model
+from finetune.recovery import ADAPTER, Job, is_trained
+from finetune.results import TeacherJson
 from finetune.students import Student
-from finetune.training_log import CURVE, read_rows
+from finetune.training_log import CURVE, read_curve
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import Storage
@@ -25,7 +24,6 @@ from prune.recover.result import PlacesJson, RecoveryResult
 from prune.recover.students import FromDisk, InMemory, choose_students
 from prune.recover.summary import recovery_csv, recovery_summary
 from prune.recover.targets import check_targets, everything
-from prune.recover.training import training_provenance
 from prune.session.measures import measures_of
 from prune.session.prepared import Prepared
 from prune.session.run_folder import write_json, write_text
@@ -99,8 +97,8 @@ class Recovery:
             Content of recovery.json.
         """
         stage = self.identity.report((*self.plans.values(), *self.known))
-        if kept := self.folder.kept("recovery", stage, RESULT, REPORT, CHECKPOINT, ADAPTER):
-            return {**cast(RecoveryResult, kept), **self._places()}
+        if kept := self.folder.kept("recovery", stage, RecoveryResult, RESULT, REPORT, CHECKPOINT, ADAPTER):
+            return {**kept, **self._places()}
         self.written.check()
         before, after = self._measured()
         self._recover_all(before[0], after)
@@ -151,25 +149,32 @@ class Recovery:
         expected: Tensor | None = None
         with self.students.student(plan, folder) as student:
             job = self._job(student, plan, folder, held_out)
-            with recovered(job, student.teacher_of) as merged:
+            fingerprint = self.session.fingerprint
+            with recovered_model(job, student, plan, self._teacher, fingerprint) as recovered:
                 for evaluator in dict.fromkeys(measure.evaluator for measure in after):
                     if not evaluator.knows(plan):
-                        evaluator.keep(plan, evaluator.measure(student.anatomy))
+                        evaluator.keep(plan, evaluator.now(student.anatomy))
                 if name == CRITERION:
                     expected = last_logits(student.anatomy, self.session.texts.validation)
-                    self._write(job, merged)
+                    self.written.write(recovered, folder)
         if expected is not None:
             self.written.prove(expected)
 
-    def _write(self, job: Job, merged: Recovered) -> None:
-        source, keep = self.session.recipe.model, self.students.keep
-        self.written.write(job, merged, training_provenance(self.settings, job, merged.tuned, source, keep))
+    @property
+    def _teacher(self) -> TeacherJson:
+        """The unpruned model, unless the recipe names another."""
+        settings, keep = self.settings.teacher, self.students.keep
+        return {
+            "model": settings.model or self.session.recipe.model,
+            "keep": keep,
+            "top_k": settings.top_k if keep == "disk" else None,
+        }
 
     def _job(self, student: Student, plan: Plan, folder: Path, held_out: Measure) -> Job:
         storage = Storage(student.anatomy.model, by_name(slice_layout(self.session.prepared.layout, plan)))
 
         def loss() -> float:
-            return held_out.mean(held_out.evaluator.measure(student.anatomy))
+            return held_out.mean(held_out.evaluator.now(student.anatomy))
 
         return Job(
             anatomy=student.anatomy,
@@ -188,11 +193,11 @@ class Recovery:
     # The result.
 
     def _result(self, before: list[Measure], after: list[Measure]) -> RecoveryResult:
-        curves = {name: read_rows(self._place(name) / CURVE) for name in self.plans}
+        curves = {name: read_curve(self._place(name) / CURVE) for name in self.plans}
         pairs, seed = list(zip(before, after, strict=True)), self.session.recipe.validation.random_seed
         return {
             **recovery_summary(self.plans, self.known, pairs, curves, seed),
-            "training": read_json(self.written.path / RECOVERY)["training"],
+            "training": self.written.training,
             "text": self.session.texts.validation.summary(),
             "model": self.session.prepared.model,
             **self._places(),

@@ -1,47 +1,6 @@
-"""How a model was trained: as provenance in JSON, and as a sentence in report and card."""
+"""How a model was trained, as a sentence in report and card."""
 
-from finetune.recovery import Job
-from finetune.targets import find_targets
-from prune.recipe.schema import FinetuneSettings
-from prune.recover.result import TeacherJson, TrainingJson
-
-
-def training_provenance(
-    settings: FinetuneSettings, job: Job, tuned: int, model: str, keep: str
-) -> TrainingJson:
-    """How a model was trained.
-
-    Args:
-        tuned: parameters that were trained.
-        model: the unpruned model, which is the teacher unless the recipe names another.
-        keep: where the teacher was, `memory` or `disk`.
-    """
-    return {
-        "targets": list(settings.targets),
-        "rank": settings.rank,
-        "alpha": settings.alpha,
-        "learning_rate": settings.learning_rate,
-        "weight_decay": settings.weight_decay,
-        "ce": settings.ce,
-        "kl": settings.kl,
-        "temperature": settings.temperature,
-        "bf16": settings.bf16,
-        "seed": settings.seed,
-        "teacher": _teacher(settings, model, keep) if settings.kl else None,
-        "steps": job.steps,
-        "tokens": job.steps * job.tokens_per_step,
-        "text": job.windows.summary(),
-        "tuned": tuned,
-        "weights": len(find_targets(job.anatomy, settings.targets).weights),
-    }
-
-
-def _teacher(settings: FinetuneSettings, model: str, keep: str) -> TeacherJson:
-    return {
-        "model": settings.teacher.model or model,
-        "keep": keep,
-        "top_k": settings.teacher.top_k if keep == "disk" else None,
-    }
+from finetune.results import TrainingJson
 
 
 def training_in_words(training: TrainingJson) -> str:

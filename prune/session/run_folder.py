@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
 from experts.locks import lock
 from experts.notes import tell
+from prune.typed_json import problems
 
+T = TypeVar("T")
 RECORD, LOCK = "stages.json", ".lock"
 CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
 
@@ -43,7 +45,7 @@ class RunFolder:
                 record = json.loads((path / RECORD).read_text(encoding="utf-8"))
             except ValueError:
                 record = None
-            if not isinstance(record, dict):
+            if not isinstance(record, dict) or not all(isinstance(key, str) for key in record.values()):
                 raise ExciseError(
                     f"{path / RECORD}: damaged; delete it and pass --force to go on in this folder"
                 )
@@ -70,15 +72,32 @@ class RunFolder:
     def valid(self, stage: str, key: str, *files: str) -> bool:
         return self.record.get(stage) == key and all((self.path / file).exists() for file in files)
 
-    def kept(self, stage: str, key: str, result: str, *files: str) -> dict[str, Any]:
-        """The result of a stage that was made from these inputs; empty where a file is missing or damaged."""
+    def kept(self, stage: str, key: str, content: type[T], result: str, *files: str) -> T | None:
+        """The result of a stage that was made from these inputs; None where it has to be made again.
+
+        Args:
+            stage: its name
+            key: of its inputs
+            content: what is in the file of the result, a TypedDict
+            result: that file
+            files: others that belong to it
+
+        Raises:
+            ExciseError: a key of the result is missing, or has another kind of value.
+        """
         if not self.valid(stage, key, result, *files):
-            return {}
+            return None
+        path = self.path / result
         try:
-            found = json.loads((self.path / result).read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return None
+        if not isinstance(data, dict):
+            return None
+        wrong = next(problems(data, content), None)
+        if wrong:
+            raise ExciseError(f"{path}: {wrong}; delete the file, and it is made again")
+        return cast(T, data)
 
     def begin(self, stage: str) -> None:
         """Before its files are replaced: interrupted, they do not belong to what was there before."""

@@ -1,5 +1,6 @@
 """A recipe at work: its model, texts, calibration and tasks; each made once, when something needs it."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from criteria.budget import Budget
 from criteria.calibration import Calibration, Storage
 from criteria.criterion import Criterion
 from criteria.protection import protection_notes
+from criteria.ranking import score
 from criteria.scores import Scores
 from criteria.selection import check_protected
 from criteria.text.chat_template import ChatTemplate
@@ -18,18 +20,22 @@ from experts.anatomy import Anatomy
 from experts.cache import Cache
 from experts.disk.fingerprint import digest_files
 from experts.disk.hub_files import reads_prompts
+from experts.disk.shards import open_checkpoint
 from experts.disk.weight_files import regular_files
-from experts.loading import load_network
+from experts.load_anatomy import load_anatomy
+from experts.memory_choice import MemorySettings
 from experts.model import Model
 from experts.plan import Plan
+from experts.units import parse_size
 from prune.session.prepared import Prepared
 from prune.session.texts import Texts
-from validate.chance import contest_of
-from validate.null import Contest
+from validate.rig import last_logits
 from validate.task_needs import check_tokenizer
 
 if TYPE_CHECKING:
     from validate.tasks import Benchmark
+
+SPILL = "spill"  # folder of a run for hidden states that wait on disk
 
 
 class Session:
@@ -56,7 +62,13 @@ class Session:
             self.prepared.fingerprint,
             dtype=self.recipe.dtype,
             trust_remote_code=self.recipe.trust_remote_code,
+            memory=self._memory(),
         )
+
+    def _memory(self) -> MemorySettings:
+        table = self.recipe.memory
+        limit = None if table.limit is None else parse_size(table.limit)
+        return MemorySettings(table.model, limit, table.spill or self.folder.path / SPILL)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -85,7 +97,7 @@ class Session:
 
     def scores(self, budget: Budget) -> list[Scores]:
         """Of every criterion of the recipe; budget: what a search prunes down to."""
-        return self.calibration.scores(self.prepared.criteria, budget)
+        return score(self.model, self.prepared.criteria, self.calibration, budget=budget)
 
     def check_room(self, budget: Budget) -> None:
         """Refuses a budget without room for the protected experts, before any experiment."""
@@ -94,18 +106,6 @@ class Session:
     def protection_notes(self) -> list[str]:
         """What `protect_super_experts: auto` decided against, where it did."""
         return protection_notes(self.recipe.prune.protect_super_experts, self.shape)
-
-    def contest(self, plan: Plan, scores: Scores, budget: Budget) -> Contest:
-        """A plan, its reverse, and random plans of its sizes."""
-        settings = self.recipe.validation
-        return contest_of(
-            plan,
-            self.shape,
-            formula=scores.formula,
-            scope=budget.scope,
-            plans=settings.random_plans,
-            seed=settings.random_seed,
-        )
 
     def reseeded(self, seed: int, criteria: tuple[Criterion, ...]) -> "Session":
         """The same model with calibration windows of another seed, and some of the criteria."""
@@ -152,8 +152,7 @@ class Session:
         On `device`, because another one rounds differently.
         """
         trust = not plan.uniform or self.recipe.trust_remote_code
-        network = load_network(out, self.recipe.dtype, trust, device)
-        tokens = self.texts.validation.tensor(device)[:1]
-        with torch.no_grad():
-            logits: torch.Tensor = network(input_ids=tokens, use_cache=False).logits
-        return logits
+        checkpoint = open_checkpoint(out)
+        choice = replace(self.model.choice, device=device)
+        anatomy = load_anatomy(checkpoint, choice, self.recipe.dtype, trust, pruned=True)
+        return last_logits(anatomy, self.texts.validation)

@@ -16,7 +16,6 @@ class Texts:
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         self.model, self.recipe = model, recipe
-        self._told: set[str] = set()
 
     @cached_property
     def calibration(self) -> Windows:
@@ -52,8 +51,8 @@ class Texts:
         other.validation = self.validation
         return other
 
-    def read(self, settings: TextSettings, say: Callable[[str], None] | None = None) -> Windows:
-        """Windows of one of the recipe's texts. say: takes notes on it; by default each is told once."""
+    def read(self, settings: TextSettings, say: Callable[[str], None] = tell) -> Windows:
+        """Windows of one of the recipe's texts. say: takes notes on it."""
         return read_for(
             self.model,
             settings.data,
@@ -62,13 +61,8 @@ class Texts:
             seed=settings.seed,
             bos=settings.bos,
             chat_template=settings.chat_template,
-            say=say or self._tell_once,
+            say=say,
         )
-
-    def _tell_once(self, note: str) -> None:
-        if note not in self._told:
-            self._told.add(note)
-            tell(note)
 
 
 def _silent(_: str) -> None:

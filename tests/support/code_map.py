@@ -23,7 +23,8 @@ def section(folder: Path) -> str:
     """A folder, and a line per file in it."""
     files = [file for file in sorted(folder.glob("*.py")) if file.name != "__init__.py"]
     lines = [f"| `{file.relative_to(ROOT)}` | {first_line(file)} |" for file in files]
-    name = f"**`{folder.relative_to(ROOT)}/`** {first_line(folder / '__init__.py')}."
+    about = first_line(folder / "__init__.py")
+    name = f"**`{folder.relative_to(ROOT)}/`** {about if about.endswith('?') else about + '.'}"
     return "\n".join([name, "", "| file | what |", "| --- | --- |", *lines]) if lines else name
 
 

@@ -2,28 +2,18 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from criteria.text.readers.pieces import Cells, Piece, RowError, TextOf, located
-from criteria.text.readers.storage import InCells
+from criteria.text.readers.json_rows import LONGEST, JsonRows
+from criteria.text.readers.pieces import Cells, Piece, RowError
 from experts.errors import ExciseError
 
-LONGEST = 2**28  # bytes; a longer line is no row
 
-
-class JsonLines(InCells):
+class JsonLines(JsonRows):
     """A file with one row per line.
 
     A row is named by its line; in a file of several cells by the byte where it begins.
-
-    Attributes:
-        text_of: the text of a row
     """
-
-    def __init__(self, path: Path, text_of: TextOf) -> None:
-        super().__init__(path)
-        self.text_of = text_of
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
         only_cell = self.cells(size) == 1
@@ -43,12 +33,13 @@ class JsonLines(InCells):
             return []
         name = f"{self.path}:{number}" if number else f"{self.path}@{begin}"
 
-        def line() -> str:
+        def row() -> Any:
+            return parse_line(self.data.decoded(raw, begin))
+
+        def where() -> str:
             return name if number else f"{self.path}:{self.data.lines_before(begin) + 1}"
 
-        with located(line):
-            piece = self.text_of(name, parse_line(self.data.decoded(raw, begin)))
-        return [piece] if piece else []
+        return self.piece(name, row, where)
 
     def _lines(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         """(byte where it begins, line) of the lines that begin from start on, before stop."""

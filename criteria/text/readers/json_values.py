@@ -6,30 +6,19 @@ It has to be read from its beginning, and is, in bounded memory.
 import codecs
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-from criteria.text.readers.json_lines import LONGEST
-from criteria.text.readers.pieces import Cells, Piece, TextOf, located
-from criteria.text.readers.storage import STEP, Data, InCells
+from criteria.text.readers.json_rows import LONGEST, JsonRows
+from criteria.text.readers.pieces import Cells, Piece
+from criteria.text.readers.storage import STEP, Data
 from experts.errors import ExciseError
 
 BLANK = " \t\r\n"
 CUT = 16  # characters before the end of what was read, where an error may only mean that more has to be read
 
 
-class JsonValues(InCells):
-    """A file whose rows are the elements of its array, or its values.
-
-    A row belongs to the cell in which it begins; it is named by its number.
-
-    Attributes:
-        text_of: the text of a row
-    """
-
-    def __init__(self, path: Path, text_of: TextOf) -> None:
-        super().__init__(path)
-        self.text_of = text_of
+class JsonValues(JsonRows):
+    """A file whose rows are the elements of its array, or its values; a row is named by its number."""
 
     def read(self, size: int, wanted: Sequence[int]) -> Cells:
         asked = set(wanted)
@@ -51,9 +40,7 @@ class JsonValues(InCells):
             self.data.close()
 
     def _piece(self, name: str, row: Any) -> list[Piece]:
-        with located(lambda: name):
-            piece = self.text_of(name, row)
-        return [piece] if piece else []
+        return self.piece(name, lambda: row, lambda: name)
 
 
 class Values:

@@ -88,9 +88,9 @@ def _audit_of(call: Call, quiet: bool) -> "AuditResult":
 
 
 def _audit_of_file(positions: Path, ddof: int | None) -> "FileAudit":
-    from prune.audit.csv_file import of_file
+    from prune.audit.positions_file import audit_of_positions
 
-    return of_file(positions, 1 if ddof is None else ddof)
+    return audit_of_positions(positions, 1 if ddof is None else ddof)
 
 
 def _check_outcome(result: "AuditResult | FileAudit", outcome: Shown) -> None:

@@ -19,6 +19,7 @@ from criteria.text.reading import consecutive, read_windows
 from criteria.text.sources import Source
 from experts.errors import ExciseError
 from prune.console.cli import app
+from prune.console.messages import listening
 from prune.recipe.read import parse_recipe
 from prune.session.prepare import prepare
 from prune.session.session import Session
@@ -53,7 +54,7 @@ def test_every_window_begins_with_it(
     """It counts as one of the tokens; nothing of the text is lost, or said twice."""
     all_ = 400 // (20 - begins)
     for windows in (
-        read_windows([Source(text=(text,))], tokenizer, 20, all_, 0, bos),
+        read_windows([Source(text=(text,))], tokenizer, length=20, sequences=all_, seed=0, bos=bos),
         consecutive(text, tokenizer, 20, all_, bos),
     ):
         assert windows.tokens.shape == (all_, 20)
@@ -63,7 +64,7 @@ def test_every_window_begins_with_it(
         assert windows.mask.all(), "what follows it is predicted like anything else"
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join(json.dumps({"text": letter * 8}) for letter in "abcdef"))
-    joined = read_windows([Source(jsonl=(short,))], tokenizer, 20, 2, 0, bos).tokens
+    joined = read_windows([Source(jsonl=(short,))], tokenizer, length=20, sequences=2, seed=0, bos=bos).tokens
     assert tokenizer.decode(joined[0]) == (
         "<bos>" * begins + "aaaaaaaa<eos>bbbbbbbb<eos>c" + "c" * (not begins)
     )
@@ -74,7 +75,7 @@ def test_always_needs_one(text: Path) -> None:
         ExciseError,
         match="bos: always, but the tokenizer has no token for the beginning of a text; use auto",
     ):
-        read_windows([Source(text=(text,))], WITHOUT, 20, 1, 0, Bos.ALWAYS)
+        read_windows([Source(text=(text,))], WITHOUT, length=20, sequences=1, seed=0, bos=Bos.ALWAYS)
 
 
 @pytest.fixture(scope="module")
@@ -143,18 +144,18 @@ def test_context() -> None:
 
 
 def test_windows_that_do_not_fit_are_said_or_refused(
-    begins_model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    begins_model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Said once, although two texts are read; refused before a text is tokenised, where the model has no such
+    """A user reads it once, although two texts are read; refused before a text is tokenised, where the model has no such
     positions.
     """
-    caplog.set_level("INFO", "excise")
     recipe = parse_recipe(recipe_of(begins_model, text, length=130, sequences=1), "recipe", tmp_path)
     session = Session(prepare(recipe, tmp_path / "run"))
-    session.texts.read(recipe.calibration)
-    session.texts.read(recipe.validation)
+    with listening(quiet=False, debug=False):
+        session.texts.read(recipe.calibration)
+        session.texts.read(recipe.validation)
     note = "a window of 130 tokens is longer than the 128 positions the model was made for"
-    assert caplog.text.count(note) == 1
+    assert capsys.readouterr().err.count(note) == 1
     learned = tmp_path / "learned"
     tiny.save(tiny.build("olmoe"), learned)
     tensors = load_file(learned / "model.safetensors")
@@ -187,16 +188,23 @@ def test_windows_without_content(tmp_path: Path) -> None:
     path.write_text("strange " * 60)
     holds = r"3 of 3 windows hold nothing but the special token <unk> \(the first in .*a\.txt\); is this the token"
     with pytest.raises(ExciseError, match=rf"data \(text\): {holds}"):
-        read_windows([Source(text=(path,))], unknowing(), 20, 3, 0)
+        read_windows([Source(text=(path,))], unknowing(), length=20, sequences=3, seed=0)
     with pytest.raises(ExciseError, match=rf"a\.txt: {holds}"):
         consecutive(path, unknowing(), 20, 3)
     notes: list[str] = []
     path.write_text("strange " * 20 + "known " * 20 + "<eos>" * 20)
-    assert len(read_windows([Source(text=(path,))], unknowing(), 20, 3, 0, say=notes.append)) == 3
+    assert (
+        len(
+            read_windows(
+                [Source(text=(path,))], unknowing(), length=20, sequences=3, seed=0, say=notes.append
+            )
+        )
+        == 3
+    )
     assert notes == [
         f"data (text): 2 of 3 windows hold nothing but the special token <unk> (the first in {path})"
     ]
     path.write_text("<eos>" * 60)
     for tokenizer in (WITHOUT, BEGINS):
         with pytest.raises(ExciseError, match=r"nothing but the special token <eos>"):
-            read_windows([Source(text=(path,))], tokenizer, 20, 3, 0)
+            read_windows([Source(text=(path,))], tokenizer, length=20, sequences=3, seed=0)

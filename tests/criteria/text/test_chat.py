@@ -40,7 +40,9 @@ def read(
 ) -> Windows:
     say = (lambda _: None) if notes is None else notes.append
     sources = [Source.model_validate({"jsonl": path, **source})]
-    return read_windows(sources, tokenizer, length, sequences, 0, chat_template=part, say=say)
+    return read_windows(
+        sources, tokenizer, length=length, sequences=sequences, seed=0, chat_template=part, say=say
+    )
 
 
 def written(folder: Path, row: Any, tokenizer: Any = FREE, length: int = 40, **source: Any) -> str:
@@ -138,7 +140,7 @@ def test_nothing_is_doubled(tmp_path: Path) -> None:
     first = STRICT.apply_chat_template(OPENAI["messages"])["input_ids"]
     assert windows.tokens[0, : len(first)].tolist() == first
     short = Source(jsonl=(file(tmp_path, [OPENAI] * 4),))
-    never = read_windows([short], STRICT, 50, 1, 0, bos=Bos.NEVER, say=lambda _: None)
+    never = read_windows([short], STRICT, length=50, sequences=1, seed=0, bos=Bos.NEVER, say=lambda _: None)
     assert (never.tokens == STRICT.bos_token_id).sum() == 2, "what the template writes, the template writes"
 
 
@@ -275,9 +277,9 @@ def test_plain_text_has_no_turns(tmp_path: Path) -> None:
             ExciseError,
             match=r"this is plain text; give this source chat_template: false, or the text as rows",
         ):
-            read_windows([source], FREE, 20, 1, 0)
+            read_windows([source], FREE, length=20, sequences=1, seed=0)
     not_this = Source(text=(tmp_path / "a.txt",), chat_template=False)
-    assert len(read_windows([not_this], FREE, 20, 1, 0, chat_template=True)) == 1
+    assert len(read_windows([not_this], FREE, length=20, sequences=1, seed=0, chat_template=True)) == 1
 
 
 def test_a_tokenizer_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ FREE = talking.tokenizer(talking.FREE)
 
 def read(sequences: int = 6, length: int = 30, notes: list[str] | None = None, **source: Any) -> Windows:
     say = (lambda _: None) if notes is None else notes.append
-    return read_windows([Source.model_validate(source)], tiny.tokenizer(), length, sequences, 0, say=say)
+    return read_windows(
+        [Source.model_validate(source)], tiny.tokenizer(), length=length, sequences=sequences, seed=0, say=say
+    )
 
 
 def written(row: Any, choice: bool | None = None, **source: Any) -> str:
@@ -149,7 +151,7 @@ def test_a_message_without_content_is_refused(turn: dict[str, Any], tmp_path: Pa
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"messages": [turn]}))
     with pytest.raises(ExciseError, match=r"a\.jsonl:1: a message has no content; it has (from|parts, role)"):
-        read_windows([Source(jsonl=(path,))], FREE, 30, 1, 0)
+        read_windows([Source(jsonl=(path,))], FREE, length=30, sequences=1, seed=0)
 
 
 def test_windows_of_several_special_tokens_are_none(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_a_text_that_every_row_repeats_is_not_read_whole(tmp_path: Path) -> None
     tokenizer = tiny.tokenizer()
     tokenizer.__class__ = Counting
     source = Source.model_validate({"jsonl": path, "field": ["system", "text"]})
-    assert len(read_windows([source], tokenizer, 64, 8, 0)) == 8
+    assert len(read_windows([source], tokenizer, length=64, sequences=8, seed=0)) == 8
     assert sum(read) < 2**20
 
 

@@ -173,7 +173,7 @@ def tokens(prose: Path) -> NDArray[np.int64]:
 
 
 def read(sequences: int = 20, seed: int = 0, length: int = 64, **source: Any) -> Windows:
-    return read_windows([Source.model_validate(source)], WORDS, length, sequences, seed)
+    return read_windows([Source.model_validate(source)], WORDS, length=length, sequences=sequences, seed=seed)
 
 
 def place_of(window: NDArray[np.int64], tokens: NDArray[np.int64]) -> int:
@@ -310,7 +310,8 @@ from criteria.text.reading import read_windows
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[2], eos_token="<eos>", unk_token="<unk>")
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, begun = peak(), time.monotonic()
-windows = read_windows([Source(text=(sys.argv[1],), separator="^# ")], tokenizer, 512, 128, 0)
+source = Source(text=(sys.argv[1],), separator="^# ")
+windows = read_windows([source], tokenizer, length=512, sequences=128, seed=0)
 print(json.dumps([len(windows), time.monotonic() - begun, peak() - before]))
 """
 

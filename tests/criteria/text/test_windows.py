@@ -31,24 +31,26 @@ def text_of(windows: Windows, row: int) -> str:
 
 def test_long_documents_are_cut_and_short_ones_joined(tmp_path: Path) -> None:
     long = write(tmp_path, "long.txt", "a" * 50 + "b" * 50 + "c" * 20)
-    windows = read_windows([Source(text=(long,))], TOKENIZER, 50, 2, 0)
+    windows = read_windows([Source(text=(long,))], TOKENIZER, length=50, sequences=2, seed=0)
     assert [text_of(windows, row) for row in (0, 1)] == ["a" * 50, "b" * 50]
     lines = write(
         tmp_path, "lines.jsonl", "\n".join(json.dumps({"text": letter * 20}) for letter in "abcdef")
     )
-    packed = read_windows([Source(jsonl=(lines,))], TOKENIZER, 50, 2, 0)
+    packed = read_windows([Source(jsonl=(lines,))], TOKENIZER, length=50, sequences=2, seed=0)
     assert text_of(packed, 0) == "a" * 20 + "<eos>" + "b" * 20 + "<eos>" + "c" * 8
     assert packed.documents == (f"{lines}:1 … {lines}:3", f"{lines}:4 … {lines}:6")
 
 
 def test_json_lines_are_split_at_newlines_only(tmp_path: Path) -> None:
     lines = write(tmp_path, "lines.jsonl", json.dumps({"text": "a\u2028b" * 20}, ensure_ascii=False) + "\n")
-    assert len(read_windows([Source(jsonl=(lines,))], TOKENIZER, 50, 1, 0)) == 1
+    assert len(read_windows([Source(jsonl=(lines,))], TOKENIZER, length=50, sequences=1, seed=0)) == 1
 
 
 def test_separator_starts_documents(tmp_path: Path) -> None:
     wiki = write(tmp_path, "wiki.txt", " = One = \n" + "a" * 60 + "\n = Two = \n" + "b" * 60)
-    windows = read_windows([Source(text=(wiki,), separator="^ = [^=]")], TOKENIZER, 40, 2, 0)
+    windows = read_windows(
+        [Source(text=(wiki,), separator="^ = [^=]")], TOKENIZER, length=40, sequences=2, seed=0
+    )
     assert len(windows.documents) == 2
     assert text_of(windows, 0).startswith(" = One")
 
@@ -56,7 +58,7 @@ def test_separator_starts_documents(tmp_path: Path) -> None:
 def test_sources_get_equal_shares_and_domains(tmp_path: Path) -> None:
     first, second = write(tmp_path, "a.txt", "a" * 500), write(tmp_path, "b.txt", "b" * 500)
     sources = [Source(text=(first,), domain="x"), Source(text=(second,), domain="y")]
-    windows = read_windows(sources, TOKENIZER, 50, 5, 0)
+    windows = read_windows(sources, TOKENIZER, length=50, sequences=5, seed=0)
     assert windows.domains == ("x", "y")
     assert windows.domain.tolist() == [0, 0, 0, 1, 1]
 
@@ -64,7 +66,10 @@ def test_sources_get_equal_shares_and_domains(tmp_path: Path) -> None:
 def test_the_seed_decides(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     file = write(tmp_path, "a.txt", "".join(chr(97 + i) for i in rng.integers(0, 26, 5000)))
-    hashes = [read_windows([Source(text=(file,))], TOKENIZER, 50, 10, seed).hash for seed in (0, 0, 1)]
+    hashes = [
+        read_windows([Source(text=(file,))], TOKENIZER, length=50, sequences=10, seed=seed).hash
+        for seed in (0, 0, 1)
+    ]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -97,15 +102,17 @@ def test_bad_text_is_one_clear_line(
 ) -> None:
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(ExciseError, match=message):
-        read_windows([Source(text=(tmp_path / "bad.txt",))], TOKENIZER, *ask, 0)
+        read_windows(
+            [Source(text=(tmp_path / "bad.txt",))], TOKENIZER, length=ask[0], sequences=ask[1], seed=0
+        )
 
 
 def test_bad_jsonl_names_the_line(tmp_path: Path) -> None:
     file = write(tmp_path, "x.jsonl", '{"text": "fine"}\n{"question": "q"}\n')
     with pytest.raises(ExciseError, match=r"x\.jsonl:2: no text in field 'text'; it has \['question'\]"):
-        read_windows([Source(jsonl=(file,))], TOKENIZER, 4, 1, 0)
+        read_windows([Source(jsonl=(file,))], TOKENIZER, length=4, sequences=1, seed=0)
     with pytest.raises(ExciseError, match=r"missing\.txt: No such file"):
-        read_windows([Source(text=(tmp_path / "missing.txt",))], TOKENIZER, 4, 1, 0)
+        read_windows([Source(text=(tmp_path / "missing.txt",))], TOKENIZER, length=4, sequences=1, seed=0)
 
 
 @pytest.mark.slow
@@ -133,8 +140,12 @@ def test_code_has_no_docstrings_and_prose_is_them() -> None:
 def test_shared_text(shared: Path) -> None:
     wiki = shared / "data" / "wikitext-2"
     source = {"separator": r"^ = [^=\n]+ = $"}
-    calibration = read_windows([Source(text=(wiki / "valid.txt",), **source)], TOKENIZER, 256, 64, 0)
-    validation = read_windows([Source(text=(wiki / "test.txt",), **source)], TOKENIZER, 256, 64, 0)
+    calibration = read_windows(
+        [Source(text=(wiki / "valid.txt",), **source)], TOKENIZER, length=256, sequences=64, seed=0
+    )
+    validation = read_windows(
+        [Source(text=(wiki / "test.txt",), **source)], TOKENIZER, length=256, sequences=64, seed=0
+    )
     assert len(validation.documents) > 20
     check_disjoint(calibration, validation)
     with pytest.raises(ExciseError, match="overlap"):

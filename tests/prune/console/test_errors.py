@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from experts import loading
+from experts import loading, pretrained
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError, let_through
 from experts.plan import Plan
@@ -321,7 +321,7 @@ def test_any_fault_of_a_model_or_its_tokenizer(
     def fail(*_: Any, **__: Any) -> Any:
         raise fault()
 
-    auto = {"load": loading.AutoModelForCausalLM, "load_tokenizer": loading.AutoTokenizer}[site]
+    auto = {"load": pretrained.AutoModelForCausalLM, "load_tokenizer": loading.AutoTokenizer}[site]
     monkeypatch.setattr(auto, "from_pretrained", fail)
     check_one_line(CliRunner().invoke(app, play.command("effects.csv", tmp_path)))
 

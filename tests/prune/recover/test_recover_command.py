@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from criteria.text.windows import Windows
 from experts.anatomy import dissect
+from experts.disk.companions import RECOVERY
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
@@ -25,6 +26,7 @@ from finetune import recovery as recover_module
 from finetune import trainer as trainer_module
 from finetune.guards import check_counts, check_moved, checksums
 from finetune.recovery import Job, recovered
+from finetune.results import RecoveryJson, TrainingJson
 from finetune.settings import Training
 from finetune.teacher import SharedTeacher
 from finetune.training_log import read_rows
@@ -32,6 +34,7 @@ from prune.checkpoint.write import export
 from prune.recipe.read import read_recipe
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
+from prune.typed_json import problems
 from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
 from tests.support.interruptions import without_time
@@ -84,6 +87,9 @@ def test_a_recovery_and_what_it_leaves(recovery_recipe: Path, tmp_path: Path, sa
     assert "Then trained: LoRA of rank 4" in (out / "recovered" / "README.md").read_text()
     assert len(rows(out / "healing.csv")) == 4 * 3
     assert len(rows(out / "recovery" / "random-1" / "training.csv")) == 4
+    provenance = json.loads((out / "recovered" / RECOVERY).read_text())
+    assert not list(problems(provenance, RecoveryJson))
+    assert provenance["training"].keys() == TrainingJson.__annotations__.keys()
     assert not list(out.rglob("*.new")) + list(out.rglob("states")) + list(out.rglob("merged"))
     assert "finetune" in yaml.safe_load((out / "recipe.yaml").read_text())
 

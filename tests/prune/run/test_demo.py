@@ -54,9 +54,9 @@ def test_is_really_trained() -> None:
     windows = read_windows(
         [Source(stdlib="code", split="test"), Source(stdlib="prose", split="test")],
         load_tokenizer(MODEL),
-        256,
-        16,
-        0,
+        length=256,
+        sequences=16,
+        seed=0,
     )
     loss = window_losses(load_network(MODEL, "float32"), windows).mean()
     assert report["held_out_loss"] < 0.65 * report["unigram_loss"]

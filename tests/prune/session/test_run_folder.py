@@ -9,8 +9,10 @@ import pytest
 
 from criteria import calibration as calibration_module
 from experts import model as model_module
+from experts.errors import ExciseError
 from prune.session.run_folder import RunFolder
 from tests.support.interruptions import audit, killed, numbers, run
+from tests.support.recipes import invoke
 from validate.loss import window_losses
 from validate.rows import LossEvaluator
 
@@ -60,6 +62,39 @@ def test_a_result_that_cannot_be_read_is_made_again(recipe_path: Path, tmp_path:
     for damage in ("{", "[]"):
         (tmp_path / "run" / "validation.json").write_text(damage)
         assert numbers(run(recipe_path, tmp_path / "run")) == numbers(first)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("loss", None, "loss is null"),
+        ("loss", "missing", "loss is missing"),
+        ("plans", {}, "plans is a table"),
+        ("shared_documents", True, "shared_documents is True"),
+    ],
+)
+def test_a_result_with_another_content_is_refused(
+    key: str, value: object, message: str, recipe_path: Path, tmp_path: Path
+) -> None:
+    """It was edited, or is another version's: its file and key are named, and how to go on."""
+    out, file = tmp_path / "run", tmp_path / "run" / "validation.json"
+    assert invoke("prune", recipe_path, "-o", out).exit_code == 0
+    result = json.loads(file.read_text())
+    result[key] = value
+    if value == "missing":
+        del result[key]
+    file.write_text(json.dumps(result))
+    refused = invoke("prune", recipe_path, "-o", out)
+    assert refused.exit_code == 1
+    assert f"excise: {file}: {message}; delete the file, and it is made again\n" in refused.stderr
+    file.unlink()
+    assert invoke("prune", recipe_path, "-o", out).exit_code == 0
+
+
+def test_keys_of_other_stages_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text('{"validate": 1}')
+    with pytest.raises(ExciseError, match="damaged"):
+        RunFolder(tmp_path)
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def outcome(**source: Any) -> Windows | str:
     for _ in range(2):
         try:
             made = Source.model_validate({"field": "text|content", **source})
-            found.append(read_windows([made], CHAT, 16, 2, 0, say=lambda _: None))
+            found.append(read_windows([made], CHAT, length=16, sequences=2, seed=0, say=lambda _: None))
         except ExciseError as error:
             assert str(error)
             assert "\n" not in str(error)

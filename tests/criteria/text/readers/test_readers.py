@@ -38,7 +38,9 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 def read(sequences: int = 6, length: int = 30, notes: list[str] | None = None, **source: Any) -> Windows:
     say = (lambda _: None) if notes is None else notes.append
-    return read_windows([Source.model_validate(source)], TOKENIZER, length, sequences, 0, say=say)
+    return read_windows(
+        [Source.model_validate(source)], TOKENIZER, length=length, sequences=sequences, seed=0, say=say
+    )
 
 
 def texts(windows: Windows) -> list[str]:
@@ -390,7 +392,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(
         ExciseError, match="1 windows for 2 sources, which give one each at least; raise sequences"
     ):
-        read_windows([Source(stdlib=kind, split="test") for kind in ("code", "prose")], TOKENIZER, 20, 1, 0)
+        read_windows(
+            [Source(stdlib=kind, split="test") for kind in ("code", "prose")],
+            TOKENIZER,
+            length=20,
+            sequences=1,
+            seed=0,
+        )
 
 
 @pytest.mark.parametrize("field", ["text|", "|", ""])

@@ -7,7 +7,7 @@ from validate.positions import document_note, read_positions
 from validate.token_audit import audit_outcomes
 
 
-def of_file(path: Path, ddof: int) -> FileAudit:
+def audit_of_positions(path: Path, ddof: int) -> FileAudit:
     """The audit of a CSV file of positions.
 
     Args:

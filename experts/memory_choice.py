@@ -1,0 +1,141 @@
+"""Where a model's weights are while it works: all in memory, or a layer at a time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from experts.disk.shards import Checkpoint
+from experts.errors import ExciseError
+from experts.memory import free_bytes
+from experts.notes import tell
+from experts.streaming.forecast import forecast_sizes
+from experts.streaming.sizes import COPIES, Sizes
+from experts.units import human
+
+Mode = Literal["auto", "resident", "streamed"]
+FACTOR = 8  # by which weights can grow in memory: from 4 bits to 32
+FEW = 0.5  # of the free memory, below which nothing is to be decided
+SHARE = 0.8  # of the free memory that weights may take; the rest is for the work
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What a user says about memory.
+
+    Attributes:
+        model: resident = all weights stay in memory; streamed = decoder layers are read one by one, whenever
+            they are needed; auto = resident where the weights fit
+        limit: bytes that weights and hidden states may take; None = what is free
+        spill: folder for hidden states that do not fit; None = the run's own, or a temporary one
+    """
+
+    model: Mode = "auto"
+    limit: int | None = None
+    spill: Path | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model is loaded.
+
+    Attributes:
+        streamed: whether decoder layers are read one by one
+        device: where the weights go
+        why: what was compared with what
+        weights: bytes that they take at most
+        close: whether there was anything to decide
+    """
+
+    streamed: bool
+    device: torch.device
+    why: str
+    weights: int
+    close: bool = True
+
+    def announce(self) -> None:
+        """Tell the user what was chosen, and why."""
+        if self.close:
+            tell(f"memory: {'streamed' if self.streamed else 'resident'} on {self.device} ({self.why})")
+
+
+def choose(
+    checkpoint: Checkpoint,
+    settings: MemorySettings,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    device: torch.device | None = None,
+) -> Choice:
+    """Decide from the sizes of a model's parts and the memory that is free.
+
+    Args:
+        checkpoint: headers of the model
+        settings: what the user says
+        dtype: precision in memory: auto (as stored), float32, bfloat16, float16
+        trust_remote_code: run code that comes with the checkpoint
+        device: where the weights go; by default the GPU if they fit there, else the CPU
+
+    Raises:
+        ExciseError: not even a layer fits.
+    """
+    places = [device] if device is not None else _places()
+    if settings.model != "streamed" and FACTOR * checkpoint.size < FEW * _room(places[0], settings):
+        why = _why(checkpoint.size, places[0], settings, "the weights take")
+        return Choice(False, places[0], why, checkpoint.size, close=False)
+    sizes = forecast_sizes(checkpoint, dtype, trust_remote_code)
+    last = places[-1]
+    if settings.model != "streamed":
+        for place in places:
+            if sizes.whole <= _room(place, settings):
+                return Choice(
+                    False, place, _why(sizes.whole, place, settings, "the weights take"), sizes.whole
+                )
+        if settings.model == "resident":
+            return Choice(False, last, _why(sizes.whole, last, settings, "the weights take"), sizes.whole)
+    for place in places:
+        if sizes.streamed <= _room(place, settings):
+            why = _why(sizes.whole, place, settings, "the weights would take")
+            with_layers = f"{why}; with a layer at a time, {human(sizes.streamed)}"
+            return Choice(True, place, with_layers, sizes.streamed)
+    raise ExciseError(_too_large(checkpoint, sizes, last, settings))
+
+
+def mode_of(name: str) -> Mode:
+    """The mode of that name. Raises ExciseError with the names there are."""
+    for mode in get_args(Mode):
+        if mode == name:
+            found: Mode = mode
+            return found
+    raise ExciseError(f"memory {name!r}: expected one of {', '.join(get_args(Mode))}")
+
+
+def _places() -> list[torch.device]:
+    """The GPU where there is one, then the CPU."""
+    cpu = torch.device("cpu")
+    return [torch.device("cuda", torch.cuda.current_device()), cpu] if torch.cuda.is_available() else [cpu]
+
+
+def _room(device: torch.device, settings: MemorySettings) -> int:
+    """Bytes that weights may take."""
+    free = int(SHARE * free_bytes(device))
+    return free if settings.limit is None or device.type != "cpu" else min(free, settings.limit)
+
+
+def _why(size: int, device: torch.device, settings: MemorySettings, verb: str) -> str:
+    return f"{verb} {human(size)}, and {_told(device, settings)}"
+
+
+def _told(device: torch.device, settings: MemorySettings) -> str:
+    if settings.limit is not None and device.type == "cpu":
+        return f"memory.limit is {human(settings.limit)}"
+    return f"{human(free_bytes(device))} are free on {device}"
+
+
+def _too_large(checkpoint: Checkpoint, sizes: Sizes, device: torch.device, settings: MemorySettings) -> str:
+    largest = max(sizes.layer_bytes)
+    return (
+        f"{checkpoint.folder}: not even a layer at a time fits: {human(sizes.resident_bytes)} outside the "
+        f"decoder layers and {COPIES} × {human(largest)} for the largest, and {_told(device, settings)}; "
+        "use a machine with more memory, or a smaller dtype"
+    )

@@ -100,7 +100,7 @@ class _Round(Measurement):
         marks = torch.from_numpy(gone).to(self.anatomy.device)
         self.gone = {row: in_layer for row, in_layer in enumerate(marks) if in_layer.any()}
         self.added = np.zeros((len(parts), *candidates.shape))
-        self.cost_before = [0.0] * len(parts)
+        self.cost_before = np.zeros(len(parts))
 
     @property
     def identity(self) -> str:
@@ -128,11 +128,11 @@ class _Round(Measurement):
         return int(self.candidates[row].sum())
 
     def state(self) -> dict[str, Array]:
-        return {**super().state(), "added": self.added}
+        return {**super().state(), "added": self.added, "cost_before": self.cost_before}
 
     def restore(self, state: dict[str, Array]) -> None:
         super().restore(state)
-        self.added[...] = state["added"]
+        self.added[...], self.cost_before[:] = state["added"], state["cost_before"]
 
     def _sum(self, batch: int, row: int, expert: int) -> Take:
         def take(*effects: Tensor) -> None:

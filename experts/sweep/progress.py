@@ -19,7 +19,7 @@ class Progress:
     """Is told what has run. This one shows nothing: where nothing waits, callers have bars of their own."""
 
     def clean(self, part: Part, batch: int, *, again: bool) -> None:
-        """The clean forward of a batch ran through some layers. again: not for the first time."""
+        """The clean forward of a batch ran through some layers. again: in a later pass once more."""
 
     def born(self, batch: int, branch: Branch) -> None:
         """A branch is about to begin."""
@@ -27,8 +27,11 @@ class Progress:
     def all_born(self, batch: int, row: int) -> None:
         """No more branches of a batch begin in a MoE layer."""
 
-    def branch(self, part: Part, batch: int, branch: Branch) -> None:
-        """A branch ran through some layers, or from the layer it is born in to the last of them."""
+    def branch(self, part: Part, batch: int, branch: Branch, *, again: bool) -> None:
+        """A branch ran through some layers, or from the layer it is born in to the last of them.
+
+        again: as above
+        """
 
     def state(self) -> State:
         """Work that is done, its total, and what of it is expected by batch and MoE layer."""
@@ -96,10 +99,13 @@ class Bar(Progress):
     def all_born(self, batch: int, row: int) -> None:
         self.total -= self._expected.pop((batch, row), 0)
 
-    def branch(self, part: Part, batch: int, branch: Branch) -> None:
+    def branch(self, part: Part, batch: int, branch: Branch, *, again: bool) -> None:
         first = 0 if branch.row is None else self.anatomy.layers[branch.row].index
         layers = range(max(first, part.span.start), part.span.stop)
-        self._advance(len(layers) * self._tokens(batch, branch))
+        work = len(layers) * self._tokens(batch, branch)
+        if again:
+            self.total += work
+        self._advance(work)
 
     def restore(self, done: int, total: int, expected: dict[tuple[int, int], int]) -> None:
         self.done, self.total, self._expected = done, total, expected

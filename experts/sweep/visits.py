@@ -81,8 +81,8 @@ class Visits:
         clean = self.forward(batch)
         if self._needs_clean(number, part, batch):
             self._clean(number, part, batch, clean)
-        alive, self.alive[batch] = self.alive[batch], []
-        for living in alive:
+        moving, self.alive[batch] = self._moving(number, batch)
+        for living in moving:
             self._advance(part, batch, living, self.streams.get(living.key))
         for living in self._newborn(number, part, batch, clean):
             self.progress.born(batch, living.branch)
@@ -109,9 +109,20 @@ class Visits:
         """Whether the clean forward runs: always in the first pass, later where branches need it."""
         if self.births.first or self.births.possible(number, batch, part.rows):
             return True
+        moving, _ = self._moving(number, batch)
+        at_positions = any(living.branch.position is not None for living in moving)
+        return at_positions or (self._is_last(number) and bool(moving))
+
+    def _moving(self, number: int, batch: int) -> tuple[list[Living], list[Living]]:
+        """The branches of a batch that go through a part, and those that rest: references after the first
+        pass, until the others arrive.
+        """
         alive = self.alive[batch]
-        at_positions = any(living.branch.position is not None for living in alive)
-        return at_positions or (self._is_last(number) and bool(alive))
+        references = [living for living in alive if living.branch.is_reference]
+        others = [living for living in alive if not living.branch.is_reference]
+        if self.births.first or (self._is_last(number) and others):
+            return alive, []
+        return others, references
 
     def _clean(self, number: int, part: Part, batch: int, clean: CleanForward) -> None:
         """Run the clean forward, as far as it is needed."""
@@ -159,7 +170,8 @@ class Visits:
         try:
             output = self.runner.branch(part, branch, clean, state)
             self._keep(batch, living, output)
-            self.progress.branch(part, batch, branch)
+            again = branch.is_reference and not self.births.first
+            self.progress.branch(part, batch, branch, again=again)
             return
         except ExciseError as error:
             if not branch.forgives(error):

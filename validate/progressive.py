@@ -7,12 +7,14 @@ reverse, and of chance. Shapes: J removals, N windows of W tokens, P positions, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experts.ablation import marked
+from experts.anatomy import Anatomy
 from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
 from experts.effects.removal import Removal, Take
@@ -20,6 +22,7 @@ from experts.keys import key_of
 from experts.memory import in_chunks
 from experts.modes import Scope
 from experts.sweep.record import CleanForward
+from experts.team import blocks
 from validate.results import CurveJson
 from validate.statistics import Interval, clustered_interval, number, permutation_p
 
@@ -115,8 +118,28 @@ def by_gate_weight(
     Returns:
         By row, ΔCE in nats [J, P], J = min(most, k − 1).
     """
-    shape = instrument.anatomy.shape
-    count, num_experts = min(most, shape.top_k - 1), shape.num_experts
+    count = min(most, instrument.anatomy.shape.top_k - 1)
+    team = instrument.anatomy.team
+    ranges = blocks(len(tokens), 1, team.size)
+    arguments = [
+        (
+            instrument.settings,
+            tokens[start:stop].cpu(),
+            {row: marks[start:stop] for row, marks in chosen.items()},
+            count,
+        )
+        for start, stop in ranges
+    ]
+    parts = team.map(instrument.anatomy, _gate_weight_part, arguments)
+    return {row: np.concatenate([part[row] for part in parts], axis=1) for row in chosen}
+
+
+def _gate_weight_part(
+    anatomy: Anatomy, settings: dict[str, Any], tokens: Tensor, chosen: Mapping[int, Marks], count: int
+) -> dict[int, Array]:
+    """The same for some windows. count: J."""
+    instrument, num_experts = Instrument(anatomy, **settings), anatomy.shape.num_experts
+    tokens = tokens.to(anatomy.device)
     deltas = {row: np.zeros((count, int(marks.sum()))) for row, marks in chosen.items()}
     if count == 0:
         return deltas
@@ -180,9 +203,32 @@ def by_order(
     Returns:
         By row and the order's name, mean ΔCE of every window in nats [J, N].
     """
+    team = instrument.anatomy.team
+    size = instrument.windows_at_once(tokens, MOST_WINDOWS)
+    asked = {row: dict(of_row) for row, of_row in orders.items()}
+    arguments = [
+        (instrument.settings, tokens[start:stop].cpu(), asked, most, size)
+        for start, stop in blocks(len(tokens), size, team.size)
+    ]
+    parts = team.map(instrument.anatomy, _order_part, arguments)
+    return {
+        row: {name: np.concatenate([part[row][name] for part in parts], axis=1) for name in of_row}
+        for row, of_row in orders.items()
+    }
+
+
+def _order_part(
+    anatomy: Anatomy,
+    settings: dict[str, Any],
+    tokens: Tensor,
+    orders: Mapping[int, Mapping[str, Order]],
+    most: int,
+    size: int,
+) -> dict[int, dict[str, Array]]:
+    """The same for some windows. size: windows per forward."""
+    instrument, tokens = Instrument(anatomy, **settings), tokens.to(anatomy.device)
     shape = (most, len(tokens))
     deltas = {row: {name: np.empty(shape) for name in of_row} for row, of_row in orders.items()}
-    size = instrument.windows_at_once(tokens, MOST_WINDOWS)
 
     def work(start: int, stop: int) -> None:
         parts = torch.split(tokens[start:stop], size)

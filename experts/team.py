@@ -6,7 +6,7 @@ one process calls it with all arguments in turn. The results are the same bytes.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from experts.errors import ExciseError, one_line
@@ -87,7 +87,7 @@ class Together:
         missing = [None] * (self.size - len(arguments))
         tasks = [_Task(self.load, function, given) for given in [*arguments, *missing]]
         self.ranks.hand_out(tasks)
-        own = function(anatomy, *arguments[0]) if arguments else None
+        own = function(replace(anatomy, team=Alone()), *arguments[0]) if arguments else None
         results = self.ranks.collect(own)[: len(arguments)]
         for rank, result in enumerate(results):
             if isinstance(result, _Failure):

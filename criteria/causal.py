@@ -14,6 +14,7 @@ from experts.ablation import marked
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.effects.instrument import Instrument
+from experts.effects.measurement import measure
 from experts.effects.removal import Removal, Take
 from experts.modes import Mode, Scope
 from experts.sweep.record import CleanForward
@@ -53,7 +54,7 @@ def _position_rows(anatomy: Anatomy, tokens: Tensor, settings: dict[str, Any], t
         yield _every_active_expert(clean, row, num_experts, rows[batch, row])
 
     batches = torch.split(tokens.to(anatomy.device), 1)
-    instrument.measure(batches, Scope.POSITION, removals, title=title, results={"rows": rows})
+    measure(instrument, batches, Scope.POSITION, removals, title=title, results={"rows": rows})
     return rows
 
 
@@ -117,7 +118,8 @@ def _removal_rows(anatomy: Anatomy, tokens: Tensor, settings: dict[str, Any], ti
             take = _kept_means(values, expert, instrument.probabilities)
             yield Removal(row, {row: marked(anatomy, expert)}, take)
 
-    instrument.measure(
+    measure(
+        instrument,
         parts,
         Scope.CORPUS,
         removals,

@@ -23,9 +23,9 @@ from experts.decoder import Part, part_of
 from experts.effects.outcome import token_losses
 from experts.files import temporary_name
 from experts.memory import in_chunks
+from experts.room import Room
 from experts.seam import Forward, intercepted
 from experts.sweep.record import CleanForward
-from experts.sweep.room import Room
 from experts.sweep.spill import SpillFolder
 from experts.sweep.stage import Stage, State
 from experts.sweep.streams import Streams

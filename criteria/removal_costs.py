@@ -14,7 +14,8 @@ from experts.ablation import ablated, marked
 from experts.anatomy import Anatomy
 from experts.arrays import Array, Marks
 from experts.decoder import Part
-from experts.effects.instrument import Instrument, Measurement
+from experts.effects.instrument import Instrument
+from experts.effects.measurement import Measurement
 from experts.effects.outcome import log_probabilities
 from experts.effects.removal import Removal, Take
 from experts.errors import ExciseError

@@ -14,7 +14,8 @@ from torch import Tensor
 from experts.ablation import marked
 from experts.anatomy import Anatomy
 from experts.arrays import Array
-from experts.effects.instrument import Instrument, Measurement
+from experts.effects.instrument import Instrument
+from experts.effects.measurement import Measurement
 from experts.effects.removal import Gathered, Removal, Take
 from experts.memory import in_chunks
 from experts.modes import Scope

@@ -17,18 +17,19 @@ from experts.ablation import marked
 from experts.anatomy import Anatomy
 from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
+from experts.effects.measurement import measure
 from experts.effects.removal import Removal, Take
 from experts.keys import key_of
 from experts.memory import in_chunks
 from experts.modes import Scope
 from experts.sweep.record import CleanForward
 from experts.team import blocks
+from validate.removal_orders import Order
 from validate.results import CurveJson
 from validate.statistics import Interval, clustered_interval, number, permutation_p
 
 CLIFF = 0.1  # nats (https://arxiv.org/abs/2606.10703)
 MOST_WINDOWS = 8  # at once: more is not faster
-Order = Ids  # expert ids, the first to be removed in front
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def _gate_weight_part(
             places = deltas[row][:, int(chosen[row][:window].sum()) :]
             yield _largest_first(clean, row, num_experts, chosen[row][window], count, places)
 
-    instrument.measure(
+    measure(
+        instrument,
         [tokens[window : window + 1] for window in windows],
         Scope.POSITION,
         removals,
@@ -241,7 +243,8 @@ def _order_part(
                 marks = marked(instrument.anatomy, *sorted(gone))
                 yield Removal(row, {row: marks}, _kept_means(targets, windows))
 
-        instrument.measure(
+        measure(
+            instrument,
             parts,
             Scope.CORPUS,
             removals,
@@ -279,29 +282,3 @@ def _kept_means(targets: Sequence[tuple[Array, int]], windows: slice) -> Take:
             values[removed, windows] = means
 
     return take
-
-
-def orders_of(
-    scores: Mapping[str, Array], num_experts: int, draws: int, seed: Sequence[int]
-) -> dict[str, Order]:
-    """Return in which order the experts of a layer go: by every criterion, by its reverse, and at random.
-
-    Args:
-        scores: scores of the layer's experts by criterion [E]. The lowest goes first; an expert without score
-            (nan) goes before it, and last when reversed. Ties go by id.
-        num_experts: E
-        draws: random orders
-        seed: of the random orders
-
-    Returns:
-        Orders [E] by name: "<criterion>", "reversed:<criterion>", "random <number>".
-    """
-    orders: dict[str, Order] = {}
-    for name, values in scores.items():
-        order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
-        orders[name] = order
-        orders[f"reversed:{name}"] = order[::-1].copy()
-    rng = np.random.default_rng(seed)
-    for draw in range(draws):
-        orders[f"random {draw}"] = rng.permutation(num_experts)
-    return orders

@@ -16,6 +16,7 @@ from experts.anatomy import Anatomy, dissect
 from experts.decoder import Part
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs as real_means
+from experts.effects.measurement import measure
 from experts.effects.removal import Removal
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
@@ -551,7 +552,7 @@ def every_position(anatomy: Anatomy, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if row == 0:
             yield Removal(0, {0: marks(8, 1).expand(len(where), -1)}, lambda *both: found.append(both), where)
 
-    Instrument(anatomy).measure([tokens], Scope.POSITION, removals)
+    measure(Instrument(anatomy), [tokens], Scope.POSITION, removals)
     return found[0]
 
 

@@ -1,12 +1,32 @@
 """`excise criteria`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from prune.console import show
 from prune.console.exits import guarded
 from prune.console.options import Debug, Json
 
-COLUMNS = ("name", "formula", "needs", "cost", "grows", "source")
+if TYPE_CHECKING:
+    from criteria.criterion import Criterion
+
+
+class SettingJson(TypedDict):
+    """A setting of an experiment, written name:setting=value in a recipe."""
+
+    default: int | str
+    help: str
+
+
+class CriterionJson(TypedDict):
+    """A row of the registry, as `excise criteria --json` prints it."""
+
+    name: str
+    formula: str
+    needs: str  # the evidence: weights, text, domains, gradients, interventions
+    cost: float  # plain forwards of the calibration text; of experiments, on the demo
+    grows: str  # what the cost of an experiment is proportional to; else empty
+    source: str
+    settings: dict[str, SettingJson]
 
 
 def criteria(as_json: Json = False, debug: Debug = False) -> None:
@@ -15,18 +35,23 @@ def criteria(as_json: Json = False, debug: Debug = False) -> None:
     def work() -> int:
         from criteria.registry import CRITERIA
 
-        rows = [{column: getattr(row, column) for column in COLUMNS} for row in CRITERIA.values()]
-        settings = {name: row.experiment.options for name, row in CRITERIA.items() if row.experiment}
-        if not as_json:
-            show.criteria(rows, settings)
-            return 0
-        for row in rows:
-            row["settings"] = _settings(settings.get(row["name"], {}))
-        show.print_json(rows)
+        rows = [_row(criterion) for criterion in CRITERIA.values()]
+        show.print_json(rows) if as_json else show.criteria(rows)
         return 0
 
     guarded(work, True, debug)
 
 
-def _settings(options: Any) -> dict[str, Any]:
-    return {name: {"default": option.default, "help": option.help} for name, option in options.items()}
+def _row(criterion: "Criterion") -> CriterionJson:
+    options = criterion.experiment.options if criterion.experiment else {}
+    return {
+        "name": criterion.name,
+        "formula": criterion.formula,
+        "needs": criterion.needs,
+        "cost": criterion.cost,
+        "grows": criterion.grows,
+        "source": criterion.source,
+        "settings": {
+            name: {"default": option.default, "help": option.help} for name, option in options.items()
+        },
+    }

@@ -47,7 +47,7 @@ def _check_recovery(checked: Checked) -> None:
     finetune = checked.recipe.finetune
     if finetune is None:
         return
-    check_texts(finetune)
+    check_texts(finetune=finetune)
     if finetune.checkpoint:
         promised_plan(finetune.checkpoint, checked.layout)
 

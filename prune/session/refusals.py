@@ -61,4 +61,4 @@ def check_pruning(recipe: Recipe) -> None:
                 "finetune.checkpoint names a pruned folder: "
                 "`excise finetune` recovers it, `excise prune` prunes"
             )
-        check_texts(recipe.finetune)
+        check_texts(finetune=recipe.finetune)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Recipe = Annotated[
     str | None,
     typer.Argument(
+        metavar="RECIPE",
         help="A YAML file, or the name of a recipe that comes with Excise (demo).",
         autocompletion=completion.recipes,
     ),

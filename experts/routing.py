@@ -33,7 +33,7 @@ def small_router(layer: MoELayer, kept: tuple[int, ...], num_experts: int) -> It
 
     Args:
         layer: the MoE block whose router shrinks
-        kept: sorted ids of the experts that stay
+        kept: sorted ids of the kept experts
         num_experts: E, the rows of the router now
     """
     with Undo() as undo:

@@ -1,4 +1,4 @@
-"""Which bytes of a checkpoint survive a plan: kept experts, kept router rows, everything else."""
+"""Which bytes of a checkpoint a plan keeps: those of kept experts, of their router rows, and of everything else."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

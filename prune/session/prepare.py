@@ -1,4 +1,4 @@
-"""Everything about a recipe that can be refused in a second, without torch."""
+"""Refusals of a recipe in a second, without torch: criteria, domains, missing texts, teacher, budgets."""
 
 from pathlib import Path
 

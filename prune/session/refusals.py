@@ -1,4 +1,4 @@
-"""What single commands refuse of a recipe, besides what all of them do."""
+"""Refusals of single commands: a comparison or audit that cannot pass, a recovery that `prune` lacks text for."""
 
 from experts.errors import ExciseError
 from prune.recipe.schema import Recipe, ValidateSettings

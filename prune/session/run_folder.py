@@ -1,4 +1,4 @@
-"""Stages of a run folder: each carries the key of its inputs, so a second run redoes only what changed."""
+"""Stages of a run folder, each with the key of its inputs; refuses folders of others, in use or damaged."""
 
 import json
 from collections.abc import Iterator

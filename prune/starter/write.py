@@ -1,4 +1,4 @@
-"""`excise init`: the file."""
+"""`excise init`: writes the file; refuses a name that is taken, or no recipe's."""
 
 from pathlib import Path
 

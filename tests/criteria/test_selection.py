@@ -100,7 +100,7 @@ def test_groups_with_protection_and_missing_data() -> None:
 def test_more_protected_than_kept_is_refused() -> None:
     with pytest.raises(
         ExciseError,
-        match=r"3 super experts are protected, up to 3 where 2 may stay; .*protect_super_experts: false",
+        match=r"3 super experts are protected, up to 3 where 2 may be kept; .*protect_super_experts: false",
     ):
         plan_for(
             scores([[1] * 4, [1] * 4], [[True, True, True, False], [False] * 4]),

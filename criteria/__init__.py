@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from experts.lazily import lazily
 
 if TYPE_CHECKING:
+    from criteria.budget import Budget as Budget
+    from criteria.budget_request import budget_for as budget_for
     from criteria.ranking import score as score
     from criteria.ranking import select as select
     from criteria.scores import Scores as Scores
@@ -13,12 +15,14 @@ if TYPE_CHECKING:
     from criteria.text.windows import Windows as Windows
 
 _PUBLIC = {
+    "Budget": "criteria.budget",
     "Scores": "criteria.scores",
     "Source": "criteria.text.sources",
     "Windows": "criteria.text.windows",
+    "budget_for": "criteria.budget_request",
     "score": "criteria.ranking",
     "select": "criteria.ranking",
     "windows": "criteria.text.for_model",
 }
-__all__ = ["Scores", "Source", "Windows", "score", "select", "windows"]
+__all__ = ["Budget", "Scores", "Source", "Windows", "budget_for", "score", "select", "windows"]
 __getattr__, __dir__ = lazily(__name__, _PUBLIC)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from experts.errors import ExciseError
+from experts.errors import ExciseError, SettingError
 from experts.shape import Shape
 
 BudgetScope = Literal["layer", "global"]
@@ -101,8 +101,8 @@ def from_fraction(
     It is rounded to whole experts per layer (scope layer), or in the whole model (scope global).
     """
     if not 0 < fraction < 1:
-        raise ExciseError(
-            f"prune.fraction is {fraction}; it is the share of experts to remove and lies between 0 and 1, "
+        raise SettingError(
+            f"fraction is {fraction}; it is the share of experts to remove and lies between 0 and 1, "
             "for example 0.5"
         )
     text = f"fraction={fraction:g} scope={scope}"
@@ -126,32 +126,29 @@ def from_keep(
 def from_counts(shape: Shape, counts: Mapping[int, int], multiple: int = 1) -> Budget:
     """counts: decoder layer -> experts kept there; layers that are not named keep all."""
     if unknown := counts.keys() - set(shape.layers):
-        raise ExciseError(f"prune.keep names layer {min(unknown)}; the MoE layers are {list(shape.layers)}")
+        raise SettingError(f"keep names layer {min(unknown)}; the MoE layers are {list(shape.layers)}")
     for layer, count in counts.items():
         if count > shape.num_experts:
-            raise ExciseError(
-                f"prune.keep: layer {layer} is to keep {count} experts and has {shape.num_experts}"
-            )
+            raise SettingError(f"keep: layer {layer} is to keep {count} experts and has {shape.num_experts}")
         if count < shape.smallest or not shape.is_even(count):
             needs = f"at least {shape.smallest}" + (
                 f", a multiple of {shape.groups} (router groups)" if shape.groups > 1 else ""
             )
-            raise ExciseError(f"prune.keep: layer {layer} is to keep {count} experts; routing needs {needs}")
+            raise SettingError(f"keep: layer {layer} is to keep {count} experts; routing needs {needs}")
         if count % multiple:
-            raise ExciseError(
-                f"prune.keep: layer {layer} is to keep {count} experts, "
-                f"not a multiple of prune.multiple_of = {multiple}"
+            raise SettingError(
+                f"keep: layer {layer} is to keep {count} experts, not a multiple of multiple_of = {multiple}"
             )
     kept = tuple(counts.get(layer, shape.num_experts) for layer in shape.layers)
     if untouched := [layer for layer in shape.layers if layer not in counts and shape.num_experts % multiple]:
-        raise ExciseError(
-            f"prune.keep does not name layer {untouched[0]}, which so keeps all {shape.num_experts} experts, "
-            f"not a multiple of prune.multiple_of = {multiple}; "
+        raise SettingError(
+            f"keep does not name layer {untouched[0]}, which so keeps all {shape.num_experts} experts, "
+            f"not a multiple of multiple_of = {multiple}; "
             f"name every layer, or take a number that divides {shape.num_experts}"
         )
     if sum(kept) == shape.num_experts * len(kept):
-        raise ExciseError(
-            f"prune.keep removes no expert: all {shape.num_experts} per layer would be kept; prune more"
+        raise SettingError(
+            f"keep removes no expert: all {shape.num_experts} per layer would be kept; prune more"
         )
     text = "keep=" + ",".join(f"{layer}:{count}" for layer, count in sorted(counts.items()))
     return Budget(sum(kept), "layer", shape.smallest, text, multiple, kept)
@@ -179,13 +176,13 @@ def from_total(
 
 def _check_multiple(shape: Shape, multiple: int) -> None:
     if not shape.is_even(multiple):
-        raise ExciseError(
-            f"prune.multiple_of is {multiple}: {shape.groups} router groups keep equally many; "
+        raise SettingError(
+            f"multiple_of is {multiple}: {shape.groups} router groups keep equally many; "
             "take a multiple of them"
         )
     if shape.num_experts // multiple * multiple < shape.smallest:
-        raise ExciseError(
-            f"prune.multiple_of is {multiple}: no number of experts "
+        raise SettingError(
+            f"multiple_of is {multiple}: no number of experts "
             f"from {shape.smallest} (fewest that can route) to {shape.num_experts} divides by it; "
             "take a smaller one"
         )
@@ -253,8 +250,8 @@ def _check_floor(shape: Shape, budget: Budget) -> None:
             f"and the fewest that can route are {budget.floor}; keep more"
         )
     if not shape.smallest <= budget.floor <= keep:
-        raise ExciseError(
-            f"prune.floor is {budget.floor}; it must lie between {shape.smallest} "
+        raise SettingError(
+            f"floor is {budget.floor}; it must lie between {shape.smallest} "
             f"and the mean number kept, {keep:g}"
         )
 

@@ -113,7 +113,7 @@ class Calibration:
         model, data = self.model.fingerprint, self.windows.hash
         layers = self.model.shape.layers
         rankings = [score(row, statistics, layers, self.protected, model, data) for row in criteria]
-        return [replace(scores, layout=self.model.layout) for scores in rankings]
+        return [replace(scores, layout=self.model.layout, text=self.windows) for scores in rankings]
 
     def measured(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> Statistics:
         """Return the statistics with the results of every experiment that the criteria need."""
@@ -131,7 +131,8 @@ class Calibration:
         """One experiment's results: kept, taken up where it was interrupted, or new."""
         if measurement.kind == "greedy" and budget is None:
             raise ExciseError(
-                f"{measurement.kind}: a search needs the budget it prunes down to; give fraction or keep"
+                f"{measurement.kind}: a search needs the budget it prunes down to; "
+                "give budget=criteria.budget_for(model, fraction=…)"
             )
         if self.storage is None:
             return measure(measurement, self._context(statistics, budget, StoredArrays()))

@@ -6,16 +6,22 @@ Kept on disk, they serve other budgets without a second calibration.
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from criteria.criterion import Criterion
 from criteria.statistics import Statistics
+from criteria.text.windows import Windows
+from experts.arguments import check_kind
 from experts.arrays import Array, Marks
 from experts.disk.layout import Layout
 from experts.errors import ExciseError, one_line
 from experts.stored_arrays import save_arrays
+
+if TYPE_CHECKING:
+    from experts.model import Model
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Scores:
         formula: how the numbers are made
         model: fingerprint of the checkpoint
         data: hash of the calibration windows
-        layout: the model's shape and sizes, where the scores were made in this process
+        layout: the model's shape and sizes; None = not known, so that nothing can be selected
+        text: the calibration windows, on which no plan of these scores can be tested; None = not known
     """
 
     values: Array
@@ -41,6 +48,29 @@ class Scores:
     model: str = ""
     data: str = ""
     layout: Layout | None = field(default=None, compare=False, repr=False)
+    text: Windows | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def read(cls, path: str | Path, model: "Model", *, criterion: str) -> "Scores":
+        """Read one criterion's scores from the scores.safetensors of a run.
+
+        The file does not hold the calibration text, so nothing refuses a test on that text.
+
+        Args:
+            path: the file
+            model: whose scores they are, loaded or not
+            criterion: name of the criterion, as in the recipe
+
+        Raises:
+            ExciseError: there is no such file or criterion, or the scores are of another model.
+        """
+        check_kind("path", path, (str, Path), "the path of a scores.safetensors")
+        path = Path(path)
+        values, protected, provenance = _read_arrays(path, criterion)
+        _check_model(path, values, provenance, model)
+        formula = provenance.get(f"formula of {criterion}", "")
+        data, layers = provenance.get("data", ""), model.shape.layers
+        return cls(values, protected, layers, criterion, formula, model.fingerprint, data, model.layout)
 
     @property
     def reversed(self) -> "Scores":
@@ -105,31 +135,27 @@ def save(path: Path, table: list[Scores]) -> None:
     save_arrays(path, {**tensors, "protected": table[0].protected.astype(np.uint8)}, {**common, **provenance})
 
 
-def load(path: Path, criterion: str, layers: tuple[int, ...], experts: int, model: str) -> Scores:
-    """One criterion's scores. Refused for another model, layer count or expert count."""
+def _read_arrays(path: Path, criterion: str) -> tuple[Array, Marks, dict[str, str]]:
+    """One criterion's scores [L, E], the protected experts [L, E], and the file's provenance."""
     try:
         with safe_open(path, "numpy") as file:
-            provenance = file.metadata() or {}
             if criterion not in file.keys():  # noqa: SIM118 - not a dict
-                raise ExciseError(
-                    f"{path}: no scores of {criterion!r}; it has {sorted(set(file.keys()) - {'protected'})}"
-                )
+                known = sorted(set(file.keys()) - {"protected"})
+                raise ExciseError(f"{path}: no scores of {criterion!r}; it has {known}")
             values, protected = file.get_tensor(criterion), file.get_tensor("protected").astype(bool)
+            return values, protected, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ExciseError(f"{path}: not a score file ({error})") from error
-    if model and provenance.get("model") and provenance["model"] != model:
+
+
+def _check_model(path: Path, values: Array, provenance: dict[str, str], model: "Model") -> None:
+    """Refuse scores of another model, layer count or expert count."""
+    made_for, layers = provenance.get("model"), model.shape.layers
+    if made_for and made_for != model.fingerprint:
         raise ExciseError(
-            f"{path}: scores of another model (fingerprint {provenance['model']}, this one has {model})"
+            f"{path}: scores of another model (fingerprint {made_for}, this one has {model.fingerprint})"
         )
-    if values.shape != (len(layers), experts) or provenance.get("layers") != ",".join(map(str, layers)):
-        found = f"{path}: scores of shape {values.shape} for layers {provenance.get('layers')}"
-        raise ExciseError(f"{found}; the model has L, E = {len(layers)}, {experts}")
-    return Scores(
-        values,
-        protected,
-        layers,
-        criterion,
-        provenance.get(f"formula of {criterion}", ""),
-        model,
-        provenance.get("data", ""),
-    )
+    expected = (len(layers), model.shape.num_experts)
+    if values.shape != expected or provenance.get("layers") != ",".join(map(str, layers)):
+        held = f"{path}: scores of shape {values.shape} for layers {provenance.get('layers')}"
+        raise ExciseError(f"{held}; the model has L, E = {expected[0]}, {expected[1]}")

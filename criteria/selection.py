@@ -11,6 +11,8 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
 
+NO_ROOM = "keep more, or protect none (prune.protect_super_experts: false; in Python protect=False)"
+
 
 def plan_for(scores: Scores, budget: Budget, shape: Shape) -> Plan:
     """The plan that keeps the highest scores.
@@ -19,7 +21,14 @@ def plan_for(scores: Scores, budget: Budget, shape: Shape) -> Plan:
     same budget, from the negated scores) and which experts are protected.
     """
     reverse = _plan(scores.reversed, budget, shape)
-    return replace(_plan(scores, budget, shape), reverse=reverse, protected=_protected_ids(scores, shape))
+    return replace(
+        _plan(scores, budget, shape),
+        reverse=reverse,
+        protected=_protected_ids(scores, shape),
+        scope=budget.scope,
+        formula=scores.formula,
+        seen=scores.text.tokens if scores.text else None,
+    )
 
 
 def _plan(scores: Scores, budget: Budget, shape: Shape) -> Plan:
@@ -56,7 +65,7 @@ def check_protected(protected: Marks, budget: Budget, shape: Shape) -> None:
         worst = np.unravel_index(np.argmax(grouped - room), grouped.shape)
         there = f"up to {int(grouped[worst])} where {room[worst[0], 0]} may be kept"
         what = f"{many} super experts are protected, {there}"
-        raise ExciseError(f"{budget.text}: {what}; keep more, or set prune.protect_super_experts: false")
+        raise ExciseError(f"{budget.text}: {what}; {NO_ROOM}")
     unit = max(1, shape.per_group(budget.multiple))  # ranks that go together
     floor = shape.per_group(shape.even_above(budget.floor))
     least = np.maximum(-(-grouped.max(axis=1) // unit), -(-floor // unit))

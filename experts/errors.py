@@ -26,6 +26,19 @@ class ExciseError(Exception):
     """An error a user can act on. The command line prints the message and exits 1."""
 
 
+class SettingError(ExciseError):
+    """About one setting, whose name begins the message: an argument in Python, a key in a recipe."""
+
+
+@contextmanager
+def settings_of(table: str) -> Iterator[None]:
+    """Name the table of the recipe that a setting is in, where the message names the setting alone."""
+    try:
+        yield
+    except SettingError as error:
+        raise ExciseError(f"{table}.{error}") from error
+
+
 def one_line(error: BaseException) -> str:
     """The first line of another library's message, with the next one where the first only announces it."""
     stripped = [line.strip() for line in str(error).splitlines()]

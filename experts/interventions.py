@@ -1,13 +1,14 @@
 """Interventions on a model, as users call them: experts by their ids, layers by their decoder index."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 
 from experts import ablation
+from experts.arguments import check_count, check_kind, choice_of
 from experts.errors import ExciseError
-from experts.model import Model
+from experts.model import Model, check_model, check_plan
 from experts.modes import Mode
 from experts.plan import Plan
 
@@ -32,7 +33,7 @@ def restricted(model: Model, plan: Plan) -> Iterator[Model]:
         >>> with experts.restricted(model, plan):
         ...     half = model.generate("def ", max_new_tokens=4)
     """
-    plan.check_model(model.shape.layers, model.shape.num_experts, model.fingerprint if plan.model else "")
+    check_plan(model, plan)
     with ablation.restricted(model.anatomy, plan):
         yield model
 
@@ -63,6 +64,8 @@ def ablated(
         >>> with experts.ablated(model, {0: [3, 5]}, mode="reroute"):
         ...     without = model.generate("def ", max_new_tokens=4)
     """
+    check_model(model)
+    check_kind("removed", removed, Mapping, "decoder layer -> expert ids, as in {0: [3, 5]}")
     marks = {}
     for layer, ids in removed.items():
         _check_ids(model, layer, ids)
@@ -73,10 +76,7 @@ def ablated(
 
 def mode_of(mode: Mode | str) -> Mode:
     """The mode of that name. Raises ExciseError with the names there are."""
-    try:
-        return Mode(mode)
-    except ValueError:
-        raise ExciseError(f"mode {mode!r}: expected one of {', '.join(Mode)}") from None
+    return choice_of("mode", mode, Mode)
 
 
 def _check_ids(model: Model, layer: int, ids: Sequence[int]) -> None:
@@ -85,7 +85,9 @@ def _check_ids(model: Model, layer: int, ids: Sequence[int]) -> None:
         raise ExciseError(
             f"layer {layer} is dense or absent; the layers with experts are {list(shape.layers)}"
         )
+    check_kind(f"removed, layer {layer}", ids, Collection, "a list of expert ids")
     for expert in ids:
+        check_count(f"removed, layer {layer}: an expert", expert, 0)
         if not 0 <= expert < shape.num_experts:
             last = shape.num_experts - 1
             raise ExciseError(

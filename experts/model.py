@@ -10,14 +10,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.anatomy import Anatomy, dissect
+from experts.arguments import check_choice, check_kind, shown
 from experts.disk.find import fetched, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
-from experts.errors import ExciseError
+from experts.errors import ExciseError, one_line
 from experts.keys import libraries
 from experts.loading import load_network, load_tokenizer
+from experts.plan import Plan
 from experts.shape import Shape
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Model:
@@ -179,10 +183,42 @@ def load(
         >>> model.shape.num_layers, model.shape.num_experts, model.shape.top_k
         (6, 16, 4)
     """
+    check_kind("name", name, (str, Path), "a folder, demo, or organisation/name on the hub")
+    check_choice("dtype", dtype, DTYPES)
+    place = None if device is None else _device(device)
     stored = find_model(str(name))
     layout = lay_out(stored.headers())
     check_loadable(layout.checkpoint.config, stored.names, stored.name, trust_remote_code)
     here = fetched(stored, layout)
-    model = Model(here, name=str(name), dtype=dtype, trust_remote_code=trust_remote_code, device=device)
+    model = Model(here, name=str(name), dtype=dtype, trust_remote_code=trust_remote_code, device=place)
     _ = model.anatomy  # now, so that what cannot be loaded is refused here
     return model
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no loaded model. Raises ExciseError that names where models come from."""
+    check_kind("model", model, Model, "a model of experts.load")
+
+
+def check_plan(model: Model, plan: object) -> None:
+    """Refuse what is no plan, and a plan for another model.
+
+    Args:
+        model: a loaded model
+        plan: what was passed as its plan
+
+    Raises:
+        ExciseError: `model` is no model, or `plan` is no plan of it.
+    """
+    check_model(model)
+    if not isinstance(plan, Plan):
+        expected = "a plan of criteria.select, experts.Plan.read or experts.Plan"
+        raise ExciseError(f"plan: expected {expected}, got {shown(plan)}")
+    plan.check_model(model.shape.layers, model.shape.num_experts, model.fingerprint if plan.model else "")
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ExciseError(f"device {device!r}: expected cpu, cuda or cuda:0 ({one_line(error)})") from error

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experts.arguments import check_kind
+from experts.arrays import Ids
 from experts.disk.strict_json import read_object
 from experts.errors import ExciseError, one_line
 
@@ -24,6 +26,10 @@ class Plan:
         budget: what was asked for, printed in reports and the model card
         reverse: the plan of that budget that removes first what this one keeps, None = unknown (not stored)
         protected: decoder layer -> ids that are kept in every plan, random ones too (not stored)
+        scope: of the budget, `layer` or `global`, for reports (not stored)
+        formula: of the criterion, for reports (not stored)
+        seen: token windows that the scores were made from [N, W], on which the plan cannot be tested;
+            None = not known (not stored)
     """
 
     num_experts: int
@@ -33,6 +39,9 @@ class Plan:
     budget: str = ""
     reverse: "Plan | None" = field(default=None, compare=False, repr=False)
     protected: Mapping[int, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    scope: str = field(default="layer", compare=False, repr=False)
+    formula: str = field(default="", compare=False, repr=False)
+    seen: Ids | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for layer, ids in self.kept.items():
@@ -134,9 +143,10 @@ class Plan:
             ) from error
 
     @classmethod
-    def read(cls, path: Path) -> "Plan":
+    def read(cls, path: str | Path) -> "Plan":
         """The plan of a JSON file. Raises ExciseError where there is none."""
-        return cls.from_json(read_object(path, "no such plan file"), str(path))
+        check_kind("path", path, (str, Path), "the path of a plan.json")
+        return cls.from_json(read_object(Path(path), "no such plan file"), str(path))
 
 
 def _are_integers(values: list[Any]) -> bool:

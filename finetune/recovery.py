@@ -24,11 +24,12 @@ from experts.errors import ExciseError, is_out_of_memory, naming, one_line
 from experts.files import give_usual_modes, replacing, replacing_folder
 from finetune.adapters import NAME, Adapted, adapt, merged, remove
 from finetune.guards import check_counts, check_moved, checksums
+from finetune.results import CurvePoint
 from finetune.settings import Training
 from finetune.targets import find_targets
 from finetune.teacher import Teacher
 from finetune.trainer import Guard, NotFiniteError, RecoveryTrainer, WindowRows
-from finetune.training_log import CURVE, TrainingLog, read_rows
+from finetune.training_log import CURVE, TrainingLog, read_curve
 
 ADAPTER, LAST_GOOD, STATES, KEY = "adapter", "last_good_adapter", "states", "key"
 WARM_UP = 0.05  # share of the steps
@@ -86,12 +87,12 @@ class Recovered:
 
     Attributes:
         weights: the merged tensors by name
-        curve: rows of curve.csv: step, tokens, seconds, held_out
+        curve: rows of curve.csv
         tuned: number of parameters that were trained
     """
 
     weights: dict[str, Tensor]
-    curve: list[dict[str, float]]
+    curve: list[CurvePoint]
     tuned: int
 
 
@@ -127,7 +128,7 @@ def recovered(job: Job, teacher_of: Callable[[Adapted], Teacher | None]) -> Iter
     with merged(adapted, job.rounded) as weights:
         check_moved(before, checksums(job.anatomy.model), set(targets.weights))
         check_counts(job.anatomy, job.counts)
-        yield Recovered(weights, read_rows(job.folder / CURVE), tuned)
+        yield Recovered(weights, read_curve(job.folder / CURVE), tuned)
 
 
 def is_trained(folder: Path, key: str) -> bool:

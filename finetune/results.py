@@ -5,6 +5,15 @@ from typing import TypedDict
 from criteria.text.windows import TextJson
 
 
+class CurvePoint(TypedDict):
+    """A point of the curve of held-out loss during training."""
+
+    step: float  # optimiser steps done
+    tokens: float  # training tokens seen
+    seconds: float  # of training
+    held_out: float  # mean loss on the held-out text, nats per token
+
+
 class TeacherJson(TypedDict):
     """Where the targets of the distillation came from."""
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from experts.anatomy import Anatomy
 from experts.disk.tensors import in_decoder, name_in_layer
-from experts.errors import ExciseError
+from experts.errors import SettingError
 from finetune.settings import GROUPS, ROUTER_ONLY
 
 ATTENTION = re.compile(r"attn|attention|(^|\.)[qkvo]_proj$", re.IGNORECASE)
@@ -46,7 +46,7 @@ def find_targets(anatomy: Anatomy, wanted: tuple[str, ...]) -> Targets:
         wanted: words of the recipe
 
     Raises:
-        ExciseError: a word matches nothing in this model.
+        SettingError: a word matches nothing in this model.
     """
     linear, weights = _linear_layers(anatomy.model), _weights(anatomy.model)
     groups = _groups(anatomy, linear)
@@ -55,7 +55,7 @@ def find_targets(anatomy: Anatomy, wanted: tuple[str, ...]) -> Targets:
         matches = _matches(word, groups, (*linear, *weights))
         if not matches:
             there = _listed(linear, weights, groups)
-            raise ExciseError(f"finetune.targets: {word!r} matches nothing in this model; there is {there}")
+            raise SettingError(f"targets: {word!r} matches nothing in this model; there is {there}")
         names += matches
     return _without_repeats(names, set(linear), set(weights))
 

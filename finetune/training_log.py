@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 from experts.errors import naming
 from experts.files import replacing
 from experts.sharing import evaluating
+from finetune.results import CurvePoint
 from finetune.trainer import RecoveryTrainer
 
 STEPS, CURVE = "training.csv", "curve.csv"
@@ -128,6 +129,21 @@ def read_rows(path: Path) -> list[Row]:
         with suppress(TypeError, ValueError):  # too few cells, too many, no numbers
             rows.append({name: float(value) for name, value in row.items()})
     return rows
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """Return the points of curve.csv, as `read_rows` does."""
+    points: list[CurvePoint] = []
+    for row in read_rows(path):
+        with suppress(KeyError):  # a file with other columns
+            point: CurvePoint = {
+                "step": row["step"],
+                "tokens": row["tokens"],
+                "seconds": row["seconds"],
+                "held_out": row["held_out"],
+            }
+            points.append(point)
+    return points
 
 
 def _rows_until(path: Path, step: int) -> list[Row]:

@@ -1,15 +1,20 @@
 """Does a plan beat chance? A plan against random plans of its own sizes, on held-out text."""
 
-from criteria.text.windows import Windows
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from criteria.text.disjoint import check_unseen
+from criteria.text.windows import Windows, check_windows
+from experts.arguments import check_count, choice_of
 from experts.errors import ExciseError
-from experts.model import Model
+from experts.model import Model, check_plan
 from experts.plan import Plan
 from experts.shape import Shape
 from validate.draw import equal_plans, random_plans
 from validate.evidence import Evidence, Judged
 from validate.measure import LOSS, Measure
 from validate.null import Contest, evidence_of, with_verdicts
-from validate.rig import check_rig
+from validate.rig import Check, check_rig
 from validate.rows import LossEvaluator
 from validate.statistics import Correction
 from validate.verdict import Null
@@ -28,7 +33,7 @@ def against_random(
     """Test a plan against random plans that keep as many experts in every layer and router group.
 
     The instrument is checked first (`validate.rig`). Then the loss of every plan is measured on every window.
-    The text must not be the one that the scores were made from.
+    The text must not be the one that the scores were made from: windows that repeat it are refused.
 
     Args:
         model: a loaded model
@@ -47,8 +52,8 @@ def against_random(
         `costs`.
 
     Raises:
-        ExciseError: the plan is for another model, only one such plan is possible, or the instrument fails a
-            check.
+        ExciseError: the plan is for another model, its scores have seen the text, only one such plan is
+            possible, or the instrument fails a check.
 
     Example:
         >>> import criteria, experts, validate
@@ -60,28 +65,69 @@ def against_random(
         >>> result.verdict, len(result.costs[0].own.values)
         ('beats random', 20)
     """
-    null = _null(chance)
+    null = choice_of("chance", chance, Null)
+    check_plan(model, plan)
+    check_windows("text", text)
+    check_count("plans", plans, 0)
     if plans < 2:
         raise ExciseError(
             f"plans is {plans}; a test needs at least 2 random plans, and 20 for a verdict at α = 0.05"
         )
-    plan.check_model(model.shape.layers, model.shape.num_experts, model.fingerprint if plan.model else "")
+    check_count("seed", seed, 0)
+    check_count("batch", batch)
     model.shape.check_kept(plan.kept)
-    contest = contest_of(plan, model.shape, plans=plans, seed=seed)
-    check_rig(model.anatomy, text, plan)
-    evidence = evidence_of(contest, [loss_of(text, batch=batch)], null, seed, model.anatomy)
-    return with_verdicts([evidence], Correction.NONE, null)[0]
+    if plan.seen is not None:
+        check_unseen(plan.seen, text, "calibration", "for the test")
+    measures = [loss_of(text, batch=batch)]
+    judgement = plans_against_random(model, [plan], text, measures, plans=plans, seed=seed, null=null)
+    return judgement.evidence[0]
 
 
-def contest_of(
-    plan: Plan,
-    shape: Shape,
+@dataclass(frozen=True)
+class Judgement:
+    """Plans against random plans.
+
+    Attributes:
+        evidence: of every plan, with its verdict
+        checks: of the instrument, all passed
+    """
+
+    evidence: list[Evidence[Judged]]
+    checks: list[Check]
+
+
+def plans_against_random(
+    model: Model,
+    tested: Sequence[Plan],
+    text: Windows,
+    measures: Sequence[Measure],
     *,
     plans: int,
     seed: int,
-    formula: str = "",
-    scope: str = "layer",
-) -> Contest:
+    null: Null,
+    correction: Correction = Correction.NONE,
+) -> Judgement:
+    """Test several plans by several measures; what `against_random` and the commands call.
+
+    Args:
+        model: loaded when a plan has no rows yet
+        tested: plans of this model; the instrument is checked with the first one
+        text: held-out windows, for the checks of the instrument
+        measures: the held-out loss first
+        plans: R, random plans of each kind
+        seed: of the random plans and of the bootstrap
+        null: how p is read from the random plans
+        correction: over all tested plans, by each measure
+    """
+    checks = check_rig(model.anatomy, text, tested[0])
+    evidence = []
+    for plan in tested:
+        contest = contest_of(plan, model.shape, plans=plans, seed=seed)
+        evidence.append(evidence_of(contest, measures, null, seed, model.anatomy))
+    return Judgement(with_verdicts(evidence, correction, null), checks)
+
+
+def contest_of(plan: Plan, shape: Shape, *, plans: int, seed: int) -> Contest:
     """What a plan is compared with: its reverse, and random plans that keep its protected experts too.
 
     Args:
@@ -89,23 +135,14 @@ def contest_of(
         shape: of the model
         plans: R, random plans of each kind
         seed: of the random plans
-        formula: of the criterion, for reports
-        scope: of the budget, for reports
     """
     protected = shape.marks(plan.protected)
     equal = None if plan.uniform else equal_plans(plan, shape, protected, plans, seed)
     randoms = random_plans(plan, shape, protected, plans, seed)
-    return Contest(plan, plan.reverse, randoms, formula, scope, equal)
+    return Contest(plan, plan.reverse, randoms, plan.formula, plan.scope, equal)
 
 
 def loss_of(text: Windows, *, batch: int = 8) -> Measure:
     """Mean cross-entropy of held-out windows, nats per token; its rows stay in memory."""
     losses = LossEvaluator(text, batch=batch)
     return Measure(LOSS, "nats per token", losses, losses.weights, text.document)
-
-
-def _null(chance: Null | str) -> Null:
-    try:
-        return Null(chance)
-    except ValueError:
-        raise ExciseError(f"chance {chance!r}: expected one of {', '.join(Null)}") from None

@@ -1,25 +1,24 @@
 """What removals cost, and whether a criterion ranks experts by it: what users call."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from criteria.scores import Scores
-from criteria.text.windows import Windows
-from experts.effects.instrument import Instrument
-from experts.effects.means import mean_outputs
+from criteria.text.disjoint import check_unseen
+from criteria.text.windows import Windows, check_windows
+from experts.arguments import check_choice, check_count, check_kind, choice_of
 from experts.errors import ExciseError
 from experts.interventions import mode_of
-from experts.model import Model
+from experts.model import Model, check_model
 from experts.modes import Mode, Scope
 from validate.audit_cells import Cell
-from validate.effect_table import Removals, Table, measure_effects
+from validate.effect_table import Removals, Table
 from validate.expert_pairs import pick_pairs, rank_correlations
+from validate.measured_removals import by_document, measure_removals
 from validate.position_sample import sample_positions
-from validate.rig import check_rig, rig_plan
 from validate.token_audit import Outcome
 from validate.token_audit import audit as audit_cells
 
@@ -76,9 +75,11 @@ def effects(
         >>> len(table) == 31 * model.shape.top_k  # every position with a next token, every active expert
         True
     """
-    scope, mode, rows = _scope(scope), mode_of(mode), _rows(model, layers)
-    instrument = _ready(model, text, mode, scope, means_of=text)
-    return _measured(model, instrument, text, rows, Removals(scope, tuple(experts) or None))
+    check_model(model)
+    check_windows("text", text)
+    scope, mode, rows = choice_of("scope", scope, Scope), mode_of(mode), _rows(model, layers)
+    removals = Removals(scope, _experts(model, experts))
+    return _measured(model, text, rows, removals, mode=mode, means_of=text, title="effects")
 
 
 def audit(
@@ -102,20 +103,22 @@ def audit(
     Args:
         model: a loaded model
         scores: of `criteria.score`, one criterion's or several
-        text: held-out windows
+        text: held-out windows; none that the scores were made from
         positions: per layer, or all
         scope: removed at the position alone, or in its window
         mode: what removal means: zero, renormalize, reroute, mean
         layers: decoder layers; none = all with experts
         seed: of the positions and of the ties
         ddof: taken off n in the standard deviation of Cohen's d
-        means_of: windows whose mean expert outputs mode mean uses; by default `text`
+        means_of: windows whose mean expert outputs mode mean uses; by default the calibration text of the
+            scores
 
     Returns:
         Cells with their verdicts, and all raw rows.
 
     Raises:
-        ExciseError: there are fewer positions than asked for, or removals cannot be measured on this model.
+        ExciseError: the scores have seen the text, there are fewer positions than asked for, or removals
+            cannot be measured on this model.
 
     Example:
         >>> import criteria, experts, validate
@@ -127,43 +130,80 @@ def audit(
         >>> [cell.criterion for cell in result.cells]
         ['reap', 'control:gate_weight', 'control:random_pair']
     """
-    table = [scores] if isinstance(scores, Scores) else list(scores)
-    rows, mode, where = _rows(model, layers), mode_of(mode), _scope(scope)
+    check_model(model)
+    check_windows("text", text)
+    table, mode = _scores(scores, text), mode_of(mode)
+    check_choice("scope", scope, ("position", "sequence"))
+    rows = _rows(model, layers)
+    means = _means_of(table, means_of) if mode is Mode.MEAN else None
+    if positions != "all":
+        check_count("positions", positions)
+    check_count("seed", seed, 0)
+    check_choice("ddof", ddof, (0, 1))
     chosen = sample_positions(text, model.shape.num_layers, rows, positions, seed)
-    instrument = _ready(model, text, mode, where, means_of=means_of or text)
-    effects = _measured(model, instrument, text, rows, Removals(where, positions=chosen))
-    effects = effects.rename(columns={"document": "window"})
-    effects["document"] = text.document[effects["window"]]
+    removals = Removals(Scope(scope), positions=chosen)
+    measured = _measured(model, text, rows, removals, mode=mode, means_of=means, title="audit")
+    effects = by_document(measured, text)
     pairs = pick_pairs(effects, table, seed)
     pairs["text"] = pairs.groupby("document", sort=False).ngroup()
     cells = audit_cells(pairs, Outcome.DELTA, ddof, rank_correlations(effects, table))
     return TokenAudit(tuple(cells), pairs, effects)
 
 
-def _ready(model: Model, text: Windows, mode: Mode, scope: Scope, means_of: Windows) -> Instrument:
-    """The checked instrument for these removals."""
-    anatomy = model.anatomy
-    check_rig(anatomy, text, rig_plan(model.shape))
-    means = mean_outputs(anatomy, means_of.tensor(model.device)) if mode is Mode.MEAN else None
-    return Instrument.ready(anatomy, mode, scope, text.tensor(model.device), means=means)
-
-
 def _measured(
-    model: Model, instrument: Instrument, text: Windows, rows: Sequence[int], removals: Removals
+    model: Model,
+    text: Windows,
+    rows: Sequence[int],
+    removals: Removals,
+    *,
+    mode: Mode,
+    means_of: Windows | None,
+    title: str,
 ) -> pd.DataFrame:
+    """The whole table, window by window and layer by layer."""
     tables: dict[tuple[int, int], pd.DataFrame] = {}
 
     def keep(window: int, row: int, table: Table) -> None:
-        if not np.isfinite(table["delta"]).all():
-            dtype = model.network.dtype
-            raise ExciseError(
-                f"window {window}: an effect is not finite; is the model sound in {dtype}? Try float32"
-            )
         tables[window, row] = pd.DataFrame(table)
 
     missing = dict.fromkeys(range(len(text)), tuple(rows))
-    measure_effects(instrument, text.tensor(model.device), missing, removals, keep)
+    measure_removals(model, text, missing, removals, mode=mode, means_of=means_of, keep=keep, title=title)
     return pd.concat([tables[key] for key in sorted(tables)], ignore_index=True)
+
+
+def _scores(scores: Scores | Sequence[Scores], text: Windows) -> list[Scores]:
+    """The scores of every criterion; refused where one of them has seen the text."""
+    expected = "scores of criteria.score, or a list of them"
+    several = [scores] if isinstance(scores, Scores) else scores
+    check_kind("scores", several, Collection, expected)
+    for ranking in several:
+        check_kind("scores", ranking, Scores, expected)
+        if ranking.text is not None:
+            check_unseen(ranking.text.tokens, text, "calibration", "for the audit")
+    return list(several)
+
+
+def _means_of(table: list[Scores], means_of: Windows | None) -> Windows:
+    """The windows whose mean outputs are used: those of the scores, as in `excise audit`."""
+    if means_of is not None:
+        check_windows("means_of", means_of)
+        return means_of
+    texts = {ranking.text.hash: ranking.text for ranking in table if ranking.text is not None}
+    if len(texts) != 1:
+        raise ExciseError(
+            "mode mean needs means_of: the windows whose mean expert outputs are used; "
+            "these scores do not know one calibration text"
+        )
+    return next(iter(texts.values()))
+
+
+def _experts(model: Model, experts: Sequence[int]) -> tuple[int, ...] | None:
+    """Expert ids; None = all."""
+    for expert in experts:
+        if expert not in range(model.shape.num_experts):
+            last = model.shape.num_experts - 1
+            raise ExciseError(f"experts: {expert} is out of range; a layer has experts 0 to {last}")
+    return tuple(experts) or None
 
 
 def _rows(model: Model, layers: Sequence[int]) -> tuple[int, ...]:
@@ -173,10 +213,3 @@ def _rows(model: Model, layers: Sequence[int]) -> tuple[int, ...]:
         if layer not in known:
             raise ExciseError(f"layer {layer} is dense or absent; the layers with experts are {list(known)}")
     return tuple(sorted({known.index(layer) for layer in layers or known}))
-
-
-def _scope(scope: Scope | str) -> Scope:
-    try:
-        return Scope(scope)
-    except ValueError:
-        raise ExciseError(f"scope {scope!r}: expected one of {', '.join(Scope)}") from None

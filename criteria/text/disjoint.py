@@ -22,17 +22,36 @@ def check_disjoint(seen: Windows, validation: Windows, name: str = "calibration"
     Raises:
         ExciseError: some validation windows repeat text of `seen`.
     """
-    if repeated := overlap(seen, validation):
-        first = validation.documents[validation.document[repeated[0]]]
+    check_unseen(seen.tokens, validation, name, "for validate.data")
+
+
+def check_unseen(seen: Ids, text: Windows, name: str, where: str) -> None:
+    """Refuse text that was already used.
+
+    Args:
+        seen: token windows that something was fitted to [N, W]
+        text: to be tested on
+        name: the stage that used `seen`, for the message
+        where: which setting names the text that is tested on, for the message
+
+    Raises:
+        ExciseError: some windows repeat what was seen.
+    """
+    if repeated := _repeated(seen, text):
+        first = text.documents[text.document[repeated[0]]]
         raise ExciseError(
-            f"{name} and validation text overlap: {len(repeated)} of {len(validation)} validation windows "
-            f"(the first in {first}) are {name} text too; use other files or another split for validate.data"
+            f"{name} and validation text overlap: {len(repeated)} of {len(text)} validation windows "
+            f"(the first in {first}) are {name} text too; use other files or another split {where}"
         )
 
 
 def overlap(seen: Windows, validation: Windows) -> list[int]:
     """Return the rows of validation windows most of whose 16-token runs also occur in the windows seen."""
-    known = np.unique(_hashes_of_runs(seen.tokens))
+    return _repeated(seen.tokens, validation)
+
+
+def _repeated(seen: Ids, validation: Windows) -> list[int]:
+    known = np.unique(_hashes_of_runs(seen))
     shared = np.isin(_hashes_of_runs(validation.tokens), known).mean(axis=1)
     return [int(row) for row in np.flatnonzero(shared > SHARED)]
 

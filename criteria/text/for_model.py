@@ -1,6 +1,6 @@
 """Text for one model: windows that fit its positions and its vocabulary."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ from criteria.text.context_length import check_vocabulary, context_note
 from criteria.text.reading import read_windows
 from criteria.text.sources import Source
 from criteria.text.windows import Windows
+from experts.arguments import check_count, check_kind, choice_of
 from experts.errors import ExciseError
-from experts.model import Model
+from experts.model import Model, check_model
 from experts.notes import tell
+from experts.settings import first_problem
+
+EXPECTED = "a path, a criteria.Source, or several of them"
 
 
 def windows(
     model: Model,
-    source: str | Path | Source | Sequence[Source] | None = None,
+    source: str | Path | Source | Sequence[str | Path | Source] | None = None,
     *,
     sequences: int = 128,
     length: int = 512,
@@ -30,11 +34,12 @@ def windows(
     """Cut token windows from a text.
 
     Say where the text comes from with a path, with the keys of a recipe's `data` block, or with several
-    `Source`s, which get an equal share of the windows. The same seed takes the same windows on every machine.
+    paths or `Source`s, which get an equal share of the windows. The same seed takes the same windows on every
+    machine.
 
     Args:
         model: its tokenizer cuts the text
-        source: a file or folder of text, a `Source`, or several
+        source: a file or folder of text, a `Source`, or several of them
         sequences: N, number of windows
         length: W, tokens per window
         seed: of the choice of windows
@@ -57,13 +62,18 @@ def windows(
         >>> text.tokens.shape
         (4, 64)
     """
+    check_model(model)
+    sources = _sources(source, keys)
+    check_count("sequences", sequences)
+    check_count("length", length, 2)
+    check_count("seed", seed, 0)
     return read_for(
         model,
-        _sources(source, keys),
+        sources,
         sequences=sequences,
         length=length,
         seed=seed,
-        bos=_bos(bos),
+        bos=choice_of("bos", bos, Bos),
         chat_template=chat_template,
     )
 
@@ -99,28 +109,27 @@ def read_for(
     return cut
 
 
-def _sources(source: str | Path | Source | Sequence[Source] | None, keys: dict[str, Any]) -> list[Source]:
+def _sources(
+    source: str | Path | Source | Sequence[str | Path | Source] | None, keys: dict[str, Any]
+) -> list[Source]:
     if source is None:
         return [_source(keys)]
     if keys:
         raise ExciseError(f"give a source or keys of one, not both ({', '.join(keys)})")
+    several = [source] if isinstance(source, str | Path | Source) else source
+    check_kind("source", several, Collection, EXPECTED)
+    return [_source_of(one) for one in several]
+
+
+def _source_of(source: object) -> Source:
     if isinstance(source, Source):
-        return [source]
-    return [_source({"text": source})] if isinstance(source, str | Path) else list(source)
+        return source
+    check_kind("source", source, (str, Path), EXPECTED)
+    return _source({"text": source})
 
 
 def _source(keys: dict[str, Any]) -> Source:
     try:
         return Source.model_validate(keys)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise ExciseError(f"source: {f'{where}: ' if where else ''}{message}") from error
-
-
-def _bos(bos: Bos | str) -> Bos:
-    try:
-        return Bos(bos)
-    except ValueError:
-        raise ExciseError(f"bos {bos!r}: expected one of {', '.join(Bos)}") from None
+        raise ExciseError(f"source: {first_problem(error, Source)}") from error

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from experts.arguments import check_kind
 from experts.arrays import Ids, Marks
 
 if TYPE_CHECKING:
@@ -89,3 +90,8 @@ class Windows:
             "domains": list(self.domains),
             "hash": self.hash,
         }
+
+
+def check_windows(name: str, text: object) -> None:
+    """Refuse what are no windows, where a caller of the public functions passes text."""
+    check_kind(name, text, Windows, "token windows of criteria.windows")

@@ -25,8 +25,9 @@ class FileAudit(AuditJson):
     notes: list[str]  # what a reader has to know of it
 
 
-class RecipeAudit(AuditJson):
-    """audit.json, without its curves."""
+@final
+class AuditResult(AuditJson):
+    """audit.json."""
 
     scope: str  # of a removal, `position` or `sequence`
     mode: str  # what removal means
@@ -35,10 +36,4 @@ class RecipeAudit(AuditJson):
     model: ModelJson  # which model was audited
     notes: list[str]  # what a reader has to know of the criteria
     run: str  # the folder of the audit
-
-
-@final
-class AuditResult(RecipeAudit):
-    """audit.json."""
-
     progressive: NotRequired[ProgressiveJson]  # curves, where the recipe asks for them

@@ -1,23 +1,15 @@
 """`excise audit`: does a criterion rank the active experts of a token by what removing them costs?"""
 
-from typing import cast
-
 import pandas as pd
-import torch
 
 from criteria.scores import Scores
 from experts.arrays import Marks
-from experts.effects.instrument import Instrument
-from experts.effects.means import mean_outputs
-from experts.effects.precision import HALF
 from experts.errors import ExciseError
 from experts.keys import environment, key_of
 from experts.modes import Mode, Scope
-from experts.notes import tell
 from prune.audit.curves import Curves
 from prune.audit.report import markdown
-from prune.audit.result import AuditResult, RecipeAudit
-from prune.effects.measurement import fill
+from prune.audit.result import AuditResult
 from prune.effects.partial_table import PartialTable
 from prune.session.prepared import Prepared
 from prune.session.refusals import check_audit
@@ -25,9 +17,9 @@ from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.effect_table import Removals
 from validate.expert_pairs import pick_pairs, rank_correlations
+from validate.measured_removals import by_document, measure_removals
 from validate.position_sample import sample_positions
 from validate.positions import read_positions
-from validate.rig import check_rig, rig_plan
 from validate.token_audit import audit_outcomes
 
 EFFECTS, POSITIONS = "effects.parquet", "positions.csv"
@@ -54,9 +46,7 @@ class Audit:
             rows = pick_pairs(effects, table, self.settings.seed)
             write_text(self.folder.path / POSITIONS, rows.to_csv(index=False))
             rows = read_positions(self.folder.path / POSITIONS)
-            result = cast(AuditResult, self._result(rows, effects, table))
-            if self.recipe.validation.progressive:
-                result["progressive"] = Curves(self.session, table, self.layers).execute()
+            result = self._result(rows, effects, table)
             write_json(self.folder.path / "audit.json", result)
             write_text(self.folder.path / "audit.csv", _flat(result).to_csv(index=False))
             write_text(self.folder.path / "audit.md", markdown(result))
@@ -96,39 +86,30 @@ class Audit:
             self.folder.begin("audit")
             parts.join(len(chosen[0]), self.layers)
             self.folder.finish("audit", key)
-        effects = pd.read_parquet(path).rename(columns={"document": "window"})
-        effects["document"] = self.session.texts.validation.document[effects["window"]]
-        return effects
+        return by_document(pd.read_parquet(path), self.session.texts.validation)
 
     def _measure(self, chosen: Marks, missing: dict[int, list[int]], parts: PartialTable) -> None:
-        anatomy, scope = self.session.anatomy, Scope(self.settings.scope)
-        check_rig(anatomy, self.session.texts.validation, rig_plan(anatomy.shape))
-        instrument, tokens = self._instrument(scope), tokens_of(self.session)
-        if anatomy.model.dtype in HALF:
-            tell(
-                f"measured in {anatomy.model.dtype}: effects carry its rounding, some hundredths of a nat; "
-                "dtype: float32 avoids it"
-            )
-        fill(
-            parts,
-            instrument,
-            tokens,
+        """Removals on the recipe's model; mode mean takes means over the calibration text."""
+        measure_removals(
+            self.session.model,
+            self.session.texts.validation,
             missing,
-            Removals(scope, positions=chosen),
-            f"audit ({scope}, {self.settings.mode})",
+            Removals(Scope(self.settings.scope), positions=chosen),
+            mode=self.settings.mode,
+            means_of=self.session.texts.calibration,
+            keep=parts.keep,
+            title="audit",
         )
 
-    def _instrument(self, scope: Scope) -> Instrument:
-        """For removals on the recipe's model; mode mean takes means over the calibration text."""
-        anatomy, mode = self.session.anatomy, self.settings.mode
-        means = None
-        if mode is Mode.MEAN:
-            means = mean_outputs(anatomy, self.session.texts.calibration.tensor(anatomy.device))
-        return Instrument.ready(anatomy, mode, scope, tokens_of(self.session), means=means)
-
-    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> RecipeAudit:
-        return {
-            **audit_outcomes(rows, self.settings.ddof, rank_correlations(effects, table)),
+    def _result(self, rows: pd.DataFrame, effects: pd.DataFrame, table: list[Scores]) -> AuditResult:
+        cells = audit_outcomes(rows, self.settings.ddof, rank_correlations(effects, table))
+        result: AuditResult = {
+            "rule": cells["rule"],
+            "ddof": cells["ddof"],
+            "alpha": cells["alpha"],
+            "passing": cells["passing"],
+            "cells": cells["cells"],
+            "outcomes": cells["outcomes"],
             "scope": self.settings.scope,
             "mode": self.settings.mode,
             "formulas": {scores.criterion: scores.formula for scores in table},
@@ -140,6 +121,9 @@ class Audit:
             "notes": self._notes(),
             "run": str(self.folder.path),
         }
+        if self.recipe.validation.progressive:
+            result["progressive"] = Curves(self.session, table, self.layers).execute()
+        return result
 
     def _notes(self) -> list[str]:
         """A search ranks by one budget, and no column of the table shows which."""
@@ -162,8 +146,3 @@ def _flat(result: AuditResult) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(found)
-
-
-def tokens_of(session: Session) -> torch.Tensor:
-    """The validation windows on the model's device."""
-    return session.texts.validation.tensor(session.model.device)

@@ -3,15 +3,17 @@
 import tempfile
 from pathlib import Path
 
-from experts.model import Model
+from experts.arguments import check_kind, shown
+from experts.disk.layout import Layout
+from experts.errors import ExciseError
+from experts.model import Model, check_plan
 from experts.plan import Plan
 from finetune.recover_model import RecoveredModel
 from finetune.results import RecoveryJson
-from prune.checkpoint.card import plan_card
+from prune.checkpoint.export_plan import export_plan
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import Storage
 from prune.checkpoint.write import Exported, TrainedWeights
-from prune.checkpoint.write import export as write
 
 
 def export(
@@ -29,18 +31,18 @@ def export(
 
     Args:
         model: the unpruned model
-        plan: of `criteria.select`, or made by hand
+        plan: of `criteria.select`, or made by hand; with `recovered` the plan that was recovered
         out: folder of the new checkpoint
         force: replace a checkpoint that Excise wrote
-        recovered: of `finetune.recover`, inside its block: the trained weights are written instead of the
-            source's
+        recovered: of `finetune.recover`, inside its block or after it: the trained weights are written
+            instead of the source's
 
     Returns:
         The folder, its bytes, the bytes that went, and notes.
 
     Raises:
-        ExciseError: the plan is for another model, the folder is taken, the disk is full, or the source
-            changed.
+        ExciseError: the plan is for another model, `recovered` is of another plan or model, the folder is
+            taken, the disk is full, or the source changed.
 
     Example:
         >>> import experts, prune, tempfile
@@ -52,13 +54,52 @@ def export(
         >>> half.shape.num_experts
         8
     """
-    out, card = Path(out), plan_card(model.name, model.layout, plan)
-    fingerprint = model.fingerprint if plan.model else ""
+    check_plan(model, plan)
+    check_kind("out", out, (str, Path), "the path of a folder")
+    known = model.fingerprint if plan.model else ""
     if recovered is None:
-        return write(model.layout, plan, out, card, force, fingerprint)
-    storage = Storage(recovered.anatomy.model, by_name(slice_layout(model.layout, plan)))
+        return export_plan(
+            model.layout, plan, Path(out), name=model.name, force=force, known_fingerprint=known
+        )
+    _check_recovered(model, plan, recovered)
     with tempfile.TemporaryDirectory(prefix="excise-") as folder:
-        changed = storage.write(recovered.weights, Path(folder) / "merged")
-        provenance: RecoveryJson = {"plan": plan.digest, "training": recovered.training}
-        trained = TrainedWeights(changed, provenance)
-        return write(model.layout, plan, out, card, force, fingerprint, trained)
+        trained = trained_weights(model.layout, recovered, Path(folder) / "merged")
+        return export_plan(
+            model.layout,
+            plan,
+            Path(out),
+            name=model.name,
+            force=force,
+            known_fingerprint=known,
+            recovered=trained,
+        )
+
+
+def trained_weights(layout: Layout, recovered: RecoveredModel, folder: Path) -> TrainedWeights:
+    """Write the trained tensors of a recovery as the checkpoint stores them.
+
+    Args:
+        layout: of the unpruned model
+        recovered: the recovered one
+        folder: where the tensors go; it has to stay until they are exported
+    """
+    storage = Storage(recovered.anatomy.model, by_name(slice_layout(layout, recovered.plan)))
+    changed = storage.write(recovered.weights, folder)
+    provenance: RecoveryJson = {"plan": recovered.plan.digest, "training": recovered.training}
+    return TrainedWeights(changed, provenance)
+
+
+def _check_recovered(model: Model, plan: Plan, recovered: object) -> None:
+    """Refuse weights that were trained for other experts, or on another model."""
+    if not isinstance(recovered, RecoveredModel):
+        raise ExciseError(f"recovered: expected what finetune.recover yields, got {shown(recovered)}")
+    if recovered.plan.digest != plan.digest:
+        raise ExciseError(
+            f"recovered: its weights were trained for another plan (digest {recovered.plan.digest}, this one "
+            f"has {plan.digest}); export recovered.plan, or recover this plan"
+        )
+    if recovered.fingerprint != model.fingerprint:
+        raise ExciseError(
+            f"recovered: its weights are of another model (fingerprint {recovered.fingerprint}, this one has "
+            f"{model.fingerprint}); export it with the model it was recovered from"
+        )

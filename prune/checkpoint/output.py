@@ -7,11 +7,12 @@ from experts.disk.companions import PLAN
 from experts.errors import ExciseError
 from experts.units import human
 
+REPLACE = "choose another output, or replace it with --force (in Python force=True)"
 BESIDE_TENSORS = 2**20  # bytes: tokenizer, configuration and headers
 
 
 def check_output(source: Path, out: Path, force: bool) -> None:
-    """Refuse an output that is taken. Even with --force only checkpoints that Excise wrote are replaced.
+    """Refuse an output that is taken. Even with `force` only checkpoints that Excise wrote are replaced.
 
     Raises:
         ExciseError: `out` is or contains the source, exists without `force`, or was not written by Excise.
@@ -22,10 +23,10 @@ def check_output(source: Path, out: Path, force: bool) -> None:
     if not out.exists():
         return
     if not force:
-        raise ExciseError(f"{out}: exists already; choose another output or pass --force to replace it")
+        raise ExciseError(f"{out}: exists already; {REPLACE}")
     if is_foreign(out):
         raise ExciseError(
-            f"{out}: exists and was not written by Excise (no {PLAN} in it); --force does not replace it, "
+            f"{out}: exists and was not written by Excise (no {PLAN} in it), so it is not replaced; "
             "remove it yourself"
         )
 

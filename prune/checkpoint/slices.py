@@ -1,4 +1,4 @@
-"""Which bytes of a checkpoint a plan keeps: those of kept experts, of their router rows, and of everything else."""
+"""Which bytes of a checkpoint a plan keeps: kept experts, their router rows, everything else."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

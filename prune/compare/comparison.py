@@ -1,12 +1,10 @@
 """`excise compare`: criteria at several budgets on the same rows, each against random plans of its size."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from criteria.budget import Budget, BudgetScope, deepest
+from criteria.ranking import select
 from criteria.scores import Scores
-from criteria.selection import plan_for
 from experts.keys import environment
 from experts.notes import tell
 from experts.plan import Plan
@@ -26,11 +24,10 @@ from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
 from validate.agreement import agreement, reference_of
+from validate.chance import Judgement, plans_against_random
 from validate.evidence import Evidence, Judged
 from validate.measure import Measure
-from validate.null import Contest, evidence_of, with_verdicts
 from validate.overlap import overlaps
-from validate.rig import check_rig
 from validate.statistics import Correction, number
 from validate.verdict import PAIR_RULE, RULE
 
@@ -80,9 +77,9 @@ class Comparison:
         settings, texts = self.recipe.validation, self.session.texts
         plans = self._plans(tables)
         stability = stabilities(self.session, self.prepared.compared, plans)
-        checks = check_rig(self.session.anatomy, texts.validation, next(iter(plans.values())))
         measures = measures_of(self.session)
-        evidence = self._evidence(measures, self._contests(tables, plans))
+        judgement = self._judgement(measures, list(plans.values()))
+        evidence = judgement.evidence
         return {
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
             **stability,
@@ -97,7 +94,7 @@ class Comparison:
             "tasks": [_task(measure) for measure in measures[1:]],
             "text": {"calibration": texts.calibration.summary(), "validation": texts.validation.summary()},
             "model": self.prepared.model,
-            "checks": [check.to_json() for check in checks],
+            "checks": [check.to_json() for check in judgement.checks],
             "notes": self._notes(),
             "run": str(self.folder.path),
         }
@@ -107,17 +104,22 @@ class Comparison:
         plans: Plans = {}
         for budget in self.prepared.compared:
             for scores in tables[budget.scope]:
-                plans[scores.criterion, budget] = plan_for(scores, budget, self.shape)
+                plans[scores.criterion, budget] = select(scores, budget=budget)
         return plans
 
-    def _evidence(self, measures: list[Measure], contests: Iterator[Contest]) -> list[Evidence[Judged]]:
+    def _judgement(self, measures: list[Measure], plans: list[Plan]) -> Judgement:
         """Every plan against random plans, with verdicts after Holm over all of them."""
-        settings, anatomy = self.recipe.validation, self.session.anatomy
-        tested = [
-            evidence_of(contest, measures, settings.chance, settings.random_seed, anatomy)
-            for contest in contests
-        ]
-        return with_verdicts(tested, Correction.HOLM, settings.chance)
+        settings = self.recipe.validation
+        return plans_against_random(
+            self.session.model,
+            plans,
+            self.session.texts.validation,
+            measures,
+            plans=settings.random_plans,
+            seed=settings.random_seed,
+            null=settings.chance,
+            correction=Correction.HOLM,
+        )
 
     def _differences(self, evidence: list[Evidence[Judged]], measures: list[Measure]) -> DifferencesJson:
         """Criteria against each other, and each against itself in the other scope."""
@@ -152,11 +154,6 @@ class Comparison:
             "criteria": names,
             "matrix": matrix,
         }
-
-    def _contests(self, tables: Tables, plans: Plans) -> Iterator[Contest]:
-        for budget in self.prepared.compared:
-            for scores in tables[budget.scope]:
-                yield self.session.contest(plans[scores.criterion, budget], scores, budget)
 
 
 def _rule(chance: str, tests: int) -> str:

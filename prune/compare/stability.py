@@ -2,7 +2,7 @@
 
 from criteria.budget import Budget, deepest
 from criteria.criterion import Criterion
-from criteria.selection import plan_for
+from criteria.ranking import select
 from experts.arrays import Ids
 from experts.notes import tell
 from experts.plan import Plan
@@ -75,5 +75,5 @@ def _plans(session: Session, budgets: tuple[Budget, ...]) -> dict[PlanKey, Plan]
     plans: dict[PlanKey, Plan] = {}
     for budget in budgets:
         for scores in rankings[budget.scope]:
-            plans[scores.criterion, budget] = plan_for(scores, budget, session.shape)
+            plans[scores.criterion, budget] = select(scores, budget=budget)
     return plans

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from criteria.budget import Budget, BudgetScope, from_fraction
-from criteria.budget_for import budget_for
+from criteria.budget_request import budget_for
 from experts.disk.layout import Layout
-from experts.errors import ExciseError
+from experts.errors import ExciseError, settings_of
 from experts.shape import Shape
 from prune.recipe.schema import PruneSettings, Recipe
 
@@ -21,15 +21,16 @@ def budget_of(prune: PruneSettings, layout: Layout, scope: BudgetScope | None = 
         ExciseError: numbers that conflict, each named.
     """
     scope = scope or prune.scope
-    return budget_for(
-        layout,
-        fraction=prune.fraction,
-        keep=prune.keep,
-        target_size=prune.target_size,
-        scope=scope,
-        floor=prune.floor if scope == "global" else None,
-        multiple_of=prune.multiple_of,
-    )
+    with settings_of("prune"):
+        return budget_for(
+            layout,
+            fraction=prune.fraction,
+            keep=prune.keep,
+            target_size=prune.target_size,
+            scope=scope,
+            floor=prune.floor if scope == "global" else None,
+            multiple_of=prune.multiple_of,
+        )
 
 
 def tested_budgets(recipe: Recipe, layout: Layout) -> dict[BudgetScope, Budget]:
@@ -52,7 +53,9 @@ def compared_budgets(recipe: Recipe, layout: Layout) -> Iterator[Budget]:
     for scope in recipe.compare.scopes or (recipe.prune.scope,):
         floor = recipe.prune.floor if scope == "global" else None
         for fraction in recipe.compare.fractions:
-            yield from_fraction(layout.shape, fraction, scope, floor, recipe.prune.multiple_of)
+            with settings_of("prune"):
+                budget = from_fraction(layout.shape, fraction, scope, floor, recipe.prune.multiple_of)
+            yield budget
         if not recipe.compare.fractions:
             yield budget_of(recipe.prune, layout, scope)
 

@@ -1,11 +1,10 @@
 """A validation error of pydantic as one line: the key, what is wrong with it, the nearest key that exists."""
 
-import difflib
-
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from criteria.text.sources import Source
+from experts.settings import known_keys, nearest
 from finetune.settings import TeacherSettings
 from prune.recipe.schema import (
     AuditSettings,
@@ -50,12 +49,10 @@ def _shown(error: ErrorDetails) -> str:
 
 def _unknown_key(path: list[str]) -> str:
     known = _known_keys(path[:-1])
-    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-    return f"unknown key {'.'.join(path)!r}; {hint}"
+    return f"unknown key {'.'.join(path)!r}; {nearest(path[-1], known)}"
 
 
 def _known_keys(path: list[str]) -> list[str]:
     """Keys of the table at the end of a path."""
     table = next((TABLES[key] for key in reversed(path) if key in TABLES), Recipe)
-    return [field.alias or name for name, field in table.model_fields.items()]
+    return known_keys(table)

@@ -11,11 +11,11 @@ from experts.disk.shards import read_json
 from experts.errors import ExciseError
 from experts.files import replacing_folder
 from experts.plan import Plan
-from finetune.recovery import ADAPTER, Job, Recovered
+from finetune.recover_model import RecoveredModel
+from finetune.recovery import ADAPTER
 from finetune.results import RecoveryJson, TrainingJson
-from prune.checkpoint.slices import by_name, slice_layout
-from prune.checkpoint.stored_weights import Storage
-from prune.checkpoint.write import TrainedWeights, export
+from prune.checkpoint.export_model import trained_weights
+from prune.checkpoint.write import export
 from prune.recover.card import recovered_card
 from prune.session.session import Session
 from prune.typed_json import problems
@@ -56,25 +56,22 @@ class RecoveredFolder:
             way_out = "choose another --output, or --force to replace it"
             raise ExciseError(f"{self.path}: holds the result of another training; {way_out}")
 
-    def write(self, job: Job, merged: Recovered, training: TrainingJson) -> None:
-        """Export the merged weights, and copy the adapter. training: provenance."""
+    def write(self, recovered: RecoveredModel, trained: Path) -> None:
+        """Export the merged weights, and copy the adapter from the folder of the training."""
         self.folder.begin("recovery")  # the report that may be there is of the checkpoint before
         self.folder.finish(STAGE, BEGUN + self.key)  # from here on the folder is no other training's
         shards = self.folder.path / "recovery" / "merged"
         try:
-            self._export(job, merged, training, shards)
+            self._export(recovered, shards)
         finally:
             shutil.rmtree(shards, ignore_errors=True)
         with replacing_folder(self.folder.path / ADAPTER) as fresh:
-            shutil.copytree(job.folder / ADAPTER, fresh, dirs_exist_ok=True)
+            shutil.copytree(trained / ADAPTER, fresh, dirs_exist_ok=True)
 
-    def _export(self, job: Job, merged: Recovered, training: TrainingJson, shards: Path) -> None:
+    def _export(self, recovered: RecoveredModel, shards: Path) -> None:
         prepared, plan = self.session.prepared, self.plan
-        storage = Storage(job.anatomy.model, by_name(slice_layout(prepared.layout, plan)))
-        changed = storage.write(merged.weights, shards)
-        provenance: RecoveryJson = {"plan": plan.digest, "training": training}
-        trained = TrainedWeights(changed, provenance)
-        card = recovered_card(self.session.recipe, prepared.layout, plan, training)
+        trained = trained_weights(prepared.layout, recovered, shards)
+        card = recovered_card(self.session.recipe, prepared.layout, plan, recovered.training)
         force = prepared.force or self.path.exists()
         export(prepared.layout, plan, self.path, card, force, recovered=trained)
 

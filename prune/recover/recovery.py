@@ -9,11 +9,11 @@ from tqdm import tqdm
 from experts.errors import ExciseError
 from experts.keys import environment
 from experts.plan import Plan
-from finetune.provenance import training_provenance
-from finetune.recovery import ADAPTER, Job, Recovered, is_trained, recovered
+from finetune.recover_model import recovered_model
+from finetune.recovery import ADAPTER, Job, is_trained
 from finetune.results import TeacherJson
 from finetune.students import Student
-from finetune.training_log import CURVE, read_rows
+from finetune.training_log import CURVE, read_curve
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import Storage
@@ -149,18 +149,16 @@ class Recovery:
         expected: Tensor | None = None
         with self.students.student(plan, folder) as student:
             job = self._job(student, plan, folder, held_out)
-            with recovered(job, student.teacher_of) as merged:
+            fingerprint = self.session.fingerprint
+            with recovered_model(job, student, plan, self._teacher, fingerprint) as recovered:
                 for evaluator in dict.fromkeys(measure.evaluator for measure in after):
                     if not evaluator.knows(plan):
                         evaluator.keep(plan, evaluator.measure(student.anatomy))
                 if name == CRITERION:
                     expected = last_logits(student.anatomy, self.session.texts.validation)
-                    self._write(job, merged)
+                    self.written.write(recovered, folder)
         if expected is not None:
             self.written.prove(expected)
-
-    def _write(self, job: Job, merged: Recovered) -> None:
-        self.written.write(job, merged, training_provenance(job, merged.tuned, self._teacher))
 
     @property
     def _teacher(self) -> TeacherJson:
@@ -195,7 +193,7 @@ class Recovery:
     # The result.
 
     def _result(self, before: list[Measure], after: list[Measure]) -> RecoveryResult:
-        curves = {name: read_rows(self._place(name) / CURVE) for name in self.plans}
+        curves = {name: read_curve(self._place(name) / CURVE) for name in self.plans}
         pairs, seed = list(zip(before, after, strict=True)), self.session.recipe.validation.random_seed
         return {
             **recovery_summary(self.plans, self.known, pairs, curves, seed),

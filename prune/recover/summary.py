@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from experts.plan import Plan
+from finetune.results import CurvePoint
 from prune.recover.result import CurvePointJson, RecoveredPlanJson, RecoverySummary
 from prune.tables import csv_text
 from validate.lead import lead_of, recovery_of
@@ -11,7 +12,7 @@ from validate.verdict import LEAD_RULE
 
 CURVE_COLUMNS = ("plan", "step", "tokens", "seconds", "held_out", "delta", "share")
 Measures = list[tuple[Measure, Measure]]  # before and after recovery: the held-out loss first, then tasks
-Curve = list[dict[str, float]]  # rows of curve.csv
+Curve = list[CurvePoint]  # rows of curve.csv
 
 
 def recovery_summary(
@@ -59,7 +60,7 @@ def _plan(
     }
 
 
-def _point(row: Mapping[str, float], full: float, gap: float | None) -> CurvePointJson:
+def _point(row: CurvePoint, full: float, gap: float | None) -> CurvePointJson:
     """A row of curve.csv beside the unpruned model's loss.
 
     Args:

@@ -2,6 +2,7 @@
 
 from experts.anatomy import Anatomy, dissect
 from experts.disk.layout import Layout
+from experts.errors import settings_of
 from experts.loading import skeleton
 from experts.plan import Plan
 from finetune.targets import find_targets
@@ -15,7 +16,8 @@ def check_targets(session: Session) -> None:
     settings, prepared = session.recipe.finetune, session.prepared
     assert settings is not None, "asked for only where there is one"
     anatomy = dissect(skeleton(prepared.source, session.recipe.trust_remote_code))
-    check_stored(anatomy, prepared.layout, settings.targets)
+    with settings_of("finetune"):
+        check_stored(anatomy, prepared.layout, settings.targets)
 
 
 def check_stored(anatomy: Anatomy, layout: Layout, targets: tuple[str, ...]) -> None:

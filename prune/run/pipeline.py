@@ -6,8 +6,8 @@ A stage whose inputs are unchanged is not run again.
 from dataclasses import dataclass
 
 from criteria.budget import Budget, BudgetScope
+from criteria.ranking import select
 from criteria.scores import Scores, save
-from criteria.selection import plan_for
 from experts.errors import ExciseError
 from experts.notes import tell
 from experts.plan import Plan
@@ -130,7 +130,7 @@ class Run:
         for number, scores in enumerate(table):
             for scope in self.scopes if number == 0 else self.scopes[:1]:
                 budget = self.prepared.budgets[scope]
-                candidates.append(Candidate(scores, budget, plan_for(scores, budget, self.shape)))
+                candidates.append(Candidate(scores, select(scores, budget=budget)))
         return candidates
 
     def _write(self, plan: Plan, result: PruneResult) -> None:

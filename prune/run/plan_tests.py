@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from criteria.budget import Budget
 from criteria.scores import Scores
 from criteria.text.windows import Windows
 from experts.keys import key_of
@@ -13,11 +12,9 @@ from prune.session.measures import measures_of, row_key
 from prune.session.run_folder import write_json
 from prune.session.session import Session
 from validate.agreement import agreement
+from validate.chance import Judgement, plans_against_random
 from validate.evidence import Evidence, Judged
 from validate.measure import Measure
-from validate.null import evidence_of, with_verdicts
-from validate.rig import check_rig
-from validate.statistics import Correction
 from validate.verdict import RULE
 
 RESULT = "validation.json"
@@ -28,7 +25,6 @@ class Candidate:
     """A plan to be tested, and what it was selected from."""
 
     scores: Scores
-    budget: Budget
     plan: Plan
 
 
@@ -70,13 +66,12 @@ class PlanTests:
 
     def _result(self) -> ValidationResult:
         texts, plan = self.session.texts, self.candidates[0].plan
-        checks = check_rig(self.session.anatomy, texts.validation, plan)
         measures = measures_of(self.session)
-        evidence = self._evidence(measures)
+        judgement = self._judgement(measures)
         return {
-            "plans": [self._tested(one) for one in evidence],
+            "plans": [self._tested(evidence) for evidence in judgement.evidence],
             "rule": f"{RULE} Not corrected for the number of criteria.",
-            "checks": [check.to_json() for check in checks],
+            "checks": [check.to_json() for check in judgement.checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": self.recipe.validation.chance,
             "text": {"calibration": texts.calibration.summary(), "validation": texts.validation.summary()},
@@ -88,12 +83,17 @@ class PlanTests:
             "protected": int(self.table[0].protected.sum()),
         }
 
-    def _evidence(self, measures: list[Measure]) -> list[Evidence[Judged]]:
+    def _judgement(self, measures: list[Measure]) -> Judgement:
         settings = self.recipe.validation
-        contests = (self.session.contest(one.plan, one.scores, one.budget) for one in self.candidates)
-        anatomy, seed = self.session.anatomy, settings.random_seed
-        tested = [evidence_of(one, measures, settings.chance, seed, anatomy) for one in contests]
-        return with_verdicts(tested, Correction.NONE, settings.chance)
+        return plans_against_random(
+            self.session.model,
+            [candidate.plan for candidate in self.candidates],
+            self.session.texts.validation,
+            measures,
+            plans=settings.random_plans,
+            seed=settings.random_seed,
+            null=settings.chance,
+        )
 
     def _tested(self, evidence: Evidence[Judged]) -> TestedPlanJson:
         size = self.layout.checkpoint.size - removed_bytes(self.layout, evidence.plan)

@@ -1,4 +1,4 @@
-"""Refusals of single commands: a comparison or audit that cannot pass, a recovery that `prune` lacks text for."""
+"""Refusals of single commands: a comparison or audit that cannot pass, a recovery without its text."""
 
 from experts.errors import ExciseError
 from prune.recipe.schema import Recipe, ValidateSettings

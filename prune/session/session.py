@@ -11,6 +11,7 @@ from criteria.budget import Budget
 from criteria.calibration import Calibration, Storage
 from criteria.criterion import Criterion
 from criteria.protection import protection_notes
+from criteria.ranking import score
 from criteria.scores import Scores
 from criteria.selection import check_protected
 from criteria.text.chat_template import ChatTemplate
@@ -24,8 +25,6 @@ from experts.model import Model
 from experts.plan import Plan
 from prune.session.prepared import Prepared
 from prune.session.texts import Texts
-from validate.chance import contest_of
-from validate.null import Contest
 from validate.task_needs import check_tokenizer
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class Session:
 
     def scores(self, budget: Budget) -> list[Scores]:
         """Of every criterion of the recipe; budget: what a search prunes down to."""
-        return self.calibration.scores(self.prepared.criteria, budget)
+        return score(self.model, self.prepared.criteria, self.calibration, budget=budget)
 
     def check_room(self, budget: Budget) -> None:
         """Refuses a budget without room for the protected experts, before any experiment."""
@@ -94,18 +93,6 @@ class Session:
     def protection_notes(self) -> list[str]:
         """What `protect_super_experts: auto` decided against, where it did."""
         return protection_notes(self.recipe.prune.protect_super_experts, self.shape)
-
-    def contest(self, plan: Plan, scores: Scores, budget: Budget) -> Contest:
-        """A plan, its reverse, and random plans of its sizes."""
-        settings = self.recipe.validation
-        return contest_of(
-            plan,
-            self.shape,
-            formula=scores.formula,
-            scope=budget.scope,
-            plans=settings.random_plans,
-            seed=settings.random_seed,
-        )
 
     def reseeded(self, seed: int, criteria: tuple[Criterion, ...]) -> "Session":
         """The same model with calibration windows of another seed, and some of the criteria."""

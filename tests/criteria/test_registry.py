@@ -4,15 +4,16 @@ import itertools
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from criteria import scores as scores_module
 from criteria.budget import from_keep
 from criteria.by_name import resolve
 from criteria.registry import CRITERIA
-from criteria.scores import load, save, score
+from criteria.scores import Scores, save, score
 from criteria.selection import plan_for
 from experts.errors import ExciseError
 from experts.shape import Shape
@@ -153,18 +154,23 @@ def test_score_files(tmp_path: Path) -> None:
     found = micro_statistics()
     table = [score(CRITERIA[name], found, (0,), NOTHING, "abc", "d") for name in ("reap", "utilization")]
     save(tmp_path / "s.safetensors", table)
-    back = load(tmp_path / "s.safetensors", "reap", (0,), 3, "abc")
+    back = Scores.read(tmp_path / "s.safetensors", stub_model((0,), 3, "abc"), criterion="reap")
     np.testing.assert_array_equal(back.values, table[0].values)
-    assert (back.formula, back.data) == ("mean g·‖f‖", "d")
-    for arguments, message in [
-        (("raep", (0,), 3, "abc"), r"no scores of 'raep'; it has \['reap', 'utilization'\]"),
-        (("reap", (0,), 3, "xyz"), r"scores of another model \(fingerprint abc, this one has xyz\)"),
-        (("reap", (0, 1), 3, "abc"), r"the model has L, E = 2, 3"),
-        (("reap", (1,), 3, "abc"), "for layers 0"),
-        (("reap", (0,), 4, "abc"), r"the model has L, E = 1, 4"),
+    assert (back.formula, back.data, back.text) == ("mean g·‖f‖", "d", None)
+    for name, model, message in [
+        ("raep", ((0,), 3, "abc"), r"no scores of 'raep'; it has \['reap', 'utilization'\]"),
+        ("reap", ((0,), 3, "xyz"), r"scores of another model \(fingerprint abc, this one has xyz\)"),
+        ("reap", ((0, 1), 3, "abc"), r"the model has L, E = 2, 3"),
+        ("reap", ((1,), 3, "abc"), "for layers 0"),
+        ("reap", ((0,), 4, "abc"), r"the model has L, E = 1, 4"),
     ]:
         with pytest.raises(ExciseError, match=message):
-            load(tmp_path / "s.safetensors", *arguments)
+            Scores.read(tmp_path / "s.safetensors", stub_model(*model), criterion=name)
     (tmp_path / "s.safetensors").write_bytes(b"x")
     with pytest.raises(ExciseError, match="not a score file"):
-        scores_module.load(tmp_path / "s.safetensors", "reap", (0,), 3, "abc")
+        Scores.read(str(tmp_path / "s.safetensors"), stub_model((0,), 3, "abc"), criterion="reap")
+
+
+def stub_model(layers: tuple[int, ...], num_experts: int, fingerprint: str) -> Any:
+    """As much of a model as its scores are held against."""
+    return SimpleNamespace(shape=Shape(layers, num_experts, 1), fingerprint=fingerprint, layout=None)

@@ -114,9 +114,9 @@ def test_more_protected_than_kept_is_refused() -> None:
     [
         (
             lambda: from_fraction(SHAPE, 1.5, "layer"),
-            r"prune\.fraction is 1\.5; it is the share .* between 0 and 1",
+            r"fraction is 1\.5; it is the share .* between 0 and 1",
         ),
-        (lambda: from_fraction(SHAPE, 0.0, "layer"), r"prune\.fraction is 0\.0"),
+        (lambda: from_fraction(SHAPE, 0.0, "layer"), r"fraction is 0\.0"),
         (lambda: from_fraction(SHAPE, 0.05, "layer"), "removes no expert: all 4 per layer would be kept"),
         (lambda: from_keep(SHAPE, 4, "layer"), "removes no expert"),
         (
@@ -139,9 +139,9 @@ def test_more_protected_than_kept_is_refused() -> None:
         (lambda: from_keep(Shape((0,), 8, 2, 2, 2), 2, "layer"), "keep at least 4"),
         (
             lambda: from_keep(SHAPE, 3, "global", floor=1),
-            r"prune\.floor is 1; it must lie between 2 and the mean number kept, 3",
+            r"floor is 1; it must lie between 2 and the mean number kept, 3",
         ),
-        (lambda: from_keep(SHAPE, 3, "global", floor=4), r"prune\.floor is 4"),
+        (lambda: from_keep(SHAPE, 3, "global", floor=4), r"floor is 4"),
     ],
 )
 def test_impossible_budgets_are_refused_with_the_numbers(make, message: str) -> None:
@@ -250,9 +250,9 @@ def test_what_multiple_of_changes_is_said() -> None:
             5,
             "layer",
             16,
-            r"prune\.multiple_of is 16: no number of experts from 2 \(fewest that can route\) to 10 divides by it",
+            r"multiple_of is 16: no number of experts from 2 \(fewest that can route\) to 10 divides by it",
         ),
-        (5, "global", 16, r"prune\.multiple_of is 16: no number of experts from 2"),
+        (5, "global", 16, r"multiple_of is 16: no number of experts from 2"),
         (2, "layer", 8, "multiple_of=8 keeps 0 of 10 experts per layer"),
         (
             2,
@@ -280,10 +280,10 @@ def test_counts_by_hand() -> None:
 @pytest.mark.parametrize(
     ("counts", "multiple", "message"),
     [
-        ({4: 6}, 1, r"prune\.keep names layer 4; the MoE layers are \[3, 5, 8\]"),
+        ({4: 6}, 1, r"keep names layer 4; the MoE layers are \[3, 5, 8\]"),
         ({3: 13}, 1, "layer 3 is to keep 13 experts and has 12"),
         ({3: 1}, 1, "layer 3 is to keep 1 experts; routing needs at least 2"),
-        ({3: 6}, 4, r"not a multiple of prune\.multiple_of = 4"),
+        ({3: 6}, 4, r"not a multiple of multiple_of = 4"),
         ({3: 12}, 1, "removes no expert"),
     ],
 )
@@ -294,7 +294,7 @@ def test_counts_by_hand_that_cannot_be(counts: dict[int, int], multiple: int, me
 
 def test_multiples_and_router_groups() -> None:
     shape = Shape((0, 1), 8, 2, groups=2, top_groups=1)
-    with pytest.raises(ExciseError, match=r"prune\.multiple_of is 3: 2 router groups keep equally many"):
+    with pytest.raises(ExciseError, match=r"multiple_of is 3: 2 router groups keep equally many"):
         from_fraction(shape, 0.5, "layer", multiple=3)
     values = [[80, 70, 60, 50, 40, 30, 20, 10], [1, 2, 3, 4, 5, 6, 7, 8]]
     plan = plan_for(scores(values), from_fraction(shape, 0.25, "global", multiple=4), shape)
@@ -362,7 +362,7 @@ def test_layers_that_are_not_named_count_too() -> None:
     shape = Shape((0, 1, 2), 60, 4)
     with pytest.raises(
         ExciseError,
-        match=r"does not name layer 0, which so keeps all 60 experts, not a multiple of prune\.multiple_of = 8",
+        match=r"does not name layer 0, which so keeps all 60 experts, not a multiple of multiple_of = 8",
     ):
         from_counts(shape, {1: 48}, 8)
     assert from_counts(shape, {0: 56, 1: 48, 2: 56}, 8).counts == (56, 48, 56)

@@ -7,8 +7,9 @@ import pytest
 
 from criteria import calibration as calibration_module
 from experts import model as model_module
-from prune.run import plan_tests, pruned_folder
+from prune.run import pruned_folder
 from prune.session import session as session_module
+from validate import chance
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -25,7 +26,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     for name, places in {
         "load": (model_module, session_module),
         "observe": (calibration_module,),
-        "check_rig": (plan_tests,),
+        "check_rig": (chance,),
         "export": (pruned_folder,),
     }.items():
         for module in places:

@@ -22,17 +22,14 @@ def export(
     """Write the checkpoint that keeps what a plan keeps: streamed, verified, atomic, without torch."""
 
     def work() -> int:
-        from experts.disk.fingerprint import fingerprint
         from experts.plan import Plan
         from experts.units import human
-        from prune.checkpoint.card import plan_card
+        from prune.checkpoint.export_plan import export_plan
         from prune.checkpoint.prepare import prepare_export
-        from prune.checkpoint.write import export as write
 
         chosen = Plan.read(plan)
         layout = prepare_export(model, chosen, out, force)
-        identity = fingerprint(layout.checkpoint) if chosen.model else ""  # no use to a plan for any model
-        written = write(layout, chosen, out, plan_card(model, layout, chosen), force, identity)
+        written = export_plan(layout, chosen, out, name=model, force=force)
         if as_json:
             sizes = {"size": written.size, "removed": written.removed}
             show.print_json({"checkpoint": str(out), **sizes, "notes": written.notes})

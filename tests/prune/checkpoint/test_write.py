@@ -154,7 +154,9 @@ def test_existing_output_is_not_touched(saved: dict[str, Path], tmp_path: Path) 
     layout = layout_of(saved["olmoe"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(ExciseError, match=r"out: exists already; choose another output or pass --force"):
+    with pytest.raises(
+        ExciseError, match=r"out: exists already; choose another output, or replace it with --force"
+    ):
         export(layout, uniform_plan(layout.shape.layers), tmp_path / "out")
     with pytest.raises(ExciseError, match="was not written by Excise"):
         export(layout, uniform_plan(layout.shape.layers), tmp_path / "out", force=True)

@@ -86,7 +86,7 @@ def test_export(saved: dict[str, Path], tmp_path: Path) -> None:
     assert again.returncode == 1
     assert (
         again.stderr
-        == f"excise: {tmp_path}/out: exists already; choose another output or pass --force to replace it\n"
+        == f"excise: {tmp_path}/out: exists already; choose another output, or replace it with --force (in Python force=True)\n"
     )
     assert (
         "This export was not tested against random selection" in (tmp_path / "out" / "README.md").read_text()

@@ -25,10 +25,11 @@ from prune.console.cli import app
 from prune.recipe.read import read_recipe
 from prune.recipe.schema import Recipe
 from prune.run import pipeline as run_module
-from prune.run import plan_tests, pruned_folder
+from prune.run import pruned_folder
 from prune.session.prepare import prepare
 from tests.support.counting import counted
 from tests.support.recipes import execute
+from validate import chance
 
 FILES = (
     "recipe.yaml",
@@ -197,7 +198,7 @@ def test_ctrl_c_at_any_stage_then_resume(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        places = (model_module, for_model, calibration_module, run_module, plan_tests, pruned_folder)
+        places = (model_module, for_model, calibration_module, run_module, chance, pruned_folder)
         broken.setattr(next(module for module in places if hasattr(module, stage)), stage, interrupt)
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet"])
         assert done.exit_code == 1

@@ -28,7 +28,7 @@ from finetune.results import RecoveryJson
 from prune.audit.result import AuditResult
 from prune.compare.result import ComparisonResult
 from prune.console.cli import app
-from prune.console.commands.criteria import CriterionJson
+from prune.console.criteria_listing import CriterionJson
 from prune.doctor.result import DoctorResult
 from prune.forecast.result import ForecastJson
 from prune.inspect import InspectResult

@@ -10,7 +10,7 @@ from prune.tables import Table, plain, signed
 if TYPE_CHECKING:
     from prune.audit.result import AuditResult, FileAudit
     from prune.compare.result import ComparisonResult
-    from prune.console.commands.criteria import CriterionJson
+    from prune.console.criteria_listing import CriterionJson
     from prune.effects.result import EffectsResult
     from prune.inspect import InspectResult
     from prune.recover.result import RecoveryResult

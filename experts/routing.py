@@ -87,7 +87,8 @@ def routing_without(anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor)
 def _route(layer: MoELayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Expert ids and gate weights [T, k] that the block chooses for hidden states [T, H]."""
 
-    def stop(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> NoReturn:  # noqa: ARG001 - names of the interface
+    # The names are those of the interface.
+    def stop(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> NoReturn:  # noqa: ARG001
         raise _Routed(top_k_index, top_k_weights)
 
     with replaced(layer.experts, stop):

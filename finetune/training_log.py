@@ -58,7 +58,13 @@ class TrainingLog(TrainerCallback):
         self.started = 0.0
         self.bar: Any = None
 
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: Any,
+        control: Any,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
         seconds = 0.0
         for name, columns in COLUMNS.items():
             rows = _rows_until(self.folder / name, state.global_step)

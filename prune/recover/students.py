@@ -35,7 +35,7 @@ class InMemory:
         self.session, self.settings = session, settings
 
     @contextmanager
-    def student(self, plan: Plan, folder: Path) -> Iterator[Student]:  # noqa: ARG002 - nothing has to be written
+    def student(self, plan: Plan, folder: Path) -> Iterator[Student]:  # noqa: ARG002 - no files
         settings = self.settings
         distil = settings.kl > 0
         with shared_student(

@@ -1,11 +1,12 @@
-"""Does transformers 4 read what Excise writes? Outside the default suite, because it needs an environment of its own:
+"""Does transformers 4 read what Excise writes? Run by hand: it needs an environment of its own.
 
     python -m venv /tmp/v4 && /tmp/v4/bin/pip install torch==2.13.0 transformers==4.57.6
     python -m tests.compatibility.transformers4 /tmp/v4/bin/python
 
-transformers 4 makes small random checkpoints in its own format (and takes the demo model); Excise, on transformers 5, restricts
-and exports them, and merges random adapters into the pruned model ("recovered"); transformers 4 loads the exports and compares logits, in
-float32, with those of the restricted or merged model, and the merged weights bit by bit.
+transformers 4 makes small random checkpoints in its own format (and takes the demo model); Excise, on
+transformers 5, restricts and exports them, and merges random adapters into the pruned model
+("recovered"); transformers 4 loads the exports and compares logits, in float32, with those of the
+restricted or merged model, and the merged weights bit by bit.
 """
 
 import json
@@ -104,7 +105,7 @@ def prune(folder: Path, demo: Path) -> None:
 
 
 def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untyped-def]
-    """Random adapters on everything, merged and exported, with the logits and weights that are to be read back."""
+    """Random adapters on everything, merged and exported, with the logits and weights to be read back."""
     import torch
 
     from experts.sharing import sharing
@@ -135,7 +136,7 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
 
 
 def compare(folder: Path) -> None:
-    """In transformers 4: load every export, and print the largest difference of its logits to the restricted model's."""
+    """In transformers 4: load every export, print its logits' largest difference to the restricted one."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM

@@ -217,7 +217,10 @@ def test_targets_by_name() -> None:
     assert find_targets(anatomy, ("attention", "q_proj")) == attention, "named twice, adapted once"
     with pytest.raises(
         ExciseError,
-        match=r"'qkv' matches nothing in this model; there is attention, router, experts, self_attn.q_proj, .*mlp.experts.down_proj",
+        match=(
+            r"'qkv' matches nothing in this model; there is attention, router, "
+            r"experts, self_attn.q_proj, .*mlp.experts.down_proj"
+        ),
     ):
         find_targets(anatomy, ("attention", "qkv"))
 

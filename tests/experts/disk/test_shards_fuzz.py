@@ -179,8 +179,9 @@ def test_files_of_random_bytes(raw: bytes, honest: bool, tmp_path: Path) -> None
     check_consistent(path)
 
 
-LITERALS = ["NaN", "Infinity", "-Infinity", "-1", "1.5", "1e3", "1e999", "9" * 5000, "9" * 19, "true", "null", '"8"', '"\\ud800"', "[]", "{}",
-            "[" * 300 + "]" * 300, "[" * 5000 + "]" * 5000, "[0,0]", '{"0":1,"1":2}', "0"]  # fmt: skip
+LITERALS = ["NaN", "Infinity", "-Infinity", "-1", "1.5", "1e3", "1e999", "9" * 5000, "9" * 19, "true",
+            "null", '"8"', '"\\ud800"', "[]", "{}", "[" * 300 + "]" * 300,
+            "[" * 5000 + "]" * 5000, "[0,0]", '{"0":1,"1":2}', "0"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -331,7 +332,8 @@ def test_the_example_gets_through(folder: Path) -> None:
     assert use(folder, UNEVEN)
 
 
-ODD = [-1, 0, 1, 3, 7, 8, 9, 2**40, 2**63, 10**18, 10**4000, 1.0, 8.0, float("nan"), float("inf"), True, False, None, "8", "", [], [8], {},
+ODD = [-1, 0, 1, 3, 7, 8, 9, 2**40, 2**63, 10**18, 10**4000, 1.0, 8.0, float("nan"), float("inf"), True,
+       False, None, "8", "", [], [8], {},
        {"num_experts": 8}, ["x", 1], {"a": {"b": [None]}}, "\ud800"]  # fmt: skip
 
 

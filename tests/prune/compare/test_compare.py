@@ -252,14 +252,14 @@ def test_budgets_that_keep_the_same_are_one_test(
     assert len(result["pairs"]) == 4
     assert all(one["first"] != one["second"] for one in result["pairs"])
     merged = [note for note in result["notes"] if "one test" in note]
-    assert (
-        merged[0]
-        == "fraction=0.51 scope=layer keeps what fraction=0.5 scope=layer keeps: one test, under the name of the latter"
+    assert merged[0] == (
+        "fraction=0.51 scope=layer keeps what fraction=0.5 scope=layer "
+        "keeps: one test, under the name of the latter"
     )
     assert (
-        "fraction=0.625 scope=global keeps what fraction=0.625 scope=layer keeps: one test, under the name of the latter"
-        in merged
-    )
+        "fraction=0.625 scope=global keeps what fraction=0.625 scope=layer "
+        "keeps: one test, under the name of the latter"
+    ) in merged
     assert all(done.stderr.count(f"note: {note}\n") == 1 for note in result["notes"]), "told once"
     assert merged[0] in (tmp_path / "c" / "comparison.md").read_text()
     found = {(plan["criterion"], plan["scope"], plan["fraction"]): plan for plan in result["plans"]}
@@ -373,9 +373,9 @@ def test_fewer_items_or_documents_than_a_test_needs(
     )
     few = invoke("compare", recipe_path, "-o", tmp_path / "a", *tasks, "--set", "validate.tasks.limit=6")
     assert few.exit_code == 1
-    assert (
-        few.stderr
-        == "excise: validate.tasks: guess has 6 items; 3 tests at α = 0.05 need at least 7; raise limit, or take a longer task\n"
+    assert few.stderr == (
+        "excise: validate.tasks: guess has 6 items; 3 tests at α = 0.05 need at "
+        "least 7; raise limit, or take a longer task\n"
     )
     options = ("-o", str(tmp_path / "b"), *tasks[2:], "--set", "validate.sequences=5")
     monkeypatch.delenv("TQDM_DISABLE", raising=False)  # what --quiet left

@@ -84,9 +84,9 @@ def test_export(saved: dict[str, Path], tmp_path: Path) -> None:
     assert json.loads(first.stdout)["removed"] > 0
     again = excise("export", str(saved["olmoe"]), str(plan), str(tmp_path / "out"))
     assert again.returncode == 1
-    assert (
-        again.stderr
-        == f"excise: {tmp_path}/out: exists already; choose another output, or replace it with --force (in Python force=True)\n"
+    assert again.stderr == (
+        f"excise: {tmp_path}/out: exists already; choose another output, or "
+        f"replace it with --force (in Python force=True)\n"
     )
     assert (
         "This export was not tested against random selection" in (tmp_path / "out" / "README.md").read_text()
@@ -150,7 +150,11 @@ def test_errors_in_a_text_are_one_line(change: list[str], message: str, play: "P
 
 
 def test_impossible_budgets_are_refused_without_torch() -> None:
-    code = "import sys; from prune.console.cli import app\ntry: app(sys.argv[1:])\nexcept SystemExit as s: assert s.code == 1\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from prune.console.cli import app\n"
+        "try: app(sys.argv[1:])\nexcept SystemExit as s: assert s.code == 1\n"
+        "assert 'torch' not in sys.modules"
+    )
     for change in ("prune.fraction=5", "criteria=[raep]", "model=./nowhere"):
         done = subprocess.run(
             [sys.executable, "-c", code, "prune", "demo", "--set", change],

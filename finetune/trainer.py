@@ -18,7 +18,7 @@ class NotFiniteError(ExciseError):
     """The loss or a gradient became nan or infinite."""
 
 
-class WindowRows(torch.utils.data.Dataset[dict[str, Tensor]]):
+class TrainingWindows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Training windows with their numbers, by which a cached teacher finds its targets."""
 
     def __init__(self, windows: Windows) -> None:

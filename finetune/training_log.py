@@ -19,7 +19,7 @@ from finetune.results import CurvePoint
 from finetune.trainer import RecoveryTrainer
 
 STEPS, CURVE = "training.csv", "curve.csv"
-COLUMNS = {
+COLUMNS_OF_FILE = {
     STEPS: ("step", "tokens", "seconds", "loss", "ce", "kl", "grad_norm", "learning_rate"),
     CURVE: ("step", "tokens", "seconds", "held_out"),
 }
@@ -66,7 +66,7 @@ class TrainingLog(TrainerCallback):
         **_: Any,
     ) -> None:
         seconds = 0.0
-        for name, columns in COLUMNS.items():
+        for name, columns in COLUMNS_OF_FILE.items():
             rows = _rows_until(self.folder / name, state.global_step)
             _write_rows(self.folder / name, columns, rows)
             seconds = max(seconds, _seconds_of(rows))

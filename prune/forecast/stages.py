@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from criteria.budget import Budget, deepest
-from prune.forecast.criterion_cost import costs
+from prune.forecast.criterion_cost import calibration_passes
 from prune.forecast.result import StageJson
 from prune.recipe.schema import TextSettings
 from prune.session.prepared import Checked
@@ -87,7 +87,7 @@ def _calibration(checked: Checked, budgets: Iterable[Budget]) -> Stages:
     windows = text.sequences
     rows: dict[tuple[str, float], StageJson] = {}
     for budget in budgets:
-        for cost in costs(checked.criteria, checked.shape, budget, windows):
+        for cost in calibration_passes(checked.criteria, checked.shape, budget, windows):
             detail = f"{cost.forwards:.3g} plain forwards of {windows} windows"
             row = _stage(f"calibration: {cost.name}", round(cost.forwards * windows), text, detail)
             rows[cost.name, cost.forwards] = row
@@ -105,7 +105,7 @@ def _repeated_calibration(checked: Checked) -> Stages:
     deepest_budgets = deepest(checked.compared).values()
     forwards = 0.0
     for budget in list(deepest_budgets)[:1]:
-        forwards = sum(cost.forwards for cost in costs(again, checked.shape, budget, windows))
+        forwards = sum(cost.forwards for cost in calibration_passes(again, checked.shape, budget, windows))
     detail = f"{seeds} more seeds × {forwards:.3g} plain forwards of {windows} windows"
     return [_stage("stability", round(seeds * forwards * windows), text, detail)]
 

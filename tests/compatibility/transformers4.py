@@ -113,7 +113,7 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
     from finetune.settings import GROUPS, Training
     from finetune.targets import find_targets
     from prune.checkpoint.slices import by_name, slice_layout
-    from prune.checkpoint.stored_weights import Storage
+    from prune.checkpoint.stored_weights import StoredWeights
     from prune.checkpoint.write import TrainedWeights, export
 
     with sharing(anatomy, plan):
@@ -122,7 +122,7 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
             for name, parameter in adapted.peft.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)
-        storage = Storage(anatomy.model, by_name(slice_layout(layout, plan)))
+        storage = StoredWeights(anatomy.model, by_name(slice_layout(layout, plan)))
         with merged(adapted, storage.rounded) as weights, torch.no_grad():
             changed = storage.write(weights, out.with_name(f"{out.name}-weights"))
             export(layout, plan, out, recovered=TrainedWeights(changed, {}))

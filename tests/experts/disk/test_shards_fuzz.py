@@ -33,7 +33,7 @@ from experts.disk.shards import (
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.checkpoint.shard_files import header
-from prune.checkpoint.slices import Piece
+from prune.checkpoint.slices import NewTensor
 from prune.checkpoint.write import export
 from prune.inspect import summary
 
@@ -79,7 +79,7 @@ def tensors(draw: st.DrawFn) -> dict[str, tuple[str, list[int], bytes]]:
 def write(path: Path, stored: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str]) -> None:
     """By the export's own header writer, as if every tensor were kept whole."""
     pieces = [
-        Piece(
+        NewTensor(
             name,
             dtype,
             tuple(shape),

@@ -10,7 +10,7 @@ import pytest
 from criteria.budget import from_keep
 from criteria.by_name import resolve
 from experts.shape import Shape
-from prune.forecast.criterion_cost import DEMO, costs
+from prune.forecast.criterion_cost import DEMO, calibration_passes
 from prune.forecast.forecast import forecast
 from prune.forecast.result import StageJson
 from prune.forecast.seconds import seconds_of
@@ -154,7 +154,7 @@ def test_refusals_come_as_in_the_run(recipe_path: Path, tmp_path: Path) -> None:
 def test_costs_of_the_demo_are_those_of_the_registry() -> None:
     names = ("reap", "random", "causal_removal", "causal_position", "causal_greedy", "fisher", "integrated")
     budget = from_keep(DEMO, 8, "layer")
-    rows = {cost.name: cost.forwards for cost in costs(map(resolve, names), DEMO, budget, 64)}
+    rows = {cost.name: cost.forwards for cost in calibration_passes(map(resolve, names), DEMO, budget, 64)}
     assert rows.pop("observed statistics") == 1.1
     assert rows == {name: resolve(name).cost for name in rows}
     assert set(rows) == set(names) - {"reap", "random"}
@@ -164,7 +164,7 @@ def test_costs_grow() -> None:
     twice = Shape(tuple(range(12)), 16, 4)
     budget = from_keep(twice, 8, "layer")
     criteria = map(resolve, ("causal_removal", "fisher:probes=8", "gradient:windows=16", "gradient_abs"))
-    rows = {cost.name: cost.forwards for cost in costs(criteria, twice, budget, 64)}
+    rows = {cost.name: cost.forwards for cost in calibration_passes(criteria, twice, budget, 64)}
     assert rows["causal_removal"] == 100
     assert rows["fisher:probes=8"] == pytest.approx(10.4)
     assert rows["gradient:windows=16"] == pytest.approx(3.4 / 4)
@@ -173,7 +173,7 @@ def test_costs_grow() -> None:
 
 def test_experiments_that_are_shared_cost_once() -> None:
     criteria = [resolve("gradient"), resolve("gradient_abs"), resolve("reversed:gradient")]
-    rows = costs(criteria, DEMO, from_keep(DEMO, 8, "layer"), 64)
+    rows = calibration_passes(criteria, DEMO, from_keep(DEMO, 8, "layer"), 64)
     assert [row.name for row in rows] == ["observed statistics", "gradient"]
 
 

@@ -178,7 +178,10 @@ def test_tasks_without_items_to_compare(tmp_path: Path) -> None:
     )
     with pytest.raises(
         ExciseError,
-        match=r"guess has no score per item \(loglikelihood_rolling\); losses of text belong in validate\.data",
+        match=(
+            r"guess has no score per item \(loglikelihood_rolling\); "
+            r"losses of text belong in validate\.data"
+        ),
     ):
         _ = Benchmark(("guess",), folder, None, None).parts
 

@@ -539,7 +539,8 @@ def test_smaller_chunks_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
 def test_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def hungry(*_: object) -> None:
         raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't "
+            "allocate memory: you tried to allocate 9 bytes"
         )
 
     instrument = Instrument(made("olmoe"))

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,6 +93,7 @@ def make_deepseek(folder: Path, gigabytes: float, shards: int, layers: int) -> d
 EXPORT = """
 import json, os, sys, time
 from pathlib import Path
+from typing import Any
 from experts.plan import Plan
 from prune.checkpoint.write import export
 from experts.disk.layout import lay_out
@@ -138,6 +140,21 @@ def compare(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
+    options = _options()
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        measured = _measured(Path(name), options)
+    result = {
+        "benchmark": "export",
+        "shape": options.shape,
+        "load_before": load_before,
+        "load_after": os.getloadavg()[0],
+        **measured,
+    }
+    print(json.dumps(result, indent=2))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -154,43 +171,40 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    options = parser.parse_args()
-    load_before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        root = Path(name)
-        source, kept, plan = root / "source", root / "kept", root / "plan.json"
-        source.mkdir()
-        if options.shape == "olmoe":
-            make_source(source, options.size or 2.5, options.shards)
-            plan.write_text(json.dumps(make_plan()))
-        else:
-            plan.write_text(
-                json.dumps(make_deepseek(source, options.size or 4.5, options.shards, options.layers))
-            )
-        run_export(source, plan, kept, "synced")
-        rounds = []
-        for kind in ("synced", "cached") * options.rounds:
-            seconds = run_cp(kept, root / "cp", kind)
-            rounds.append({"kind": kind, "cp": seconds, **run_export(source, plan, root / "out", kind)})
-        tensors = len(json.loads((source / "model.safetensors.index.json").read_text())["weight_map"])
-        size = {
-            folder.name: sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-            for folder in (source, kept)
-        }
-    by_kind = {kind: [r for r in rounds if r["kind"] == kind] for kind in ("synced", "cached")}
-    result = {
-        "benchmark": "export",
-        "shape": options.shape,
-        "tensors": tensors,
-        "load_before": load_before,
-        "load_after": os.getloadavg()[0],
-        "source_gb": round(size["source"] / 1e9, 3),
-        "kept_gb": round(size["kept"] / 1e9, 3),
+    return parser.parse_args()
+
+
+def _measured(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds in a folder, and what comes out of them."""
+    source, kept, plan = root / "source", root / "kept", root / "plan.json"
+    plan.write_text(json.dumps(_source(source, options)))
+    run_export(source, plan, kept, "synced")
+    rounds = []
+    for kind in ("synced", "cached") * options.rounds:
+        seconds = run_cp(kept, root / "cp", kind)
+        rounds.append({"kind": kind, "cp": seconds, **run_export(source, plan, root / "out", kind)})
+    by_kind = {kind: [row for row in rounds if row["kind"] == kind] for kind in ("synced", "cached")}
+    return {
+        "tensors": len(json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]),
+        "source_gb": _gigabytes(source),
+        "kept_gb": _gigabytes(kept),
         **{f"speed_against_cp_{kind}": compare(rows) for kind, rows in by_kind.items()},
-        "peak_mib": round(max(r["peak_mib"] for r in rounds), 1),
-        "torch_imported": any(r["torch"] for r in rounds),
+        "peak_mib": round(max(row["peak_mib"] for row in rounds), 1),
+        "torch_imported": any(row["torch"] for row in rounds),
     }
-    print(json.dumps(result, indent=2))
+
+
+def _source(folder: Path, options: argparse.Namespace) -> Any:
+    """Make the source model, and return a plan for it."""
+    folder.mkdir()
+    if options.shape == "olmoe":
+        make_source(folder, options.size or 2.5, options.shards)
+        return make_plan()
+    return make_deepseek(folder, options.size or 4.5, options.shards, options.layers)
+
+
+def _gigabytes(folder: Path) -> float:
+    return round(sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9, 3)
 
 
 if __name__ == "__main__":

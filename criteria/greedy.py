@@ -41,7 +41,7 @@ def greedy(
         windows: how many windows are used; 0 = all
 
     Returns:
-        `score` [L, E]: place in the order of removal; experts that stay come last, by their estimate.
+        `score` [L, E]: place in the order of removal; kept experts come last, by their estimate.
         `trace` [removals, 4]: row of the layer, expert, round, cost it added in nats per token.
 
     Raises:

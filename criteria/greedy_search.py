@@ -146,13 +146,13 @@ class Search:
     def score(self) -> Array:
         """Return the place of every expert in the order of removal [L, E].
 
-        Those that stay come last, by their estimate.
+        Those that are kept come last, by their estimate.
         """
         score = np.empty(self.gone.shape)
         for place, (row, expert, *_) in enumerate(self.trace):
             score[int(row), int(expert)] = place
-        stay = np.argwhere(~self.gone)
-        ranked = stay[np.argsort(self.estimate[~self.gone], kind="stable")]
+        kept = np.argwhere(~self.gone)
+        ranked = kept[np.argsort(self.estimate[~self.gone], kind="stable")]
         removed = len(self.trace)
         score[tuple(ranked.T)] = np.arange(removed, removed + len(ranked))
         return score

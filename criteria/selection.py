@@ -55,7 +55,7 @@ def _protected_ids(scores: Scores, shape: Shape) -> dict[int, tuple[int, ...]]:
 
 
 def check_protected(protected: Marks, budget: Budget, shape: Shape) -> None:
-    """Refuses a budget without room for the experts that stay anyway [L, E], before anything is measured."""
+    """Refuses a budget without room for the protected experts [L, E], before anything is measured."""
     layers, many = shape.num_layers, f"{int(protected.sum())}"
     most = shape.num_experts // budget.multiple * budget.multiple  # that a layer can keep in scope global
     counts = budget.of_layers(layers) if budget.scope == "layer" else (most,) * layers
@@ -63,7 +63,7 @@ def check_protected(protected: Marks, budget: Budget, shape: Shape) -> None:
     grouped = shape.grouped(protected).sum(axis=2)  # [L, groups]
     if (grouped > room).any() or protected.sum() > budget.total:
         worst = np.unravel_index(np.argmax(grouped - room), grouped.shape)
-        there = f"up to {int(grouped[worst])} where {room[worst[0], 0]} may stay"
+        there = f"up to {int(grouped[worst])} where {room[worst[0], 0]} may be kept"
         what = f"{many} super experts are protected, {there}"
         raise ExciseError(f"{budget.text}: {what}; {NO_ROOM}")
     unit = max(1, shape.per_group(budget.multiple))  # ranks that go together
@@ -92,7 +92,7 @@ def _whole_model(ranked: Array, budget: Budget, shape: Shape) -> Marks:
     value = _values_of_ranks(
         np.take_along_axis(grouped, order, axis=2)
     )  # [L, E / groups], falling in every layer
-    unit = max(1, shape.per_group(budget.multiple))  # neighbouring ranks that stay or go together
+    unit = max(1, shape.per_group(budget.multiple))  # neighbouring ranks that are kept or removed together
     value = value[:, : value.shape[1] // unit * unit].reshape(len(value), -1, unit).mean(axis=2)
     floor = -(-shape.per_group(shape.even_above(budget.floor)) // unit)
     free = shape.per_group(budget.total) // unit - floor * len(ranked)  # left when every layer has its floor

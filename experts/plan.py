@@ -16,7 +16,7 @@ from experts.errors import ExciseError, one_line
 
 @dataclass(frozen=True)
 class Plan:
-    """The experts that survive.
+    """The experts that are kept.
 
     Attributes:
         num_experts: E, the experts of each MoE layer before pruning
@@ -25,7 +25,7 @@ class Plan:
         criterion: what ranked the experts, printed in reports and the model card
         budget: what was asked for, printed in reports and the model card
         reverse: the plan of that budget that removes first what this one keeps, None = unknown (not stored)
-        protected: decoder layer -> ids that stay in every plan, random ones too (not stored)
+        protected: decoder layer -> ids that are kept in every plan, random ones too (not stored)
         scope: of the budget, `layer` or `global`, for reports (not stored)
         formula: of the criterion, for reports (not stored)
         seen: token windows that the scores were made from [N, W], on which the plan cannot be tested;
@@ -65,12 +65,12 @@ class Plan:
 
     @property
     def counts(self) -> dict[int, int]:
-        """Decoder layer -> how many experts stay."""
+        """Decoder layer -> how many experts are kept."""
         return {layer: len(ids) for layer, ids in self.kept.items()}
 
     @property
     def total(self) -> int:
-        """How many experts stay in all layers together."""
+        """How many experts are kept in all layers together."""
         return sum(self.counts.values())
 
     @property

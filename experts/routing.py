@@ -33,7 +33,7 @@ def small_router(layer: MoELayer, kept: tuple[int, ...], num_experts: int) -> It
 
     Args:
         layer: the MoE block whose router shrinks
-        kept: sorted ids of the experts that stay
+        kept: sorted ids of the kept experts
         num_experts: E, the rows of the router now
     """
     with Undo() as undo:
@@ -87,7 +87,8 @@ def routing_without(anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor)
 def _route(layer: MoELayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Expert ids and gate weights [T, k] that the block chooses for hidden states [T, H]."""
 
-    def stop(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> NoReturn:  # noqa: ARG001 - names of the interface
+    # The names are those of the interface.
+    def stop(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> NoReturn:  # noqa: ARG001
         raise _Routed(top_k_index, top_k_weights)
 
     with replaced(layer.experts, stop):

@@ -122,7 +122,7 @@ class Shape:
         """Refuse a plan that cannot route.
 
         Args:
-            kept: decoder layer -> ids of the experts that stay
+            kept: decoder layer -> ids of the kept experts
 
         Raises:
             ExciseError: a layer keeps too few experts, or its router groups keep unequal numbers.

@@ -34,7 +34,7 @@ def cut_layer(layer: MoELayer, kept: tuple[int, ...], num_experts: int) -> None:
 
     Args:
         layer: the MoE block
-        kept: sorted ids of the experts that stay
+        kept: sorted ids of the kept experts
         num_experts: E, before the cut
     """
     for name, parameter in layer.weights.items():

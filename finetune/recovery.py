@@ -28,7 +28,7 @@ from finetune.results import CurvePoint
 from finetune.settings import Training
 from finetune.targets import find_targets
 from finetune.teacher import Teacher
-from finetune.trainer import Guard, NotFiniteError, RecoveryTrainer, WindowRows
+from finetune.trainer import Guard, NotFiniteError, RecoveryTrainer, TrainingWindows
 from finetune.training_log import CURVE, TrainingLog, read_curve
 
 ADAPTER, LAST_GOOD, STATES, KEY = "adapter", "last_good_adapter", "states", "key"
@@ -167,7 +167,7 @@ def _save(job: Job, adapted: Adapted, folder: Path) -> None:
 
 
 def _train(job: Job, adapted: Adapted, teacher: Teacher | None) -> None:
-    data = WindowRows(job.windows)
+    data = TrainingWindows(job.windows)
     trainer = RecoveryTrainer(
         job.settings, teacher, model=adapted.peft, args=_arguments(job), train_dataset=data
     )

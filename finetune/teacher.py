@@ -58,7 +58,7 @@ class SharedTeacher(Teacher):
         self.weights, self.temperature, self.without_adapters = weights, temperature, without_adapters
 
     @torch.no_grad()
-    def targets(self, rows: Tensor, tokens: Tensor) -> TeacherLogits:  # noqa: ARG002 - CachedTeacher needs them
+    def targets(self, rows: Tensor, tokens: Tensor) -> TeacherLogits:  # noqa: ARG002 - rows: CachedTeacher's
         with self.without_adapters(), self.weights.as_teacher():
             logits = self.weights.anatomy.model(input_ids=tokens, use_cache=False).logits
         return TeacherLogits(log_softened(logits[:, :-1], self.temperature))

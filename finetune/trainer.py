@@ -18,7 +18,7 @@ class NotFiniteError(ExciseError):
     """The loss or a gradient became nan or infinite."""
 
 
-class WindowRows(torch.utils.data.Dataset[dict[str, Tensor]]):
+class TrainingWindows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Training windows with their numbers, by which a cached teacher finds its targets."""
 
     def __init__(self, windows: Windows) -> None:
@@ -100,7 +100,13 @@ class Guard(TrainerCallback):
     def __init__(self, tuned: dict[str, nn.Parameter]) -> None:
         self.tuned = tuned
 
-    def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: Any,
+        control: Any,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
         gradients = [parameter.grad for parameter in self.tuned.values() if parameter.grad is not None]
         if not math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
             raise NotFiniteError(f"a gradient is not finite at step {state.global_step + 1}")

@@ -19,7 +19,7 @@ from finetune.results import CurvePoint
 from finetune.trainer import RecoveryTrainer
 
 STEPS, CURVE = "training.csv", "curve.csv"
-COLUMNS = {
+COLUMNS_OF_FILE = {
     STEPS: ("step", "tokens", "seconds", "loss", "ce", "kl", "grad_norm", "learning_rate"),
     CURVE: ("step", "tokens", "seconds", "held_out"),
 }
@@ -58,9 +58,15 @@ class TrainingLog(TrainerCallback):
         self.started = 0.0
         self.bar: Any = None
 
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: Any,
+        control: Any,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
         seconds = 0.0
-        for name, columns in COLUMNS.items():
+        for name, columns in COLUMNS_OF_FILE.items():
             rows = _rows_until(self.folder / name, state.global_step)
             _write_rows(self.folder / name, columns, rows)
             seconds = max(seconds, _seconds_of(rows))

@@ -36,7 +36,7 @@ class InspectResult(TypedDict):
     folder: str  # where the checkpoint is; on the hub, its name with the commit that was read
     family: str  # model_type of config.json
     moe_layers: int  # L
-    layers: tuple[int, ...]  # decoder layers that hold experts [L]
+    layers: list[int]  # decoder layers that hold experts [L]
     experts: NotRequired[int]  # E in every layer (equal counts only)
     kept_per_layer: NotRequired[dict[int, int]]  # decoder layer -> experts (unequal counts only)
     top_k: int | None  # experts that a token uses, k
@@ -81,7 +81,7 @@ def summary(layout: Layout) -> InspectResult:
         "folder": str(checkpoint.folder),
         "family": layout.family,
         "moe_layers": shape.num_layers,
-        "layers": shape.layers,
+        "layers": list(shape.layers),
         "experts": shape.num_experts,
         "top_k": shape.top_k,
         "groups": shape.groups,
@@ -117,7 +117,7 @@ def _unequal_summary(checkpoint: Checkpoint) -> InspectResult:
         "folder": str(checkpoint.folder),
         "family": str(checkpoint.config.get("model_type", "unknown")),
         "moe_layers": len(kept),
-        "layers": tuple(kept),
+        "layers": list(kept),
         "kept_per_layer": kept,
         "top_k": first_positive(text_config(checkpoint.config), TOP_K_KEYS),
         "dtypes": _dtypes(checkpoint),

@@ -28,8 +28,10 @@ from finetune.results import RecoveryJson
 from prune.audit.result import AuditResult
 from prune.compare.result import ComparisonResult
 from prune.console.cli import app
+from prune.console.criteria_listing import CriterionJson
 from prune.doctor.result import DoctorResult
 from prune.forecast.result import ForecastJson
+from prune.inspect import InspectResult
 from prune.recipe.read import parse_recipe
 from prune.recover.result import RecoveryResult
 from prune.run.result import PruneResult, ValidationResult
@@ -313,7 +315,7 @@ WRITTEN = [
 ]
 SHARED_TABLES = {"compare": ["prune"], "audit": ["prune"], "recovery": ["prune", "checkpoints"]}
 # What follows these keys is named by the data: layers, criteria, measures, options.
-NAMED_BY_DATA = {"kept_per_layer", "kept", "spearman", "formulas", "modes", "versions"}
+NAMED_BY_DATA = {"kept_per_layer", "kept", "spearman", "formulas", "modes", "versions", "settings"}
 
 
 @pytest.mark.slow
@@ -348,7 +350,12 @@ def test_every_file_is_what_its_type_promises(
     assert set(keys_in(written)) - KEYS_OF_TABLES <= set(typed_keys(kind))
 
 
-PRINTED = [(["doctor", "--json"], DoctorResult), (["prune", "demo", "--dry-run", "--json"], ForecastJson)]
+PRINTED = [
+    (["doctor", "--json"], DoctorResult),
+    (["prune", "demo", "--dry-run", "--json"], ForecastJson),
+    (["inspect", "demo", "--json"], InspectResult),
+    (["criteria", "--json"], list[CriterionJson]),
+]
 
 
 @pytest.mark.parametrize(("arguments", "kind"), PRINTED, ids=lambda part: str(part))
@@ -383,5 +390,7 @@ def keys_in(data: Any) -> Iterator[str]:
     elif isinstance(data, dict):
         for key, value in data.items():
             yield key
-            if key not in NAMED_BY_DATA or not isinstance(value, dict):
+            if key in NAMED_BY_DATA and isinstance(value, dict):
+                yield from keys_in(list(value.values()))
+            else:
                 yield from keys_in(value)

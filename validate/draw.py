@@ -66,8 +66,8 @@ def equal_plans(plan: Plan, shape: Shape, protected: Marks, count: int, seed: in
 
 def _equal_counts(shape: Shape, units: int, protected: Marks, rng: np.random.Generator) -> Ids:
     """Experts that each layer keeps of every router group [L], `units` in all."""
-    stay = shape.grouped(protected).sum(axis=2).max(axis=1)
-    least = np.maximum(stay, shape.per_group(shape.smallest))
+    protected_counts = shape.grouped(protected).sum(axis=2).max(axis=1)
+    least = np.maximum(protected_counts, shape.per_group(shape.smallest))
     counts: Ids = np.maximum(units // shape.num_layers, least)
     order = rng.permutation(shape.num_layers)
     while counts.sum() < units:  # the remainder, to the layers that keep fewest
@@ -102,9 +102,9 @@ def _first_of_each_group(shape: Shape, order: Array, quotas: Ids) -> tuple[int, 
 
 def _can_differ(quotas: Quotas, protected: Marks, shape: Shape) -> bool:
     """Whether more than one plan has these quotas."""
-    stay = shape.grouped(protected).sum(axis=2)  # [L, groups]
+    protected_counts = shape.grouped(protected).sum(axis=2)  # [L, groups]
     for row, layer in enumerate(shape.layers):
-        for quota, protected_here in zip(quotas[layer], stay[row], strict=True):
+        for quota, protected_here in zip(quotas[layer], protected_counts[row], strict=True):
             free = shape.group_size - int(protected_here)
             if math.comb(free, max(int(quota) - int(protected_here), 0)) > 1:
                 return True

@@ -37,7 +37,7 @@ def check_unseen(seen: Ids, text: Windows, name: str, where: str) -> None:
     Raises:
         ExciseError: some windows repeat what was seen.
     """
-    if repeated := _repeated(seen, text):
+    if repeated := repeated_windows(seen, text):
         first = text.documents[text.document[repeated[0]]]
         raise ExciseError(
             f"{name} and validation text overlap: {len(repeated)} of {len(text)} validation windows "
@@ -45,12 +45,8 @@ def check_unseen(seen: Ids, text: Windows, name: str, where: str) -> None:
         )
 
 
-def overlap(seen: Windows, validation: Windows) -> list[int]:
-    """Return the rows of validation windows most of whose 16-token runs also occur in the windows seen."""
-    return _repeated(seen.tokens, validation)
-
-
-def _repeated(seen: Ids, validation: Windows) -> list[int]:
+def repeated_windows(seen: Ids, validation: Windows) -> list[int]:
+    """Return the rows of validation windows most of whose 16-token runs also occur in windows seen [N, W]."""
     known = np.unique(_hashes_of_runs(seen))
     shared = np.isin(_hashes_of_runs(validation.tokens), known).mean(axis=1)
     return [int(row) for row in np.flatnonzero(shared > SHARED)]

@@ -51,7 +51,7 @@ class Layout:
 
     @property
     def kept_size(self) -> int:
-        """Bytes of all tensors that an export would write if every expert stayed."""
+        """Bytes of all tensors that an export would write if every expert were kept."""
         return self.checkpoint.size - sum(tensor.size for tensor in self.predicting)
 
     @property

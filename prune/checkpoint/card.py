@@ -56,7 +56,7 @@ def title(source: str, plan: Plan) -> str:
 
 
 def kept_experts(layout: Layout, plan: Plan) -> str:
-    """One sentence on the experts that stay, and what else is to be said of the source."""
+    """One sentence on the kept experts, and what else is to be said of the source."""
     counts = plan.counts.values()
     each = str(min(counts)) if plan.uniform else f"{min(counts)} to {max(counts)}"
     where = f"in each of {len(plan.kept)} MoE layers, top-{layout.shape.top_k}"

@@ -12,7 +12,7 @@ from finetune.recover_model import RecoveredModel
 from finetune.results import RecoveryJson
 from prune.checkpoint.export_plan import export_plan
 from prune.checkpoint.slices import by_name, slice_layout
-from prune.checkpoint.stored_weights import Storage
+from prune.checkpoint.stored_weights import StoredWeights
 from prune.checkpoint.write import Exported, TrainedWeights
 
 
@@ -83,7 +83,7 @@ def trained_weights(layout: Layout, recovered: RecoveredModel, folder: Path) -> 
         recovered: the recovered one
         folder: where the tensors go; it has to stay until they are exported
     """
-    storage = Storage(recovered.anatomy.model, by_name(slice_layout(layout, recovered.plan)))
+    storage = StoredWeights(recovered.anatomy.model, by_name(slice_layout(layout, recovered.plan)))
     changed = storage.write(recovered.weights, folder)
     provenance: RecoveryJson = {"plan": recovered.plan.digest, "training": recovered.training}
     return TrainedWeights(changed, provenance)

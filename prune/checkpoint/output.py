@@ -1,4 +1,4 @@
-"""Where a new checkpoint goes: may it be written there, and does it fit?"""
+"""Where a new checkpoint goes: refuses a folder that exists, that Excise did not write, or a full disk."""
 
 import shutil
 from pathlib import Path

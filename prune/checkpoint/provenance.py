@@ -14,7 +14,7 @@ from experts.disk.shards import Stored, open_checkpoint, read_json
 from experts.disk.strict_json import LARGEST_INDEX
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint.slices import Piece, by_name, slice_layout
+from prune.checkpoint.slices import NewTensor, by_name, slice_layout
 
 
 def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:
@@ -68,7 +68,7 @@ def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
     return plan
 
 
-def _alike(piece: Piece, stored: Stored) -> bool:
+def _alike(piece: NewTensor, stored: Stored) -> bool:
     """Whether type, shape and every byte are the same: an edit in the middle of a tensor counts too."""
     if (piece.dtype, piece.shape) != (stored.dtype, stored.shape):
         return False

@@ -14,7 +14,7 @@ import xxhash
 from tqdm import tqdm
 
 from experts.errors import ExciseError, naming
-from prune.checkpoint.slices import Piece
+from prune.checkpoint.slices import NewTensor
 
 BUFFER = 2**20  # bytes held per thread
 SPAN = 64 * 2**20  # bytes copied, synced and read back at once
@@ -65,7 +65,7 @@ def copy_all(jobs: Iterable[Copy]) -> None:
             raise
 
 
-def copies(pieces: list[Piece], target: Path, offset: int) -> Iterator[Copy]:
+def copies(pieces: list[NewTensor], target: Path, offset: int) -> Iterator[Copy]:
     """The copies that write pieces one after the other into a file, from `offset` on.
 
     One per run of neighbouring bytes, cut at SPAN: kept experts that are side by side are copied as one.
@@ -77,7 +77,7 @@ def copies(pieces: list[Piece], target: Path, offset: int) -> Iterator[Copy]:
             offset += length
 
 
-def _runs(pieces: list[Piece]) -> list[tuple[Path, int, int]]:
+def _runs(pieces: list[NewTensor]) -> list[tuple[Path, int, int]]:
     """(file, start, end) of the pieces' bytes, ranges that touch each other joined."""
     runs: list[tuple[Path, int, int]] = []
     for piece in pieces:

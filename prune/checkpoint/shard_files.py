@@ -8,10 +8,10 @@ from typing import Any
 from experts.disk.shards import read_header
 from experts.errors import ExciseError
 from prune.checkpoint.ranges import Copy, copies, copy_all
-from prune.checkpoint.slices import Piece, Shards
+from prune.checkpoint.slices import NewTensor, Shards
 
 
-def header(pieces: list[Piece], metadata: Mapping[str, str]) -> bytes:
+def header(pieces: list[NewTensor], metadata: Mapping[str, str]) -> bytes:
     """The safetensors header of a shard, padded with spaces to 8 bytes as the reference writer does.
 
     Args:

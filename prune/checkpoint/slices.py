@@ -1,4 +1,4 @@
-"""Which bytes of a checkpoint survive a plan: kept experts, kept router rows, everything else."""
+"""Which bytes of a checkpoint a plan keeps: kept experts, their router rows, everything else."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ UNCHANGED: Mapping[str, Stored] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Piece:
+class NewTensor:
     """A tensor of the new checkpoint, made of byte ranges of one stored tensor.
 
     Attributes:
@@ -39,7 +39,7 @@ class Piece:
         return sum(end - start for start, end in self.ranges)
 
 
-Shards = dict[str, list[Piece]]  # shard file name -> its tensors
+Shards = dict[str, list[NewTensor]]  # shard file name -> its tensors
 
 
 def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = UNCHANGED) -> Shards:
@@ -68,7 +68,7 @@ def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = UNC
     return shards
 
 
-def by_name(shards: Shards) -> dict[str, Piece]:
+def by_name(shards: Shards) -> dict[str, NewTensor]:
     """The pieces of all shards by the names of their tensors."""
     return {piece.name: piece for piece in chain.from_iterable(shards.values())}
 
@@ -89,7 +89,7 @@ def removed_bytes(layout: Layout, plan: Plan) -> int:
     return experts + sum(tensor.size for tensor in layout.predicting)
 
 
-def _pieces(layout: Layout, plan: Plan) -> Iterator[Piece]:
+def _pieces(layout: Layout, plan: Plan) -> Iterator[NewTensor]:
     """What is left of every tensor, in the order of the source's bytes."""
     dropped = {tensor.name for tensor in layout.predicting}
     owners: dict[str, Block] = {}
@@ -113,11 +113,11 @@ def _names(block: Block) -> Iterator[str]:
     yield from (tensor.name for tensor in (*block.fused, *block.router))
 
 
-def _whole(tensor: Stored, name: str) -> Piece:
-    return Piece(name, tensor.dtype, tensor.shape, tensor, ((tensor.start, tensor.end),))
+def _whole(tensor: Stored, name: str) -> NewTensor:
+    return NewTensor(name, tensor.dtype, tensor.shape, tensor, ((tensor.start, tensor.end),))
 
 
-def _cut(tensor: Stored, kept: tuple[int, ...], num_experts: int) -> Piece | None:
+def _cut(tensor: Stored, kept: tuple[int, ...], num_experts: int) -> NewTensor | None:
     """What is left of a tensor of a MoE block; None for one that belongs to a removed expert alone."""
     single = ONE_EXPERT.match(tensor.name)
     if single is None:
@@ -128,17 +128,19 @@ def _cut(tensor: Stored, kept: tuple[int, ...], num_experts: int) -> Piece | Non
     return _whole(tensor, f"{single['block']}.experts.{kept.index(expert)}.{single['rest']}")
 
 
-def _rows(tensor: Stored, kept: tuple[int, ...], num_experts: int) -> Piece:
+def _rows(tensor: Stored, kept: tuple[int, ...], num_experts: int) -> NewTensor:
     """The kept experts' rows of a fused or router tensor."""
     axis = expert_axis(tensor.shape, num_experts)
     assert axis is not None, "checked when it was laid out"
     size = tensor.size // num_experts
     shape = (*tensor.shape[:axis], len(kept), *tensor.shape[axis + 1 :])
     starts = [tensor.start + expert * size for expert in kept]
-    return Piece(tensor.name, tensor.dtype, shape, tensor, tuple((start, start + size) for start in starts))
+    return NewTensor(
+        tensor.name, tensor.dtype, shape, tensor, tuple((start, start + size) for start in starts)
+    )
 
 
-def _replaced(piece: Piece, changed: Stored | None) -> Piece:
+def _replaced(piece: NewTensor, changed: Stored | None) -> NewTensor:
     """The piece with the bytes of a changed tensor, which must be stored alike."""
     if changed is None:
         return piece

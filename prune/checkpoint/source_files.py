@@ -10,7 +10,7 @@ from experts.disk.shards import FileState, read_json
 from experts.disk.strict_json import broken_link
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint.json_files import write_json
+from prune.checkpoint.json_files import write_checkpoint_json
 from prune.checkpoint.quantization import renumber
 from prune.checkpoint.slices import Shards, by_name
 
@@ -38,7 +38,7 @@ def copy_other(file: Path, target: Path, plan: Plan) -> None:
         before = read_json(file)
         after = renumber(before, plan, str(file))
         if after != before:
-            write_json(target, after)
+            write_checkpoint_json(target, after)
             return
     shutil.copyfile(file, target)
 

@@ -12,13 +12,13 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from experts.disk.shards import Stored, read_header
 from experts.errors import ExciseError, naming
-from prune.checkpoint.slices import Piece
+from prune.checkpoint.slices import NewTensor
 
 LOADED = "_weight_conversions"  # where transformers keeps the conversion that a model was loaded with
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-class Storage:
+class StoredWeights:
     """How a pruned checkpoint stores the weights of a model in memory.
 
     Attributes:
@@ -26,7 +26,7 @@ class Storage:
         pieces: the checkpoint's tensors, by name.
     """
 
-    def __init__(self, model: PreTrainedModel, pieces: Mapping[str, Piece]) -> None:
+    def __init__(self, model: PreTrainedModel, pieces: Mapping[str, NewTensor]) -> None:
         self.model, self.pieces = model, pieces
 
     def parts(self, name: str, weight: Tensor) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from experts.plan import Plan
 from prune.checkpoint.atomic_folder import growing, remove_abandoned, settle, sync
 from prune.checkpoint.config import patched_config
 from prune.checkpoint.history import STEPS, steps_of
-from prune.checkpoint.json_files import write_json
+from prune.checkpoint.json_files import write_checkpoint_json
 from prune.checkpoint.output import check_output, check_space
 from prune.checkpoint.run_options import option_notes
 from prune.checkpoint.shard_files import verify_shapes, write_shards
@@ -162,10 +162,10 @@ def _write_new_files(contents: _Contents, partial: Path) -> None:
     # The card may name a path, and a path may hold bytes that are no UTF-8.
     (partial / "README.md").write_text(contents.card, encoding="utf-8", errors="replace")
     steps = steps_of(layout.checkpoint.folder)
-    write_json(partial / PLAN, plan.to_json() | ({STEPS: steps} if steps else {}))
-    write_json(partial / UNNAMED, config)
+    write_checkpoint_json(partial / PLAN, plan.to_json() | ({STEPS: steps} if steps else {}))
+    write_checkpoint_json(partial / UNNAMED, config)
     if contents.provenance is not None:
-        write_json(partial / RECOVERY, contents.provenance)
+        write_checkpoint_json(partial / RECOVERY, contents.provenance)
 
 
 def _write_index(contents: _Contents, partial: Path) -> None:
@@ -179,7 +179,7 @@ def _write_index(contents: _Contents, partial: Path) -> None:
             "metadata": {"total_size": total_size(shards)},
             "weight_map": dict(sorted(weights.items())),
         }
-        write_json(partial / source.entry, index)
+        write_checkpoint_json(partial / source.entry, index)
     elif set(shards) != {source.entry}:
         raise ExciseError(f"{source.folder}: nothing is left of {source.entry}")
 

@@ -35,7 +35,7 @@ Tables = dict[BudgetScope, list[Scores]]  # scope -> scores of every criterion
 Plans = dict[tuple[str, Budget], Plan]  # by criterion and budget
 
 
-class Comparison:
+class ComparisonRun:
     """All criteria of a recipe × its budgets. No plan is measured twice, also where two criteria share it."""
 
     def __init__(self, prepared: Prepared) -> None:

@@ -7,7 +7,7 @@ from prune.tables import removed
 from validate.results import CostJson, EvidenceJson, PlanCostJson
 
 LOSS = "loss"
-Budget = tuple[str, float]  # scope and fraction
+ScopeAndFraction = tuple[str, float]  # scope and fraction
 
 
 def measures(result: ComparisonResult) -> list[str]:
@@ -30,7 +30,7 @@ def task_cost_of(plan: EvidenceJson, task: str) -> CostJson:
     return next(cost for cost in plan["tasks"] if cost["name"] == task)
 
 
-def budget_of(plan: EvidenceJson) -> Budget:
+def budget_of(plan: EvidenceJson) -> ScopeAndFraction:
     """Of a plan."""
     return plan["scope"], plan["fraction"]
 
@@ -40,7 +40,7 @@ def budget_in_words(scope: str, fraction: float) -> str:
     return f"scope {scope}, {removed(fraction)} pruned"
 
 
-def budgets(result: ComparisonResult) -> list[Budget]:
+def budgets(result: ComparisonResult) -> list[ScopeAndFraction]:
     """In the order of the recipe."""
     return list(dict.fromkeys(budget_of(plan) for plan in result["plans"]))
 

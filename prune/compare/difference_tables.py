@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from prune.compare.costs import Budget, budget_in_words, budget_of, budgets, costs
+from prune.compare.costs import ScopeAndFraction, budget_in_words, budget_of, budgets, costs
 from prune.compare.result import ComparisonResult
 from prune.tables import Table, probability, signed
 from validate.results import DifferenceJson
@@ -25,7 +25,7 @@ def difference_tables(result: ComparisonResult, measure: str) -> Iterator[Table]
         yield Table(f"Which differ by {measure}, {budget_in_words(*budget)}: {SIGNS}", head, rows)
 
 
-def _pairs(result: ComparisonResult, measure: str, budget: Budget) -> list[DifferenceJson]:
+def _pairs(result: ComparisonResult, measure: str, budget: ScopeAndFraction) -> list[DifferenceJson]:
     return [
         pair
         for pair in result["pairs"]

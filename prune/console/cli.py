@@ -1,8 +1,9 @@
 """`excise`: the commands, each in a file of its own. Results go to stdout, everything else to stderr."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from prune.console.commands.audit import audit
 from prune.console.commands.compare import compare
@@ -18,7 +19,29 @@ from prune.console.version import print_version
 
 COMMANDS = (prune, compare, audit, finetune, effects, export, inspect, criteria, init, doctor)
 
+# What pydantic, which typer checks values with, says of them, and what a user is told.
+WORDS = {
+    "Value error, ": "",
+    "Input should be greater than or equal to": "has to be at least",
+    "Input should be less than or equal to": "has to be at most",
+    "Input should be": "has to be",
+}
+
+
+class Commands(TyperGroup):
+    """The group of all commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            for theirs, ours in WORDS.items():
+                error.message = error.message.replace(theirs, ours)
+            raise
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog=(

@@ -32,7 +32,7 @@ def _use(folder: str, counts: set[int]) -> list[tuple[str, str]]:
     imported = ("load", "from transformers import AutoModelForCausalLM")
     if len(counts) == 1:
         load = f'model = {call}("{folder}", dtype="auto")'
-        serve = f"vllm serve {folder}   (or: transformers serve {folder})"
+        serve = f"transformers serve {folder}   (pip install 'transformers[serving]'; vllm serve: untried)"
         return [imported, ("", load), ("serve", serve)]
     load = f'model = {call}("{folder}", dtype="auto", trust_remote_code=True)'
     serve = "engines want equal counts in all layers: prune with scope: layer to serve"

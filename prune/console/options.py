@@ -47,6 +47,7 @@ DryRun = Annotated[
 Model = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="Folder, `demo`, or organisation/name on the hub; @revision may follow.",
         autocompletion=completion.models,
     ),
@@ -54,6 +55,7 @@ Model = Annotated[
 Recipe = Annotated[
     str,
     typer.Argument(
+        metavar="RECIPE",
         help="A YAML file, or the name of a recipe that comes with Excise (demo).",
         autocompletion=completion.recipes,
     ),

@@ -1,16 +1,16 @@
 """What the command line prints: tables and results on stdout, notes on stderr."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from criteria.experiment import Option
 from experts.notes import tell
 from prune.tables import Table, plain, signed
 
 if TYPE_CHECKING:
     from prune.audit.result import AuditResult, FileAudit
     from prune.compare.result import ComparisonResult
+    from prune.console.criteria_listing import CriterionJson
     from prune.effects.result import EffectsResult
     from prune.inspect import InspectResult
     from prune.recover.result import RecoveryResult
@@ -107,13 +107,8 @@ def model(summary: "InspectResult") -> None:
     notes(summary["notes"])
 
 
-def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, Option]]) -> None:
-    """Print the registry and the settings of measured criteria; papers by number, to keep columns narrow.
-
-    Args:
-        listed: a mapping per criterion: name, formula, needs, cost, grows, source.
-        settings: criterion -> setting -> its default and meaning.
-    """
+def criteria(listed: "list[CriterionJson]") -> None:
+    """Print the registry and the settings of experiments; papers by number, to keep columns narrow."""
     from criteria.criterion import ARXIV
 
     rows = []
@@ -123,9 +118,9 @@ def criteria(listed: list[dict[str, Any]], settings: Mapping[str, Mapping[str, O
         rows.append((row["name"], row["formula"], row["needs"], f"{row['cost']:g}{grows}", source))
     table(Table("", ("criterion", "score (higher = keep)", "needs", "cost", "source"), rows))
     print(LEGEND)
-    for name, options in settings.items():
-        for setting, option in options.items():
-            print(f"  {name}:{setting}={option.default}  {option.help}")
+    for row in listed:
+        for name, setting in row["settings"].items():
+            print(f"  {row['name']}:{name}={setting['default']}  {setting['help']}")
 
 
 LEGEND = """\

@@ -21,7 +21,7 @@ from validate.effect_table import COLUMNS
 KEY_FILE = "measurement.json"
 OF_A_TOKEN = ("position", "token", "rank")  # −1 where a row is a mean over a window; written as empty
 
-Piece = tuple[int, int]  # window, and row of the layer among the L MoE layers
+WindowAndRow = tuple[int, int]  # window, and row of the layer among the L MoE layers
 
 
 class PartialTable:
@@ -88,7 +88,7 @@ class PartialTable:
             count += sum(self._length((window, row)) or 0 for row in rows)
         return count
 
-    def _length(self, piece: Piece) -> int | None:
+    def _length(self, piece: WindowAndRow) -> int | None:
         """Rows of a piece; None where there is none, or a kill or a full disk left a part of one."""
         try:
             return int(pa.parquet.read_metadata(self._path(piece)).num_rows)
@@ -113,7 +113,7 @@ class PartialTable:
         shutil.rmtree(self.folder, ignore_errors=True)
         return table
 
-    def _path(self, piece: Piece) -> Path:
+    def _path(self, piece: WindowAndRow) -> Path:
         window, row = piece
         return self.folder / f"{window:06d}-{row:03d}.parquet"
 

@@ -85,7 +85,7 @@ class Request:
                 f"--sequences is {self.sequences}; it is a number of windows, 0 = all of the text"
             )
         if not self.text.exists():
-            raise ExciseError(f"{self.text}: No such file or directory")
+            raise ExciseError(f"--text {self.text}: No such file or directory")
         self._check_output()
 
     def _check_output(self) -> None:

@@ -16,7 +16,7 @@ DEFAULTS = {"probes": 4, "steps": 8}  # settings of the rows whose cost grows wi
 
 
 @dataclass(frozen=True)
-class Cost:
+class CalibrationPass:
     """One pass over the calibration text.
 
     Attributes:
@@ -28,7 +28,9 @@ class Cost:
     forwards: float
 
 
-def costs(criteria: Iterable[Criterion], shape: Shape, budget: Budget, windows: int) -> list[Cost]:
+def calibration_passes(
+    criteria: Iterable[Criterion], shape: Shape, budget: Budget, windows: int
+) -> list[CalibrationPass]:
     """The passes that criteria need; those that share one appear once.
 
     Args:
@@ -42,10 +44,12 @@ def costs(criteria: Iterable[Criterion], shape: Shape, budget: Budget, windows: 
     for criterion in criteria:
         if criterion.measurement is not None:
             experiments.setdefault(criterion.measurement.key, criterion)
-    rows = [Cost("observed statistics", OBSERVED)]
+    rows = [CalibrationPass("observed statistics", OBSERVED)]
     for criterion in experiments.values():
         share = _share_of_windows(criterion, windows)
-        rows.append(Cost(criterion.name, criterion.cost * _growth(criterion, shape, budget) * share))
+        rows.append(
+            CalibrationPass(criterion.name, criterion.cost * _growth(criterion, shape, budget) * share)
+        )
     return rows
 
 

@@ -8,10 +8,12 @@ from experts.disk.layout import Layout
 from prune.checkpoint.rehearsal import trial_plans
 from prune.checkpoint.slices import removed_bytes
 from prune.forecast.result import DiskJson, ForecastJson, ForecastTextJson, MemoryJson
+from prune.forecast.seconds import seconds_of
 from prune.forecast.stages import stages_of
 from prune.machine import free_disk, free_memory
 from prune.recipe.schema import TextSettings
 from prune.session.prepared import Checked
+from prune.session.speed import known_speeds
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOGIT = 4  # bytes; losses are computed in float32
@@ -41,6 +43,9 @@ RECOVERY = ["recovery.json", "recovery.md", "healing.csv", "recovered_losses.csv
 
 def forecast(command: str, checked: Checked) -> ForecastJson:
     """What a command will do with a checked recipe."""
+    stages = stages_of(command, checked)
+    speeds = known_speeds(checked.layout.checkpoint, checked.folder.path)
+    seconds, source = seconds_of(stages, speeds, checked.recipe)
     return {
         "command": command,
         "model": {
@@ -49,11 +54,12 @@ def forecast(command: str, checked: Checked) -> ForecastJson:
             "download": checked.model.needed() + (checked.teacher.needed() if checked.teacher else 0),
         },
         "texts": _texts(command, checked),
-        "stages": stages_of(command, checked),
+        "stages": stages,
         "writes": _writes(command, checked),
         "memory": _memory(checked),
         "disk": _disk(command, checked),
-        "seconds": None,
+        "seconds": seconds,
+        "seconds_from": source,
         "notes": _notes(command, checked),
     }
 

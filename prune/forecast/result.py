@@ -25,6 +25,7 @@ class StageJson(TypedDict):
 
     stage: str
     windows: int | None  # plain forwards of one window that it costs, rounded; None = not known before
+    length: int  # tokens per window
     detail: str  # how this number comes about, or why there is none
 
 
@@ -54,5 +55,6 @@ class ForecastJson(TypedDict):
     writes: list[str]  # files in the run folder
     memory: MemoryJson
     disk: DiskJson
-    seconds: float | None  # None = not known before a first forward
+    seconds: float | None  # of the stages whose cost is known; None = no run has measured the speed
+    seconds_from: str  # the record that it is computed from, or why there is none
     notes: list[str]  # what a user should know of the budget

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 
 from criteria.budget import Budget, deepest
-from prune.forecast.criterion_cost import costs
+from prune.forecast.criterion_cost import calibration_passes
 from prune.forecast.result import StageJson
+from prune.recipe.schema import TextSettings
 from prune.session.prepared import Checked
 
 Stages = list[StageJson]
@@ -53,6 +54,7 @@ def _audit(checked: Checked) -> Stages:
     audit = _stage(
         "audit",
         None,
+        windows,
         f"{layers} layers × {positions:,} positions × {top_k} active experts = "
         f"{layers * positions * top_k:,} removals, each from its layer on",
     )
@@ -72,6 +74,7 @@ def _curves(checked: Checked, layers: int) -> Stages:
         _stage(
             "curves",
             layers * orders * removed * windows,
+            checked.recipe.validation,
             f"at most: {layers} layers × {orders} orders × {removed} experts × {windows} windows; "
             f"and {settings.positions} positions a layer",
         )
@@ -80,19 +83,21 @@ def _curves(checked: Checked, layers: int) -> Stages:
 
 def _calibration(checked: Checked, budgets: Iterable[Budget]) -> Stages:
     """A row per pass over the calibration text; a search is repeated in every scope."""
-    windows = checked.recipe.calibration.sequences
+    text = checked.recipe.calibration
+    windows = text.sequences
     rows: dict[tuple[str, float], StageJson] = {}
     for budget in budgets:
-        for cost in costs(checked.criteria, checked.shape, budget, windows):
+        for cost in calibration_passes(checked.criteria, checked.shape, budget, windows):
             detail = f"{cost.forwards:.3g} plain forwards of {windows} windows"
-            row = _stage(f"calibration: {cost.name}", round(cost.forwards * windows), detail)
+            row = _stage(f"calibration: {cost.name}", round(cost.forwards * windows), text, detail)
             rows[cost.name, cost.forwards] = row
     return list(rows.values())
 
 
 def _repeated_calibration(checked: Checked) -> Stages:
     """Stability: cheap criteria again, with other seeds."""
-    settings, windows = checked.recipe.compare, checked.recipe.calibration.sequences
+    settings, text = checked.recipe.compare, checked.recipe.calibration
+    windows = text.sequences
     again = [criterion for criterion in checked.criteria if criterion.cost <= settings.stability_cost]
     seeds = settings.seeds - 1
     if not seeds or not again:
@@ -100,9 +105,9 @@ def _repeated_calibration(checked: Checked) -> Stages:
     deepest_budgets = deepest(checked.compared).values()
     forwards = 0.0
     for budget in list(deepest_budgets)[:1]:
-        forwards = sum(cost.forwards for cost in costs(again, checked.shape, budget, windows))
+        forwards = sum(cost.forwards for cost in calibration_passes(again, checked.shape, budget, windows))
     detail = f"{seeds} more seeds × {forwards:.3g} plain forwards of {windows} windows"
-    return [_stage("stability", round(seeds * forwards * windows), detail)]
+    return [_stage("stability", round(seeds * forwards * windows), text, detail)]
 
 
 def _tests(checked: Checked, tested: int, random_sets: int) -> Stages:
@@ -111,13 +116,13 @@ def _tests(checked: Checked, tested: int, random_sets: int) -> Stages:
     windows, randoms = settings.sequences, settings.random_plans
     plans = 1 + 2 * tested + random_sets * randoms
     each = f"unpruned, {tested} tested, {tested} reversed, {random_sets * randoms} random"
-    rows = [_stage("test", plans * windows, f"at most {plans} plans ({each}) × {windows} windows")]
+    rows = [_stage("test", plans * windows, settings, f"at most {plans} plans ({each}) × {windows} windows")]
     if settings.tasks:
         limited = settings.tasks.random_plans or randoms
         plans = 1 + 2 * tested + random_sets * limited
         items = f"the first {settings.tasks.limit} items" if settings.tasks.limit else "all items"
         names = ", ".join(settings.tasks.names)
-        rows.append(_stage("tasks", None, f"at most {plans} plans × {items} of {names}"))
+        rows.append(_stage("tasks", None, settings, f"at most {plans} plans × {items} of {names}"))
     return rows
 
 
@@ -131,20 +136,22 @@ def _training(checked: Checked) -> Stages:
     teacher = 1 if settings.kl else 0
     forwards = models * windows * (BACKWARD + teacher)
     detail = f"{models} models × {windows:,} windows × {BACKWARD + teacher} (forward, backward"
-    rows = [_stage("recovery", forwards, f"{detail}{', teacher' if teacher else ''})")]
+    rows = [_stage("recovery", forwards, settings, f"{detail}{', teacher' if teacher else ''})")]
     measured = models * (settings.measure + 2)
     rows.append(
         _stage(
             "curve",
             measured * validation.sequences,
+            validation,
             f"about {measured} measurements × {validation.sequences} windows",
         )
     )
     return rows
 
 
-def _stage(name: str, windows: int | None, detail: str) -> StageJson:
-    return {"stage": name, "windows": windows, "detail": detail}
+def _stage(name: str, windows: int | None, text: TextSettings, detail: str) -> StageJson:
+    """A stage on windows of a text."""
+    return {"stage": name, "windows": windows, "length": text.length, "detail": detail}
 
 
 STAGES: dict[str, Callable[[Checked], Stages]] = {

@@ -22,8 +22,23 @@ def words(forecast: ForecastJson) -> Facts:
     lines.append(("disk", f"{human(disk['free'])} free there"))
     needed = f"{human(memory['weights'])} of weights, {human(memory['batch'])} for the logits of a batch"
     lines.append(("memory", f"{needed}, and activations; {human(memory['free'])} free, a GPU's apart"))
-    lines.append(("time", "not known before a first forward; an interrupted run resumes"))
+    lines.append(("time", f"{_time(forecast)}; an interrupted run resumes"))
     return lines
+
+
+def _time(forecast: ForecastJson) -> str:
+    seconds, source = forecast["seconds"], forecast["seconds_from"]
+    if seconds is None:
+        return f"not known: {source}"
+    return f"about {_duration(seconds)}, and what loading takes: {source}"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits in the unit that people would choose."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
 def _stage(stage: StageJson) -> str:

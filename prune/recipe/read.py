@@ -59,8 +59,15 @@ def _yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise ExciseError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ExciseError(f"{path}: a recipe is a mapping of keys, found {type(data).__name__}")
+        raise ExciseError(f"{path}: a recipe is a mapping of keys, found {_kind(data)}")
     return data
+
+
+def _kind(data: object) -> str:
+    """What YAML read instead of a mapping."""
+    if data is None:
+        return "nothing"
+    return "a list" if isinstance(data, list) else f"one value, {data!r}"
 
 
 def parse_recipe(data: dict[str, Any], origin: str, folder: Path) -> Recipe:

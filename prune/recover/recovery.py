@@ -16,7 +16,7 @@ from finetune.students import Student
 from finetune.training_log import CURVE, read_curve
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
-from prune.checkpoint.stored_weights import Storage
+from prune.checkpoint.stored_weights import StoredWeights
 from prune.recover.identity import Identity
 from prune.recover.recovered_folder import CHECKPOINT, RecoveredFolder
 from prune.recover.report import markdown
@@ -171,7 +171,9 @@ class Recovery:
         }
 
     def _job(self, student: Student, plan: Plan, folder: Path, held_out: Measure) -> Job:
-        storage = Storage(student.anatomy.model, by_name(slice_layout(self.session.prepared.layout, plan)))
+        storage = StoredWeights(
+            student.anatomy.model, by_name(slice_layout(self.session.prepared.layout, plan))
+        )
 
         def loss() -> float:
             return held_out.mean(held_out.evaluator.now(student.anatomy))

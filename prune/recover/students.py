@@ -1,7 +1,7 @@
 """Pruned models to be recovered, and their teacher: shared weights in memory, or models from disk."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from experts.keys import key_of
 from experts.loading import load_network
 from experts.notes import tell
 from experts.plan import Plan
-from finetune.adapters import Adapted
 from finetune.students import Student, shared_student
 from finetune.teacher import CachedTeacher, Teacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import pruned_plan
@@ -22,8 +21,6 @@ from prune.checkpoint.write import export
 from prune.recipe.schema import FinetuneSettings
 from prune.recover.memory_estimate import missing_memory
 from prune.session.session import Session
-
-TeacherOf = Callable[[Adapted], Teacher | None]
 
 
 class InMemory:
@@ -35,7 +32,7 @@ class InMemory:
         self.session, self.settings = session, settings
 
     @contextmanager
-    def student(self, plan: Plan, folder: Path) -> Iterator[Student]:  # noqa: ARG002 - nothing has to be written
+    def student(self, plan: Plan, folder: Path) -> Iterator[Student]:  # noqa: ARG002 - no files
         settings = self.settings
         distil = settings.kl > 0
         with shared_student(

@@ -7,7 +7,7 @@ from experts.loading import skeleton
 from experts.plan import Plan
 from finetune.targets import find_targets
 from prune.checkpoint.slices import by_name, slice_layout
-from prune.checkpoint.stored_weights import Storage
+from prune.checkpoint.stored_weights import StoredWeights
 from prune.session.session import Session
 
 
@@ -30,7 +30,7 @@ def check_stored(anatomy: Anatomy, layout: Layout, targets: tuple[str, ...]) -> 
     """
     weights = dict(anatomy.model.named_parameters())
     chosen = {name: weights[name] for name in find_targets(anatomy, targets).weights}
-    Storage(anatomy.model, by_name(slice_layout(layout, everything(layout)))).check(chosen)
+    StoredWeights(anatomy.model, by_name(slice_layout(layout, everything(layout)))).check(chosen)
 
 
 def everything(layout: Layout) -> Plan:

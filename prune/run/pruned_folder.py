@@ -1,4 +1,4 @@
-"""The checkpoint of a run: written once, and proven by loading it again."""
+"""The checkpoint of a run: refuses that of another model or plan; written once, proven by a reload."""
 
 import shutil
 from contextlib import suppress

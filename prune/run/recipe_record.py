@@ -1,4 +1,4 @@
-"""recipe.yaml in a run folder: the recipe as it was run, which decides what may be run there again."""
+"""recipe.yaml in a run folder; refuses the folder to a recipe that would make another checkpoint."""
 
 from pathlib import Path
 from typing import Any

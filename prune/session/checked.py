@@ -9,7 +9,7 @@ from prune.session.prepare import check, check_texts
 from prune.session.prepared import Checked
 from prune.session.refusals import check_audit, check_comparison, check_pruning
 
-Check = Callable[[Checked], None]
+CommandCheck = Callable[[Checked], None]
 
 
 def checked_for(command: str, recipe: Recipe, folder: Path, force: bool = False) -> Checked:
@@ -47,12 +47,12 @@ def _check_recovery(checked: Checked) -> None:
     finetune = checked.recipe.finetune
     if finetune is None:
         return
-    check_texts(finetune)
+    check_texts(finetune=finetune)
     if finetune.checkpoint:
         promised_plan(finetune.checkpoint, checked.layout)
 
 
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, CommandCheck] = {
     "compare": check_comparison,
     "audit": check_audit,
     "finetune": _check_recovery,

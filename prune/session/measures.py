@@ -1,16 +1,62 @@
 """What a recipe measures plans by: the held-out loss, and its lm-eval tasks."""
 
-import numpy as np
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
+import torch
+
+from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.notes import tell
+from experts.plan import Plan
 from prune.recipe.schema import TaskSettings
 from prune.session.session import Session
+from prune.session.speed import Speed, keep_speed, this_machine
 from validate.measure import LOSS, Measure
 from validate.rows import LossEvaluator
 from validate.statistics import documents_needed
 from validate.verdict import ALPHA
+
+
+class TimedLosses(LossEvaluator):
+    """Held-out losses of a session's plans, and how fast they come: the forecast of the next run reads it.
+
+    Attributes:
+        session: the recipe at work
+        seconds: that all plans took so far
+        plans: that were measured so far
+    """
+
+    def __init__(self, session: Session, path: Path, key: str) -> None:
+        self.session, self.seconds, self.plans = session, 0.0, 0
+        super().__init__(session.texts.validation, path, key, session.recipe.validation.batch)
+
+    def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
+        began = time.perf_counter()
+        for losses in super().measure(anatomy, plans):
+            self.seconds += time.perf_counter() - began
+            self.plans += 1
+            self._keep_speed(anatomy.device)
+            yield losses
+            began = time.perf_counter()
+
+    def _keep_speed(self, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+        speed: Speed = {
+            "windows": self.plans * len(self.windows),
+            "seconds": self.seconds,
+            "machine": this_machine(),
+            "device": name,
+            "dtype": self.session.recipe.dtype,
+            "batch": self.batch,
+            "length": self.session.recipe.validation.length,
+        }
+        keep_speed(self.session.prepared.layout.checkpoint, self.session.folder.path, speed)
 
 
 def row_key(session: Session) -> str:
@@ -55,7 +101,7 @@ def measures_of(session: Session, prefix: str = "", recovery: str = "") -> list[
     settings, windows = session.recipe.validation, session.texts.validation
     tasks = _tasks(session, settings.tasks, prefix, recovery) if settings.tasks else []
     path, key = session.folder.path / f"{prefix}losses.csv", _after(row_key(session), recovery)
-    losses = LossEvaluator(windows, path, key, settings.batch)
+    losses = TimedLosses(session, path, key)
     return [Measure(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
 
 

@@ -1,6 +1,5 @@
-"""Everything about a recipe that can be refused in a second, without torch."""
+"""Refusals of a recipe in a second, without torch: criteria, domains, missing texts, teacher, budgets."""
 
-from itertools import chain
 from pathlib import Path
 
 from criteria.by_name import resolve
@@ -31,7 +30,7 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     """
     criteria = tuple(resolve(name) for name in recipe.criteria)
     _check_domains(recipe, criteria)
-    check_texts(recipe.calibration, recipe.validation)
+    check_texts(calibration=recipe.calibration, validate=recipe.validation)
     run = RunFolder(folder, force)
     model = find_model(recipe.model)
     layout = lay_out(model.headers())
@@ -62,9 +61,15 @@ def _check_domains(recipe: Recipe, criteria: tuple[Criterion, ...]) -> None:
         raise ExciseError(f"{comparing[0]} compares domains: {needs}, found {domains}")
 
 
-def check_texts(*parts: TextSettings) -> None:
-    """Files that are not there are found now; what is in them is read with the model's tokenizer."""
-    for source in chain.from_iterable(part.data for part in parts):
-        for path in (*source.text, *source.jsonl):
-            if not path.exists():
-                raise ExciseError(f"{path}: No such file or directory")
+def check_texts(**parts: TextSettings) -> None:
+    """Refuse files that are not there; what is in them is read later, with the model's tokenizer.
+
+    Args:
+        parts: tables of the recipe, by their keys
+    """
+    for key, part in parts.items():
+        for source in part.data:
+            for path in (*source.text, *source.jsonl):
+                if not path.exists():
+                    missing = f"{key}.data names {path}: No such file or directory"
+                    raise ExciseError(f"{missing}; relative paths start from the recipe's folder")

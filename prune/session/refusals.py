@@ -1,4 +1,4 @@
-"""What single commands refuse of a recipe, besides what all of them do."""
+"""Refusals of single commands: a comparison or audit that cannot pass, a recovery without its text."""
 
 from experts.errors import ExciseError
 from prune.recipe.schema import Recipe, ValidateSettings
@@ -61,4 +61,4 @@ def check_pruning(recipe: Recipe) -> None:
                 "finetune.checkpoint names a pruned folder: "
                 "`excise finetune` recovers it, `excise prune` prunes"
             )
-        check_texts(recipe.finetune)
+        check_texts(finetune=recipe.finetune)

@@ -1,4 +1,4 @@
-"""Stages of a run folder: each carries the key of its inputs, so a second run redoes only what changed."""
+"""Stages of a run folder, each with the key of its inputs; refuses folders of others, in use or damaged."""
 
 import json
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
 from experts.locks import lock
 from experts.notes import tell
+from prune.machine import place_of
 from prune.typed_json import problems
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ class RunFolder:
     def __init__(self, path: Path, force: bool = False) -> None:
         self.path = path
         check_name(path.absolute())
+        _check_place(path)
         if path.exists() and not (path / RECORD).is_file() and _is_used(path) and not force:
             raise ExciseError(
                 f"{path}: exists and is not a run of Excise; "
@@ -107,6 +109,13 @@ class RunFolder:
     def finish(self, stage: str, key: str) -> None:
         self.record[stage] = key
         write_json(self.path / RECORD, self.record)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a file, and a place below a file, where a folder is to be."""
+    nearest = place_of(path)
+    if not nearest.is_dir():
+        raise ExciseError(f"{path}: {nearest} is a file, not a folder; choose another --output")
 
 
 def _is_used(folder: Path) -> bool:

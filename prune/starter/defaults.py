@@ -38,7 +38,7 @@ def starter_recipe(model: str, wishes: Wishes, overrides: Sequence[str] = ()) ->
             "sequences": CALIBRATION,
             "length": LENGTH,
         },
-        "criteria": [wishes.criterion or CRITERION],
+        "criteria": [CRITERION if wishes.criterion is None else wishes.criterion],
         "prune": _budget(wishes),
         "validate": {
             "data": _source(wishes.text, "test"),

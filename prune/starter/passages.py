@@ -6,6 +6,8 @@ both parts hold text from everywhere in the file, and no passage is in both. A p
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from criteria.text.sources import Source
@@ -24,7 +26,7 @@ def check_text(file: Path) -> None:
     """Refuse what is no file of plain text.
 
     Raises:
-        ExciseError: a folder, a file of rows, or nothing.
+        ExciseError: a folder, a file of rows, too short, or nothing.
     """
     if not file.exists():
         raise ExciseError(f"--text {file}: No such file or directory")
@@ -34,6 +36,9 @@ def check_text(file: Path) -> None:
             f"--text {file}: is {kind}; --text takes one file of plain text, and a recipe takes the rest "
             "(excise init MODEL writes one)"
         )
+    with _as_utf8(file), file.open(encoding="utf-8") as lines:
+        count = sum(1 for _ in islice(passages(lines, _size(file)), HELD_OUT))
+    _check_count(file, count)
 
 
 def divided(file: Path, folder: Path) -> tuple[Source, Source]:
@@ -52,15 +57,39 @@ def divided(file: Path, folder: Path) -> tuple[Source, Source]:
     folder.mkdir(parents=True, exist_ok=True)
     seen, held_out = folder / "calibration.txt", folder / "held-out.txt"
     try:
-        _write(file, seen, held_out)
-    except UnicodeDecodeError as error:
-        raise ExciseError(f"{file}: not UTF-8 text ({error.reason}); convert it to UTF-8") from error
+        with _as_utf8(file):
+            _write(file, seen, held_out)
+    except ExciseError:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
     return _source(seen), _source(held_out)
 
 
+@contextmanager
+def _as_utf8(file: Path) -> Iterator[None]:
+    """Refuse another encoding in one line."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ExciseError(f"{file}: not UTF-8 text ({error.reason}); convert it to UTF-8") from error
+
+
+def _size(file: Path) -> int:
+    """Bytes of a passage."""
+    return min(LONGEST, max(SHORTEST, file.stat().st_size // PASSAGES))
+
+
+def _check_count(file: Path, count: int) -> None:
+    if count < HELD_OUT:
+        raise ExciseError(
+            f"{file}: has {count} passages of {SHORTEST} bytes, and two parts take at least {HELD_OUT}; "
+            "take a longer text"
+        )
+
+
 def _write(file: Path, seen: Path, held_out: Path) -> None:
-    size = min(LONGEST, max(SHORTEST, file.stat().st_size // PASSAGES))
-    count = 0
+    size, count = _size(file), 0
     with replacing(seen) as fresh, replacing(held_out) as fresh_held_out:
         with (
             fresh.open("w", encoding="utf-8") as first,
@@ -69,11 +98,7 @@ def _write(file: Path, seen: Path, held_out: Path) -> None:
         ):
             for count, passage in enumerate(passages(lines, size), 1):
                 (first if count % HELD_OUT else second).write(passage + BREAK)
-        if count < HELD_OUT:
-            raise ExciseError(
-                f"{file}: has {count} passages of {SHORTEST} bytes, and two parts take at least {HELD_OUT}; "
-                "take a longer text"
-            )
+        _check_count(file, count)
 
 
 def passages(lines: Iterable[str], size: int) -> Iterator[str]:

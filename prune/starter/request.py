@@ -57,10 +57,20 @@ def model_name(text: str) -> str:
     """A model's name in a recipe: an absolute folder, or its name on the hub.
 
     Raises:
+        ExciseError: there is no folder of that name, and it cannot be a name on the hub.
+    """
+    model = parse_model(text)
+    return str(model) if isinstance(model, HubName) else str(model.absolute())
+
+
+def subject_name(text: str) -> str:
+    """The same where a recipe could have been named too: the refusal says which there are.
+
+    Raises:
         ExciseError: there is no recipe and no folder of that name, and it cannot be a name on the hub.
     """
     try:
-        model = parse_model(text)
+        return model_name(text)
     except ExciseError as error:
         if "://" in text or Path(text).exists():
             raise
@@ -69,7 +79,6 @@ def model_name(text: str) -> str:
             f"{text}: no such recipe file, and no recipe of that name; there are {shipped}. "
             "Nor is it a model: name a folder, or organisation/name on the hub"
         ) from error
-    return str(model) if isinstance(model, HubName) else str(model.absolute())
 
 
 def short_name(model: str) -> str:

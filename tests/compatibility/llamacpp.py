@@ -1,23 +1,28 @@
-"""Does llama.cpp read what Excise writes? Outside the default suite, because it needs an environment of its own.
+"""Does llama.cpp read what Excise writes? Run by hand: it needs an environment of its own.
 
-llama-cpp-python's source package carries llama.cpp and its converter; building it takes some ten minutes on one core:
+llama-cpp-python's source package carries llama.cpp and its converter; building it takes some ten minutes
+on one core:
 
     python -m venv /tmp/vgguf
     /tmp/vgguf/bin/pip download -d /tmp --no-deps --no-binary :all: llama-cpp-python==0.3.36
     tar xf /tmp/llama_cpp_python-0.3.36.tar.gz -C /tmp
-    export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF -DGGML_NATIVE=OFF"
+    export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
+    export CMAKE_ARGS="$CMAKE_ARGS -DLLAMA_CURL=OFF -DGGML_NATIVE=OFF"
     /tmp/vgguf/bin/pip install /tmp/llama_cpp_python-0.3.36
-    /tmp/vgguf/bin/pip install torch==2.13.0 transformers==4.57.6 'sentencepiece<0.3' 'protobuf<5' 'numpy~=2.2.6' pyyaml requests tqdm
+    /tmp/vgguf/bin/pip install torch==2.13.0 transformers==4.57.6 'sentencepiece<0.3' 'protobuf<5'
+    /tmp/vgguf/bin/pip install 'numpy~=2.2.6' pyyaml requests tqdm
     python -m tests.compatibility.llamacpp /tmp/vgguf/bin/python /tmp/llama_cpp_python-0.3.36/vendor/llama.cpp
 
-transformers 4 makes small random checkpoints (beside them, the demo model); Excise, on transformers 5, restricts and exports them;
-the converter turns the originals and the exports into float32 GGUF files; llama.cpp reads those, and its next-token probabilities
-are compared with those of the original and of the restricted model. What an original differs by is llama.cpp's own difference.
+transformers 4 makes small random checkpoints (beside them, the demo model); Excise, on transformers 5,
+restricts and exports them; the converter turns the originals and the exports into float32 GGUF files;
+llama.cpp reads those, and its next-token probabilities are compared with those of the original and of the
+restricted model. What an original differs by is llama.cpp's own difference.
 
-The converter knows a tokenizer by a hash of what it makes of one text, and refuses all others, the demo's among them. Here it is
-told "gpt-2": the name of the demo's way to split text before its BPE. Nothing else is touched, and llama.cpp's tokens of the text
-are compared too. The random checkpoints get the demo's tokenizer, so that vocabulary and tokenizer fit; GLM's special tokens, which
-the demo's tokenizer does not have, are not asked for.
+The converter knows a tokenizer by a hash of what it makes of one text, and refuses all others, the demo's
+among them. Here it is told "gpt-2": the name of the demo's way to split text before its BPE. Nothing else
+is touched, and llama.cpp's tokens of the text are compared too. The random checkpoints get the demo's
+tokenizer, so that vocabulary and tokenizer fit; GLM's special tokens, which the demo's tokenizer does not
+have, are not asked for.
 """
 
 import json
@@ -67,8 +72,9 @@ YARN = {
     "beta_slow": 1.0,
     "original_max_position_embeddings": 4096,
 }
-# llama.cpp takes norm_topk_prob of Qwen3-MoE for true and needs scoring_func of DeepSeek-V3: both as in the published checkpoints.
-# It always rounds the range of YaRN to whole dimensions, which gpt-oss does not want (truncate); in 8 dimensions that is felt.
+# llama.cpp takes norm_topk_prob of Qwen3-MoE for true and needs scoring_func of DeepSeek-V3: both as in the
+# published checkpoints. It always rounds the range of YaRN to whole dimensions, which gpt-oss does not want
+# (truncate); in 8 dimensions that is felt.
 FAMILIES = {
     "mixtral": {"num_local_experts": 8, "intermediate_size": 24},
     "qwen2_moe": {"num_experts": 8, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20},
@@ -143,7 +149,7 @@ def prune(folder: Path) -> None:
 
 
 def compare(folder: Path, converter: Path) -> None:
-    """In the environment of llama-cpp-python: every checkpoint in a process of its own, which it may bring down."""
+    """In the environment of llama-cpp-python: a process for every checkpoint, which it may bring down."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*/*/config.json")):
         command = [sys.executable, str(Path(__file__).resolve()), "read", str(path.parent), str(converter)]
@@ -165,7 +171,7 @@ def reason(stderr: str) -> str:
 
 
 def read(checkpoint: Path, converter: Path) -> None:
-    """Convert, look into the GGUF file, load it, and print how far its probabilities are from those expected."""
+    """Convert, look into the GGUF file, load it, and print how far its probabilities are off."""
     import llama_cpp
     import torch
 
@@ -226,7 +232,7 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def distance(found: Any, expected: Any) -> dict[str, Any]:
-    """Of log-probabilities [positions, vocabulary]: the largest differences, and at how many positions the likeliest token agrees."""
+    """Differences of log-probabilities [positions, vocabulary], and how often the likeliest token agrees."""
     return {
         "log_probability": float((found - expected).abs().max()),
         "probability": float((found.exp() - expected.exp()).abs().max()),

@@ -1,11 +1,12 @@
-"""Does transformers 4 read what Excise writes? Outside the default suite, because it needs an environment of its own:
+"""Does transformers 4 read what Excise writes? Run by hand: it needs an environment of its own.
 
     python -m venv /tmp/v4 && /tmp/v4/bin/pip install torch==2.13.0 transformers==4.57.6
     python -m tests.compatibility.transformers4 /tmp/v4/bin/python
 
-transformers 4 makes small random checkpoints in its own format (and takes the demo model); Excise, on transformers 5, restricts
-and exports them, and merges random adapters into the pruned model ("recovered"); transformers 4 loads the exports and compares logits, in
-float32, with those of the restricted or merged model, and the merged weights bit by bit.
+transformers 4 makes small random checkpoints in its own format (and takes the demo model); Excise, on
+transformers 5, restricts and exports them, and merges random adapters into the pruned model
+("recovered"); transformers 4 loads the exports and compares logits, in float32, with those of the
+restricted or merged model, and the merged weights bit by bit.
 """
 
 import json
@@ -104,7 +105,7 @@ def prune(folder: Path, demo: Path) -> None:
 
 
 def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untyped-def]
-    """Random adapters on everything, merged and exported, with the logits and weights that are to be read back."""
+    """Random adapters on everything, merged and exported, with the logits and weights to be read back."""
     import torch
 
     from experts.sharing import sharing
@@ -112,7 +113,7 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
     from finetune.settings import GROUPS, Training
     from finetune.targets import find_targets
     from prune.checkpoint.slices import by_name, slice_layout
-    from prune.checkpoint.stored_weights import Storage
+    from prune.checkpoint.stored_weights import StoredWeights
     from prune.checkpoint.write import TrainedWeights, export
 
     with sharing(anatomy, plan):
@@ -121,7 +122,7 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
             for name, parameter in adapted.peft.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)
-        storage = Storage(anatomy.model, by_name(slice_layout(layout, plan)))
+        storage = StoredWeights(anatomy.model, by_name(slice_layout(layout, plan)))
         with merged(adapted, storage.rounded) as weights, torch.no_grad():
             changed = storage.write(weights, out.with_name(f"{out.name}-weights"))
             export(layout, plan, out, recovered=TrainedWeights(changed, {}))
@@ -135,7 +136,7 @@ def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untype
 
 
 def compare(folder: Path) -> None:
-    """In transformers 4: load every export, and print the largest difference of its logits to the restricted model's."""
+    """In transformers 4: load every export, print its logits' largest difference to the restricted one."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM

@@ -68,8 +68,10 @@ def test_unknown_names(name: str, message: str) -> None:
 def test_user_function(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        '"""Mine."""\n\n\ndef fewest(statistics):\n    """Rare experts first."""\n    return -statistics.count\n\n\n'
-        "def flat(statistics):\n    return [1.0]\n\n\ndef empty(statistics):\n    return statistics.count * float('nan')\n"
+        '"""Mine."""\n\n\n'
+        'def fewest(statistics):\n    """Rare experts first."""\n    return -statistics.count\n\n\n'
+        "def flat(statistics):\n    return [1.0]\n\n\n"
+        "def empty(statistics):\n    return statistics.count * float('nan')\n"
     )
     found = micro_statistics()
     mine = resolve(f"{file}:fewest")
@@ -130,7 +132,11 @@ def test_docstrings_that_say_nothing(docstring: str, formula: str, tmp_path: Pat
 
 
 def test_descriptions_that_are_no_text(tmp_path: Path) -> None:
-    body = "class Rare:\n    __doc__ = 5\n    def __call__(self, statistics):\n        return statistics.count\nmine = Rare()\n"
+    body = (
+        "class Rare:\n    __doc__ = 5\n"
+        "    def __call__(self, statistics):\n        return statistics.count\n"
+        "mine = Rare()\n"
+    )
     (tmp_path / "f.py").write_text(body)
     assert resolve(f"{tmp_path}/f.py:mine").formula == "5"
 

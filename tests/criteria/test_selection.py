@@ -100,7 +100,7 @@ def test_groups_with_protection_and_missing_data() -> None:
 def test_more_protected_than_kept_is_refused() -> None:
     with pytest.raises(
         ExciseError,
-        match=r"3 super experts are protected, up to 3 where 2 may stay; .*protect_super_experts: false",
+        match=r"3 super experts are protected, up to 3 where 2 may be kept; .*protect_super_experts: false",
     ):
         plan_for(
             scores([[1] * 4, [1] * 4], [[True, True, True, False], [False] * 4]),
@@ -121,7 +121,10 @@ def test_more_protected_than_kept_is_refused() -> None:
         (lambda: from_keep(SHAPE, 4, "layer"), "removes no expert"),
         (
             lambda: from_keep(SHAPE, 1, "layer"),
-            r"keeps 1 of 4 experts per layer, but every token uses top_k = 2; keep at least 2 \(fraction ≤ 0\.5\)",
+            (
+                r"keeps 1 of 4 experts per layer, but every token uses top_k "
+                r"= 2; keep at least 2 \(fraction ≤ 0\.5\)"
+            ),
         ),
         (lambda: from_fraction(SHAPE, 0.75, "global"), "top_k = 2"),
         (
@@ -239,7 +242,10 @@ def test_what_multiple_of_changes_is_said() -> None:
         assert plan_for(scores([list(range(10))] * 2), budget, shape).total == 16
     assert from_keep(shape, 8, "layer", multiple=4).notes(2) == []
     assert from_keep(shape, 7, "global").notes(2) == []
-    odd = "layers keep 4, 6 experts, not a multiple of 8, which expert-parallel serving may require (prune.multiple_of: 8)"
+    odd = (
+        "layers keep 4, 6 experts, not a multiple of 8, which expert-parallel "
+        "serving may require (prune.multiple_of: 8)"
+    )
     assert from_counts(shape, {0: 4, 1: 6}).notes(2) == [odd]
 
 

@@ -32,7 +32,7 @@ from finetune.targets import find_targets
 from finetune.teacher import CachedTeacher, SharedTeacher, cache_teacher, is_cached
 from prune.checkpoint.provenance import check_teacher, pruned_plan
 from prune.checkpoint.slices import by_name, slice_layout
-from prune.checkpoint.stored_weights import Storage
+from prune.checkpoint.stored_weights import StoredWeights
 from prune.checkpoint.write import TrainedWeights, export
 from tests.support import tiny
 from tests.support.inputs import unequal_plan, uniform_plan, windows
@@ -180,7 +180,7 @@ def test_adapter_and_merge_and_reload(family: str, saved: dict[str, Path], tmp_p
         )
         assert torch.equal(tiny.logits(again), trained)
         assert (trained - bare).abs().max() > 0.05
-        storage = Storage(anatomy.model, pieces)
+        storage = StoredWeights(anatomy.model, pieces)
         with merged(adapted, storage.rounded) as weights:
             assert weights.keys() == set(adapted.targets.weights)
             inside = tiny.logits(anatomy.model)
@@ -217,7 +217,10 @@ def test_targets_by_name() -> None:
     assert find_targets(anatomy, ("attention", "q_proj")) == attention, "named twice, adapted once"
     with pytest.raises(
         ExciseError,
-        match=r"'qkv' matches nothing in this model; there is attention, router, experts, self_attn.q_proj, .*mlp.experts.down_proj",
+        match=(
+            r"'qkv' matches nothing in this model; there is attention, router, "
+            r"experts, self_attn.q_proj, .*mlp.experts.down_proj"
+        ),
     ):
         find_targets(anatomy, ("attention", "qkv"))
 
@@ -266,10 +269,10 @@ def test_weights_that_cannot_be_written_back_are_refused(saved: dict[str, Path])
     pieces = by_name(slice_layout(layout, uniform_plan(layout.shape.layers, tuple(range(8)))))
     weights = {"model.layers.0.mlp.experts.down_proj": model.model.layers[0].mlp.experts.down_proj}
     name = "model.layers.0.mlp.experts.3.down_proj.weight"
-    Storage(model, pieces).check(weights)
+    StoredWeights(model, pieces).check(weights)
 
-    def changed(**fields: Any) -> Storage:
-        return Storage(model, {**pieces, name: replace(pieces[name], **fields)})
+    def changed(**fields: Any) -> StoredWeights:
+        return StoredWeights(model, {**pieces, name: replace(pieces[name], **fields)})
 
     with pytest.raises(
         ExciseError, match=rf"experts\.down_proj is stored quantised \({name} is F8_E4M3\).*unquantised"
@@ -280,7 +283,7 @@ def test_weights_that_cannot_be_written_back_are_refused(saved: dict[str, Path])
     with pytest.raises(ExciseError, match="stored in 2 precisions"):
         changed(dtype="BF16").check(weights)
     with pytest.raises(ExciseError, match="the checkpoint has no such tensor; leave it out"):
-        Storage(model, {key: piece for key, piece in pieces.items() if key != name}).check(weights)
+        StoredWeights(model, {key: piece for key, piece in pieces.items() if key != name}).check(weights)
 
 
 def test_an_export_refuses_changes_that_do_not_fit(saved: dict[str, Path], tmp_path: Path) -> None:

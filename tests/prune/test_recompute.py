@@ -5,6 +5,7 @@ scipy alone.
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,61 +131,79 @@ def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any],
     losses, items = rows_of(folder / "losses.csv"), rows_of(folder / "items.csv")
     first = [row for row in losses if row["digest"] == "full"]
     tokens, documents = np.array([float(row["tokens"]) for row in first]), [row["document"] for row in first]
-    loss, scores = (
-        by_digest(losses, "loss"),
-        {digest: -values for digest, values in by_digest(items, "score").items()},
-    )
-    measures = {"loss": (loss, tokens, documents), "guess": (scores, np.ones(ITEMS), list(range(ITEMS)))}
-    for name, (values, weights, clusters) in measures.items():
-        costs = [(plan, plan if name == "loss" else plan["tasks"][0]) for plan in result["plans"]]
-        for plan, cost in costs:
-            own, full = values[plan["digest"]], values["full"]
-            assert cost["delta"] == pytest.approx(np.average(own - full, weights=weights), abs=1e-12)
-            np.testing.assert_allclose(
-                cost["delta_interval"], interval(own - full, weights, clusters, 0), atol=1e-12
-            )
-            assert cost["reversed_delta"] == pytest.approx(
-                np.average(values[plan["reversed_digest"]] - full, weights=weights), abs=1e-12
-            )
-            reverse = values[plan["reversed_digest"]]
-            np.testing.assert_allclose(
-                cost["ends_interval"], interval(reverse - own, weights, clusters, 0), atol=1e-12
-            )
-            assert cost["p_full"] == pytest.approx(paired_p(name, own, full, weights, clusters))
-            for against in filter(None, (cost, cost["equal_counts"])):
-                randoms = np.array([values[digest] for digest in against["random"]["digests"]])
-                null = np.array([np.average(row - full, weights=weights) for row in randoms])
-                np.testing.assert_allclose(against["random"]["values"], null, atol=1e-12)
-                assert (against["p"], against["p_worse"]) == pytest.approx(
-                    chance(kind, cost["delta"], np.array(against["random"]["values"]))
-                )
-                assert against["effect"] == pytest.approx((null.mean() - cost["delta"]) / null.std(ddof=1))
-                np.testing.assert_allclose(
-                    against["interval"],
-                    interval(randoms.mean(axis=0) - own, weights, clusters, 0),
-                    atol=1e-12,
-                )
-                assert against["random"]["normality_p"] == pytest.approx(stats.shapiro(null).pvalue, rel=1e-6)
-                family = len(costs) if against is cost else sum(bool(one["equal_counts"]) for _, one in costs)
-                reach = stats.t.ppf(1 - 0.05 / family, len(null) - 1) * math.sqrt(
-                    1 + 1 / len(null)
-                ) + stats.norm.ppf(0.8)
-                assert against["smallest_detectable"] == pytest.approx(reach * null.std(ddof=1))
-        assert [cost["p_corrected"] for _, cost in costs] == pytest.approx(
-            holm([cost["p"] for _, cost in costs])
-        )
-        assert [cost["p_worse_corrected"] for _, cost in costs] == pytest.approx(
-            holm([cost["p_worse"] for _, cost in costs])
-        )
+    scores = {digest: -values for digest, values in by_digest(items, "score").items()}
+    measures = [
+        Rows("loss", by_digest(losses, "loss"), tokens, documents),
+        Rows("guess", scores, np.ones(ITEMS), list(range(ITEMS))),
+    ]
+    for rows in measures:
+        costs = [(plan, plan if rows.name == "loss" else plan["tasks"][0]) for plan in result["plans"]]
         unequal = [cost["equal_counts"] for _, cost in costs if cost["equal_counts"]]
         assert unequal, "scope global gives unequal counts"
-        assert [one["p_corrected"] for one in unequal] == pytest.approx(holm([one["p"] for one in unequal]))
-        recompute_pairs(result, name, values, weights, clusters)
+        for plan, cost in costs:
+            recompute_cost(rows, plan, cost)
+            recompute_chance(kind, rows, plan, cost, cost, len(costs))
+            if cost["equal_counts"]:
+                recompute_chance(kind, rows, plan, cost, cost["equal_counts"], len(unequal))
+        recompute_corrections([cost for _, cost in costs], unequal)
+        recompute_pairs(result, rows.name, rows.values, rows.weights, rows.clusters)
     assert {plan["verdict"] for plan in result["plans"]} <= {
         "beats random",
         "not distinguishable",
         "worse than random",
     }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The raw rows of a measure: values by digest, weights and clusters of the rows."""
+
+    name: str
+    values: dict[str, Any]
+    weights: Any
+    clusters: list[Any]
+
+    def mean(self, differences: Any) -> Any:
+        return np.average(differences, weights=self.weights)
+
+    def interval(self, differences: Any) -> Any:
+        return interval(differences, self.weights, self.clusters, 0)
+
+
+def recompute_cost(rows: Rows, plan: dict[str, Any], cost: dict[str, Any]) -> None:
+    """A plan and its reverse against the unpruned model."""
+    own, reverse, full = (rows.values[digest] for digest in (plan["digest"], plan["reversed_digest"], "full"))
+    assert cost["delta"] == pytest.approx(rows.mean(own - full), abs=1e-12)
+    np.testing.assert_allclose(cost["delta_interval"], rows.interval(own - full), atol=1e-12)
+    assert cost["reversed_delta"] == pytest.approx(rows.mean(reverse - full), abs=1e-12)
+    np.testing.assert_allclose(cost["ends_interval"], rows.interval(reverse - own), atol=1e-12)
+    assert cost["p_full"] == pytest.approx(paired_p(rows.name, own, full, rows.weights, rows.clusters))
+
+
+def recompute_chance(
+    kind: str, rows: Rows, plan: dict[str, Any], cost: dict[str, Any], against: dict[str, Any], tests: int
+) -> None:
+    """A plan against random plans: of its own counts, or of equal ones."""
+    own, full = rows.values[plan["digest"]], rows.values["full"]
+    randoms = np.array([rows.values[digest] for digest in against["random"]["digests"]])
+    null = np.array([rows.mean(row - full) for row in randoms])
+    np.testing.assert_allclose(against["random"]["values"], null, atol=1e-12)
+    p = chance(kind, cost["delta"], np.array(against["random"]["values"]))
+    assert (against["p"], against["p_worse"]) == pytest.approx(p)
+    assert against["effect"] == pytest.approx((null.mean() - cost["delta"]) / null.std(ddof=1))
+    np.testing.assert_allclose(against["interval"], rows.interval(randoms.mean(axis=0) - own), atol=1e-12)
+    assert against["random"]["normality_p"] == pytest.approx(stats.shapiro(null).pvalue, rel=1e-6)
+    spread = math.sqrt(1 + 1 / len(null))
+    reach = stats.t.ppf(1 - 0.05 / tests, len(null) - 1) * spread + stats.norm.ppf(0.8)
+    assert against["smallest_detectable"] == pytest.approx(reach * null.std(ddof=1))
+
+
+def recompute_corrections(costs: list[dict[str, Any]], unequal: list[dict[str, Any]]) -> None:
+    """Holm, over all tests of a kind."""
+    for corrected, raw in (("p_corrected", "p"), ("p_worse_corrected", "p_worse")):
+        assert [cost[corrected] for cost in costs] == pytest.approx(holm([cost[raw] for cost in costs]))
+    corrected = [test["p_corrected"] for test in unequal]
+    assert corrected == pytest.approx(holm([test["p"] for test in unequal]))
 
 
 def paired_p(name: str, one: Any, other: Any, weights: Any, clusters: list[Any]) -> Any:

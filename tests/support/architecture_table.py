@@ -28,18 +28,21 @@ REFUSED = {
     "diffusion_gemma": "two MoE blocks in one decoder layer",
     "ernie4_5_vl_moe": "two MoE blocks in one decoder layer",
     "inkling_mm_model": "has 9 rows for 8 experts, some for shared or skipped ones",
-    "deepseek_v4": "is a table of whole numbers, as routers use that choose experts by token id; it cannot be cut",
+    "deepseek_v4": (
+        "is a table of whole numbers, as routers use that choose experts by token id; it cannot be cut"
+    ),
     "inkling_text": "has 9 rows for 8 experts, some for shared or skipped ones",
     "zaya": "has 9 rows for 8 experts, some for shared or skipped ones",
 }
 HEAD = """# Architectures
 
-Every causal-LM type of transformers {version} that routes through its experts interface, built small with random
-weights by its own configuration class: found by structure, calibrated, then restricted = cut = exported and reloaded,
-logits bit-equal, with equal counts and with unequal ones (`scope: global`, which loads by the named class of the
-library, resized); and as close as rounding to routing with masked logits, which needs no code of Excise. Routers that
-know groups have two. Effects at positions (`excise effects`, `excise audit`) are packed into one forward where that
-equals plain replay, else every intervention is a whole forward. {supported} supported, {refused} refused, none failing.
+Every causal-LM type of transformers {version} that routes through its experts interface, built small with
+random weights by its own configuration class: found by structure, calibrated, then restricted = cut =
+exported and reloaded, logits bit-equal, with equal counts and with unequal ones (`scope: global`, which
+loads by the named class of the library, resized); and as close as rounding to routing with masked logits,
+which needs no code of Excise. Routers that know groups have two. Effects at positions (`excise effects`,
+`excise audit`) are packed into one forward where that equals plain replay, else every intervention is a
+whole forward. {supported} supported, {refused} refused, none failing.
 
 `tests/prune/checkpoint/test_breadth.py` tries every type and compares its row;
 `python -m tests.support.architecture_table --write` writes the table.
@@ -49,9 +52,9 @@ equals plain replay, else every intervention is a whole forward. {supported} sup
 MULTIMODAL = """
 ## Multimodal wrappers
 
-Types with a `text_config`, pruned in their language part; towers for images and sound are copied byte for byte, also
-where they have experts of their own. All that have experts behind the interface themselves, and some that wrap a type
-of the first table. {supported} supported, {refused} refused.
+Types with a `text_config`, pruned in their language part; towers for images and sound are copied byte for
+byte, also where they have experts of their own. All that have experts behind the interface themselves, and
+some that wrap a type of the first table. {supported} supported, {refused} refused.
 
 {head}
 """

@@ -3,26 +3,19 @@
 It counts what it sends.
 """
 
-import hashlib
-import json
-import re
-import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from time import sleep  # tests switch time.sleep off for the client
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 from tests.support import tiny
+from tests.support.fake_hub_answers import WEIGHTS, Fault, Repo, Sent, handler_of
 
 CARD = b"---\nlicense: other\nlicense_name: tiny\nlanguage: en\n---\nA card.\n"
 COMPANIONS = {"README.md": CARD, "LICENSE": b"terms", "NOTICE": b"notes", "hy.tiktoken": b"words"}
@@ -38,60 +31,6 @@ COPIES = {
 }
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 INDEX = "model.safetensors.index.json"
-CHUNK = 2**14  # bytes
-WEIGHTS = (".safetensors", ".bin", ".gguf", ".pth")
-
-
-@dataclass
-class Sent:
-    """One answer. path: of a file, or the endpoint; bytes: of its body, as far as they were sent."""
-
-    method: str
-    path: str
-    status: int
-    bytes: int
-
-
-@dataclass
-class Fault:
-    """What happens to requests whose `METHOD path` matches: not to the first `skip`, to the `times` next
-    ones.
-
-    kind: a status like 500, reset, close, stall, junk (a page that is not the hub's), short (another length);
-        after: bytes sent before.
-    """
-
-    where: str
-    kind: str
-    after: int = 0
-    skip: int = 0
-    times: int = 10**6
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class Repo:
-    """revisions: branch, tag or commit -> the files then."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.revisions: dict[str, dict[str, bytes]] = {}
-        self.push(files)
-
-    def push(self, files: dict[str, bytes], *names: str) -> str:
-        """A new commit, at the head of main, or under these names."""
-        commit = hashlib.sha1(
-            repr(sorted((name, hashlib.sha1(data).hexdigest()) for name, data in files.items())).encode()
-        ).hexdigest()
-        for name in (commit, *(names or ("main",))):
-            self.revisions[name] = files
-        return commit
-
-    def commit(self, revision: str = "main") -> str:
-        files = self.revisions[revision]
-        return next(
-            name
-            for name, held in self.revisions.items()
-            if held is files and re.fullmatch(r"[0-9a-f]{40}", name)
-        )
 
 
 class Server(ThreadingHTTPServer):
@@ -113,7 +52,7 @@ class FakeHub:
         self.gated: set[str] = set()
         self.token = "hf_valid"
         self.slow = 0.0  # seconds after every CHUNK of weights, headers excepted
-        server = Server(("127.0.0.1", 0), _handler(self))
+        server = Server(("127.0.0.1", 0), handler_of(self))
         self.server = server
         self.url = f"http://127.0.0.1:{server.server_port}"
         self._thread = threading.Thread(
@@ -154,178 +93,6 @@ class FakeHub:
         """Starts counting again."""
         self.sent.clear()
         self.faults.clear()
-
-
-def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # headers and body go at once
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            pass
-
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        def answer(self) -> Any:
-            url = urlsplit(self.path)
-            path = unquote(url.path)
-            api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path)
-            file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/(.+)", path)
-            found = api or file
-            if not found:  # telemetry and the like
-                return self.refuse("", 404, {})
-            name = found[1]
-            if file:  # what is counted is the file's own name, whatever the commit
-                path = re.sub(rf"/{re.escape(name)}/resolve/([0-9a-f]{{40}}|main)/", "", path)
-            if fault := self.fault(unquote(url.path)):
-                if fault.kind.isdecimal():
-                    return self.refuse(path, int(fault.kind), fault.headers)
-                if fault.kind == "junk":
-                    return self.send(
-                        path, b"<html>log in to the hotel first</html>", {"Content-Type": "text/html"}
-                    )
-                if fault.kind == "stall":
-                    sleep(30)
-                if not fault.after:
-                    return self.drop(fault.kind)
-            repo = hub.repos.get(name)
-            if repo is None:
-                return self.refuse(
-                    path,
-                    401,
-                    {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Invalid username or password."},
-                )
-            if file:
-                return self.file(name, repo, file[2], fault)
-            revision = (api[3] if api else None) or "main"
-            if revision not in repo.revisions:
-                return self.refuse(path, 404, {"X-Error-Code": "RevisionNotFound"})
-            listed = [_entry(file, data) for file, data in repo.revisions[revision].items()]
-            if api and api[2] == "tree":
-                return self.send(path, json.dumps(listed).encode())
-            blobs = "blobs" in parse_qs(url.query)
-            info = {
-                "id": name,
-                "sha": repo.commit(revision),
-                "siblings": [_sibling(entry, blobs) for entry in listed],
-            }
-            return self.send(
-                path, json.dumps({**info, "gated": "manual" if name in hub.gated else False}).encode()
-            )
-
-        def file(self, name: str, repo: Repo, rest: str, fault: Fault | None) -> Any:
-            held = [revision for revision in repo.revisions if rest.startswith(f"{revision}/")]
-            if not held:
-                return self.refuse(self.path, 404, {"X-Error-Code": "RevisionNotFound"})
-            revision = max(held, key=len)
-            path = rest[len(revision) + 1 :]
-            commit = {"X-Repo-Commit": repo.commit(revision)}
-            if name in hub.gated and self.headers.get("Authorization") != f"Bearer {hub.token}":
-                return self.refuse(path, 401, {"X-Error-Code": "GatedRepo", **commit})
-            data = repo.revisions[revision].get(path)
-            if data is None:
-                return self.refuse(path, 404, {"X-Error-Code": "EntryNotFound", **commit})
-            return self.send(path, data, {"ETag": f'"{_blob(path, data)}"', **commit}, fault)
-
-        def fault(self, path: str) -> Fault | None:
-            for fault in hub.faults:
-                if re.search(fault.where, f"{self.command} {path}"):
-                    fault.skip -= 1
-                    if fault.skip < 0 < fault.times:
-                        fault.times -= 1
-                        return fault
-            return None
-
-        def refuse(self, path: str, status: int, headers: dict[str, str]) -> None:
-            if path:
-                hub.sent.append(Sent(self.command, path, status, 0))
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": "0"}.items():
-                self.send_header(key, value)
-            self.end_headers()
-
-        def drop(self, kind: str) -> None:
-            if kind == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-            self.connection.close()
-
-        def send(
-            self, path: str, data: bytes, headers: dict[str, str] | None = None, fault: Fault | None = None
-        ) -> None:
-            first, last, status = 0, len(data), 200
-            if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-                first, status = int(wanted[1]), 206
-                last = min(last, int(wanted[2]) + 1) if wanted[2] else last
-            self.send_response(status)
-            for key, value in {
-                "Content-Type": "application/json",
-                "Accept-Ranges": "bytes",
-                **(headers or {}),
-            }.items():
-                self.send_header(key, value)
-            if status == 206:
-                self.send_header("Content-Range", f"bytes {first}-{last - 1}/{len(data)}")
-            short = (
-                fault.after if fault and fault.kind == "short" else 0
-            )  # a length that is not that of the file
-            body = data[first:last][: short or None]
-            self.send_header("Content-Length", str(len(body)))
-            sent = Sent(self.command, path, status, 0)
-            hub.sent.append(sent)
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            end = fault.after if fault and fault.after and not short else len(body)
-            for start in range(0, min(end, len(body)), CHUNK):
-                chunk = body[start : min(start + CHUNK, end)]
-                sent.bytes += len(chunk)  # before: the client may be done with it at once
-                self.wfile.write(chunk)
-                sleep(hub.slow if status == 200 and path.endswith(WEIGHTS) else 0)
-            if fault and fault.after and not short:
-                self.wfile.flush()
-                sleep(0.05)  # a reset would overtake what was sent
-                self.drop(fault.kind)
-
-    return Handler
-
-
-def _blob(path: str, data: bytes) -> str:
-    return (
-        hashlib.sha256(data).hexdigest()
-        if path.endswith(WEIGHTS)
-        else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    )
-
-
-def _entry(path: str, data: bytes) -> dict[str, Any]:
-    large = (
-        {"lfs": {"oid": _blob(path, data), "size": len(data), "pointerSize": 134}}
-        if path.endswith(WEIGHTS)
-        else {}
-    )
-    return {
-        "type": "file",
-        "path": path,
-        "size": len(data),
-        "oid": hashlib.sha1(data).hexdigest() if large else _blob(path, data),
-        **large,
-    }
-
-
-def _sibling(entry: dict[str, Any], blobs: bool) -> dict[str, Any]:
-    if not blobs:
-        return {"rfilename": entry["path"]}
-    lfs = (
-        {"lfs": {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 134}}
-        if "lfs" in entry
-        else {}
-    )
-    return {"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"], **lfs}
 
 
 @contextmanager

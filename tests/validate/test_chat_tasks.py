@@ -109,7 +109,10 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert session(False).benchmark.template == ""
     with pytest.raises(
         ExciseError,
-        match=r"validate\.tasks\.chat_template: the tokenizer has no template 'verbose'; it has default, mute, terse",
+        match=(
+            r"validate\.tasks\.chat_template: the tokenizer has no template "
+            r"'verbose'; it has default, mute, terse"
+        ),
     ):
         _ = session("verbose").benchmark
     with pytest.raises(

@@ -117,7 +117,8 @@ def test_answers_belong_to_a_tokenizer_and_its_generation_settings(
 ) -> None:
     """Rows of items are found again for the same tokenizer only: another one asks other prompts."""
     model = shutil.copytree(saved["olmoe"], tmp_path / "model")
-    tasks = f"validate.tasks={{names: [guess], include: {task_file(tmp_path / 'tasks')}, limit: 12, random_plans: 5}}"
+    include = task_file(tmp_path / "tasks")
+    tasks = f"validate.tasks={{names: [guess], include: {include}, limit: 12, random_plans: 5}}"
     keys = []
     for change in ({}, {"repetition_penalty": 3.0}):
         path = model / "generation_config.json"

@@ -81,7 +81,7 @@ def test_items_are_kept(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_one_sweep_gives_the_scores_of_whole_forwards(anatomy: Anatomy, tmp_path: Path) -> None:
-    """All plans together, with all weights in memory and layer by layer: lm-eval's own answers, bit by bit."""
+    """All plans together, with all weights in memory and layer by layer: lm-eval's own answers."""
     task_file(tmp_path / "tasks")
     benchmark = Benchmark(("guess",), tmp_path / "tasks", None, None)
     plans = [None, *(uniform_plan((0, 1, 2), kept) for kept in ((0, 2, 3, 5), (1, 4, 6, 7)))]
@@ -211,7 +211,10 @@ def test_tasks_without_items_to_compare(tmp_path: Path) -> None:
     )
     with pytest.raises(
         ExciseError,
-        match=r"guess has no score per item \(loglikelihood_rolling\); losses of text belong in validate\.data",
+        match=(
+            r"guess has no score per item \(loglikelihood_rolling\); "
+            r"losses of text belong in validate\.data"
+        ),
     ):
         _ = Benchmark(("guess",), folder, None, None).parts
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Recipe = Annotated[
     str | None,
     typer.Argument(
+        metavar="RECIPE",
         help="A YAML file, or the name of a recipe that comes with Excise (demo).",
         autocompletion=completion.recipes,
     ),
@@ -39,7 +40,7 @@ Ddof = Annotated[
         help="Taken off n in the standard deviation of d; default 1, or the recipe's.",
     ),
 ]
-Table = Annotated[Shown, typer.Option("--outcome", help="Whose cells the table shows; --json has all.")]
+Outcome = Annotated[Shown, typer.Option("--outcome", help="Whose cells the table shows; --json has all.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder of the audit; default runs/<recipe>-audit.")
 ]
@@ -49,7 +50,7 @@ def audit(
     recipe: Recipe = None,
     positions: Positions = None,
     ddof: Ddof = None,
-    outcome: Table = Shown.DELTA,
+    outcome: Outcome = Shown.DELTA,
     output: Output = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,

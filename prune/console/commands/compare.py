@@ -34,8 +34,8 @@ def compare(
             return 0
         prepared = call.prepared()
         with waiting("loading libraries", quiet):
-            from prune.compare.comparison import Comparison
-        result = Comparison(prepared).execute()
+            from prune.compare.comparison import ComparisonRun
+        result = ComparisonRun(prepared).execute()
         show.print_json(result) if as_json else show.comparison(result)
         return 0
 

@@ -1,12 +1,9 @@
 """`excise criteria`."""
 
-from typing import Any
-
 from prune.console import show
+from prune.console.criteria_listing import row_of
 from prune.console.exits import guarded
 from prune.console.options import Debug, Json
-
-COLUMNS = ("name", "formula", "needs", "cost", "grows", "source")
 
 
 def criteria(as_json: Json = False, debug: Debug = False) -> None:
@@ -15,18 +12,8 @@ def criteria(as_json: Json = False, debug: Debug = False) -> None:
     def work() -> int:
         from criteria.registry import CRITERIA
 
-        rows = [{column: getattr(row, column) for column in COLUMNS} for row in CRITERIA.values()]
-        settings = {name: row.experiment.options for name, row in CRITERIA.items() if row.experiment}
-        if not as_json:
-            show.criteria(rows, settings)
-            return 0
-        for row in rows:
-            row["settings"] = _settings(settings.get(row["name"], {}))
-        show.print_json(rows)
+        rows = [row_of(criterion) for criterion in CRITERIA.values()]
+        show.print_json(rows) if as_json else show.criteria(rows)
         return 0
 
     guarded(work, True, debug)
-
-
-def _settings(options: Any) -> dict[str, Any]:
-    return {name: {"default": option.default, "help": option.help} for name, option in options.items()}

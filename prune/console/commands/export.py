@@ -12,8 +12,8 @@ from prune.console.options import Debug, Force, Json, Model, Quiet
 
 def export(
     model: Model,
-    plan: Annotated[Path, typer.Argument(help="plan.json of a run, or one written by hand.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json of a run, or one written by hand.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new checkpoint.")],
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -14,6 +14,7 @@ from prune.console.options import Debug, DryRun, Force, Json, Quiet, Set
 Recipe = Annotated[
     str,
     typer.Argument(
+        metavar="RECIPE",
         help="A YAML file with a finetune block, or the name of a recipe that comes with Excise.",
         autocompletion=completion.recipes,
     ),

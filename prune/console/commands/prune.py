@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Subject = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE-OR-MODEL",
+        metavar="RECIPE|MODEL",
         help=(
             "A YAML file, the name of a recipe that comes with Excise (demo), or a model: "
             "a folder, or organisation/name on the hub; @revision may follow."
@@ -137,9 +137,9 @@ def _checked_model(call: Call, wishes: Wishes) -> "Checked":
     from prune.session.outputs import default_output
     from prune.starter.defaults import fitted, starter_recipe
     from prune.starter.passages import check_text
-    from prune.starter.request import model_name, short_name
+    from prune.starter.request import short_name, subject_name
 
-    model = model_name(call.recipe)
+    model = subject_name(call.recipe)
     if wishes.text is not None:
         check_text(wishes.text)
     recipe = starter_recipe(model, wishes, call.overrides)

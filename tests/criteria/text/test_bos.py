@@ -146,8 +146,9 @@ def test_context() -> None:
 def test_windows_that_do_not_fit_are_said_or_refused(
     begins_model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A user reads it once, although two texts are read; refused before a text is tokenised, where the model has no such
-    positions.
+    """A user reads it once, although two texts are read.
+
+    Where the model has no such positions it is refused before a text is tokenised.
     """
     recipe = parse_recipe(recipe_of(begins_model, text, length=130, sequences=1), "recipe", tmp_path)
     session = Session(prepare(recipe, tmp_path / "run"))
@@ -186,7 +187,10 @@ def test_windows_without_content(tmp_path: Path) -> None:
     """All of one special token: refused; some: said. A text of one ordinary token is a text."""
     path = tmp_path / "a.txt"
     path.write_text("strange " * 60)
-    holds = r"3 of 3 windows hold nothing but the special token <unk> \(the first in .*a\.txt\); is this the token"
+    holds = (
+        r"3 of 3 windows hold nothing but the special token <unk> \(the "
+        r"first in .*a\.txt\); is this the token"
+    )
     with pytest.raises(ExciseError, match=rf"data \(text\): {holds}"):
         read_windows([Source(text=(path,))], unknowing(), length=20, sequences=3, seed=0)
     with pytest.raises(ExciseError, match=rf"a\.txt: {holds}"):

@@ -177,7 +177,10 @@ def test_parquet_fills_missing_keys_with_nulls(tmp_path: Path) -> None:
             PLAIN,
             [OPENAI],
             None,
-            r"data \(jsonl\): chat_template: the tokenizer has no chat template; take .* or chat_template: false",
+            (
+                r"data \(jsonl\): chat_template: the tokenizer has no chat "
+                r"template; take .* or chat_template: false"
+            ),
         ),
         (PLAIN, [{"text": "x"}], True, r"data \(jsonl\): chat_template: the tokenizer has no chat template"),
         (

@@ -91,7 +91,8 @@ def test_a_text_in_two_places(tmp_path: Path) -> None:
     whole = len(text.read_text()) // 30
     read(2 * whole, text=[str(text), str(tmp_path / "c.txt")], notes=notes)
     assert notes[0].startswith(
-        f"data: {whole} of {2 * whole} windows hold the same text as another one (the first in {tmp_path / 'c.txt'}"
+        f"data: {whole} of {2 * whole} windows hold the same text as "
+        f"another one (the first in {tmp_path / 'c.txt'}"
     )
 
 

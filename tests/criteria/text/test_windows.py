@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from criteria.text.disjoint import check_disjoint, overlap
+from criteria.text.disjoint import check_disjoint, repeated_windows
 from criteria.text.reading import read_windows
 from criteria.text.sources import Source
 from criteria.text.standard_library import documents, split_of
@@ -83,7 +83,7 @@ def test_overlap_is_found_at_any_offset(shift: int) -> None:
             rows, np.ones_like(rows, bool), np.zeros(count, int), np.zeros(count, int), ("doc",), ("x",)
         )
 
-    assert overlap(cut(0, 8), cut(200 + shift, 2)) == [0, 1]
+    assert repeated_windows(cut(0, 8).tokens, cut(200 + shift, 2)) == [0, 1]
     with pytest.raises(ExciseError, match=r"overlap: 2 of 2 validation windows \(the first in doc\)"):
         check_disjoint(cut(0, 8), cut(200 + shift, 2))
     check_disjoint(cut(0, 8), cut(450, 4))

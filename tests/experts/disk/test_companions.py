@@ -25,16 +25,21 @@ from tests.support import tiny
 from tests.support.inputs import unequal_plan, uniform_plan
 
 GOES_ALONG = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "qwen.tiktoken", "tekken.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", "additional_chat_templates/tools.jinja", "generation_config.json", "preprocessor_config.json", "LICENSE",
-    "LICENSE.txt", "NOTICE", "USE_POLICY.md", "modeling_other.py", "hf_quant_config.json", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "qwen.tiktoken",
+    "tekken.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "additional_chat_templates/tools.jinja", "generation_config.json", "preprocessor_config.json",
+    "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "modeling_other.py", "hf_quant_config.json",
+    "special_tokens_map.json",
 )  # fmt: skip
 STAYS = (
-    "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "consolidated.00.pth",
-    "original/model.safetensors", "original/config.json", "metal/model.bin", "onnx/model.onnx", "model-Q4_K_M.gguf", "optimizer.pt",
-    "trainer_state.json", "training_args.bin", "rng_state_0.pth", "scheduler.pt", "adapter_config.json", "adapter_model.safetensors",
-    "figure.png", "params.json", "dtypes.json", "config.json", "README.md", ".gitattributes", "excise_plan.json", "excise_recovery.json", "modeling_excise.py",
-    "additional_chat_templates/deep/x.jinja", "additional_chat_templates/model.safetensors", "events.out.tfevents.1",
+    "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "consolidated.00.pth", "original/model.safetensors", "original/config.json",
+    "metal/model.bin", "onnx/model.onnx", "model-Q4_K_M.gguf", "optimizer.pt", "trainer_state.json",
+    "training_args.bin", "rng_state_0.pth", "scheduler.pt", "adapter_config.json",
+    "adapter_model.safetensors", "figure.png", "params.json", "dtypes.json", "config.json", "README.md",
+    ".gitattributes", "excise_plan.json", "excise_recovery.json", "modeling_excise.py",
+    "additional_chat_templates/deep/x.jinja", "additional_chat_templates/model.safetensors",
+    "events.out.tfevents.1",
 )  # fmt: skip
 
 
@@ -87,9 +92,9 @@ def test_provenance_chains_and_is_not_copied(source: Path, tmp_path: Path) -> No
     assert Plan.from_json(step["plan"]) == uniform_plan((0, 1, 2))
     assert Plan.read(third / "excise_plan.json") == smaller((0, 1, 2))
     assert (
-        "The source has a history: pruned to 6 of 8 experts per layer (made by hand, no budget recorded), then trained."
-        in (third / "README.md").read_text()
-    )
+        "The source has a history: pruned to 6 of 8 experts per layer (made "
+        "by hand, no budget recorded), then trained."
+    ) in (third / "README.md").read_text()
     layout = lay_out(open_checkpoint(healed))
     assert pruned_plan(third, layout, fingerprint(layout.checkpoint)) == smaller(
         (0, 1, 2)

@@ -348,7 +348,10 @@ def test_a_gated_model(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.gated.add("org/tiny")
     with pytest.raises(
         ExciseError,
-        match=rf"accept their terms: do so at {hub.url}/org/tiny, then log in \(`hf auth login`, or HF_TOKEN\)",
+        match=(
+            rf"accept their terms: do so at {hub.url}/org/tiny, then "
+            rf"log in \(`hf auth login`, or HF_TOKEN\)"
+        ),
     ):
         inspect_model("org/tiny")
     monkeypatch.setenv("HF_TOKEN", hub.token)

@@ -168,7 +168,10 @@ def test_one_file_that_is_not_there(hub: FakeHub, tmp_path: Path, offline: Calla
     offline()
     with pytest.raises(
         ExciseError,
-        match=r"org/one: neither model.safetensors .* \(so it is in the local cache; the hub cannot be reached",
+        match=(
+            r"org/one: neither model.safetensors .* \(so it is in the "
+            r"local cache; the hub cannot be reached"
+        ),
     ):
         inspect_model("org/one")
 

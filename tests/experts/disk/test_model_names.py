@@ -222,18 +222,22 @@ def test_what_belongs_to_a_model() -> None:
     ones.
     """
     ours = [
-        "LICENSE", "LICENSE-MODEL", "LICENSE.txt", "NOTICE", "Notice.txt", "README.md", "Third-party-notices.md", "USAGE_POLICY", "USE_POLICY.md",
-        "added_tokens.json", "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "chat_template.json", "config.json",
-        "configuration_deepseek.py", "excise_plan.json", "generation_config.json", "hf_quant_config.json", "hy.tiktoken", "merges.txt",
-        "modeling_deepseek.py", "preprocessor_config.json", "processor_config.json", "quantize_config.json", "special_tokens_map.json",
-        "spiece.model", "tekken.json", "tiktoken.model", "tokenization_kimi.py", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-        "vocab.json", "vocab.txt",
+        "LICENSE", "LICENSE-MODEL", "LICENSE.txt", "NOTICE", "Notice.txt", "README.md",
+        "Third-party-notices.md", "USAGE_POLICY", "USE_POLICY.md", "added_tokens.json",
+        "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "chat_template.json",
+        "config.json", "configuration_deepseek.py", "excise_plan.json", "generation_config.json",
+        "hf_quant_config.json", "hy.tiktoken", "merges.txt", "modeling_deepseek.py",
+        "preprocessor_config.json", "processor_config.json", "quantize_config.json",
+        "special_tokens_map.json", "spiece.model", "tekken.json", "tiktoken.model", "tokenization_kimi.py",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
     ]  # fmt: skip
     others = [
-        ".gitattributes", "assets/logo.png", "benchmark.png", "consolidated.safetensors", "consolidated.00.pth", "dtypes.json", "figures/a.pdf",
-        "flax_model.msgpack", "inference/model.py", "metal/model.bin", "model-00001-of-00002.safetensors", "model.fp16.safetensors",
-        "model.safetensors", "model.safetensors.index.json", "onnx/tokenizer.json", "onnx/model.onnx", "optimizer.pt", "original/config.json",
-        "original/tokenizer.model", "params.json", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "q4.gguf",
-        "trainer_state.json", "training_args.bin",
+        ".gitattributes", "assets/logo.png", "benchmark.png", "consolidated.safetensors",
+        "consolidated.00.pth", "dtypes.json", "figures/a.pdf", "flax_model.msgpack", "inference/model.py",
+        "metal/model.bin", "model-00001-of-00002.safetensors", "model.fp16.safetensors",
+        "model.safetensors", "model.safetensors.index.json", "onnx/tokenizer.json", "onnx/model.onnx",
+        "optimizer.pt", "original/config.json", "original/tokenizer.model", "params.json",
+        "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "q4.gguf", "trainer_state.json",
+        "training_args.bin",
     ]  # fmt: skip
     assert companions([*others, *reversed(ours)]) == sorted(ours)

@@ -33,7 +33,7 @@ from experts.disk.shards import (
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.checkpoint.shard_files import header
-from prune.checkpoint.slices import Piece
+from prune.checkpoint.slices import NewTensor
 from prune.checkpoint.write import export
 from prune.inspect import summary
 
@@ -79,7 +79,7 @@ def tensors(draw: st.DrawFn) -> dict[str, tuple[str, list[int], bytes]]:
 def write(path: Path, stored: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str]) -> None:
     """By the export's own header writer, as if every tensor were kept whole."""
     pieces = [
-        Piece(
+        NewTensor(
             name,
             dtype,
             tuple(shape),
@@ -179,8 +179,9 @@ def test_files_of_random_bytes(raw: bytes, honest: bool, tmp_path: Path) -> None
     check_consistent(path)
 
 
-LITERALS = ["NaN", "Infinity", "-Infinity", "-1", "1.5", "1e3", "1e999", "9" * 5000, "9" * 19, "true", "null", '"8"', '"\\ud800"', "[]", "{}",
-            "[" * 300 + "]" * 300, "[" * 5000 + "]" * 5000, "[0,0]", '{"0":1,"1":2}', "0"]  # fmt: skip
+LITERALS = ["NaN", "Infinity", "-Infinity", "-1", "1.5", "1e3", "1e999", "9" * 5000, "9" * 19, "true",
+            "null", '"8"', '"\\ud800"', "[]", "{}", "[" * 300 + "]" * 300,
+            "[" * 5000 + "]" * 5000, "[0,0]", '{"0":1,"1":2}', "0"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -331,7 +332,8 @@ def test_the_example_gets_through(folder: Path) -> None:
     assert use(folder, UNEVEN)
 
 
-ODD = [-1, 0, 1, 3, 7, 8, 9, 2**40, 2**63, 10**18, 10**4000, 1.0, 8.0, float("nan"), float("inf"), True, False, None, "8", "", [], [8], {},
+ODD = [-1, 0, 1, 3, 7, 8, 9, 2**40, 2**63, 10**18, 10**4000, 1.0, 8.0, float("nan"), float("inf"), True,
+       False, None, "8", "", [], [8], {},
        {"num_experts": 8}, ["x", 1], {"a": {"b": [None]}}, "\ud800"]  # fmt: skip
 
 

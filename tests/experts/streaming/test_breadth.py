@@ -1,4 +1,4 @@
-"""Every type behind the experts interface, alone and in a wrapper: layers from disk are those of a whole load."""
+"""Layers from disk against whole loads, bit by bit: every type and wrapper."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What cannot be streamed is refused in one line, before data is read where headers tell it; nothing stays."""
+"""What cannot be streamed is refused in one line, before data is read where headers tell it."""
 
 import json
 import os

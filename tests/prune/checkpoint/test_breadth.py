@@ -71,7 +71,7 @@ def test_refused(model_type: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", [name for name in ALL if name not in REFUSED])
-def test_supported(model_type: str, tmp_path: Path) -> None:
+def test_restricted_cut_and_reloaded_are_bit_equal(model_type: str, tmp_path: Path) -> None:
     model = build(model_type)
     anatomy = dissect(model)
     assert len(anatomy.layers) > 1

@@ -172,7 +172,8 @@ FORMATS: dict[str, Format] = {
         },
     ),
 }
-OTHERS: Tensors = {  # of every model: an embedding without a head of its own (tied), a norm, a scalar, an empty tensor
+# Of every model: an embedding without a head of its own (tied), a norm, a scalar, an empty tensor.
+OTHERS: Tensors = {
     "model.embed_tokens.weight": ("BF16", (32, H)),
     "model.norm.weight": ("BF16", (H,)),
     "model.scalar": ("F32", ()),

@@ -78,13 +78,7 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """Seven criteria, two fractions, two scopes: everything is measured once, and the numbers are those of
     the raw rows.
     """
-    data = yaml.safe_load(recipe_path.read_text())
-    data |= {
-        "criteria": CRITERIA,
-        "compare": {"fractions": [0.25, 0.5], "scopes": ["layer", "global"], "stability_cost": 3.5},
-    }
-    data["validate"]["chance"], data["prune"]["protect_super_experts"] = "normal", False
-    recipe_path.write_text(yaml.safe_dump(data))
+    write_comparison(recipe_path)
     experiments, measure = [], calibration_module.measure
     monkeypatch.setattr(
         calibration_module,
@@ -94,13 +88,41 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     done = invoke("compare", recipe_path, "-o", tmp_path / "c")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    once = [one for one in experiments if "gradient" not in one[0]]
+    check_experiments(experiments)
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text()) == result
+    check_plans(result)
+    check_flat_rows(result, tmp_path / "c" / "comparison.csv")
+    check_plan_tables(result)
+    check_raw_rows(result, tmp_path / "c" / "losses.csv")
+    check_scopes(result)
+    assert "do unequal counts per layer pay?" in (tmp_path / "c" / "comparison.md").read_text()
+    again = invoke("compare", recipe_path, "-o", tmp_path / "c")
+    assert json.loads(again.stdout) == result
+    assert len(experiments) == 6, "results of experiments are kept"
+
+
+def write_comparison(recipe: Path) -> None:
+    """Seven criteria at two fractions in two scopes."""
+    data = yaml.safe_load(recipe.read_text())
+    data |= {
+        "criteria": CRITERIA,
+        "compare": {"fractions": [0.25, 0.5], "scopes": ["layer", "global"], "stability_cost": 3.5},
+    }
+    data["validate"]["chance"], data["prune"]["protect_super_experts"] = "normal", False
+    recipe.write_text(yaml.safe_dump(data))
+
+
+def check_experiments(experiments: list[tuple[str, int, str]]) -> None:
+    once = [experiment for experiment in experiments if "gradient" not in experiment[0]]
     assert len(once) == len(set(once)) == 3, "removal, greedy once a scope"
     assert len(experiments) == 3 + 3, (
         "gradient, for three criteria, of three calibration seeds: it is cheap enough for stability"
     )
     greedy = [(total, scope) for key, total, scope in experiments if key.startswith("greedy")]
     assert greedy == [(12, "layer"), (12, "global")], "greedy goes down to the smallest budget"
+
+
+def check_plans(result: dict[str, Any]) -> None:
     assert [(plan["scope"], plan["fraction"]) for plan in result["plans"][::7]] == [
         ("layer", 0.25),
         ("layer", 0.5),
@@ -108,8 +130,11 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         ("global", 0.5),
     ]
     assert {plan["criterion"] for plan in result["plans"]} == set(CRITERIA)
-    assert json.loads((tmp_path / "c" / "comparison.json").read_text()) == result
-    with (tmp_path / "c" / "comparison.csv").open() as file:
+
+
+def check_flat_rows(result: dict[str, Any], path: Path) -> None:
+    """comparison.csv."""
+    with path.open() as file:
         flat = list(csv.DictReader(file))
     assert [(row["criterion"], float(row["delta"])) for row in flat] == [
         (plan["criterion"], plan["delta"]) for plan in result["plans"]
@@ -126,6 +151,10 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert any(row["verdict_equal_counts"] for row in flat if row["scope"] == "global"), (
         "unequal counts have a second null"
     )
+
+
+def check_plan_tables(result: dict[str, Any]) -> None:
+    """Stability, overlap and rank agreement: what needs no validation text."""
     repeated = {row["criterion"] for row in result["stability"] if row["seeds"] == 3}
     assert repeated == {"reap", "gradient", "gradient_abs", "reversed:gradient", "random"}
     assert {row["mean"] for row in result["stability"] if row["criterion"] == "random"} == {1.0}, (
@@ -136,8 +165,17 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         matrix = np.array(block["matrix"])
         np.testing.assert_array_equal(np.diag(matrix), 1.0)
         np.testing.assert_allclose(matrix, matrix.T)
+    agreement = result["agreement"]
+    assert agreement["reference"] == CRITERIA[0]
+    spearman = agreement["spearman"]
+    assert set(spearman) == {*CRITERIA[1:], f"{CRITERIA[4]}, scope global"}
+    for layer, opposite in zip(spearman["gradient"], spearman["reversed:gradient"], strict=True):
+        assert layer == pytest.approx(-opposite)
 
-    with (tmp_path / "c" / "losses.csv").open() as file:
+
+def check_raw_rows(result: dict[str, Any], path: Path) -> None:
+    """losses.csv: a row per plan and window, whose means the plans' numbers are."""
+    with path.open() as file:
         rows = list(csv.DictReader(file))
     assert len({(row["digest"], row["window"]) for row in rows}) == len(rows), "a plan was measured twice"
     mean = {
@@ -147,30 +185,21 @@ def test_comparison(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     named = {row["plan"]: row["digest"] for row in rows}
     assert result["loss"] == pytest.approx(mean[named["full"]])
     for plan in result["plans"]:
-        assert plan["delta"] == pytest.approx(mean[plan["digest"]] - result["loss"], abs=1e-12)
-        assert plan["reversed_delta"] == pytest.approx(
-            mean[plan["reversed_digest"]] - result["loss"], abs=1e-12
-        )
+        delta, opposite = (mean[plan[name]] - result["loss"] for name in ("digest", "reversed_digest"))
+        assert plan["delta"] == pytest.approx(delta, abs=1e-12)
+        assert plan["reversed_delta"] == pytest.approx(opposite, abs=1e-12)
 
-    assert [(one["first"], one["fraction"]) for one in result["scopes"]] == [
-        (name, f) for f in (0.25, 0.5) for name in CRITERIA
+
+def check_scopes(result: dict[str, Any]) -> None:
+    """Global against layer counts."""
+    assert [(pair["first"], pair["fraction"]) for pair in result["scopes"]] == [
+        (name, fraction) for fraction in (0.25, 0.5) for name in CRITERIA
     ]
     by_budget = {(plan["criterion"], plan["scope"], plan["fraction"]): plan for plan in result["plans"]}
-    for one in result["scopes"]:
-        wide, same = (by_budget[one["first"], scope, one["fraction"]] for scope in ("global", "layer"))
-        assert one["difference"] == pytest.approx(wide["delta"] - same["delta"], abs=1e-12)
-        assert one["same_plan"] == (wide["digest"] == same["digest"])
-    assert "do unequal counts per layer pay?" in (tmp_path / "c" / "comparison.md").read_text()
-
-    found = result["agreement"]
-    assert found["reference"] == CRITERIA[0]
-    assert set(found["spearman"]) == {*CRITERIA[1:], f"{CRITERIA[4]}, scope global"}
-    for one, other in zip(found["spearman"]["gradient"], found["spearman"]["reversed:gradient"], strict=True):
-        assert one == pytest.approx(-other)
-
-    again = invoke("compare", recipe_path, "-o", tmp_path / "c")
-    assert json.loads(again.stdout) == result
-    assert len(experiments) == 6, "results of experiments are kept"
+    for pair in result["scopes"]:
+        wide, same = (by_budget[pair["first"], scope, pair["fraction"]] for scope in ("global", "layer"))
+        assert pair["difference"] == pytest.approx(wide["delta"] - same["delta"], abs=1e-12)
+        assert pair["same_plan"] == (wide["digest"] == same["digest"])
 
 
 def test_prune_with_a_measured_criterion(
@@ -252,14 +281,14 @@ def test_budgets_that_keep_the_same_are_one_test(
     assert len(result["pairs"]) == 4
     assert all(one["first"] != one["second"] for one in result["pairs"])
     merged = [note for note in result["notes"] if "one test" in note]
-    assert (
-        merged[0]
-        == "fraction=0.51 scope=layer keeps what fraction=0.5 scope=layer keeps: one test, under the name of the latter"
+    assert merged[0] == (
+        "fraction=0.51 scope=layer keeps what fraction=0.5 scope=layer "
+        "keeps: one test, under the name of the latter"
     )
     assert (
-        "fraction=0.625 scope=global keeps what fraction=0.625 scope=layer keeps: one test, under the name of the latter"
-        in merged
-    )
+        "fraction=0.625 scope=global keeps what fraction=0.625 scope=layer "
+        "keeps: one test, under the name of the latter"
+    ) in merged
     assert all(done.stderr.count(f"note: {note}\n") == 1 for note in result["notes"]), "told once"
     assert merged[0] in (tmp_path / "c" / "comparison.md").read_text()
     found = {(plan["criterion"], plan["scope"], plan["fraction"]): plan for plan in result["plans"]}
@@ -373,9 +402,9 @@ def test_fewer_items_or_documents_than_a_test_needs(
     )
     few = invoke("compare", recipe_path, "-o", tmp_path / "a", *tasks, "--set", "validate.tasks.limit=6")
     assert few.exit_code == 1
-    assert (
-        few.stderr
-        == "excise: validate.tasks: guess has 6 items; 3 tests at α = 0.05 need at least 7; raise limit, or take a longer task\n"
+    assert few.stderr == (
+        "excise: validate.tasks: guess has 6 items; 3 tests at α = 0.05 need at "
+        "least 7; raise limit, or take a longer task\n"
     )
     options = ("-o", str(tmp_path / "b"), *tasks[2:], "--set", "validate.sequences=5")
     monkeypatch.delenv("TQDM_DISABLE", raising=False)  # what --quiet left

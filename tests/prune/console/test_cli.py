@@ -36,6 +36,24 @@ def test_help_and_usage() -> None:
     assert excise("nonsense").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune", "org/model", "--keep", "-4"), "'--keep': has to be at least 1"),
+        (("effects", "demo", "--mode", "foo"), "'--mode': 'foo' is not one of"),
+        (("audit", "demo", "--ddof", "2"), "'--ddof': has to be at most 1"),
+        (("export", "demo"), "Missing argument 'PLAN'"),
+        (("inspect",), "Missing argument 'MODEL'"),
+        (("finetune",), "Missing argument 'RECIPE'"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
+)
+def test_usage_errors_are_in_words_of_a_command_line(arguments: tuple[str, ...], message: str) -> None:
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2
+    assert message in " ".join(found.stderr.replace("│", " ").split())
+
+
 def test_inspect(saved: dict[str, Path]) -> None:
     found = excise("inspect", str(saved["deepseek_v3"]))
     assert found.returncode == 0
@@ -66,9 +84,9 @@ def test_export(saved: dict[str, Path], tmp_path: Path) -> None:
     assert json.loads(first.stdout)["removed"] > 0
     again = excise("export", str(saved["olmoe"]), str(plan), str(tmp_path / "out"))
     assert again.returncode == 1
-    assert (
-        again.stderr
-        == f"excise: {tmp_path}/out: exists already; choose another output, or replace it with --force (in Python force=True)\n"
+    assert again.stderr == (
+        f"excise: {tmp_path}/out: exists already; choose another output, or "
+        f"replace it with --force (in Python force=True)\n"
     )
     assert (
         "This export was not tested against random selection" in (tmp_path / "out" / "README.md").read_text()
@@ -81,6 +99,14 @@ def test_export(saved: dict[str, Path], tmp_path: Path) -> None:
         (("inspect", "/nowhere"), "/nowhere: no such model folder"),
         (("export", "demo", "/nowhere.json", "out"), "/nowhere.json: no such plan file"),
         (("prune", "nowhere"), "nowhere: no such recipe file, and no recipe of that name"),
+        (("init", "nowhere"), "nowhere: no such model folder; a model on the hub is named"),
+        (("init", "demo", "-o", f"{__file__}/r.yaml"), "test_cli.py is a file, not a folder"),
+        (("compare", "demo", "-o", __file__), "test_cli.py is a file, not a folder; choose another"),
+        (("prune", "org/model", "--criterion", "", "--dry-run"), "unknown criterion ''"),
+        (
+            ("prune", "demo", "--dry-run", "--set", "calibration.data={text: gone.txt}"),
+            "calibration.data names",
+        ),
         (
             ("prune", "demo", "--set", "prune.fracton=0.5"),
             "unknown key 'prune.fracton'; did you mean 'fraction'?",
@@ -124,7 +150,11 @@ def test_errors_in_a_text_are_one_line(change: list[str], message: str, play: "P
 
 
 def test_impossible_budgets_are_refused_without_torch() -> None:
-    code = "import sys; from prune.console.cli import app\ntry: app(sys.argv[1:])\nexcept SystemExit as s: assert s.code == 1\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from prune.console.cli import app\n"
+        "try: app(sys.argv[1:])\nexcept SystemExit as s: assert s.code == 1\n"
+        "assert 'torch' not in sys.modules"
+    )
     for change in ("prune.fraction=5", "criteria=[raep]", "model=./nowhere"):
         done = subprocess.run(
             [sys.executable, "-c", code, "prune", "demo", "--set", change],
@@ -151,7 +181,9 @@ def test_unwritable_output_is_one_line(play: "Play", tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     found = CliRunner().invoke(app, play.command("prune", tmp_path / "file" / "run"))
     assert found.exit_code == 1
-    assert found.stderr == f"excise: {tmp_path}/file/run: Not a directory\n"
+    assert found.stderr == (
+        f"excise: {tmp_path}/file/run: {tmp_path}/file is a file, not a folder; choose another --output\n"
+    )
 
 
 @pytest.mark.parametrize(

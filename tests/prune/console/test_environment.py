@@ -62,8 +62,15 @@ def test_another_system_is_told_in_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "rank"), [("WORLD_SIZE", "RANK"), ("WORLD_SIZE", "LOCAL_RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")]
-)  # fmt: skip
+    ("size", "rank"),
+    [
+        ("WORLD_SIZE", "RANK"),
+        ("WORLD_SIZE", "LOCAL_RANK"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("PMI_SIZE", "PMI_RANK"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ],
+)
 def test_several_processes_are_refused(size: str, rank: str, clean: pytest.MonkeyPatch) -> None:
     clean.setenv(size, "2")
     clean.setenv(rank, "0")

@@ -156,7 +156,10 @@ def test_the_place_of_a_mistake_and_the_library_that_failed() -> None:
     assert explained(failed.value).startswith(
         "transformers failed in a way that Excise does not know (ValueError: text input"
     )
-    code = "import sys; sys.argv = ['excise', 'export', 'demo', 'none.json', 'out']; from prune.entry import main; main()"
+    code = (
+        "import sys; sys.argv = ['excise', 'export', 'demo', 'none.json', "
+        "'out']; from prune.entry import main; main()"
+    )
     environment = {**os.environ, "TQDM_MININTERVAL": "soon", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False

@@ -47,7 +47,7 @@ def test_a_model_without_a_recipe(saved: dict[str, Path], tmp_path: Path) -> Non
     run = Path("runs/olmoe-reap-0.5-layer")
     assert (run / "checkpoint" / "config.json").is_file()
     assert "every third passage is held out" in result.stderr
-    for line in ("next:", "from_pretrained", "vllm serve runs/olmoe-reap-0.5-layer/checkpoint"):
+    for line in ("next:", "from_pretrained", "transformers serve runs/olmoe-reap-0.5-layer/checkpoint"):
         assert line in result.stdout
     shown = yaml.safe_load(result.stderr[result.stderr.index("model:") :].partition("\n\n")[0])
     kept = yaml.safe_load((run / "recipe.yaml").read_text())

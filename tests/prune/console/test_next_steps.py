@@ -29,7 +29,8 @@ def prepared(recipe_path: Path, tmp_path: Path) -> Prepared:
 def test_equal_counts(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
     next_steps(result_of(prepared.folder.path, {"0": 4, "1": 4}), prepared, "my.yaml")
     shown = capsys.readouterr().out
-    assert "vllm serve" in shown
+    assert f"serve   transformers serve {prepared.folder.path}/checkpoint" in shown
+    assert "vllm serve: untried" in shown
     assert "trust_remote_code" not in shown
     assert "excise compare my.yaml --set validate.random_plans=39" in shown
 

@@ -71,6 +71,11 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
             )
             for keep in ({"a": 4}, {0: -1}, {0: 4.5}, [4], True, 0, {}, "many")
         ),
+        ({"prune": {"fraction": True}}, r"prune\.fraction: expected a number, got true"),
+        (
+            {"calibration": {**GOOD["calibration"], "sequences": False}},
+            r"calibration\.sequences: expected a number, got false",
+        ),
         ({"prune": {"fraction": "half"}}, r"prune\.fraction: input should be a valid number.*got 'half'"),
         (
             {"prune": {"target_size": "8 parsecs"}},
@@ -115,7 +120,9 @@ def test_missing_key(tmp_path: Path) -> None:
         (b"a: [1", "not valid YAML"),
         (b"\xff\xfe", r"not UTF-8 text \(byte 0\)"),
         (b"model: 2020-13-45", "not valid YAML"),
-        (b"- a", "a recipe is a mapping of keys, found list"),
+        (b"- a", "a recipe is a mapping of keys, found a list"),
+        (b"", "a recipe is a mapping of keys, found nothing"),
+        (b"demo", "a recipe is a mapping of keys, found one value, 'demo'"),
         (None, "no such recipe"),
     ],
 )

@@ -286,7 +286,10 @@ def test_a_folder_that_was_pruned_elsewhere(
         ("finetune=null", "the recipe has no finetune block; it needs at least finetune.data"),
         (
             "finetune.targets=[qkv]",
-            "finetune.targets: 'qkv' matches nothing in this model; there is attention, router, experts, self_attn.q_proj",
+            (
+                "finetune.targets: 'qkv' matches nothing in this model; there is "
+                "attention, router, experts, self_attn.q_proj"
+            ),
         ),
         ("finetune.data={text: [test.txt]}", "finetune and validation text overlap"),
         ("finetune.batch=64", "finetune: batch × accumulate = 64 windows make a step, but sequences is 32"),
@@ -428,7 +431,10 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
     monkeypatch.setattr(recover_module, "RecoveryTrainer", Spy)
     with pytest.raises(
         ExciseError,
-        match=r"the loss is nan at step 4; the last good adapter is kept in .*last_good_adapter; lower finetune.learning_rate",
+        match=(
+            r"the loss is nan at step 4; the last good adapter is kept in "
+            r".*last_good_adapter; lower finetune.learning_rate"
+        ),
     ):
         train(tmp_path)
     kept = load_file(tmp_path / "last_good_adapter" / "adapter_model.safetensors")
@@ -522,7 +528,10 @@ def test_out_of_memory_names_the_settings_that_lower_it(
     monkeypatch.setattr(trainer_module, "cross_entropy", full)
     with pytest.raises(
         ExciseError,
-        match=r"out of memory during recovery \(tried to allocate 7 GiB\): lower finetune\.batch .*gradient_checkpointing=true",
+        match=(
+            r"out of memory during recovery \(tried to allocate 7 GiB\): lower "
+            r"finetune\.batch .*gradient_checkpointing=true"
+        ),
     ):
         train(tmp_path)
 
@@ -541,7 +550,10 @@ def test_a_weight_that_moved_is_found(tmp_path: Path) -> None:
         check_moved(before, after, {"model.layers.1.self_attn.q_proj.weight"})
         with pytest.raises(
             ExciseError,
-            match=r"recovery moved model\.layers\.1\.self_attn\.q_proj\.weight, which finetune.targets does not name",
+            match=(
+                r"recovery moved model\.layers\.1\.self_attn\.q_proj\.weight, "
+                r"which finetune.targets does not name"
+            ),
         ):
             check_moved(before, after, set())
 

@@ -450,7 +450,10 @@ def test_broken_weights_are_noticed(recipe_path: Path, tmp_path: Path) -> None:
     tiny.save(model, tmp_path / "broken")
     with pytest.raises(
         ExciseError,
-        match=r"criterion reap: gave nan to expert \d of layer 1, which \d+ tokens reached; are the model's weights finite",
+        match=(
+            r"criterion reap: gave nan to expert \d of layer 1, which \d+ tokens "
+            r"reached; are the model's weights finite"
+        ),
     ):
         execute(recipe_path, tmp_path / "run", f"model={tmp_path / 'broken'}")
 
@@ -562,7 +565,10 @@ def test_a_checkpoint_without_some_weights_is_refused(
     save_file(weights, odd / "model.safetensors", {"format": "pt"})
     with pytest.raises(
         ExciseError,
-        match=r"odd: .*lacks 2 weights of OlmoeForCausalLM \(first: model\.layers\.1\.self_attn\.q_proj\.weight\)",
+        match=(
+            r"odd: .*lacks 2 weights of OlmoeForCausalLM \(first: "
+            r"model\.layers\.1\.self_attn\.q_proj\.weight\)"
+        ),
     ):
         execute(recipe_path, tmp_path / "run", f"model={odd}")
 

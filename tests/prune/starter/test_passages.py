@@ -62,9 +62,16 @@ def test_no_plain_text(name: str, tmp_path: Path) -> None:
         check_text(tmp_path / name)
 
 
+def test_too_short_before_anything_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("short")
+    with pytest.raises(ExciseError, match="take a longer text"):
+        check_text(file)
+
+
 def test_another_encoding(tmp_path: Path) -> None:
     file = tmp_path / "latin.txt"
     file.write_bytes(b"caf\xe9\n\n" * 2000)
     with pytest.raises(ExciseError, match="convert it to UTF-8"):
         divided(file, tmp_path / "text")
-    assert not list((tmp_path / "text").iterdir())
+    assert not (tmp_path / "text").exists()

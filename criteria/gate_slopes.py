@@ -5,26 +5,31 @@ from what the sweep up left at their entry. Where all weights are in memory, tha
 backward.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.decoder import Part, part_of
 from experts.effects.outcome import token_losses
 from experts.files import temporary_name
 from experts.memory import in_chunks
+from experts.room import Room
 from experts.seam import Forward, intercepted
 from experts.sweep.record import CleanForward
-from experts.sweep.room import Room
 from experts.sweep.spill import SpillFolder
 from experts.sweep.stage import Stage, State
 from experts.sweep.streams import Streams
+from experts.team import deal, undeal
 
 ENTERS = "enters"  # first word of the keys of waiting states
 # Of a MoE layer and expert ids [T, k] of a batch: α, which gets a gradient, and α of each of the ids [T, k].
@@ -35,49 +40,37 @@ Totals = Callable[[int, Tensor], Sequence[Tensor]]
 Add = Callable[[int, int, Tensor, Sequence[Tensor]], None]
 
 
-def each_slope(
+def summed(
     context: ExperimentContext,
-    tokens: Tensor,
-    alpha: float,
-    add: Callable[[int, Tensor, Tensor], None],
+    windows: Sequence[Tensor],
+    measured: Callable[..., list[Array]],
+    settings: tuple[Any, ...],
     title: str,
-) -> None:
-    """Call add(row, index, slope) for every layer of every batch of windows.
+) -> Array:
+    """Sum what is measured of every batch of windows, in their order.
 
     Args:
         context: the model
-        tokens: windows [N, W]
-        alpha: what all gate weights are multiplied by
-        add: takes the row of a layer, expert ids [T, k], and the slope of Σ_t L_t in their multipliers [T, k]
+        windows: tensors with an entry for every window; token ids [N, W] are the first
+        measured: measured(anatomy, batches, *settings) returns an array for every batch, a tuple of tensors
+        settings: what other processes need besides
         title: beside the progress bar
     """
-
-    def constant(_: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        factor = torch.full(index.shape, alpha, device=index.device, requires_grad=True)
-        return factor, factor
-
-    def take(_: int, row: int, index: Tensor, slopes: Sequence[Tensor]) -> None:
-        add(row, index, slopes[0])
+    anatomy, team = context.anatomy, context.anatomy.team
+    num_windows = len(windows[0])
+    totals: list[Array] = []
 
     def work(start: int, stop: int) -> None:
-        found = Slopes(context.anatomy, torch.split(tokens[start:stop], context.batch))
-        found.measure(constant, lambda _, losses: [losses.sum()], take)
+        size = min(context.batch, stop - start)
+        cuts = [torch.split(values[start:stop].cpu(), size) for values in windows]
+        hands = deal(list(zip(*cuts, strict=True)), team.size)
+        totals.extend(undeal(team.map(anatomy, measured, [(hand, *settings) for hand in hands])))
+        bar.update(stop - start)
 
-    over_windows(context, len(tokens), work, title)
-
-
-def over_windows(
-    context: ExperimentContext, num_windows: int, work: Callable[[int, int], None], title: str
-) -> None:
-    """Call work(start, stop) on windows, as many as fit; on all at once where the weights are streamed."""
-    size = num_windows if context.anatomy.weights.streamed else context.batch
+    at_once = num_windows if anatomy.weights.streamed else context.batch * team.size
     with tqdm(total=num_windows, desc=title, unit="window", delay=2) as bar:
-
-        def step(start: int, stop: int) -> None:
-            work(start, stop)
-            bar.update(stop - start)
-
-        in_chunks(num_windows, size, step, "window")
+        in_chunks(num_windows, at_once, work, "window")
+    return functools.reduce(np.add, totals)
 
 
 @dataclass
@@ -207,10 +200,10 @@ def multiplied_gates(part: Part, multiplier: Multiplier) -> Iterator[list[tuple[
         yield used
 
 
-def zeros(context: ExperimentContext) -> Tensor:
+def zeros(anatomy: Anatomy) -> Tensor:
     """Return sums to begin with [L, E], float64."""
-    shape = (len(context.anatomy.layers), context.anatomy.shape.num_experts)
-    return torch.zeros(shape, dtype=torch.float64, device=context.anatomy.device)
+    shape = (len(anatomy.layers), anatomy.shape.num_experts)
+    return torch.zeros(shape, dtype=torch.float64, device=anatomy.device)
 
 
 def token_count(tokens: Tensor) -> int:

@@ -6,11 +6,13 @@ gradient cannot see re-routing: `excise compare` prints its rank agreement with 
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from criteria.experiment_context import ExperimentContext
-from criteria.gate_slopes import Slopes, each_slope, over_windows, token_count, zeros
+from criteria.gate_slopes import Slopes, summed, token_count, zeros
+from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.expert_sums import add_by_expert
 
@@ -34,20 +36,28 @@ def first_order(context: ExperimentContext, windows: int) -> dict[str, Array]:
     Returns:
         `gradient` and `gradient_abs` [L, E].
     """
-    signed, absolute = zeros(context), zeros(context)
-
-    def add(row: int, index: Tensor, slope: Tensor) -> None:
-        expert, slopes = index.reshape(-1).to(signed.device), slope.reshape(-1).double().to(signed.device)
-        add_by_expert(signed[row], expert, -slopes)
-        add_by_expert(absolute[row], expert, slopes.abs())
-
     tokens = context.tokens(windows)
-    each_slope(context, tokens, 1.0, add, "gradient")
-    count = token_count(tokens)
-    return {
-        "gradient": (signed / count).cpu().numpy(),
-        "gradient_abs": (absolute / count).cpu().numpy(),
-    }
+    signed, absolute = summed(context, [tokens], _slopes_at, (1.0,), "gradient") / token_count(tokens)
+    return {"gradient": signed, "gradient_abs": absolute}
+
+
+def _slopes_at(anatomy: Anatomy, batches: Sequence[tuple[Tensor]], alpha: float) -> list[Array]:
+    """−slope and |slope| of the loss in the multipliers α, summed over tokens: [2, L, E] of every batch."""
+    tokens = [ids.to(anatomy.device) for (ids,) in batches]
+    signed, absolute = ([zeros(anatomy) for _ in batches] for _ in range(2))
+
+    def constant(_: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        factor = torch.full(index.shape, alpha, device=index.device, requires_grad=True)
+        return factor, factor
+
+    def add(batch: int, row: int, index: Tensor, slopes: Sequence[Tensor]) -> None:
+        device = anatomy.device
+        expert, slope = index.reshape(-1).to(device), slopes[0].reshape(-1).double().to(device)
+        add_by_expert(signed[batch][row], expert, -slope)
+        add_by_expert(absolute[batch][row], expert, slope.abs())
+
+    Slopes(anatomy, tokens).measure(constant, lambda _, losses: [losses.sum()], add)
+    return [torch.stack(both).cpu().numpy() for both in zip(signed, absolute, strict=True)]
 
 
 def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str, Array]:
@@ -66,17 +76,13 @@ def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str
     Returns:
         `integrated` [L, E].
     """
-    sums = zeros(context)
-
-    def add(row: int, index: Tensor, slope: Tensor) -> None:
-        expert, slopes = index.reshape(-1).to(sums.device), slope.reshape(-1).double().to(sums.device)
-        add_by_expert(sums[row], expert, -slopes)
-
     tokens = context.tokens(windows)
+    sums = np.zeros((len(context.anatomy.layers), context.anatomy.shape.num_experts))
     for step in range(steps):
         alpha = (step + 0.5) / steps
-        each_slope(context, tokens, alpha, add, f"integrated gradient {step + 1}/{steps}")
-    return {"integrated": (sums / (steps * token_count(tokens))).cpu().numpy()}
+        title = f"integrated gradient {step + 1}/{steps}"
+        sums += summed(context, [tokens], _slopes_at, (alpha,), title)[0]
+    return {"integrated": sums / (steps * token_count(tokens))}
 
 
 def fisher(context: ExperimentContext, probes: int, windows: int) -> dict[str, Array]:
@@ -95,38 +101,29 @@ def fisher(context: ExperimentContext, probes: int, windows: int) -> dict[str, A
     Returns:
         `fisher` [L, E].
     """
-    sums = zeros(context)
     tokens = context.tokens(windows)
-    signs = _random_signs(probes, tokens)
-
-    def work(start: int, stop: int) -> None:
-        # Added when all are there: an attempt that runs out of memory leaves nothing behind.
-        for squares in _squared_slopes(context, tokens[start:stop], signs[:, start:stop]):
-            sums.add_(squares)
-
-    over_windows(context, len(tokens), work, "fisher")
-    return {"fisher": (sums / probes).cpu().numpy()}
+    signs = _random_signs(probes, tokens)  # [N, probes, W − 1]
+    return {"fisher": summed(context, [tokens, signs], _squared_slopes, (), "fisher") / probes}
 
 
 def _random_signs(probes: int, tokens: Tensor) -> Tensor:
-    """+1 or −1 for every token with a next one [probes, N, W − 1]."""
+    """+1 or −1 for every token with a next one [N, probes, W − 1]."""
     num_windows, length = tokens.shape
     generator = torch.Generator().manual_seed(SEED)
     bits = torch.randint(0, 2, (probes, num_windows, length - 1), generator=generator)
-    return bits.to(tokens.device) * 2 - 1
+    return bits.transpose(0, 1) * 2 - 1
 
 
-def _squared_slopes(context: ExperimentContext, tokens: Tensor, signs: Tensor) -> list[Tensor]:
-    """(∂ Σ_t ε_t L_t / ∂α)², summed over probes and the windows of a batch: of every batch [L, E].
+def _squared_slopes(anatomy: Anatomy, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Array]:
+    """(∂ Σ_t ε_t L_t / ∂α)², summed over probes and windows: [L, E] of every batch.
 
     Args:
-        context: the model
-        tokens: windows [N, W]
-        signs: ε [probes, N, W − 1]
+        anatomy: the model
+        batches: windows [B, W] and their signs ε [B, probes, W − 1]
     """
-    num_experts, length = context.anatomy.shape.num_experts, tokens.shape[1]
-    parts = torch.split(signs, context.batch, dim=1)
-    squares = [zeros(context) for _ in parts]
+    tokens = [ids.to(anatomy.device) for ids, _ in batches]
+    num_experts, length = anatomy.shape.num_experts, tokens[0].shape[1]
+    squares = [zeros(anatomy) for _ in batches]
 
     def per_window(_: int, index: Tensor) -> tuple[Tensor, Tensor]:
         """One α per window, because windows do not see each other."""
@@ -136,11 +133,12 @@ def _squared_slopes(context: ExperimentContext, tokens: Tensor, signs: Tensor) -
         return alpha, alpha[window, index]
 
     def signed(batch: int, losses: Tensor) -> list[Tensor]:
-        return [(losses * sign).sum() for sign in parts[batch]]
+        signs = batches[batch][1].to(losses.device)
+        return [(losses * sign).sum() for sign in signs.unbind(dim=1)]
 
     def add(batch: int, row: int, _: Tensor, slopes: Sequence[Tensor]) -> None:
         for slope in slopes:
-            squares[batch][row] += slope.double().square().sum(dim=0).to(squares[batch].device)
+            squares[batch][row] += slope.double().square().sum(dim=0).to(anatomy.device)
 
-    Slopes(context.anatomy, torch.split(tokens, context.batch)).measure(per_window, signed, add)
-    return squares
+    Slopes(anatomy, tokens).measure(per_window, signed, add)
+    return [of_batch.cpu().numpy() for of_batch in squares]

@@ -4,6 +4,8 @@ Each expert runs once per routed token, as in a plain forward. Its output is see
 (experts/seam.py), and only norms and sums leave the call.
 """
 
+import functools
+import operator
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from experts.seam import Forward, intercepted, see_outputs
 from experts.sweep.job import Job
 from experts.sweep.record import CleanForward
 from experts.sweep.sweep import sweep
+from experts.team import blocks
 
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished pass
 Keep = Callable[[Statistics], None]
@@ -54,6 +57,8 @@ def observe(
     Raises:
         ExciseError: `done` is of another text or another model.
     """
+    if anatomy.team.size > 1:
+        return _observe_together(anatomy, windows, batch, done, keep)
     observation = Observation(anatomy, windows, batch, keep)
     if done is not None:
         observation.resume(done)
@@ -63,6 +68,28 @@ def observe(
         else:
             observation.measure_weights_alone()
     return observation.statistics()
+
+
+def _observe_together(
+    anatomy: Anatomy, windows: Windows, batch: int, done: Statistics | None, keep: Keep | None
+) -> Statistics:
+    """The same by several processes, in rounds of about a minute; in one where the weights are streamed."""
+    team, start = anatomy.team, 0 if done is None else _windows_in(done, windows)
+    each = len(windows) if anatomy.weights.streamed else batch  # windows of a process in a round
+    with tqdm(total=len(windows), initial=start, desc="calibrate", unit="window", delay=2) as bar:
+        while start < len(windows):
+            began, stop = time.monotonic(), min(len(windows), start + each * team.size)
+            ranges = blocks(stop - start, batch, team.size)
+            parts = [np.arange(start + first, start + last) for first, last in ranges]
+            found = team.map(anatomy, observe, [(windows.select(part), batch) for part in parts])
+            done = functools.reduce(operator.add, found if done is None else [done, *found])
+            bar.update(stop - start)
+            start = stop
+            if keep is not None and start < len(windows):
+                keep(done)
+            each = batch * max(1, int(each / batch * KEEP_EVERY / max(time.monotonic() - began, 1e-3)))
+    assert done is not None, "a text has windows"
+    return done
 
 
 class Observation(Job):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from criteria.experiment_context import ExperimentContext
 from experts.ablation import ablated, marked
+from experts.anatomy import Anatomy
 from experts.arrays import Array, Marks
 from experts.decoder import Part
-from experts.effects.instrument import Instrument, Measurement
+from experts.effects.instrument import Instrument
+from experts.effects.measurement import Measurement
 from experts.effects.outcome import log_probabilities
 from experts.effects.removal import Removal, Take
 from experts.errors import ExciseError
@@ -21,6 +24,7 @@ from experts.modes import Mode, Scope
 from experts.sweep.branch import Branch
 from experts.sweep.record import CleanForward
 from experts.sweep.sweep import sweep
+from experts.team import deal, undeal
 
 
 class RemovalCosts:
@@ -53,23 +57,30 @@ class RemovalCosts:
         sums = np.zeros(candidates.shape)
         num_windows, length = self.tokens.shape
         at_once = self.instrument.windows_at_once(self.tokens, self.batch)
+        team, streamed = self.anatomy.team, self.anatomy.weights.streamed
 
         def work(start: int, stop: int) -> None:
-            parts = torch.split(self.tokens[start:stop], at_once)
-            np.add(sums, self._sums(parts, candidates, gone), out=sums)
+            parts = [part.cpu() for part in torch.split(self.tokens[start:stop], at_once)]
+            asked = (self.instrument.settings, candidates, gone)
+            added = team.map(self.anatomy, _round, [(hand, *asked) for hand in deal(parts, team.size)])
+            for of_batch in undeal(added):
+                np.add(sums, of_batch, out=sums)
 
-        streamed = self.anatomy.weights.streamed
-        in_chunks(num_windows, num_windows if streamed else at_once, work, "window")
+        in_chunks(num_windows, num_windows if streamed else at_once * team.size, work, "window")
         if not np.isfinite(sums).all():
             dtype = self.anatomy.model.dtype
             raise ExciseError(f"causal_greedy: an effect is not finite; is the model sound in {dtype}?")
         return np.where(candidates, sums / (num_windows * (length - 1)), np.nan)
 
-    def _sums(self, parts: Sequence[Tensor], candidates: Marks, gone: Marks) -> Array:
-        """The same summed over the tokens of some windows [L, E]; 0 elsewhere."""
-        job = _Round(self, parts, candidates, gone)
-        sweep(self.anatomy, job)
-        return job.sums
+
+def _round(
+    anatomy: Anatomy, parts: Sequence[Tensor], settings: dict[str, Any], candidates: Marks, gone: Marks
+) -> Array:
+    """What each candidate adds, summed over the tokens of every batch [batches, L, E]; 0 elsewhere."""
+    windows = [part.to(anatomy.device) for part in parts]
+    job = _Round(Instrument(anatomy, **settings), windows, candidates, gone)
+    sweep(anatomy, job)
+    return job.added
 
 
 class _Round(Measurement):
@@ -81,11 +92,13 @@ class _Round(Measurement):
 
     title = "greedy round"
 
-    def __init__(self, costs: RemovalCosts, parts: Sequence[Tensor], candidates: Marks, gone: Marks) -> None:
-        super().__init__(costs.instrument, parts, Scope.CORPUS)
-        self.anatomy, self.divergence = costs.anatomy, costs.divergence
+    def __init__(
+        self, instrument: Instrument, parts: Sequence[Tensor], candidates: Marks, gone: Marks
+    ) -> None:
+        super().__init__(instrument, parts, Scope.CORPUS)
+        self.anatomy, self.divergence = instrument.anatomy, instrument.probabilities
         self.candidates, self.removed = candidates, gone
-        marks = torch.from_numpy(gone).to(costs.tokens.device)
+        marks = torch.from_numpy(gone).to(self.anatomy.device)
         self.gone = {row: in_layer for row, in_layer in enumerate(marks) if in_layer.any()}
         self.added = np.zeros((len(parts), *candidates.shape))
         self.cost_before = np.zeros(len(parts))
@@ -94,14 +107,6 @@ class _Round(Measurement):
     def identity(self) -> str:
         marks = [np.packbits(marks).tobytes().hex() for marks in (self.candidates, self.removed)]
         return self.key_of(*marks)
-
-    @property
-    def sums(self) -> Array:
-        """What each candidate adds to the cost of all batches [L, E], one after the other."""
-        total = np.zeros(self.candidates.shape)
-        for of_batch in self.added:
-            total += of_batch
-        return total
 
     def around(self, batch: int, part: Part) -> AbstractContextManager[None]:  # noqa: ARG002
         return ablated(part.anatomy, part.of(self.gone), Mode.REROUTE)

@@ -28,8 +28,8 @@ from experts.disk.tensors import (
 )
 from experts.errors import ExciseError
 from experts.plain_outputs import set_plain_outputs
+from experts.room import UNBOUNDED, Room
 from experts.shape import Shape
-from experts.sweep.room import UNBOUNDED, Room
 from experts.team import Alone, Team
 from experts.weights import LayerWeights, Resident
 

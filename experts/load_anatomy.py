@@ -1,9 +1,16 @@
 """Load a network in the way that was chosen, and find its MoE layers."""
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
 from experts.anatomy import Anatomy, dissect
-from experts.disk.shards import Checkpoint
+from experts.disk.shards import Checkpoint, open_checkpoint
 from experts.loading import load_network
-from experts.memory_choice import Choice
+from experts.memory import free_bytes
+from experts.memory_choice import SHARE, Choice, MemorySettings, choose
+from experts.room import Room
 from experts.streaming.open import open_streamed
 
 
@@ -31,3 +38,39 @@ def load_anatomy(
         return dissect(network, pruned)
     network, weights = open_streamed(checkpoint, dtype, trust_remote_code, choice.device)
     return dissect(network, pruned, weights)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a model is loaded, in this process or another one. Every machine has its files in the same place.
+
+    Attributes:
+        folder: of the checkpoint
+        dtype: precision in memory: auto (as stored), float32, bfloat16, float16
+        trust_remote_code: run code that comes with the checkpoint
+        memory: whether the weights stay in memory, and how much of it may be taken
+        key: identity of the model as it computes
+    """
+
+    folder: Path
+    dtype: str
+    trust_remote_code: bool
+    memory: MemorySettings
+    key: str
+
+    def __call__(self) -> Anatomy:
+        """Load it, in the way that this process has room for."""
+        checkpoint = open_checkpoint(self.folder)
+        return self.load(checkpoint, choose(checkpoint, self.memory, self.dtype, self.trust_remote_code))
+
+    def load(self, checkpoint: Checkpoint, choice: Choice) -> Anatomy:
+        """Load it in the way that was chosen."""
+        anatomy = load_anatomy(checkpoint, choice, self.dtype, self.trust_remote_code)
+        return replace(anatomy, room=self._room(choice)) if choice.streamed else anatomy
+
+    def _room(self, choice: Choice) -> Room:
+        """What hidden states may take beside the weights."""
+        free = free_bytes(torch.device("cpu"))
+        limit = free if self.memory.limit is None else min(free, self.memory.limit)
+        left = limit - choice.weights if choice.device.type == "cpu" else limit
+        return Room(int(SHARE * max(0, left)), self.memory.spill, self.key)

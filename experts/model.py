@@ -1,7 +1,7 @@
 """A model with everything that is known of it: network, tokenizer, shape, fingerprint, device."""
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,14 @@ from experts.disk.find import fetched, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
-from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError, one_line
 from experts.keys import key_of, libraries
-from experts.load_anatomy import load_anatomy
+from experts.load_anatomy import Opening
 from experts.loading import load_tokenizer
-from experts.memory import free_bytes
-from experts.memory_choice import SHARE, Choice, MemorySettings, Mode, choose, mode_of
+from experts.memory_choice import Choice, MemorySettings, Mode, choose, mode_of
 from experts.plan import Plan
 from experts.ranks import joined
 from experts.shape import Shape
-from experts.sweep.room import Room
 from experts.team import Together
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -123,21 +120,17 @@ class Model:
 
     def _loaded(self) -> Anatomy:
         self.choice.announce()
-        anatomy = load_anatomy(self.layout.checkpoint, self.choice, self.dtype, self.trust_remote_code)
-        if self.streamed:
-            anatomy = replace(anatomy, room=self._room())
+        anatomy = self._opening.load(self.layout.checkpoint, self.choice)
         ranks = joined()
         if ranks is None or ranks.rank > 0:
             return anatomy
-        load = _OnRank(self.folder.absolute(), self.dtype, self.trust_remote_code, self.memory)
-        return replace(anatomy, team=Together(ranks, load))
+        return replace(anatomy, team=Together(ranks, self._opening))
 
-    def _room(self) -> Room:
-        """What hidden states may take beside the weights."""
-        free = free_bytes(torch.device("cpu"))
-        limit = free if self.memory.limit is None else min(free, self.memory.limit)
-        left = max(0, limit - self.choice.weights) if self.choice.device.type == "cpu" else limit
-        return Room(int(SHARE * left), self.memory.spill, key_of("sweep", self.identity))
+    @property
+    def _opening(self) -> Opening:
+        """How this process loads the model, and others do."""
+        key = key_of("sweep", self.identity)
+        return Opening(self.folder.absolute(), self.dtype, self.trust_remote_code, self.memory, key)
 
     def check_resident(self, purpose: str) -> None:
         """Refuse what needs the whole network in memory.
@@ -205,21 +198,6 @@ class Model:
             f"{self.shape.num_layers} MoE layers of {self.shape.num_experts} experts, top-{self.shape.top_k}"
         )
         return f"Model({str(self.folder)!r}: {self.layout.family}, {shape}, {state})"
-
-
-@dataclass(frozen=True)
-class _OnRank:
-    """Loads the same model in another process. Every machine has its files in the same place."""
-
-    folder: Path
-    dtype: str
-    trust_remote_code: bool
-    memory: MemorySettings
-
-    def __call__(self) -> Anatomy:
-        layout = lay_out(open_checkpoint(self.folder))
-        model = Model(layout, dtype=self.dtype, trust_remote_code=self.trust_remote_code, memory=self.memory)
-        return model.anatomy
 
 
 def load(

@@ -6,14 +6,11 @@ one process calls it with all arguments in turn. The results are the same bytes.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from experts.errors import ExciseError, one_line
 from experts.ranks import Ranks
-
-if TYPE_CHECKING:
-    from experts.anatomy import Anatomy
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -29,12 +26,12 @@ class Team(Protocol):
         ...
 
     def map(
-        self, anatomy: "Anatomy", function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+        self, anatomy: Any, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
     ) -> list[Result]:
         """Return function(anatomy, *arguments[i]) for every i.
 
         Args:
-            anatomy: the model of this process
+            anatomy: the model of this process (experts.anatomy.Anatomy)
             function: of a module, so that other processes find it by its name; it returns no tensors on GPUs
             arguments: at most one tuple per process
         """
@@ -47,7 +44,7 @@ class Alone:
     size = 1
 
     def map(
-        self, anatomy: "Anatomy", function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+        self, anatomy: Any, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
     ) -> list[Result]:
         return [function(anatomy, *given) for given in arguments]
 
@@ -56,7 +53,7 @@ class Alone:
 class _Task:
     """What a rank is asked for. load: makes its model; None as function = stop."""
 
-    load: "Callable[[], Anatomy] | None" = None
+    load: Callable[[], Any] | None = None
     function: Callable[..., Any] | None = None
     arguments: tuple[Any, ...] | None = None
 
@@ -76,18 +73,18 @@ class Together:
         load: makes the model on another rank; it can be pickled
     """
 
-    def __init__(self, ranks: Ranks, load: "Callable[[], Anatomy]") -> None:
+    def __init__(self, ranks: Ranks, load: Callable[[], Any]) -> None:
         self.ranks, self.load = ranks, load
         self.size = ranks.size
 
     def map(
-        self, anatomy: "Anatomy", function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+        self, anatomy: Any, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
     ) -> list[Result]:
         assert len(arguments) <= self.size, "one for each rank"
         missing = [None] * (self.size - len(arguments))
         tasks = [_Task(self.load, function, given) for given in [*arguments, *missing]]
         self.ranks.hand_out(tasks)
-        own = function(anatomy, *arguments[0]) if arguments else None
+        own = function(replace(anatomy, team=Alone()), *arguments[0]) if arguments else None
         results = self.ranks.collect(own)[: len(arguments)]
         for rank, result in enumerate(results):
             if isinstance(result, _Failure):
@@ -106,9 +103,21 @@ def undeal(hands: Sequence[Iterable[Item]]) -> list[Item]:
     return [item for items in rounds for item in items if item is not _NOTHING]
 
 
+def blocks(count: int, block: int, size: int) -> list[tuple[int, int]]:
+    """Cut 0..count into at most `size` ranges of neighbours, start and stop, each of whole blocks."""
+    whole = -(-count // block)
+    each, more = divmod(whole, size)
+    ranges, start = [], 0
+    for hand in range(min(size, whole)):
+        stop = min(count, start + block * (each + (hand < more)))
+        ranges.append((start, stop))
+        start = stop
+    return ranges
+
+
 def serve(ranks: Ranks) -> None:
     """Do what rank 0 hands out, until it says stop. Called on every other rank."""
-    models: dict[Any, Anatomy] = {}
+    models: dict[Any, Any] = {}
     while True:
         task = ranks.hand_out(None)
         if task.load is None:
@@ -123,7 +132,7 @@ def dismiss(ranks: Ranks) -> None:
         ranks.leave()
 
 
-def _result(task: _Task, models: "dict[Any, Anatomy]") -> Any:
+def _result(task: _Task, models: dict[Any, Any]) -> Any:
     """What the function returns; a line for what it raises, because rank 0 has to end all."""
     if task.arguments is None or task.load is None or task.function is None:
         return None

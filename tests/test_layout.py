@@ -24,7 +24,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("arrays errors files locks limits memory cache notes modes shape units plain_outputs",),
         ("disk",),
         (REST,),  # anatomy, plan, seam, routing, ablation, surgery, sharing
+        ("streaming", "sweep"),
         ("effects",),
+        ("memory_choice",),
+        ("load_anatomy",),
+        ("model",),
+        ("interventions",),
     ),
     "criteria": (("text.readers",), ("text",), (REST,)),
     "validate": (("statistics",), (REST,)),

@@ -5,19 +5,23 @@ Shapes: N windows of W tokens, E experts, k active ones, L MoE layers.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experts.ablation import marked
+from experts.anatomy import Anatomy
 from experts.arrays import Array
-from experts.effects.instrument import Instrument, Measurement
+from experts.effects.instrument import Instrument
+from experts.effects.measurement import Measurement
 from experts.effects.removal import Gathered, Removal, Take
 from experts.memory import in_chunks
 from experts.modes import Scope
 from experts.sweep.record import CleanForward
 from experts.sweep.sweep import sweep
+from experts.team import deal
 from validate.active_experts import Active, Removals, Table, mean_gate_weights, window_means
 
 COLUMNS = (
@@ -63,12 +67,40 @@ def measure_effects(
     # A sweep that is taken up after an interruption needs the batches that it had, finished or not.
     numbers = list(range(len(tokens)) if streamed else missing)
 
+    team = instrument.anatomy.team
+
     def work(start: int, stop: int) -> None:
         windows = numbers[start:stop]
         batches = [windows[first : first + size] for first in range(0, len(windows), size)]
-        sweep(instrument.anatomy, _MissingEffects(instrument, tokens, batches, missing, removals, keep))
+        if team.size == 1:
+            sweep(instrument.anatomy, _MissingEffects(instrument, tokens, batches, missing, removals, keep))
+            return
+        asked = (instrument.settings, tokens.cpu(), dict(missing), removals)
+        hands = [(hand, *asked) for hand in deal(batches, team.size)]
+        for tables in team.map(instrument.anatomy, _tables, hands):
+            for (window, row), table in tables.items():
+                keep(window, row, table)
 
-    in_chunks(len(numbers), len(numbers) if streamed else size, work, "window")
+    in_chunks(len(numbers), len(numbers) if streamed else size * team.size, work, "window")
+
+
+def _tables(
+    anatomy: Anatomy,
+    batches: Sequence[Sequence[int]],
+    settings: dict[str, Any],
+    tokens: Tensor,
+    missing: Mapping[int, Sequence[int]],
+    removals: Removals,
+) -> dict[tuple[int, int], Table]:
+    """The tables of some windows, by window and layer: what one process of several does."""
+    tables: dict[tuple[int, int], Table] = {}
+
+    def keep(window: int, row: int, table: Table) -> None:
+        tables[window, row] = table
+
+    instrument, tokens = Instrument(anatomy, **settings), tokens.to(anatomy.device)
+    sweep(anatomy, _MissingEffects(instrument, tokens, batches, missing, removals, keep))
+    return tables
 
 
 class _MissingEffects(Measurement):

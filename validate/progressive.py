@@ -7,25 +7,29 @@ reverse, and of chance. Shapes: J removals, N windows of W tokens, P positions, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experts.ablation import marked
+from experts.anatomy import Anatomy
 from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
+from experts.effects.measurement import measure
 from experts.effects.removal import Removal, Take
 from experts.keys import key_of
 from experts.memory import in_chunks
 from experts.modes import Scope
 from experts.sweep.record import CleanForward
+from experts.team import blocks
+from validate.removal_orders import Order
 from validate.results import CurveJson
 from validate.statistics import Interval, clustered_interval, number, permutation_p
 
 CLIFF = 0.1  # nats (https://arxiv.org/abs/2606.10703)
 MOST_WINDOWS = 8  # at once: more is not faster
-Order = Ids  # expert ids, the first to be removed in front
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,28 @@ def by_gate_weight(
     Returns:
         By row, ΔCE in nats [J, P], J = min(most, k − 1).
     """
-    shape = instrument.anatomy.shape
-    count, num_experts = min(most, shape.top_k - 1), shape.num_experts
+    count = min(most, instrument.anatomy.shape.top_k - 1)
+    team = instrument.anatomy.team
+    ranges = blocks(len(tokens), 1, team.size)
+    arguments = [
+        (
+            instrument.settings,
+            tokens[start:stop].cpu(),
+            {row: marks[start:stop] for row, marks in chosen.items()},
+            count,
+        )
+        for start, stop in ranges
+    ]
+    parts = team.map(instrument.anatomy, _gate_weight_part, arguments)
+    return {row: np.concatenate([part[row] for part in parts], axis=1) for row in chosen}
+
+
+def _gate_weight_part(
+    anatomy: Anatomy, settings: dict[str, Any], tokens: Tensor, chosen: Mapping[int, Marks], count: int
+) -> dict[int, Array]:
+    """The same for some windows. count: J."""
+    instrument, num_experts = Instrument(anatomy, **settings), anatomy.shape.num_experts
+    tokens = tokens.to(anatomy.device)
     deltas = {row: np.zeros((count, int(marks.sum()))) for row, marks in chosen.items()}
     if count == 0:
         return deltas
@@ -128,7 +152,8 @@ def by_gate_weight(
             places = deltas[row][:, int(chosen[row][:window].sum()) :]
             yield _largest_first(clean, row, num_experts, chosen[row][window], count, places)
 
-    instrument.measure(
+    measure(
+        instrument,
         [tokens[window : window + 1] for window in windows],
         Scope.POSITION,
         removals,
@@ -180,9 +205,32 @@ def by_order(
     Returns:
         By row and the order's name, mean ΔCE of every window in nats [J, N].
     """
+    team = instrument.anatomy.team
+    size = instrument.windows_at_once(tokens, MOST_WINDOWS)
+    asked = {row: dict(of_row) for row, of_row in orders.items()}
+    arguments = [
+        (instrument.settings, tokens[start:stop].cpu(), asked, most, size)
+        for start, stop in blocks(len(tokens), size, team.size)
+    ]
+    parts = team.map(instrument.anatomy, _order_part, arguments)
+    return {
+        row: {name: np.concatenate([part[row][name] for part in parts], axis=1) for name in of_row}
+        for row, of_row in orders.items()
+    }
+
+
+def _order_part(
+    anatomy: Anatomy,
+    settings: dict[str, Any],
+    tokens: Tensor,
+    orders: Mapping[int, Mapping[str, Order]],
+    most: int,
+    size: int,
+) -> dict[int, dict[str, Array]]:
+    """The same for some windows. size: windows per forward."""
+    instrument, tokens = Instrument(anatomy, **settings), tokens.to(anatomy.device)
     shape = (most, len(tokens))
     deltas = {row: {name: np.empty(shape) for name in of_row} for row, of_row in orders.items()}
-    size = instrument.windows_at_once(tokens, MOST_WINDOWS)
 
     def work(start: int, stop: int) -> None:
         parts = torch.split(tokens[start:stop], size)
@@ -195,7 +243,8 @@ def by_order(
                 marks = marked(instrument.anatomy, *sorted(gone))
                 yield Removal(row, {row: marks}, _kept_means(targets, windows))
 
-        instrument.measure(
+        measure(
+            instrument,
             parts,
             Scope.CORPUS,
             removals,
@@ -233,29 +282,3 @@ def _kept_means(targets: Sequence[tuple[Array, int]], windows: slice) -> Take:
             values[removed, windows] = means
 
     return take
-
-
-def orders_of(
-    scores: Mapping[str, Array], num_experts: int, draws: int, seed: Sequence[int]
-) -> dict[str, Order]:
-    """Return in which order the experts of a layer go: by every criterion, by its reverse, and at random.
-
-    Args:
-        scores: scores of the layer's experts by criterion [E]. The lowest goes first; an expert without score
-            (nan) goes before it, and last when reversed. Ties go by id.
-        num_experts: E
-        draws: random orders
-        seed: of the random orders
-
-    Returns:
-        Orders [E] by name: "<criterion>", "reversed:<criterion>", "random <number>".
-    """
-    orders: dict[str, Order] = {}
-    for name, values in scores.items():
-        order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
-        orders[name] = order
-        orders[f"reversed:{name}"] = order[::-1].copy()
-    rng = np.random.default_rng(seed)
-    for draw in range(draws):
-        orders[f"random {draw}"] = rng.permutation(num_experts)
-    return orders

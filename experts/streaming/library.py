@@ -1,9 +1,9 @@
 """transformers' own way from the tensors of a checkpoint to those of a network, held on to for later.
 
 `from_pretrained` builds a network, then hands all tensors of its files to one function, which renames, fuses,
-dequantises, casts and puts them into the modules. That function is the only one of the library that is
-replaced here, while `from_pretrained` runs: by a dry run without data. It is called later with the tensors of
-single layers.
+dequantises, casts and puts them into the modules. That function is replaced here, while `from_pretrained`
+runs, by a dry run without data, and so is the opening of files; nothing else of the library is. It is called
+later with the tensors of single layers.
 """
 
 import dataclasses
@@ -23,10 +23,12 @@ from transformers.utils import logging as library_logging
 from experts.errors import ExciseError
 
 FUNCTION = "convert_and_load_state_dict_in_model"
+OPENS = "safe_open"
 WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"  # a variable of the environment that transformers looks at
 # What is called here: owner, name, and parameters that it has to have.
 NEEDED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (modeling_utils, FUNCTION, ("model", "state_dict", "load_config", "disk_offload_index")),
+    (modeling_utils, OPENS, ()),
     (
         core_model_loading,
         "rename_source_key",
@@ -138,15 +140,31 @@ def without_data(headers: Mapping[str, Tensor]) -> Iterator[list[Conversion]]:
         made.append(conversion)
         return report, disk_offload_index
 
-    with mock.patch.object(modeling_utils, FUNCTION, dry_run):
+    with (
+        mock.patch.object(modeling_utils, FUNCTION, dry_run),
+        mock.patch.object(modeling_utils, OPENS, _Unopened),
+    ):
         yield made
+
+
+class _Unopened:
+    """A file of weights that is not opened: mapping all of them would count against limits of memory."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def keys(self) -> list[str]:
+        return []
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def _has(owner: Any, name: str, parameters: tuple[str, ...]) -> bool:
     """Whether a module has this function or class, with these parameters."""
     found = getattr(owner, name, None)
-    if found is None:
-        return False
+    if found is None or not parameters:
+        return found is not None
     return set(parameters) <= set(inspect.signature(found).parameters)
 
 

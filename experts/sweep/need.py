@@ -7,9 +7,9 @@ import torch
 from experts.anatomy import Anatomy
 from experts.decoder import decoder_layers
 from experts.errors import ExciseError
+from experts.room import Room
 from experts.sweep.job import Job
 from experts.sweep.record import CleanForward
-from experts.sweep.room import Room
 from experts.sweep.spill import SpillFolder
 from experts.units import human
 

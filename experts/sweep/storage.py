@@ -13,10 +13,10 @@ from experts.files import remove_leftovers, temporary_name
 from experts.keys import key_of, libraries
 from experts.locks import lock
 from experts.notes import tell
+from experts.room import Room
 from experts.sweep.job import Job
 from experts.sweep.journal import Journal
 from experts.sweep.record import CleanForward
-from experts.sweep.room import Room
 from experts.sweep.spill import SpillFolder
 
 DAY = 86_400.0  # seconds after which the folder of a killed sweep without a record is nobody's

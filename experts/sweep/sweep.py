@@ -9,11 +9,11 @@ import torch
 
 from experts.anatomy import Anatomy
 from experts.decoder import part_of
+from experts.room import Room
 from experts.sweep.job import Job
 from experts.sweep.journal import Journal
 from experts.sweep.need import Need, check_disk
 from experts.sweep.progress import Bar, Progress
-from experts.sweep.room import Room
 from experts.sweep.snapshot import files_of, packed, unpack
 from experts.sweep.storage import storage
 from experts.sweep.streams import Streams

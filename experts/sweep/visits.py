@@ -7,7 +7,7 @@ from torch import Tensor
 
 from experts.anatomy import Anatomy
 from experts.decoder import Part
-from experts.errors import ExciseError, is_out_of_memory
+from experts.errors import ExciseError, is_out_of_memory, one_line
 from experts.memory import release
 from experts.sweep.births import Births
 from experts.sweep.branch import Branch
@@ -181,6 +181,11 @@ class Visits:
         except (RuntimeError, MemoryError) as error:
             halves = branch.halves() if is_out_of_memory(error) and state is None else None
             if halves is None:
+                if branch.position is not None and is_out_of_memory(error):
+                    raise ExciseError(
+                        f"out of memory: not even one intervention fits ({one_line(error)}); "
+                        "use shorter windows or a smaller dtype"
+                    ) from error
                 raise
         release()  # outside the handler: its traceback holds the tensors of the failed attempt
         for which, half in enumerate(halves):

@@ -15,7 +15,8 @@ from prune.audit.curve_summary import AT_TOKEN, CurveRows, curves_of, raw_rows
 from prune.audit.result import ProgressiveJson
 from prune.session.run_folder import write_text
 from prune.session.session import Session
-from validate.progressive import CLIFF, by_gate_weight, by_order, orders_of
+from validate.progressive import CLIFF, by_gate_weight, by_order
+from validate.removal_orders import orders_of
 from validate.results import CurveJson
 
 ROWS = "progressive.csv"

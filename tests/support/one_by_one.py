@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from experts.anatomy import Anatomy
 from experts.decoder import decoder_layers
-from experts.sweep.room import UNBOUNDED, Room
+from experts.room import UNBOUNDED, Room
 
 Visit = Callable[[range], None]
 

@@ -1,15 +1,20 @@
 """Single removals on a model in memory, by branches of a clean forward and by plain whole forwards."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from experts.ablation import ablated
+from experts.decoder import Part
 from experts.effects.instrument import Instrument
 from experts.effects.outcome import log_probabilities, token_losses
-from experts.effects.removal import Removal, only_at, window_effects
+from experts.effects.removal import Removal, RemovalBranch, only_at, window_effects
 from experts.modes import Scope
+from experts.sweep.branch import Branch
 from experts.sweep.record import CleanForward
 from experts.sweep.runner import Runner
 
@@ -72,3 +77,33 @@ def _measured(
         branch.arrived(clean, logits)
     (result,) = results
     return result
+
+
+def packing_off_by(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    """Removals at single positions are measured wrong by so many nats where they share a forward."""
+    arrived = RemovalBranch.arrived
+
+    def wrong(self: RemovalBranch, clean: CleanForward, logits: Tensor) -> None:
+        if self.position is None:
+            arrived(self, clean, logits)
+            return
+
+        def take(delta: Tensor, divergence: Tensor) -> None:
+            self.take(delta + error, divergence)
+
+        arrived(replace(self, take=take), clean, logits)
+
+    monkeypatch.setattr(RemovalBranch, "arrived", wrong)
+
+
+def branches_fail(monkeypatch: pytest.MonkeyPatch, error: Exception, *, packed: bool) -> None:
+    """Branches that begin at the experts of a layer cannot run; packed: those of single positions alone."""
+    run = Runner.branch
+
+    def failing(self: Runner, part: Part, branch: Branch, *rest: Any) -> Any:
+        fast = branch.row is not None and branch.begins_at_experts
+        if branch.position is not None or (fast and not packed):
+            raise error
+        return run(self, part, branch, *rest)
+
+    monkeypatch.setattr(Runner, "branch", failing)

@@ -307,7 +307,9 @@ def test_rows_are_kept_in_memory_without_a_file(
     (tmp_path / "losses.csv").unlink()
     measure = LossEvaluator.measure
     monkeypatch.setattr(
-        LossEvaluator, "measure", lambda self, anatomy: (calls.append(1), measure(self, anatomy))[1]
+        LossEvaluator,
+        "measure",
+        lambda self, anatomy, plans: (calls.extend(plans), measure(self, anatomy, plans))[1],
     )
     for _ in range(2):
         in_memory.measure_plans([plan], anatomy)
@@ -363,7 +365,9 @@ def test_rows_are_used_again_and_only_under_the_same_key(
     measured = []
     measure = LossEvaluator.measure
     monkeypatch.setattr(
-        LossEvaluator, "measure", lambda self, anatomy: (measured.append(1), measure(self, anatomy))[1]
+        LossEvaluator,
+        "measure",
+        lambda self, anatomy, plans: (measured.extend(plans), measure(self, anatomy, plans))[1],
     )
     again = run_test(anatomy, tmp_path / "losses.csv")
     assert again == first

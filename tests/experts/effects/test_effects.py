@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +13,27 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from experts.ablation import ablated, restricted
 from experts.anatomy import Anatomy, dissect
-from experts.effects import fast_path
-from experts.effects import instrument as instrument_module
+from experts.decoder import Part
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs as real_means
+from experts.effects.measurement import measure
+from experts.effects.removal import Removal
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.seam import intercepted
+from experts.sweep.branch import Branch
+from experts.sweep.record import CleanForward
+from experts.sweep.runner import Runner
 from tests.support import tiny
-from tests.support.removals import at_positions, clean_forward, everywhere, replay_position
+from tests.support.removals import (
+    at_positions,
+    branches_fail,
+    clean_forward,
+    everywhere,
+    packing_off_by,
+    replay_position,
+)
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 modes = pytest.mark.parametrize("mode", list(Mode))
@@ -391,8 +403,7 @@ def test_mean_outputs_by_hooks() -> None:
 def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast path that is wrong by a little is found out, and the slow one gives the right numbers."""
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
-    right = fast_path.packed
-    monkeypatch.setattr(fast_path, "packed", lambda *a: tuple(part + 1e-3 for part in right(*a)))
+    packing_off_by(monkeypatch, 1e-3)
     instrument = Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs
@@ -464,11 +475,7 @@ def test_a_mode_that_cannot_be_replayed_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_falls_back_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("no attention mask here")
-
-    monkeypatch.setattr(fast_path, "packed", broken)
-    monkeypatch.setattr(fast_path, "entered", broken)
+    branches_fail(monkeypatch, RuntimeError("no attention mask here"), packed=False)
     instrument = Instrument(made("olmoe"))
     for scope in (Scope.POSITION, Scope.CORPUS):
         instrument.check(tiny.ids(1, LENGTH), scope)
@@ -485,8 +492,7 @@ def test_a_half_precision_model_is_checked_in_float32(monkeypatch: pytest.Monkey
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
     anatomy.model.to(torch.bfloat16)
     before = tiny.logits(anatomy.model, tokens)
-    right = fast_path.packed
-    monkeypatch.setattr(fast_path, "packed", lambda *a: tuple(part + 0.01 for part in right(*a)))
+    packing_off_by(monkeypatch, 0.01)
     instrument = Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs
@@ -518,38 +524,42 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_smaller_chunks_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interventions that do not fit are measured in halves, to the same effects."""
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
-    expected_of, sizes = instrument_module.packed, []
+    run, sizes = Runner.branch, []
 
-    def hungry(anatomy: Anatomy, clean: object, position: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-        sizes.append(len(position))
-        if len(position) > 5:
+    def hungry(self: Runner, part: Part, branch: Branch, *rest: Any) -> Any:
+        assert branch.position is not None
+        sizes.append(len(branch.position))
+        if len(branch.position) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
-        return expected_of(anatomy, clean, position, *rest)
+        return run(self, part, branch, *rest)
 
-    where = torch.arange(LENGTH - 1)
-    removed = {0: marks(8, 1).expand(len(where), -1)}
-    instrument = Instrument(anatomy)
-    clean = clean_forward(instrument, tokens, Scope.POSITION)
-    expected = at_positions(instrument, clean, where, removed)
-    monkeypatch.setattr(instrument_module, "packed", hungry)
-    found = at_positions(Instrument(anatomy), clean, where, removed)
-    assert sizes[:3] == [19, 9, 4]
-    assert set(sizes[3:]) <= {4, 3}
+    expected = every_position(anatomy, tokens)
+    monkeypatch.setattr(Runner, "branch", hungry)
+    found = every_position(anatomy, tokens)
+    assert sizes == [19, 9, 4, 5, 10, 5, 5]
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hungry(*_: object) -> None:
-        raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-        )
+def every_position(anatomy: Anatomy, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """ΔCE and KL of removing expert 1 of the lowest layer at every position of a window."""
+    where = torch.arange(LENGTH - 1)
+    found = []
 
-    instrument = Instrument(made("olmoe"))
-    clean = clean_forward(instrument, tiny.ids(1, LENGTH), Scope.POSITION)
-    monkeypatch.setattr(instrument_module, "packed", hungry)
+    def removals(batch: int, row: int, clean: CleanForward) -> Iterator[Removal]:
+        if row == 0:
+            yield Removal(0, {0: marks(8, 1).expand(len(where), -1)}, lambda *both: found.append(both), where)
+
+    measure(Instrument(anatomy), [tokens], Scope.POSITION, removals)
+    return found[0]
+
+
+def test_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: tried 9 bytes"
+    branches_fail(monkeypatch, RuntimeError(message), packed=True)
     with pytest.raises(
         ExciseError, match=r"out of memory: not even one intervention fits \(.*DefaultCPUAllocator"
     ):
-        at_positions(instrument, clean, torch.tensor([1, 2, 3]), {0: marks(8, 1).expand(3, -1)})
+        every_position(made("olmoe"), tiny.ids(1, LENGTH))

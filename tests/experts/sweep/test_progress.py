@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from experts.anatomy import Anatomy, dissect
+from experts.room import Room
 from experts.sweep import journal
 from experts.sweep.progress import Bar
-from experts.sweep.room import Room
 from tests.support import tiny
 from tests.support.one_by_one import one_by_one
 from tests.support.sweeps import JOBS, LENGTH

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from experts.anatomy import Anatomy, dissect
+from experts.room import Room
 from experts.sweep import journal
-from experts.sweep.room import Room
 from tests.support import architectures, tiny
 from tests.support.one_by_one import one_by_one, visits
 from tests.support.sweeps import JOBS, LENGTH

@@ -8,8 +8,8 @@ import torch
 
 from experts.anatomy import Anatomy, dissect
 from experts.errors import ExciseError
+from experts.room import Room
 from experts.sweep import need as need_module
-from experts.sweep.room import Room
 from experts.sweep.streams import Streams
 from tests.support import tiny
 from tests.support.one_by_one import one_by_one, visits

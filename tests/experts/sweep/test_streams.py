@@ -9,7 +9,7 @@ import torch
 
 from experts.anatomy import Anatomy, dissect
 from experts.errors import ExciseError
-from experts.sweep.room import Room
+from experts.room import Room
 from experts.sweep.spill import SpillFolder
 from experts.sweep.streams import Streams
 from tests.support import tiny

@@ -67,9 +67,8 @@ def test_top_1_routing_leaves_no_curve_at_a_token() -> None:
     anatomy, text = dissect(tiny.build("mixtral", num_experts_per_tok=1)), windows(2, 10)
     chosen = np.zeros((2, 9), bool)
     chosen[:, 3:5] = True
-    rows = by_gate_weight(
-        Instrument(anatomy, Mode.ZERO, probabilities=False), torch.from_numpy(text.tokens), 0, chosen, 7
-    )
+    instrument = Instrument(anatomy, Mode.ZERO, probabilities=False)
+    rows = by_gate_weight(instrument, torch.from_numpy(text.tokens), {0: chosen}, 7)[0]
     assert rows.shape == (0, 4)
     assert curve(0, "gate weight", rows, np.ones(4), np.arange(4)).mean == ()
 
@@ -251,7 +250,7 @@ def test_an_interrupted_audit_resumes(
     audit_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[int] = []
-    position = effects_module._position
+    position = effects_module._Layer.at_positions
 
     def interrupted(*arguments: Any) -> Any:
         measured.append(len(measured))
@@ -259,7 +258,7 @@ def test_an_interrupted_audit_resumes(
             raise KeyboardInterrupt
         return position(*arguments)
 
-    monkeypatch.setattr(effects_module, "_position", interrupted)
+    monkeypatch.setattr(effects_module._Layer, "at_positions", interrupted)
     stopped = invoke(audit_recipe, tmp_path / "a", "validate.progressive=null")
     assert stopped.exit_code == 1
     assert "resumes" in stopped.stderr

@@ -19,7 +19,7 @@ from experts.modes import Mode, Scope
 from prune.console.cli import app
 from prune.effects import measurement as command
 from prune.effects.request import numbers
-from tests.support.removals import clean_forward, everywhere, replay_position
+from tests.support.removals import branches_fail, clean_forward, everywhere, replay_position
 
 COLUMNS = [
     "document",
@@ -280,17 +280,15 @@ def test_errors(
 def test_out_of_memory_is_one_line(
     saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hungry(*_: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
-
+    hungry = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
     fine = Instrument.check
-    monkeypatch.setattr(
-        Instrument,
-        "check",
-        lambda self, *a: (fine(self, *a), monkeypatch.setattr("experts.effects.instrument.packed", hungry))[
-            0
-        ],
-    )
+
+    def check(self: Instrument, *rest: Any) -> float:
+        gap = fine(self, *rest)
+        branches_fail(monkeypatch, hungry, packed=True)
+        return gap
+
+    monkeypatch.setattr(Instrument, "check", check)
     done = excise(saved["olmoe"], "--text", text, "--window", 16, "-o", tmp_path / "e.csv")
     assert done.exit_code == 1
     assert "out of memory: not even one intervention fits" in done.stderr
@@ -302,10 +300,7 @@ def test_falling_back_is_said(
 ) -> None:
     fast = measured(saved["olmoe"], text, tmp_path / "fast.parquet", "--layers", "1")
 
-    def broken(*_: object) -> None:
-        raise RuntimeError("no such mask")
-
-    monkeypatch.setattr("experts.effects.fast_path.packed", broken)
+    branches_fail(monkeypatch, RuntimeError("no such mask"), packed=True)
     done = excise(
         saved["olmoe"],
         "--text",

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from criteria.causal import _every_active_expert
 from criteria.observe import observe
 from criteria.removal_costs import RemovalCosts
 from criteria.text.windows import Windows
@@ -14,6 +14,7 @@ from experts.ablation import marked
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.effects.instrument import Instrument
+from experts.effects.measurement import measure
 from experts.effects.removal import Removal, Take
 from experts.modes import Mode, Scope
 from experts.plan import Plan
@@ -74,7 +75,8 @@ def leave_one_out(anatomy: Anatomy, mode: Mode = Mode.ZERO) -> Array:
             place = effects[2 * batch : 2 * batch + 2, row, expert]
             yield Removal(row, {row: marked(anatomy, expert)}, _means(place))
 
-    Instrument(anatomy, mode).measure(
+    measure(
+        Instrument(anatomy, mode),
         batches,
         Scope.CORPUS,
         removals,
@@ -96,13 +98,19 @@ def at_positions(anatomy: Anatomy) -> Array:
     sums = np.full((3, len(anatomy.layers), anatomy.shape.num_experts), np.nan)
 
     def removals(batch: int, row: int, clean: CleanForward) -> Iterator[Removal]:
-        def keep(values: Array) -> None:
-            sums[batch, row] = values
+        index = clean.index[row][0, :-1]
+        position = torch.arange(len(index)).repeat_interleave(index.shape[1])
+        expert = index.reshape(-1)
 
-        yield _every_active_expert(clean, row, anatomy.shape.num_experts, keep)
+        def take(delta: Tensor, _: Tensor) -> None:
+            found = torch.zeros(anatomy.shape.num_experts, dtype=torch.float64)
+            sums[batch, row] = found.index_add_(0, expert, delta).numpy()
+
+        yield Removal(row, {row: one_hot(expert, anatomy.shape.num_experts).bool()}, take, position)
 
     instrument = Instrument(anatomy, probabilities=False, at_once=7)
-    instrument.measure(torch.split(tiny.ids(3, LENGTH), 1), Scope.POSITION, removals, results={"sums": sums})
+    windows = torch.split(tiny.ids(3, LENGTH), 1)
+    measure(instrument, windows, Scope.POSITION, removals, results={"sums": sums})
     return sums
 
 

@@ -14,6 +14,7 @@ from experts.ablation import ablated, marked, restricted
 from experts.anatomy import Anatomy, dissect
 from experts.arrays import Array
 from experts.effects.instrument import Instrument
+from experts.effects.measurement import measure
 from experts.effects.outcome import log_probabilities, outcomes
 from experts.effects.removal import Removal, Take
 from experts.errors import ExciseError
@@ -127,7 +128,7 @@ def _effects(instrument: Instrument) -> Tensor:
             Removal(row, {row: mark}, keep(number)) for number, (at, mark) in enumerate(cases) if at == row
         ]
 
-    instrument.measure([tokens()], Scope.CORPUS, removals)
+    measure(instrument, [tokens()], Scope.CORPUS, removals)
     return effects
 
 

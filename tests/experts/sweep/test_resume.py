@@ -15,7 +15,7 @@ import pytest
 from experts.anatomy import Anatomy, dissect
 from experts.room import Room
 from experts.sweep import journal
-from tests.support import tiny
+from tests.support import architectures, tiny
 from tests.support.one_by_one import one_by_one, visits
 from tests.support.sweeps import JOBS, LENGTH
 
@@ -69,6 +69,14 @@ def test_goes_on_where_it_was(job: str, model: Anatomy, tmp_path: Path) -> None:
         assert np.array_equal(JOBS[job](resumed), expected, equal_nan=True)
         assert visits(resumed) == visits(whole) - (place - 1)
         assert not list(tmp_path.iterdir())
+
+
+def test_what_layers_hand_upward_is_remembered(tmp_path: Path) -> None:
+    """A layer that hands more than the stream to the next one, below the layers that are left."""
+    model = dissect(architectures.build("glm_moe_dsa").eval())
+    expected = JOBS["losses"](model)
+    assert interrupt("losses", model, room(tmp_path), 3)
+    assert np.array_equal(JOBS["losses"](one_by_one(model, room(tmp_path))), expected)
 
 
 @pytest.mark.slow

@@ -8,7 +8,12 @@ The tables of docs/scale.md. Assumptions are the constants below; nothing here i
 from dataclasses import dataclass
 
 DISK = 3e9  # bytes per second, read in order
-MACHINES = {"64 cores": (5e12, 1), "1 × H100": (250e12, 1), "8 × H100": (250e12, 8), "4 × 8 H100": (250e12, 32)}
+MACHINES = {
+    "64 cores": (5e12, 1),
+    "1 × H100": (250e12, 1),
+    "8 × H100": (250e12, 8),
+    "4 × 8 H100": (250e12, 32),
+}
 CALIBRATION, HELD_OUT, PLANS = 128 * 512, 64 * 512, 23  # tokens, tokens, plans: the recipes for large models
 SWEEPS = 4  # reads of the files: calibration, checks of the instrument, plans, the written checkpoint
 COPIES = 2.5  # of the largest layer, at most, while it is read and converted

@@ -1,6 +1,7 @@
 """Stages of a run folder, each with the key of its inputs; refuses folders of others, in use or damaged."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from prune.typed_json import problems
 
 T = TypeVar("T")
 RECORD, LOCK = "stages.json", ".lock"
+SPILL = "spill"  # hidden states that wait on disk, and records of unfinished sweeps
 CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
 
 
@@ -70,6 +72,7 @@ class RunFolder:
                 ) from error
             write_json(self.path / RECORD, self.record)
             yield
+            shutil.rmtree(self.path / SPILL, ignore_errors=True)  # finished: nothing is taken up from there
 
     def valid(self, stage: str, key: str, *files: str) -> bool:
         return self.record.get(stage) == key and all((self.path / file).exists() for file in files)

@@ -28,14 +28,13 @@ from experts.model import Model
 from experts.plan import Plan
 from experts.units import parse_size
 from prune.session.prepared import Prepared
+from prune.session.run_folder import SPILL
 from prune.session.texts import Texts
 from validate.rig import last_logits
 from validate.task_needs import check_tokenizer
 
 if TYPE_CHECKING:
     from validate.tasks import Benchmark
-
-SPILL = "spill"  # folder of a run for hidden states that wait on disk
 
 
 class Session:

@@ -32,7 +32,11 @@ class StageJson(TypedDict):
 class MemoryJson(TypedDict):
     """Memory, on the device that the model is loaded to."""
 
+    model: str  # resident or streamed, as a machine without GPUs would have it
     weights: int  # bytes of the weights in the recipe's dtype
+    streamed: int  # bytes of them at a time, where decoder layers are read one by one
+    states: int  # bytes of hidden states that wait between layers; 0 where the weights stay in memory
+    reads: int  # bytes that are read from the model's files
     batch: int  # bytes of the logits of the largest batch, in float32
     free: int  # bytes that this process may still take, without a GPU's
 

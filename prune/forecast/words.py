@@ -20,7 +20,11 @@ def words(forecast: ForecastJson) -> Facts:
     if disk["checkpoint"] is not None:
         lines.append(("checkpoint", f"{human(disk['checkpoint'])} of tensors"))
     lines.append(("disk", f"{human(disk['free'])} free there"))
-    needed = f"{human(memory['weights'])} of weights, {human(memory['batch'])} for the logits of a batch"
+    weights = f"{human(memory['weights'])} of weights"
+    if memory["model"] == "streamed":
+        weights += f", {human(memory['streamed'])} at a time, {human(memory['states'])} for hidden states"
+        lines.append(("reads", f"{human(memory['reads'])} of the model's files, layer by layer"))
+    needed = f"{weights}, {human(memory['batch'])} for the logits of a batch"
     lines.append(("memory", f"{needed}, and activations; {human(memory['free'])} free, a GPU's apart"))
     lines.append(("time", f"{_time(forecast)}; an interrupted run resumes"))
     return lines

@@ -44,7 +44,7 @@ def recorded_blocks(anatomy: Anatomy) -> Iterator[list[BlockCall]]:
 def different_blocks(anatomy: Anatomy, plan: Plan, calls: list[BlockCall]) -> list[str]:
     """The blocks that do not give, bit by bit, what they gave while they were restricted when they are cut.
 
-    On the hidden states that really entered them; one copied block is in memory at a time.
+    On the hidden states that really entered them; one cut block is in memory at a time.
 
     Args:
         anatomy: the model, not restricted
@@ -123,14 +123,16 @@ def _first_tensor(output: Any) -> Tensor:
 
 
 def _copy_of(layer: MoELayer) -> MoELayer:
+    """The block once more, with modules of its own and the same tensors: the cut replaces those it changes."""
     config: Any = layer.experts.config
-    copies: dict[int, Any] = {id(config): config}  # shared, not copied: it names the experts implementation
+    tensors = (*layer.block.parameters(), *layer.block.buffers())
+    copies: dict[int, Any] = {id(shared): shared for shared in (config, *tensors)}
     block = copy.deepcopy(layer.block, copies)
-    tensors = tuple((copies[id(module)], key) for module, key in layer.router_tensors)
+    router_tensors = tuple((copies[id(module)], key) for module, key in layer.router_tensors)
     return replace(
         layer,
         block=block,
         experts=copies[id(layer.experts)],
         router=copies[id(layer.router)],
-        router_tensors=tensors,
+        router_tensors=router_tensors,
     )

@@ -123,7 +123,7 @@ def _first_tensor(output: Any) -> Tensor:
 
 
 def _copy_of(layer: MoELayer) -> MoELayer:
-    """The block once more, with modules of its own and the same tensors: the cut replaces those it changes."""
+    """The block once more: modules of its own, and the same tensors, of which the cut replaces some."""
     config: Any = layer.experts.config
     tensors = (*layer.block.parameters(), *layer.block.buffers())
     copies: dict[int, Any] = {id(shared): shared for shared in (config, *tensors)}

@@ -34,7 +34,8 @@ def load_anatomy(
         ExciseError: the network cannot be loaded, or not in this way, or has no MoE layers.
     """
     if not choice.streamed:
-        network = load_network(checkpoint.folder, dtype, trust_remote_code, choice.device)
+        device = choice.device
+        network = load_network(checkpoint.folder, dtype, trust_remote_code, device, choice.spread)
         return dissect(network, pruned)
     network, weights = open_streamed(checkpoint, dtype, trust_remote_code, choice.device)
     return dissect(network, pruned, weights)

@@ -15,7 +15,11 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 def load_network(
-    folder: Path, dtype: str = "auto", trust_remote_code: bool = False, device: torch.device | None = None
+    folder: Path,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    device: torch.device | None = None,
+    spread: bool = False,
 ) -> PreTrainedModel:
     """Load the network of a checkpoint folder, in evaluation mode.
 
@@ -26,18 +30,29 @@ def load_network(
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: run code that comes with the checkpoint
         device: where the weights go; by default the GPU if a fifth of its free memory is left, else the CPU
+        spread: over all GPUs, as accelerate places layers
 
     Raises:
         ExciseError: the folder holds no safetensors checkpoint, or the network cannot be loaded.
     """
     check_files(folder)
     with refusing(folder, "the model"):
-        network = from_pretrained(folder, dtype, trust_remote_code)
-        network.to(device or best_device(network)).eval()
+        network = from_pretrained(folder, dtype, trust_remote_code, _placement(device, spread=spread))
+        if not spread:
+            network.to(device or best_device(network))
+        network.eval()
         align(network)
         set_plain_outputs(network)
     checked: PreTrainedModel = network
     return checked
+
+
+def _placement(device: torch.device | None, *, spread: bool) -> dict[str, Any]:
+    """Weights go to GPUs file by file: the whole model is never in main memory."""
+    if spread:
+        return {"device_map": "auto"}
+    on_gpu = device is not None and device.type != "cpu"
+    return {"device_map": {"": device}} if on_gpu else {}
 
 
 def skeleton(

@@ -10,6 +10,7 @@ from experts.disk.shards import Checkpoint
 from experts.errors import ExciseError
 from experts.memory import free_bytes
 from experts.notes import tell
+from experts.ranks import joined
 from experts.streaming.forecast import forecast_sizes
 from experts.streaming.sizes import COPIES, Sizes
 from experts.units import human
@@ -46,6 +47,7 @@ class Choice:
         why: what was compared with what
         weights: bytes that they take at most
         close: whether there was anything to decide
+        spread: whether the layers go to all GPUs; `device` is then the first one's
     """
 
     streamed: bool
@@ -53,11 +55,13 @@ class Choice:
     why: str
     weights: int
     close: bool = True
+    spread: bool = False
 
     def announce(self) -> None:
         """Tell the user what was chosen, and why."""
         if self.close:
-            tell(f"memory: {'streamed' if self.streamed else 'resident'} on {self.device} ({self.why})")
+            where = "all GPUs" if self.spread else str(self.device)
+            tell(f"memory: {'streamed' if self.streamed else 'resident'} on {where} ({self.why})")
 
 
 def choose(
@@ -85,6 +89,9 @@ def choose(
         return Choice(False, places[0], why, checkpoint.size, close=False)
     sizes = forecast_sizes(checkpoint, dtype, trust_remote_code)
     last = places[-1]
+    spread = _over_all_gpus(sizes.whole) if device is None else None
+    if settings.model != "streamed" and spread is not None:
+        return spread
     if settings.model != "streamed":
         for place in places:
             if sizes.whole <= _room(place, settings):
@@ -99,6 +106,18 @@ def choose(
             with_layers = f"{why}; with a layer at a time, {human(sizes.streamed)}"
             return Choice(True, place, with_layers, sizes.streamed)
     raise ExciseError(_too_large(checkpoint, sizes, last, settings))
+
+
+def _over_all_gpus(weights: int) -> Choice | None:
+    """All GPUs together, where the weights fit there and not on one; ranks of torchrun have one each."""
+    cards = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    if len(cards) < 2 or joined() is not None:
+        return None
+    free = [free_bytes(card) for card in cards]
+    if weights <= SHARE * free[0] or weights > SHARE * sum(free):
+        return None
+    why = f"the weights take {human(weights)}, and {human(sum(free))} are free on {len(cards)} GPUs"
+    return Choice(False, cards[0], why, weights, spread=True)
 
 
 def mode_of(name: str) -> Mode:

@@ -26,14 +26,24 @@ def check_files(folder: Path) -> None:
     entry_file(regular_files(folder), config, str(folder))
 
 
-def from_pretrained(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
-    """What transformers loads, dequantised; weights that would be random are an error."""
+def from_pretrained(
+    folder: Path, dtype: str, trust_remote_code: bool, placement: dict[str, Any] | None = None
+) -> Any:
+    """What transformers loads, dequantised; weights that would be random are an error.
+
+    Args:
+        folder: of the checkpoint
+        dtype: precision in memory
+        trust_remote_code: run code that comes with the checkpoint
+        placement: options of `from_pretrained` that say where the weights go; None = to the CPU
+    """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     network, report = auto_class(config).from_pretrained(
         folder,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        **(placement or {}),
         **dequantising(config),
     )
     if missing := sorted(report["missing_keys"]):

@@ -23,7 +23,6 @@ from experts.decoder import Part, part_of
 from experts.effects.outcome import token_losses
 from experts.files import temporary_name
 from experts.memory import in_chunks
-from experts.room import Room
 from experts.seam import Forward, intercepted
 from experts.sweep.record import CleanForward
 from experts.sweep.spill import SpillFolder
@@ -97,7 +96,7 @@ class Slopes:
             totals: what is differentiated
             add: takes the slopes; called when a layer of a batch is done
         """
-        with _frozen(self.anatomy), _waiting(self.anatomy.room) as streams:
+        with _frozen(self.anatomy), _waiting(self.anatomy) as streams:
             self._up(streams, multiplier)
             self._down(streams, multiplier, totals, add)
 
@@ -213,14 +212,15 @@ def token_count(tokens: Tensor) -> int:
 
 
 @contextmanager
-def _waiting(room: Room) -> Iterator[Streams]:
+def _waiting(anatomy: Anatomy) -> Iterator[Streams]:
     """Where what enters the parts waits for the way down."""
+    room = anatomy.room
     if room.spill is None:
-        yield Streams()
+        yield Streams(device=anatomy.device)
         return
     spill = SpillFolder(temporary_name(room.spill / "slopes"))
     try:
-        yield Streams(room.memory, spill)
+        yield Streams(room.memory, spill, anatomy.device)
     finally:
         spill.remove_all()
 

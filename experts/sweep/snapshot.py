@@ -1,10 +1,8 @@
 """A sweep between two parts as tensors, numbers and names, and back."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from experts.sweep.branch import Branch
 from experts.sweep.stage import State
@@ -12,7 +10,6 @@ from experts.sweep.streams import Key
 from experts.sweep.visits import BRANCH, WHOLE, Living, Visits
 
 Content = dict[str, Any]
-Stored = tuple[str, State]  # device and tensors
 
 
 def packed(visits: Visits, number: int) -> Content:
@@ -28,7 +25,7 @@ def packed(visits: Visits, number: int) -> Content:
         "births": (births.first, births.full, births.next, births.count, births.admitted),
         "handed_up": visits.runner.stage.handed_up,
         "alive": [[living.key for living in alive] for alive in visits.alive],
-        "states": {key: _stored(state) for key, state in visits.streams.in_memory().items()},
+        "states": visits.streams.in_memory(),
         "files": visits.streams.in_files(),
         "routing": [_routing(visits, batch) for batch in range(visits.job.batches)],
         "progress": visits.progress.state(),
@@ -50,7 +47,7 @@ def unpack(visits: Visits, content: Content) -> int:
     births = visits.births
     births.first, births.full, births.next, births.count, births.admitted = content["births"]
     visits.runner.stage.handed_up.update(content["handed_up"])
-    states = {key: _loaded(*stored) for key, stored in content["states"].items()}
+    states = {key: _loaded(state) for key, state in content["states"].items()}
     visits.streams.restore(states, content["files"])
     visits.progress.restore(*content["progress"])
     visits.job.restore({name: tensor.numpy().copy() for name, tensor in content["job"].items()})
@@ -125,10 +122,6 @@ def _drop_others(visits: Visits, batch: int, keys: list[Key]) -> None:
             visits.streams.drop(key)
 
 
-def _stored(state: State) -> Stored:
-    device = str(next(iter(state.values())).device)
-    return device, {name: value.cpu() for name, value in state.items()}
-
-
-def _loaded(device: str, state: Mapping[int | str, Tensor]) -> State:
-    return {name: value.clone().to(device) for name, value in state.items()}
+def _loaded(state: State) -> State:
+    """A state that does not hold on to the file of the record."""
+    return {name: value.clone() for name, value in state.items()}

@@ -13,24 +13,33 @@ from experts.sweep.stage import State
 Key = tuple[str | int, ...]
 
 
+CPU = torch.device("cpu")
+
+
 class Streams:
     """What enters the next layers, by batch and branch.
 
     Args:
         memory: bytes that states may take; None = no bound
         spill: takes what does not fit; None = everything stays in memory
+        device: where states come from and go to; they wait in main memory
 
     Attributes:
         held: bytes in memory
         waiting: bytes of all states, by the first word of their keys
     """
 
-    def __init__(self, memory: int | None = None, spill: SpillFolder | None = None) -> None:
-        self.memory, self.spill = memory, spill
+    def __init__(
+        self,
+        memory: int | None = None,
+        spill: SpillFolder | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        self.memory, self.spill, self.device = memory, spill, device
         self.held = 0
         self.waiting: Counter[str | int] = Counter()
         self._states: dict[Key, State] = {}
-        self._files: dict[Key, tuple[str, torch.device, int]] = {}  # name, where it came from, bytes
+        self._files: dict[Key, tuple[str, int]] = {}  # name, bytes
 
     def __contains__(self, key: Key) -> bool:
         return key in self._states or key in self._files
@@ -42,7 +51,7 @@ class Streams:
     def put(self, key: Key, state: State) -> None:
         """Keep a state, in place of an earlier one of that key."""
         self.drop(key)
-        state = {name: _alone(value) for name, value in state.items()}
+        state = {name: _alone(value).cpu() for name, value in state.items()}
         size = bytes_of(state)
         if self.spill is not None and self.memory is not None and self.held + size > self.memory:
             self._write(key, state)
@@ -53,12 +62,11 @@ class Streams:
 
     def get(self, key: Key) -> State | None:
         """The state of that key; None where there is none. It goes on waiting."""
-        if key not in self._files:
-            return self._states.get(key)
-        assert self.spill is not None, "wrote it"
-        name, device, _ = self._files[key]
-        state: State = self.spill.read(name)
-        return {place: value.to(device) for place, value in state.items()}
+        state = self._states.get(key)
+        if key in self._files:
+            assert self.spill is not None, "wrote it"
+            state = self.spill.read(self._files[key][0])
+        return None if state is None else {place: value.to(self.device) for place, value in state.items()}
 
     def drop(self, key: Key) -> None:
         """Forget a state."""
@@ -68,7 +76,7 @@ class Streams:
             self.held -= size
             self.waiting[key[0]] -= size
         elif key in self._files:
-            name, _, size = self._files.pop(key)
+            name, size = self._files.pop(key)
             self.waiting[key[0]] -= size
             if self.spill is not None:
                 self.spill.remove(name)
@@ -84,24 +92,22 @@ class Streams:
         """The states that are in no file."""
         return dict(self._states)
 
-    def in_files(self) -> dict[Key, tuple[str, str, int]]:
-        """The others: name of the file, device, bytes."""
-        return {key: (name, str(device), size) for key, (name, device, size) in self._files.items()}
+    def in_files(self) -> dict[Key, tuple[str, int]]:
+        """The others: name of the file, bytes."""
+        return dict(self._files)
 
-    def restore(self, states: dict[Key, State], files: dict[Key, tuple[str, str, int]]) -> None:
+    def restore(self, states: dict[Key, State], files: dict[Key, tuple[str, int]]) -> None:
         """Take up what `in_memory` and `in_files` gave."""
-        for key, (name, device, size) in files.items():
-            self._files[key] = name, torch.device(device), size
+        for key, (name, size) in files.items():
+            self._files[key] = name, size
             self.waiting[key[0]] += size
         for key, state in states.items():
             self.put(key, state)
 
     def _write(self, key: Key, state: State) -> None:
         assert self.spill is not None, "asked before"
-        device = next(iter(state.values())).device
-        name = self.spill.write({place: value.cpu() for place, value in state.items()})
-        size = bytes_of(state)
-        self._files[key] = name, device, size
+        name, size = self.spill.write(state), bytes_of(state)
+        self._files[key] = name, size
         self.waiting[key[0]] += size
 
 

@@ -42,7 +42,7 @@ def sweep(anatomy: Anatomy, job: Job, room: Room | None = None) -> None:
         check_disk(need, job, room, where.spill)
         most = None if room.memory is None else room.memory - need.for_clean(job, room.memory)
         bar = Bar(anatomy, job, forwards)
-        visits = Visits(anatomy, job, Streams(room.memory, where.spill), bar, most)
+        visits = Visits(anatomy, job, Streams(room.memory, where.spill, anatomy.device), bar, most)
         _visit_all(visits, bar, where.journal)
 
 

@@ -46,7 +46,7 @@ class TimedLosses(LossEvaluator):
 
     def _keep_speed(self, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, threads: {torch.get_num_threads()}"
         speed: Speed = {
             "windows": self.plans * len(self.windows),
             "seconds": self.seconds,

@@ -90,7 +90,7 @@ SPEED: Speed = {
     "windows": 100,
     "seconds": 50.0,
     "machine": this_machine(),
-    "device": "CPU, 2 threads",
+    "device": "CPU, threads: 2",
     "dtype": "float32",
     "batch": 8,
     "length": 64,

@@ -1,7 +1,9 @@
 """Chunks that fit into the free memory, and smaller ones where that was too much."""
 
+import ctypes
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 import torch
@@ -63,6 +65,12 @@ def in_chunks(total: int, size: int, work: Callable[[int, int], None], item: str
             continue
         release()  # outside the handler: its traceback holds the tensors of the failed attempt
     return size
+
+
+def trim() -> None:
+    """Give freed memory back to the system: glibc keeps it, thread by thread."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def release() -> None:

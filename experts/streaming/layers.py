@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experts.memory import trim
 from experts.pretrained import align, refusing
 from experts.streaming.ahead import ReadAhead
 from experts.streaming.files import opened
@@ -67,6 +68,7 @@ class Streamed:
         try:
             for layer in span:
                 self._take(layer)
+            trim()  # the conversion's copies
             if self._ahead and span.stop < len(self._layers):
                 self._ahead.start(span.stop)
             yield
@@ -76,6 +78,7 @@ class Streamed:
         finally:
             for layer in span:
                 self._drop(layer)
+            trim()
 
     def forget(self) -> None:
         """Drop the layer that was read ahead, if there is one."""

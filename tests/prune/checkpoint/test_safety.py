@@ -243,7 +243,7 @@ def failing(code: int, at: int, real: Callable[..., Any]) -> Callable[..., Any]:
         *((os, "fsync", code, at) for code in (errno.ENOSPC, errno.EIO) for at in (0, 4, 9)),
         *((os, "preadv", errno.EIO, at) for at in (0, 7, 30)),
         (shutil, "copyfile", errno.ENOSPC, 0),
-        *((checkpoint_module, "write_json", errno.ENOSPC, at) for at in (0, 1, 2)),
+        *((checkpoint_module, "write_checkpoint_json", errno.ENOSPC, at) for at in (0, 1, 2)),
         (Path, "rename", errno.EIO, 0),
     ],
 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from experts.anatomy import Anatomy
@@ -13,7 +14,7 @@ from experts.sweep.births import Births
 from experts.sweep.branch import Branch
 from experts.sweep.job import Job
 from experts.sweep.progress import Progress
-from experts.sweep.record import CleanForward, bytes_born
+from experts.sweep.record import CleanForward, at_positions, bytes_born
 from experts.sweep.runner import Runner
 from experts.sweep.stage import State
 from experts.sweep.streams import Key, Streams
@@ -49,6 +50,7 @@ class Visits:
         births: which branches are still to come
         alive: the branches that wait, batch by batch
         forwards: the clean forward of every batch that is begun and not finished
+        too_many: copies of single tokens that did not fit into one forward; None = all did
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Visits:
         self.births = Births(job, len(self.spans) - 1)
         self.alive: list[list[Living]] = [[] for _ in range(job.batches)]
         self.forwards: list[CleanForward | None] = [None] * job.batches
+        self.too_many: int | None = None
 
     def forward(self, batch: int) -> CleanForward:
         """The clean forward of a batch."""
@@ -166,30 +169,51 @@ class Visits:
 
     def _advance(self, part: Part, batch: int, living: Living, state: State | None) -> None:
         """Take a branch through some layers; in halves where it does not fit into memory."""
-        branch, clean = living.branch, self.forward(batch)
+        if self._is_too_much(living.branch):
+            self._halve(part, batch, living, state)
+        elif not self._ran(part, batch, living, state):
+            release()  # outside the handler: its traceback holds the tensors of the failed attempt
+            self._halve(part, batch, living, state)
+
+    def _is_too_much(self, branch: Branch) -> bool:
+        """Whether so many copies are known not to fit."""
+        return (
+            self.too_many is not None
+            and branch.position is not None
+            and len(branch.position) >= self.too_many
+        )
+
+    def _ran(self, part: Part, batch: int, living: Living, state: State | None) -> bool:
+        """Take a branch through some layers. Returns False where it has to be halved to fit into memory."""
+        branch = living.branch
         try:
-            output = self.runner.branch(part, branch, clean, state)
+            output = self.runner.branch(part, branch, self.forward(batch), state)
             self._keep(batch, living, output)
-            again = branch.is_reference and not self.births.first
-            self.progress.branch(part, batch, branch, again=again)
-            return
         except ExciseError as error:
             if not branch.forgives(error):
                 raise
             self.streams.drop(living.key)
-            return
+            return True
         except (RuntimeError, MemoryError) as error:
-            halves = branch.halves() if is_out_of_memory(error) and state is None else None
-            if halves is None:
-                if branch.position is not None and is_out_of_memory(error):
-                    raise ExciseError(
-                        f"out of memory: not even one intervention fits ({one_line(error)}); "
-                        "use shorter windows or a smaller dtype"
-                    ) from error
+            if branch.position is None or not is_out_of_memory(error):
                 raise
-        release()  # outside the handler: its traceback holds the tensors of the failed attempt
-        for which, half in enumerate(halves):
-            self._advance(part, batch, Living((*living.key, which), half), None)
+            if branch.halves() is None:
+                raise ExciseError(
+                    f"out of memory: not even one intervention fits ({one_line(error)}); "
+                    "use shorter windows or a smaller dtype"
+                ) from error
+            self.too_many = len(branch.position)
+            return False
+        self.progress.branch(part, batch, branch, again=branch.is_reference and not self.births.first)
+        return True
+
+    def _halve(self, part: Part, batch: int, living: Living, state: State | None) -> None:
+        """Take a branch through some layers in two halves."""
+        halves = living.branch.halves()
+        assert halves is not None, "asked before"
+        self.streams.drop(living.key)
+        for which, (half, of_half) in enumerate(zip(halves, split(state, halves), strict=True)):
+            self._advance(part, batch, Living((*living.key, which), half), of_half)
 
     def _keep(self, batch: int, living: Living, output: State | Tensor | None) -> None:
         """Let a branch wait, or arrive."""
@@ -215,3 +239,17 @@ class Visits:
             clean.log_probabilities = None
             if not self.births.full:
                 self.forwards[batch] = None
+
+
+def split(state: State | None, halves: tuple[Branch, Branch]) -> tuple[State | None, State | None]:
+    """What enters the halves of a branch of copies. state: what enters the whole; None = it is born there."""
+    if state is None:
+        return None, None
+    sizes = [len(half.position) for half in halves if half.position is not None]
+    places = torch.arange(sum(sizes))
+    whole = torch.Size((1, len(places)))
+    first, second = (
+        {key: at_positions(value, chosen, whole) for key, value in state.items()}
+        for chosen in torch.split(places, sizes)
+    )
+    return first, second

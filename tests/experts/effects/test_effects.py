@@ -26,6 +26,7 @@ from experts.sweep.branch import Branch
 from experts.sweep.record import CleanForward
 from experts.sweep.runner import Runner
 from tests.support import tiny
+from tests.support.one_by_one import one_by_one
 from tests.support.removals import (
     at_positions,
     branches_fail,
@@ -523,22 +524,29 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert float(torch.corrcoef(torch.stack(deltas).flatten(1))[0, 1]) > 0.9
 
 
-def test_smaller_chunks_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interventions that do not fit are measured in halves, to the same effects."""
+@pytest.mark.parametrize(
+    ("layered", "expected_sizes"),
+    [(False, [19, 9, 4, 5, 5, 5]), (True, [19, 19, 19, 9, 4, 5, 5, 5])],
+    ids=["one forward", "at the top of three layers"],
+)
+def test_smaller_chunks_when_memory_runs_out(
+    layered: bool, expected_sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interventions that do not fit are measured in halves, to the same effects; no more are tried again."""
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
     run, sizes = Runner.branch, []
 
     def hungry(self: Runner, part: Part, branch: Branch, *rest: Any) -> Any:
         assert branch.position is not None
         sizes.append(len(branch.position))
-        if len(branch.position) > 5:
+        if len(branch.position) > 5 and part.span.stop == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
         return run(self, part, branch, *rest)
 
     expected = every_position(anatomy, tokens)
     monkeypatch.setattr(Runner, "branch", hungry)
-    found = every_position(anatomy, tokens)
-    assert sizes == [19, 9, 4, 5, 10, 5, 5]
+    found = every_position(one_by_one(anatomy) if layered else anatomy, tokens)
+    assert sizes == expected_sizes
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 

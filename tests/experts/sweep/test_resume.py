@@ -8,13 +8,18 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from experts.anatomy import Anatomy, dissect
+from experts.decoder import Part
 from experts.room import Room
 from experts.sweep import journal
+from experts.sweep.branch import Branch
+from experts.sweep.runner import Runner
 from tests.support import architectures, tiny
 from tests.support.one_by_one import one_by_one, visits
 from tests.support.sweeps import JOBS, LENGTH
@@ -69,6 +74,26 @@ def test_goes_on_where_it_was(job: str, model: Anatomy, tmp_path: Path) -> None:
         assert np.array_equal(JOBS[job](resumed), expected, equal_nan=True)
         assert visits(resumed) == visits(whole) - (place - 1)
         assert not list(tmp_path.iterdir())
+
+
+def test_halves_go_on_where_they_were(
+    model: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies that did not fit into memory, of which the halves wait."""
+    run = Runner.branch
+
+    def hungry(self: Runner, part: Part, branch: Branch, *rest: Any) -> Any:
+        if branch.position is not None and len(branch.position) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+        return run(self, part, branch, *rest)
+
+    monkeypatch.setattr(Runner, "branch", hungry)
+    whole = one_by_one(model, Room(16 * WINDOW))
+    expected = JOBS["positions"](whole)
+    assert interrupt("positions", model, room(tmp_path), 2)
+    resumed = one_by_one(model, room(tmp_path))
+    assert np.array_equal(JOBS["positions"](resumed), expected)
+    assert visits(resumed) == visits(whole) - 1
 
 
 def test_what_layers_hand_upward_is_remembered(tmp_path: Path) -> None:

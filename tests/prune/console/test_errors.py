@@ -255,7 +255,14 @@ SITES: dict[str, list[list[str]]] = {
         ["shutil.disk_usage", "shutil.copyfile", "os.preadv", "os.pwrite", "os.fsync", "os.rename"],
     ],
     "dataset": [["datasets.load_dataset"]],
-    "tasks": [["lm_eval.tasks.TaskManager.load", "validate.tasks.Questions", "validate.tasks.evaluate"]],
+    "tasks": [
+        [
+            "lm_eval.tasks.TaskManager.load",
+            "lm_eval.models.huggingface.HFLM.__init__",
+            "validate.tasks.evaluate",
+            "validate.task_answers.sweep",
+        ]
+    ],
     "export": [["os.pwrite", "json.dumps"]],
     "effects.csv": [["psutil.virtual_memory", "os.replace", "pyarrow.csv.write_csv"]],
     "effects.parquet": [["pyarrow.parquet.write_table"]],

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.anatomy import Anatomy
-from experts.arguments import check_choice, check_kind, shown
+from experts.arguments import check_choice, check_kind
 from experts.disk.find import fetched, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
@@ -258,7 +258,7 @@ def check_model(model: object) -> None:
     check_kind("model", model, Model, "a model of experts.load")
 
 
-def check_plan(model: Model, plan: object) -> None:
+def check_plan(model: Model, plan: Plan) -> None:
     """Refuse what is no plan, and a plan for another model.
 
     Args:
@@ -269,9 +269,7 @@ def check_plan(model: Model, plan: object) -> None:
         ExciseError: `model` is no model, or `plan` is no plan of it.
     """
     check_model(model)
-    if not isinstance(plan, Plan):
-        expected = "a plan of criteria.select, experts.Plan.read or experts.Plan"
-        raise ExciseError(f"plan: expected {expected}, got {shown(plan)}")
+    check_kind("plan", plan, Plan, "a plan of criteria.select, experts.Plan.read or experts.Plan")
     plan.check_model(model.shape.layers, model.shape.num_experts, model.fingerprint if plan.model else "")
 
 

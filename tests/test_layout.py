@@ -21,7 +21,7 @@ LINES = 300
 # folder, a module, or several.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "experts": (
-        ("arrays errors files locks limits memory cache notes modes shape units plain_outputs",),
+        ("arrays errors files keys locks limits memory cache notes modes shape units plain_outputs",),
         ("disk",),
         (REST,),  # anatomy, plan, seam, routing, ablation, surgery, sharing
         ("streaming", "sweep"),

@@ -10,6 +10,7 @@ import reprlib
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from experts.disk.weight_files import (
     unread,
 )
 from experts.errors import ExciseError
+from experts.keys import key_of
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -132,6 +134,12 @@ class Checkpoint:
     def size(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.size for tensor in self.tensors.values())
+
+    @cached_property
+    def form(self) -> str:
+        """Identity of configuration, names, types and shapes, whatever the weights are."""
+        tensors = {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
+        return key_of(self.config, tensors)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from experts.arguments import check_kind, shown
+from experts.arguments import check_kind
 from experts.disk.layout import Layout
 from experts.errors import ExciseError
 from experts.model import Model, check_plan
@@ -89,10 +89,9 @@ def trained_weights(layout: Layout, recovered: RecoveredModel, folder: Path) -> 
     return TrainedWeights(changed, provenance)
 
 
-def _check_recovered(model: Model, plan: Plan, recovered: object) -> None:
+def _check_recovered(model: Model, plan: Plan, recovered: RecoveredModel) -> None:
     """Refuse weights that were trained for other experts, or on another model."""
-    if not isinstance(recovered, RecoveredModel):
-        raise ExciseError(f"recovered: expected what finetune.recover yields, got {shown(recovered)}")
+    check_kind("recovered", recovered, RecoveredModel, "what finetune.recover yields")
     if recovered.plan.digest != plan.digest:
         raise ExciseError(
             f"recovered: its weights were trained for another plan (digest {recovered.plan.digest}, this one "

@@ -9,7 +9,6 @@ from typing import TypedDict
 
 from experts.cache import OWN_CACHE, cache_folder
 from experts.disk.shards import Checkpoint
-from experts.keys import key_of
 from prune.session.run_folder import write_json
 from prune.typed_json import problems
 
@@ -65,9 +64,8 @@ def _settings(speed: Speed) -> tuple[object, ...]:
 
 
 def _files(checkpoint: Checkpoint, run: Path) -> Iterator[Path]:
-    """Where records of a model may be; equal headers mean equal speed, whatever the weights are."""
-    tensors = {name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    name = f"speed-{key_of(checkpoint.config, tensors)}.json"
+    """Where records of a model may be; equal forms mean equal speed."""
+    name = f"speed-{checkpoint.form}.json"
     folder = cache_folder()
     if folder is not None:
         yield folder / name

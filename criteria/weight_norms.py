@@ -50,14 +50,19 @@ def _per_expert(matrices: Sequence[Tensor], measure: Callable[[Tensor], Tensor])
 
 def _sum_of_sizes(matrix: Tensor) -> Tensor:
     """Σ|w|."""
-    norm: Tensor = torch.linalg.vector_norm(matrix, ord=1, dtype=torch.float64)
-    return norm
+    return _row_norms(matrix, 1).sum()
 
 
 def _sum_of_squares(matrix: Tensor) -> Tensor:
     """Σw²."""
-    norm: Tensor = torch.linalg.vector_norm(matrix, dtype=torch.float64)
-    return norm**2
+    return _row_norms(matrix, 2).square().sum()
+
+
+def _row_norms(matrix: Tensor, order: int) -> Tensor:
+    """Norms of the rows [rows], in float64, of sums in float32: float64 throughout takes 8 times as long."""
+    precision = torch.promote_types(matrix.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(matrix.to(precision), ord=order, dim=-1)
+    return norms.double()
 
 
 def _elements(matrix: Tensor) -> Tensor:

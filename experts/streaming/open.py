@@ -7,6 +7,7 @@ from experts.disk.shards import Checkpoint
 from experts.loading import SHARE
 from experts.plain_outputs import set_plain_outputs
 from experts.pretrained import align, check_files, from_pretrained, refusing
+from experts.streaming.allocation import give_back_freed
 from experts.streaming.decoder import check_ties, decoder_of
 from experts.streaming.files import on_meta
 from experts.streaming.layers import Streamed
@@ -42,6 +43,7 @@ def open_streamed(
     """
     folder = checkpoint.folder
     check_files(folder)
+    give_back_freed()
     with refusing(folder, "the model"):
         with without_data(on_meta(checkpoint.tensors)) as made:
             from_pretrained(folder, dtype, trust_remote_code)

@@ -3,6 +3,9 @@
 transformers 5.23 takes the block as rows // rows of scales. Where that leaves a rest it stops; where it does
 not (192 rows, 2 rows of scales) the weights are wrong. Padded to whole blocks, every number meets its own
 scale.
+
+On a CPU most of the time of loading went into turning FP8 into float32, 8 CPU seconds for 1 GB; looked up in
+a table of its 256 values, the same numbers take 3.5.
 """
 
 import functools
@@ -46,11 +49,12 @@ def mend() -> None:
         self: Any, quantized: Tensor, scales: Tensor, output_dtype: torch.dtype | None = None
     ) -> Tensor:
         block = getattr(self.hf_quantizer.quantization_config, "weight_block_size", None)
+        numbers = _in_float32(quantized)
         if not _is_cut_off(quantized, scales, block):
-            weights: Tensor = library(self, quantized, scales, output_dtype)
+            weights: Tensor = library(self, numbers, scales, output_dtype)
             return weights
         rows, columns = quantized.shape[-2:]
-        whole: Tensor = library(self, _padded(quantized, scales, block), scales, output_dtype)
+        whole: Tensor = library(self, _padded(numbers, scales, block), scales, output_dtype)
         return whole[..., :rows, :columns].contiguous()
 
     operation._dequantize_one = exact
@@ -76,6 +80,15 @@ def _is_cut_off(quantized: Tensor, scales: Tensor, block: Any) -> bool:
     rows, columns = quantized.shape[-2:]
     grid = (-(-rows // block[0]), -(-columns // block[1]))
     return tuple(scales.shape[-2:]) == grid and bool(rows % block[0] or columns % block[1])
+
+
+def _in_float32(quantized: Tensor) -> Tensor:
+    """FP8 on a CPU in float32; everything else as it is."""
+    if quantized.dtype not in FP8 or quantized.device.type != "cpu":
+        return quantized
+    table = torch.arange(256, dtype=torch.uint8).view(quantized.dtype).float()
+    codes = quantized.contiguous().view(torch.uint8).flatten().int()
+    return table.index_select(0, codes).view(quantized.shape)
 
 
 def _padded(quantized: Tensor, scales: Tensor, block: Any) -> Tensor:

@@ -91,10 +91,11 @@ class Streamed:
 
     def _read(self, part: Part) -> None:
         """Put a part of the checkpoint into the network."""
-        for group in part.groups:
-            with opened(group) as tensors:
-                _check(self._conversion.load(tensors, self.device))
-            self.bytes_read += sum(stored.size for stored in group)
+        with opened([stored for group in part.groups for stored in group]) as tensors:
+            for group in part.groups:
+                wanted = {stored.name: tensors[stored.name] for stored in group}
+                _check(self._conversion.load(wanted, self.device))
+                self.bytes_read += sum(stored.size for stored in group)
 
     def _take(self, layer: int) -> None:
         """Have a layer in memory: it was read ahead, or is read now."""

@@ -73,3 +73,11 @@ def test_a_version_with_another_operation(monkeypatch: pytest.MonkeyPatch) -> No
     mend.cache_clear()
     with pytest.raises(ExciseError, match=r"transformers 5.* FP8 .* constraints.txt"):
         mend()
+
+
+@pytest.mark.parametrize("dtype", fp8_blocks.FP8)
+def test_every_code(dtype: torch.dtype) -> None:
+    """All 256 numbers of the format: zeros with signs, subnormals, infinities, and what is no number."""
+    weights = torch.arange(256, dtype=torch.uint8).view(dtype).view(16, 16)
+    found = dequantised(weights, torch.ones(1, 1), None)
+    assert torch.equal(found.view(torch.int32), weights.float().view(torch.int32))

@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,24 @@ def usual_mode(folder: Path) -> int:
     mode = _create(probe)
     probe.unlink()
     return mode
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Refuse a folder in which nothing can be written, before any work is done. It need not be there yet.
+
+    Args:
+        folder: where files will go
+        key: what the user calls it
+    """
+    whole = folder.absolute()
+    nearest = next(place for place in (whole, *whole.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise ExciseError(
+            f"{key}: nothing can be written to {folder} ({error.strerror}); name a folder on a disk with room"
+        ) from error
 
 
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:

@@ -3,6 +3,7 @@
 Beyond such a limit the kernel kills the process, or refuses memory, whatever the machine has free.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,17 @@ class _Files:
 
 VERSION_1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+def processes_here() -> int:
+    """How many processes of torchrun share this machine; each may take its part of memory and disk."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return int(count) if count.isdecimal() and int(count) > 0 else 1
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take: its part of what is free, or of a limit."""
+    return min([int(psutil.virtual_memory().available), *memory_left()]) // processes_here()
 
 
 def memory_left(cgroups: Path = CGROUPS, own_groups: Path = OWN_GROUPS) -> Iterator[int]:

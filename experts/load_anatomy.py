@@ -3,13 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from experts.anatomy import Anatomy, dissect
 from experts.disk.shards import Checkpoint, open_checkpoint
+from experts.limits import free_memory, processes_here
 from experts.loading import load_network
-from experts.memory import free_bytes
-from experts.memory_choice import SHARE, Choice, MemorySettings, choose
+from experts.memory_choice import Choice, MemorySettings, choose
+from experts.memory_rule import room_for
 from experts.room import Room
 from experts.streaming.open import open_streamed
 
@@ -71,7 +70,8 @@ class Opening:
 
     def _room(self, choice: Choice) -> Room:
         """What hidden states may take beside the weights."""
-        free = free_bytes(torch.device("cpu"))
-        limit = free if self.memory.limit is None else min(free, self.memory.limit)
-        left = limit - choice.weights if choice.device.type == "cpu" else limit
-        return Room(int(SHARE * max(0, left)), self.memory.spill, self.key)
+        free = free_memory()
+        limit = self.memory.limit
+        most = free if limit is None else min(free, limit // processes_here())
+        left = most - choice.weights if choice.device.type == "cpu" else most
+        return Room(room_for(max(0, left)), self.memory.spill, self.key)

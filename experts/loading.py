@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.errors import ExciseError
+from experts.memory import device_for
 from experts.plain_outputs import set_plain_outputs
 from experts.pretrained import align, auto_class, check_files, from_pretrained, refusing
 
-SHARE = 0.8  # of a GPU's free memory that the weights may take; the rest is for the work
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -39,7 +39,7 @@ def load_network(
     with refusing(folder, "the model"):
         network = from_pretrained(folder, dtype, trust_remote_code, _placement(device, spread=spread))
         if not spread:
-            network.to(device or best_device(network))
+            network.to(device or device_for(network.get_memory_footprint()))
         network.eval()
         align(network)
         set_plain_outputs(network)
@@ -102,12 +102,3 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
             "add all files of the original model"
         )
     return tokenizer
-
-
-def best_device(network: Any) -> torch.device:
-    """The GPU where the weights leave a fifth of its free memory for the work, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    free, _ = torch.cuda.mem_get_info()
-    fits = network.get_memory_footprint() < SHARE * free
-    return torch.device("cuda" if fits else "cpu")

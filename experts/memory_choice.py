@@ -8,17 +8,17 @@ import torch
 
 from experts.disk.shards import Checkpoint
 from experts.errors import ExciseError
+from experts.limits import processes_here
 from experts.memory import free_bytes
+from experts.memory_rule import limit_too_small, room_for, too_large
 from experts.notes import tell
 from experts.ranks import joined
 from experts.streaming.forecast import forecast_sizes
-from experts.streaming.sizes import COPIES, Sizes
 from experts.units import human
 
 Mode = Literal["auto", "resident", "streamed"]
 FACTOR = 8  # by which weights can grow in memory: from 4 bits to 32
 FEW = 0.5  # of the free memory, below which nothing is to be decided
-SHARE = 0.8  # of the free memory that weights may take; the rest is for the work
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class MemorySettings:
     Attributes:
         model: resident = all weights stay in memory; streamed = decoder layers are read one by one, whenever
             they are needed; auto = resident where the weights fit
-        limit: bytes that weights and hidden states may take; None = what is free
-        spill: folder for hidden states that do not fit; None = the run's own, or a temporary one
+        limit: bytes that the weights may take on their device, and weights and hidden states together in
+            main memory; of all processes on a machine together; None = what is free
+        spill: folder for hidden states that do not fit, and for the record of an unfinished sweep; None =
+            they stay in memory, and nothing is resumed; a recipe's run then takes a folder of its own
     """
 
     model: Mode = "auto"
@@ -81,7 +83,7 @@ def choose(
         device: where the weights go; by default the GPU if they fit there, else the CPU
 
     Raises:
-        ExciseError: not even a layer fits.
+        ExciseError: not even a layer fits, or the limit is below what `resident` takes.
     """
     places = [device] if device is not None else _places()
     if settings.model != "streamed" and FACTOR * checkpoint.size < FEW * _room(places[0], settings):
@@ -89,7 +91,7 @@ def choose(
         return Choice(False, places[0], why, checkpoint.size, close=False)
     sizes = forecast_sizes(checkpoint, dtype, trust_remote_code)
     last = places[-1]
-    spread = _over_all_gpus(sizes.whole) if device is None else None
+    spread = _over_all_gpus(sizes.whole, settings) if device is None else None
     if settings.model != "streamed" and spread is not None:
         return spread
     if settings.model != "streamed":
@@ -99,22 +101,24 @@ def choose(
                     False, place, _why(sizes.whole, place, settings, "the weights take"), sizes.whole
                 )
         if settings.model == "resident":
+            _check_limit(checkpoint, sizes.whole, settings)
             return Choice(False, last, _why(sizes.whole, last, settings, "the weights take"), sizes.whole)
     for place in places:
         if sizes.streamed <= _room(place, settings):
             why = _why(sizes.whole, place, settings, "the weights would take")
             with_layers = f"{why}; with a layer at a time, {human(sizes.streamed)}"
             return Choice(True, place, with_layers, sizes.streamed)
-    raise ExciseError(_too_large(checkpoint, sizes, last, settings))
+    outside, largest, limit = sizes.resident_bytes, max(sizes.layer_bytes), _limit(settings)
+    raise ExciseError(too_large(str(checkpoint.folder), outside, largest, _free(last), limit, str(last)))
 
 
-def _over_all_gpus(weights: int) -> Choice | None:
+def _over_all_gpus(weights: int, settings: MemorySettings) -> Choice | None:
     """All GPUs together, where the weights fit there and not on one; ranks of torchrun have one each."""
     cards = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     if len(cards) < 2 or joined() is not None:
         return None
     free = [free_bytes(card) for card in cards]
-    if weights <= SHARE * free[0] or weights > SHARE * sum(free):
+    if weights <= room_for(free[0], settings.limit) or weights > room_for(sum(free), settings.limit):
         return None
     why = f"the weights take {human(weights)}, and {human(sum(free))} are free on {len(cards)} GPUs"
     return Choice(False, cards[0], why, weights, spread=True)
@@ -137,8 +141,25 @@ def _places() -> list[torch.device]:
 
 def _room(device: torch.device, settings: MemorySettings) -> int:
     """Bytes that weights may take."""
-    free = int(SHARE * free_bytes(device))
-    return free if settings.limit is None or device.type != "cpu" else min(free, settings.limit)
+    return room_for(_free(device), _limit(settings))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that are free on a device; of main memory, before any rank of torchrun loaded the model."""
+    ranks = joined()
+    return ranks.free if ranks is not None and device.type == "cpu" else free_bytes(device)
+
+
+def _limit(settings: MemorySettings) -> int | None:
+    """This process's part of the limit."""
+    return None if settings.limit is None else settings.limit // processes_here()
+
+
+def _check_limit(checkpoint: Checkpoint, weights: int, settings: MemorySettings) -> None:
+    """Refuse a limit below what the user asks to keep in memory."""
+    limit = _limit(settings)
+    if limit is not None and weights > limit:
+        raise ExciseError(limit_too_small(str(checkpoint.folder), weights, limit))
 
 
 def _why(size: int, device: torch.device, settings: MemorySettings, verb: str) -> str:
@@ -146,15 +167,7 @@ def _why(size: int, device: torch.device, settings: MemorySettings, verb: str) -
 
 
 def _told(device: torch.device, settings: MemorySettings) -> str:
-    if settings.limit is not None and device.type == "cpu":
-        return f"memory.limit is {human(settings.limit)}"
-    return f"{human(free_bytes(device))} are free on {device}"
-
-
-def _too_large(checkpoint: Checkpoint, sizes: Sizes, device: torch.device, settings: MemorySettings) -> str:
-    largest = max(sizes.layer_bytes)
-    return (
-        f"{checkpoint.folder}: not even a layer at a time fits: {human(sizes.resident_bytes)} outside the "
-        f"decoder layers and {COPIES} × {human(largest)} for the largest, and {_told(device, settings)}; "
-        "use a machine with more memory, or a smaller dtype"
-    )
+    limit, free = _limit(settings), _free(device)
+    if limit is not None and limit < room_for(free):
+        return f"memory.limit is {human(limit)}"
+    return f"{human(free)} are free on {device}"

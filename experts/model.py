@@ -16,10 +16,12 @@ from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
 from experts.errors import ExciseError, one_line
+from experts.files import check_writable
 from experts.keys import key_of, libraries
 from experts.load_anatomy import Opening
 from experts.loading import load_tokenizer
 from experts.memory_choice import Choice, MemorySettings, Mode, choose, mode_of
+from experts.memory_rule import not_resident
 from experts.plan import Plan
 from experts.ranks import joined
 from experts.shape import Shape
@@ -142,10 +144,7 @@ class Model:
             ExciseError: the model is streamed.
         """
         if self.streamed:
-            raise ExciseError(
-                f"{self.folder}: {purpose} needs the whole model in memory, and it is streamed "
-                f"({self.choice.why}); use a machine where it fits, or leave that out"
-            )
+            raise ExciseError(not_resident(str(self.folder), purpose, self.choice.why))
 
     def _check_shape(self, shape: Shape) -> None:
         # A configuration's class may fill in groups that its file leaves out.
@@ -241,6 +240,8 @@ def load(
     check_loadable(layout.checkpoint.config, stored.names, stored.name, trust_remote_code)
     here = fetched(stored, layout)
     settings = memory if isinstance(memory, MemorySettings) else MemorySettings(mode_of(memory))
+    if settings.spill is not None:
+        check_writable(settings.spill, "memory: spill")
     model = Model(
         here,
         name=str(name),

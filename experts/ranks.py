@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from experts.errors import ExciseError
+from experts.limits import free_memory
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun alone, which also ends all ranks when one is killed
 LONGEST = timedelta(days=30)  # that a rank may work alone before the others give it up
@@ -21,11 +22,13 @@ class Ranks:
     Attributes:
         rank: of this process
         size: how many processes there are
+        free: bytes of main memory for this one, before any of them loaded a model
         busy: whether this process is inside an exchange, which the others have not left
     """
 
     rank: int
     size: int
+    free: int = 0
     busy: bool = False
 
     def hand_out(self, tasks: list[Any] | None) -> Any:
@@ -92,5 +95,5 @@ def join() -> Ranks | None:
             "start them with torchrun --nproc-per-node N --no-python excise …, "
             "or unset WORLD_SIZE and RANK to work as one"
         ) from error
-    _joined.append(Ranks(dist.get_rank(), dist.get_world_size()))
+    _joined.append(Ranks(dist.get_rank(), dist.get_world_size(), free_memory()))
     return _joined[0]

@@ -21,7 +21,10 @@ LINES = 300
 # folder, a module, or several.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "experts": (
-        ("arrays errors files keys locks limits memory cache notes modes shape units plain_outputs",),
+        (
+            "arrays cache errors files keys locks notes modes shape units plain_outputs limits memory_rule"
+            " memory",
+        ),
         ("disk",),
         (REST,),  # anatomy, plan, seam, routing, ablation, surgery, sharing
         ("streaming", "sweep"),

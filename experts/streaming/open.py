@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from experts.disk.shards import Checkpoint
-from experts.loading import SHARE
+from experts.memory import device_for
 from experts.plain_outputs import set_plain_outputs
 from experts.pretrained import align, check_files, from_pretrained, refusing
 from experts.streaming.allocation import give_back_freed
@@ -13,7 +13,7 @@ from experts.streaming.files import on_meta
 from experts.streaming.layers import Streamed
 from experts.streaming.library import Conversion, without_data
 from experts.streaming.parts import partition
-from experts.streaming.sizes import Sizes, sizes_of
+from experts.streaming.sizes import sizes_of
 
 
 def open_streamed(
@@ -64,17 +64,9 @@ def _deferred(
     targets = conversion.targets(checkpoint.tensors)
     parts = partition(checkpoint.tensors, targets, network.state_dict(), decoder.name)
     sizes = sizes_of(network, decoder.layers)
-    device = device or _best_device(sizes)
+    device = device or device_for(sizes.streamed)
     ahead = device.type != "cpu" if ahead is None else ahead
     return Streamed(checkpoint.folder, conversion, decoder.layers, parts, sizes, device, ahead)
-
-
-def _best_device(sizes: Sizes) -> torch.device:
-    """The GPU where the weights leave a fifth of its free memory for the work, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    free, _ = torch.cuda.mem_get_info()
-    return torch.device("cuda" if sizes.streamed < SHARE * free else "cpu")
 
 
 @torch.no_grad()

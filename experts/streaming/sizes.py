@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-COPIES = 2.5  # layers in memory at most: one to compute with, the next one, and copies while it is converted
+from experts.memory_rule import streamed_bytes
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Sizes:
     @property
     def streamed(self) -> int:
         """At most, where the decoder layers come from disk one by one."""
-        return self.resident_bytes + int(COPIES * max(self.layer_bytes))
+        return streamed_bytes(self.resident_bytes, max(self.layer_bytes))
 
 
 def sizes_of(network: nn.Module, layers: nn.ModuleList) -> Sizes:

@@ -12,7 +12,7 @@ from experts.decoder import part_of
 from experts.room import Room
 from experts.sweep.job import Job
 from experts.sweep.journal import Journal
-from experts.sweep.need import Need, check_disk
+from experts.sweep.need import check_disk, need_of
 from experts.sweep.progress import Bar, Progress
 from experts.sweep.snapshot import files_of, packed, unpack
 from experts.sweep.storage import storage
@@ -38,9 +38,9 @@ def sweep(anatomy: Anatomy, job: Job, room: Room | None = None) -> None:
     room = room or anatomy.room
     forwards = [job.clean(batch) for batch in range(job.batches)]
     with storage(anatomy, job, forwards, room) as where:
-        need = Need.of(anatomy, job, forwards)
+        need = need_of(anatomy, job, forwards)
         check_disk(need, job, room, where.spill)
-        most = None if room.memory is None else room.memory - need.for_clean(job, room.memory)
+        most = None if room.memory is None else room.memory - need.for_clean(room.memory)
         bar = Bar(anatomy, job, forwards)
         visits = Visits(anatomy, job, Streams(room.memory, where.spill, anatomy.device), bar, most)
         _visit_all(visits, bar, where.journal)

@@ -36,7 +36,11 @@ class MemoryJson(TypedDict):
     weights: int  # bytes of the weights in the recipe's dtype
     streamed: int  # bytes of them at a time, where decoder layers are read one by one
     states: int  # bytes of hidden states that wait between layers; 0 where the weights stay in memory
-    reads: int  # bytes that are read from the model's files
+    spill: str | None  # where those go that do not fit; None where the weights stay in memory
+    spilled: int  # bytes of them, at most
+    readings: dict[str, int]  # what reads all of the model's files, and how often
+    reads: int  # bytes that are read, with the fingerprint, the export and the proof of the checkpoint
+    limit: int | None  # memory.limit in bytes
     batch: int  # bytes of the logits of the largest batch, in float32
     free: int  # bytes that this process may still take, without a GPU's
 

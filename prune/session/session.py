@@ -36,6 +36,8 @@ from validate.task_needs import check_tokenizer
 if TYPE_CHECKING:
     from validate.tasks import Benchmark
 
+RECOVERY = "recovery (finetune)"
+
 
 class Session:
     """Of one prepared recipe.
@@ -75,11 +77,16 @@ class Session:
         return self.model.anatomy
 
     def check_texts(self, *, training: bool = False) -> None:
-        """Texts and tasks that cannot be used are refused before anything is written."""
+        """Texts and tasks that cannot be used, here or at all, are refused before anything is written."""
+        if training:
+            self.model.check_resident(RECOVERY)
         self.texts.check(training=training)
         if self.recipe.validation.tasks:
             _ = self.benchmark.parts
             check_tokenizer(self.benchmark.tasks, self.model.new_tokenizer(), str(self.prepared.source))
+            if self.benchmark.generates:
+                writing = f"writing text ({', '.join(self.benchmark.generates)} of validate.tasks)"
+                self.model.check_resident(writing)
 
     # Ranking.
 

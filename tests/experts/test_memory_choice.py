@@ -14,6 +14,7 @@ from experts.anatomy import Anatomy, dissect
 from experts.disk.shards import Checkpoint, open_checkpoint
 from experts.errors import ExciseError
 from experts.memory_choice import MemorySettings, choose, mode_of
+from experts.ranks import Ranks
 from experts.streaming.forecast import forecast_sizes
 from tests.support import tiny
 from tests.support.inputs import uniform_plan, windows
@@ -65,6 +66,46 @@ def test_where_not_even_a_layer_fits_it_says_what_it_needs(
     free["cpu"] = 1000
     with pytest.raises(ExciseError, match=r"not even a layer at a time fits: .* outside the decoder layers"):
         choose(checkpoint, MemorySettings())
+
+
+def test_a_limit_holds_for_what_stays_and_for_gpus(
+    checkpoint: Checkpoint, free: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = forecast_sizes(checkpoint).whole
+    with pytest.raises(ExciseError, match=r"the weights take .*, and memory.limit is .*; raise it to"):
+        choose(checkpoint, MemorySettings("resident", limit=whole - 1))
+    assert not choose(checkpoint, MemorySettings("resident", limit=whole)).streamed
+    free["cuda"] = 10**12
+    monkeypatch.setattr(memory_choice, "_places", lambda: [torch.device("cuda", 0), CPU])
+    assert choose(checkpoint, MemorySettings(limit=whole - 1)).streamed
+
+
+def test_a_limit_that_is_too_small_is_what_has_to_be_raised(
+    checkpoint: Checkpoint, free: dict[str, int]
+) -> None:
+    with pytest.raises(ExciseError, match=r"and memory.limit is 1.00 kB; raise it to \d"):
+        choose(checkpoint, MemorySettings(limit=1000))
+
+
+def test_processes_of_a_machine_share_the_limit(
+    checkpoint: Checkpoint, free: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = forecast_sizes(checkpoint).whole
+    assert not choose(checkpoint, MemorySettings("resident", limit=whole)).streamed
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ExciseError, match=r"memory.limit is .* \(its part for one of 2 processes\)"):
+        choose(checkpoint, MemorySettings("resident", limit=whole))
+    assert not choose(checkpoint, MemorySettings("resident", limit=2 * whole)).streamed
+
+
+def test_a_rank_counts_what_was_free_before_any_of_them_loaded(
+    checkpoint: Checkpoint, free: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the weights of the others would make it stream, and all would wait for it."""
+    free["cpu"] = 1000
+    monkeypatch.setattr(memory_choice, "joined", lambda: Ranks(1, 2, free=10**12))
+    assert not choose(checkpoint, MemorySettings()).streamed
 
 
 def test_an_unknown_mode_is_refused() -> None:

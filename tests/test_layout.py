@@ -21,10 +21,8 @@ LINES = 300
 # folder, a module, or several.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "experts": (
-        (
-            "arrays cache errors files keys locks notes modes shape units plain_outputs limits memory_rule"
-            " memory",
-        ),
+        ("limits memory_rule units",),
+        ("arrays errors files keys locks memory cache notes modes shape plain_outputs",),
         ("disk",),
         (REST,),  # anatomy, plan, seam, routing, ablation, surgery, sharing
         ("streaming", "sweep"),

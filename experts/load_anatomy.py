@@ -63,9 +63,9 @@ class Opening:
         checkpoint = open_checkpoint(self.folder)
         return self.load(checkpoint, choose(checkpoint, self.memory, self.dtype, self.trust_remote_code))
 
-    def load(self, checkpoint: Checkpoint, choice: Choice) -> Anatomy:
-        """Load it in the way that was chosen."""
-        anatomy = load_anatomy(checkpoint, choice, self.dtype, self.trust_remote_code)
+    def load(self, checkpoint: Checkpoint, choice: Choice, *, pruned: bool = False) -> Anatomy:
+        """Load it in the way that was chosen. pruned: layers may hold different numbers of experts."""
+        anatomy = load_anatomy(checkpoint, choice, self.dtype, self.trust_remote_code, pruned)
         return replace(anatomy, room=self._room(choice)) if choice.streamed else anatomy
 
     def _room(self, choice: Choice) -> Room:

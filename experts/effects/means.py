@@ -43,6 +43,7 @@ class _Means(Job):
     title = "mean outputs"
     head = False
     branches = False
+    keep_result = True
 
     def __init__(self, anatomy: Anatomy, tokens: Tensor, batch: int) -> None:
         self.anatomy, self.windows = anatomy, torch.split(tokens, batch)

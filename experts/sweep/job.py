@@ -22,12 +22,15 @@ class Job:
         head: whether logits of the clean forward are needed
         branches: whether branches are born
         clean_until: MoE layer before whose experts the clean forward may end; None = it goes to the top
+        keep_result: whether the record outlives the sweep, because nothing else writes its result down: the
+            same job then ends at once, until the folder of the records is removed
     """
 
     title = "sweep"
     head = True
     branches = True
     clean_until: int | None = None
+    keep_result = False
 
     @property
     def batches(self) -> int:

@@ -15,8 +15,7 @@ from experts.notes import log_traceback, tell
 from experts.sweep.spill import SpillFolder, Written, bytes_of
 
 RECORD = "record.json"
-EVERY = 60.0  # seconds between two records
-SHARE = 0.05  # of the time that records may take
+EVERY = 60.0  # seconds of work that a killed run may lose, unless a single part takes longer
 
 
 class Journal:
@@ -29,7 +28,7 @@ class Journal:
 
     def __init__(self, spill: SpillFolder, key: str) -> None:
         self.spill, self.key = spill, key
-        self._next = time.monotonic() + EVERY
+        self._last = self._before = time.monotonic()
         self._main: str | None = None
         self._told = False
 
@@ -39,8 +38,13 @@ class Journal:
         return self._main is not None
 
     def is_due(self) -> bool:
-        """Whether it is time for another record."""
-        return time.monotonic() >= self._next
+        """Whether it is time for another record; asked after every part.
+
+        The next part is taken to last as long as this one did.
+        """
+        now = time.monotonic()
+        part, self._before = now - self._before, now
+        return now + part - self._last >= EVERY
 
     def write(self, content: dict[str, Any], files: list[str]) -> None:
         """Write a record.
@@ -49,13 +53,11 @@ class Journal:
             content: tensors, numbers and texts in lists and dictionaries
             files: names of the other files that it needs
         """
-        begun = time.monotonic()
         try:
             self._write(content, files)
         except (ExciseError, OSError) as error:
             self._tell_once(f"the sweep goes on without a new record of its progress ({one_line(error)})")
-        taken = time.monotonic() - begun
-        self._next = time.monotonic() + max(EVERY, taken * (1 / SHARE - 1))
+        self._last = self._before = time.monotonic()
 
     def _write(self, content: dict[str, Any], files: list[str]) -> None:
         if bytes_of(content) > self.spill.free():

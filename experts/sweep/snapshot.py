@@ -12,13 +12,15 @@ from experts.sweep.visits import BRANCH, WHOLE, Living, Visits
 Content = dict[str, Any]
 
 
-def packed(visits: Visits, number: int) -> Content:
+def packed(visits: Visits, number: int | None) -> Content:
     """A sweep that is about to visit a part.
 
     Args:
         visits: the sweep
-        number: of the part
+        number: of the part; None = the sweep has finished
     """
+    if number is None:
+        return {"number": None, "job": _job(visits)}
     births = visits.births
     return {
         "number": number,
@@ -29,7 +31,7 @@ def packed(visits: Visits, number: int) -> Content:
         "files": visits.streams.in_files(),
         "routing": [_routing(visits, batch) for batch in range(visits.job.batches)],
         "progress": visits.progress.state(),
-        "job": {name: torch.from_numpy(array) for name, array in visits.job.state().items()},
+        "job": _job(visits),
     }
 
 
@@ -38,19 +40,21 @@ def files_of(visits: Visits) -> list[str]:
     return [name for name, *_ in visits.streams.in_files().values()]
 
 
-def unpack(visits: Visits, content: Content) -> int:
+def unpack(visits: Visits, content: Content) -> int | None:
     """Go on with a sweep that has not visited anything yet.
 
     Returns:
-        The number of the part that is next.
+        The number of the part that is next; None = the sweep had finished.
     """
+    visits.job.restore({name: tensor.numpy().copy() for name, tensor in content["job"].items()})
+    if content["number"] is None:
+        return None
     births = visits.births
     births.first, births.full, births.next, births.count, births.admitted = content["births"]
     visits.runner.stage.handed_up.update(content["handed_up"])
     states = {key: _loaded(state) for key, state in content["states"].items()}
     visits.streams.restore(states, content["files"])
     visits.progress.restore(*content["progress"])
-    visits.job.restore({name: tensor.numpy().copy() for name, tensor in content["job"].items()})
     for batch, keys in enumerate(content["alive"]):
         if visits.job.is_wanted(batch):
             _restore_routing(visits, batch, content["routing"][batch])
@@ -58,6 +62,11 @@ def unpack(visits: Visits, content: Content) -> int:
         _drop_others(visits, batch, keys)
     number: int = content["number"]
     return number
+
+
+def _job(visits: Visits) -> Content:
+    """What the job has so far, as tensors: a record holds those."""
+    return {name: torch.from_numpy(array) for name, array in visits.job.state().items()}
 
 
 def _rows(visits: Visits, batch: int, keys: list[Key]) -> set[int]:

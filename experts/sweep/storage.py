@@ -1,4 +1,7 @@
-"""The folder of one sweep in the spill folder: found again by its job, removed when the sweep has ended."""
+"""The folder of one sweep in the spill folder: found again by its job.
+
+It is removed when the sweep has ended, unless nothing else holds the result.
+"""
 
 import hashlib
 import os
@@ -63,7 +66,10 @@ def storage(anatomy: Anatomy, job: Job, forwards: Sequence[CleanForward], room: 
             else:
                 spill.remove_all_but_pinned()
             raise
-        spill.remove_all()
+        if journal is not None and job.keep_result and journal.has_record:
+            spill.remove_all_but_pinned()
+        else:
+            spill.remove_all()
 
 
 @contextmanager

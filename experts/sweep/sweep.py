@@ -48,17 +48,21 @@ def sweep(anatomy: Anatomy, job: Job, room: Room | None = None) -> None:
 
 def _visit_all(visits: Visits, bar: Bar, journal: Journal | None) -> None:
     """As many passes over the layers as branches need that wait for room."""
-    number: int | None = _begin(visits, journal)
+    number = _begin(visits, journal)
+    if number is None:
+        return
     with bar:
         while number is not None:
             _visit(visits, number)
             number = visits.after(number)
             if journal is not None and number is not None and journal.is_due():
                 journal.write(packed(visits, number), files_of(visits))
+    if journal is not None and visits.job.keep_result:
+        journal.write(packed(visits, None), [])
 
 
-def _begin(visits: Visits, journal: Journal | None) -> int:
-    """The number of the first part: 0, or where an interrupted run was."""
+def _begin(visits: Visits, journal: Journal | None) -> int | None:
+    """The number of the first part: 0, or where an interrupted run was; None = it had finished."""
     content = None if journal is None else journal.read()
     return 0 if content is None else unpack(visits, content)
 

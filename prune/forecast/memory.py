@@ -18,7 +18,6 @@ from prune.forecast.result import MemoryJson
 from prune.machine import free_disk
 from prune.recipe.schema import TextSettings
 from prune.session.prepared import Checked
-from prune.session.run_folder import SPILL
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEQUANTISED = {"F8_E4M3": 2, "F8_E5M2": 2, "U8": 4}  # bytes an element has in bfloat16; U8 holds two codes
@@ -61,7 +60,7 @@ def memory(command: str, checked: Checked) -> MemoryJson:
     at_a_time = streamed_bytes(parts.outside, parts.largest)
     streamed = _is_streamed(checked, parts, free, limit)
     waiting = _waiting(checked, len(parts.layers))
-    spill = recipe.memory.spill or checked.folder.path / SPILL
+    spill = checked.folder.spill
     room = room_for(max(0, min(free, limit or free) - at_a_time))
     spilled = waiting.on_disk(room) if streamed else 0
     if spilled > free_disk(spill):

@@ -32,7 +32,7 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     criteria = tuple(resolve(name) for name in recipe.criteria)
     _check_domains(recipe, criteria)
     check_texts(calibration=recipe.calibration, validate=recipe.validation)
-    run = RunFolder(folder, force)
+    run = RunFolder(folder, force, recipe.memory.spill)
     if recipe.memory.spill is not None:
         check_writable(recipe.memory.spill, "memory.spill")
     model = find_model(recipe.model)

@@ -22,13 +22,13 @@ from experts.disk.fingerprint import digest_files
 from experts.disk.hub_files import reads_prompts
 from experts.disk.shards import open_checkpoint
 from experts.disk.weight_files import regular_files
-from experts.load_anatomy import load_anatomy
+from experts.keys import key_of
+from experts.load_anatomy import Opening
 from experts.memory_choice import MemorySettings
 from experts.model import Model
 from experts.plan import Plan
 from experts.units import parse_size
 from prune.session.prepared import Prepared
-from prune.session.run_folder import SPILL
 from prune.session.texts import Texts
 from validate.rig import last_logits
 from validate.task_needs import check_tokenizer
@@ -69,7 +69,7 @@ class Session:
     def _memory(self) -> MemorySettings:
         table = self.recipe.memory
         limit = None if table.limit is None else parse_size(table.limit)
-        return MemorySettings(table.model, limit, table.spill or self.folder.path / SPILL)
+        return MemorySettings(table.model, limit, self.folder.spill)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -159,6 +159,8 @@ class Session:
         """
         trust = not plan.uniform or self.recipe.trust_remote_code
         checkpoint = open_checkpoint(out)
+        files = {str(tensor.file): tensor.state for tensor in checkpoint.tensors.values()}
+        key = key_of("reloaded", plan.digest, self.model.identity, files)
+        opening = Opening(out.absolute(), self.recipe.dtype, trust, self.model.memory, key)
         choice = replace(self.model.choice, device=device)
-        anatomy = load_anatomy(checkpoint, choice, self.recipe.dtype, trust, pruned=True)
-        return last_logits(anatomy, self.texts.validation)
+        return last_logits(opening.load(checkpoint, choice, pruned=True), self.texts.validation)

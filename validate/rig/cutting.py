@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, MoELayer
+from experts.arrays import Array
 from experts.decoder import Part
+from experts.keys import key_of
 from experts.plan import Plan
 from experts.surgery import cut_layer
 from experts.sweep.job import Job
@@ -70,6 +72,7 @@ def last_logits(anatomy: Anatomy, windows: Windows, plan: Plan | None = None) ->
     """
     job = _FirstWindow(windows.select(np.array([0])).tensor(anatomy.device), plan)
     sweep(anatomy, job)
+    assert job.logits is not None, "the sweep has ended"
     return job.logits
 
 
@@ -78,10 +81,15 @@ class _FirstWindow(Job):
 
     title = "logits of a window"
     branches = False
-    logits: Tensor
+    keep_result = True  # another whole reading of the files, where a checkpoint's proof is interrupted
+    logits: Tensor | None = None
 
     def __init__(self, tokens: Tensor, plan: Plan | None) -> None:
         self.tokens, self.plan = tokens, plan
+
+    @property
+    def identity(self) -> str:
+        return key_of(self.title, self.plan.digest if self.plan else "")
 
     @property
     def batches(self) -> int:
@@ -96,8 +104,18 @@ class _FirstWindow(Job):
         return restricted(part.anatomy, self.plan.of_layers(part.anatomy.shape.layers))
 
     def arrived(self, batch: int, clean: CleanForward, logits: Tensor | None) -> None:  # noqa: ARG002
-        assert logits is not None, "asked for"
         self.logits = logits
+
+    def state(self) -> dict[str, Array]:
+        if self.logits is None:
+            return {}
+        bits = self.logits.cpu().contiguous().view(torch.uint8).numpy()  # numpy has no bfloat16
+        return {str(self.logits.dtype).removeprefix("torch."): bits}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        for dtype, bits in state.items():
+            logits = torch.from_numpy(bits).view(getattr(torch, dtype))
+            self.logits = logits.to(self.tokens.device)
 
 
 def check_reloaded(expected: Tensor, reloaded: Tensor) -> Check:

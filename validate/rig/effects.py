@@ -40,6 +40,7 @@ class LocalProbe(EffectProbe):
     position, exactly 0 everywhere for the inactive expert, and not 0 for at least one active one.
     """
 
+    results = ("wrong", "moved")
     wrong, moved = 0, 0
 
     @property
@@ -85,23 +86,28 @@ class PlantedProbe(EffectProbe):
     The most used expert is overwritten with zeros; its removal before that must move some loss.
     """
 
+    results = ("alive", "dead", "empty")
     alive, dead = 0, 0
+
+    def __init__(self, anatomy: Anatomy, tokens: Tensor) -> None:
+        super().__init__(anatomy, tokens)
+        self.empty: dict[str, list[float]] = {}  # MoE layer -> losses without it, over the clean ones
 
     def born(self, row: int, clean: CleanForward) -> Iterator[Branch]:
         if row not in self.rows:
             return
         expert = int(torch.bincount(clean.index[row].flatten()).argmax())
         removed = {row: marked(self.anatomy, expert)}
-        known: list[Tensor] = []  # losses with the empty expert, over the clean ones
 
         def see_alive(delta: Tensor, _: Tensor) -> None:
             self.alive += int(delta.count_nonzero())
 
         def see_empty(delta: Tensor, _: Tensor) -> None:
-            known.append(delta)
+            self.empty[str(row)] = delta.flatten().tolist()
 
         def see_dead(delta: Tensor, _: Tensor) -> None:
-            self.dead += int((delta != known.pop()).count_nonzero())
+            before = delta.new_tensor(self.empty.pop(str(row))).view_as(delta)
+            self.dead += int((delta != before).count_nonzero())
 
         yield RemovalBranch(row=row, begins_at_experts=False, removed=removed, mode=Mode.ZERO, take=see_alive)
         for marks, take in (({}, see_empty), (removed, see_dead)):

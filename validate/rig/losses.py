@@ -33,9 +33,11 @@ class LossProbe(Probe):
         plan: what the model is restricted and cut to
     """
 
+    results = ("loss", "unique", "count", "different")
+
     def __init__(self, anatomy: Anatomy, first: Windows, plan: Plan) -> None:
         super().__init__(anatomy, first.tensor(anatomy.device))
-        self.first, self.plan = first, plan
+        self.first, self.plan, self.count = first, plan, 0
         self.loss: dict[str, float] = {}  # clean, model's, restricted, after
         self.unique = 0.0
         self.different: list[str] = []  # blocks that compute something else when they are cut

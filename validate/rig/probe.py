@@ -1,12 +1,16 @@
 """A probe of the instrument: a window, what is done with it, and the checks that follow from it."""
 
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.decoder import Part
+from experts.keys import key_of
 from experts.sweep.branch import Branch
 from experts.sweep.job import Job
 from experts.sweep.record import CleanForward
@@ -20,7 +24,13 @@ class Probe:
     Args:
         anatomy: the unpruned model
         tokens: the window
+
+    Attributes:
+        results: names of the attributes that hold what was found so far: numbers and texts, in lists and
+            dictionaries by text
     """
+
+    results: tuple[str, ...]
 
     def __init__(self, anatomy: Anatomy, tokens: Tensor) -> None:
         self.anatomy, self.tokens = anatomy, tokens
@@ -46,9 +56,19 @@ class Probe:
         raise NotImplementedError
 
 
-def run_probes(anatomy: Anatomy, probes: Sequence[Probe]) -> list[Check]:
-    """Run probes in one sweep, and return their checks in order of their names."""
-    sweep(anatomy, _Probes(probes))
+def run_probes(anatomy: Anatomy, probes: Sequence[Probe], identity: str = "") -> list[Check]:
+    """Run probes in one sweep.
+
+    Args:
+        anatomy: the unpruned model
+        probes: a batch each
+        identity: what decides the results besides model, windows and probes; empty = an interrupted sweep
+            begins anew
+
+    Returns:
+        Their checks, in order of their names.
+    """
+    sweep(anatomy, _Probes(probes, identity))
     checks = [check for probe in probes for check in probe.checks()]
     return sorted(checks, key=lambda check: check.name)
 
@@ -57,9 +77,15 @@ class _Probes(Job):
     """Every probe is a batch."""
 
     title = "check the instrument"
+    keep_result = True
 
-    def __init__(self, probes: Sequence[Probe]) -> None:
-        self.probes = probes
+    def __init__(self, probes: Sequence[Probe], identity: str) -> None:
+        self.probes, self._identity = probes, identity
+
+    @property
+    def identity(self) -> str:
+        kinds = [type(probe).__name__ for probe in self.probes]
+        return key_of(self.title, kinds, self._identity) if self._identity else ""
 
     @property
     def batches(self) -> int:
@@ -80,3 +106,14 @@ class _Probes(Job):
     def arrived(self, batch: int, clean: CleanForward, logits: Tensor | None) -> None:
         assert logits is not None, "asked for"
         self.probes[batch].arrived(clean, logits)
+
+    def state(self) -> dict[str, Array]:
+        found = [{name: getattr(probe, name) for name in probe.results} for probe in self.probes]
+        text = bytearray(json.dumps(found).encode())
+        return {"found": torch.frombuffer(text, dtype=torch.uint8).numpy()}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        found = json.loads(state["found"].tobytes())
+        for probe, results in zip(self.probes, found, strict=True):
+            for name, value in results.items():
+                setattr(probe, name, value)

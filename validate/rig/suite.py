@@ -29,7 +29,7 @@ def check_rig(anatomy: Anatomy, windows: Windows, plan: Plan) -> list[Check]:
     first = windows.select(np.array([0]))
     tokens = first.tensor(anatomy.device)
     probes = [LossProbe(anatomy, first, plan), LocalProbe(anatomy, tokens), PlantedProbe(anatomy, tokens)]
-    checks = run_probes(anatomy, probes)
+    checks = run_probes(anatomy, probes, plan.digest)
     require(checks)
     return checks
 

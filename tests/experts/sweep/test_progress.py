@@ -59,7 +59,6 @@ def test_goes_on_after_an_interruption(
     model: Anatomy, bars: list[Bar], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "EVERY", 0.0)
-    monkeypatch.setattr(journal, "SHARE", 1.0)
 
     def stop_in_the_last(span: range) -> None:
         if span.start == 2:

@@ -40,7 +40,6 @@ def model() -> Anatomy:
 @pytest.fixture(autouse=True)
 def _a_record_of_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "EVERY", 0.0)
-    monkeypatch.setattr(journal, "SHARE", 1.0)
 
 
 def room(folder: Path, key: str = "model", memory: int | None = 16 * WINDOW) -> Room:
@@ -219,31 +218,22 @@ def test_two_processes_at_the_same_work(
     assert record_of(tmp_path).read_bytes() == before
 
 
-def test_records_take_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """At most one a minute; after one that took 10 s none for 190 s."""
+@pytest.mark.parametrize(("part", "parts"), [(25.0, 2), (59.0, 1), (61.0, 1), (500.0, 1), (1.0, 59)])
+def test_a_minute_or_a_layer_is_lost_at_most(
+    part: float, parts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A record is due once the next part would end more than a minute after the one before."""
     now = 0.0
     monkeypatch.setattr(journal, "EVERY", 60.0)
-    monkeypatch.setattr(journal, "SHARE", 0.05)
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    spill = journal.SpillFolder(tmp_path / "sweep")
-    records = journal.Journal(spill, "key")
-    now = 59.0
-    assert not records.is_due()
-    now = 60.0
-    assert records.is_due()
-    write = spill.write
-
-    def slowly(content: object) -> str:
-        nonlocal now
-        now += 10.0
-        return write(content)
-
-    monkeypatch.setattr(spill, "write", slowly)
-    records.write({"number": 1}, [])
-    now = 70.0 + 189.0
-    assert not records.is_due()
-    now = 70.0 + 190.0
-    assert records.is_due()
+    records = journal.Journal(journal.SpillFolder(tmp_path / "sweep"), "key")
+    for _ in range(3):
+        asked = []
+        for _ in range(parts):
+            now += part
+            asked.append(records.is_due())
+        assert asked == [False] * (parts - 1) + [True]
+        records.write({"number": 1}, [])
 
 
 def test_a_full_disk_costs_the_record_alone(

@@ -28,6 +28,7 @@ from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.seam import Forward, intercepted, see_outputs
 from experts.sweep.job import Job
+from experts.sweep.progress import bar_around_sweeps
 from experts.sweep.record import CleanForward
 from experts.sweep.sweep import sweep
 from experts.team import blocks
@@ -76,7 +77,7 @@ def _observe_together(
     """The same by several processes, in rounds of about a minute; in one where the weights are streamed."""
     team, start = anatomy.team, 0 if done is None else _windows_in(done, windows)
     each = len(windows) if anatomy.weights.streamed else batch  # windows of a process in a round
-    with tqdm(total=len(windows), initial=start, desc="calibrate", unit="window", delay=2) as bar:
+    with bar_around_sweeps(anatomy, "calibrate", "window", len(windows), start) as bar:
         while start < len(windows):
             began, stop = time.monotonic(), min(len(windows), start + each * team.size)
             ranges = blocks(stop - start, batch, team.size)
@@ -128,14 +129,7 @@ class Observation(Job):
 
     def progress_bar(self) -> "tqdm[Any]":
         """A bar over the windows, where a sweep does not show its own."""
-        self.bar = tqdm(
-            total=len(self.windows),
-            initial=self.start,
-            desc=self.title,
-            unit="window",
-            delay=2,
-            disable=self.anatomy.weights.streamed,
-        )
+        self.bar = bar_around_sweeps(self.anatomy, self.title, "window", len(self.windows), self.start)
         return self.bar
 
     @property

@@ -90,12 +90,13 @@ class _Round(Measurement):
         added: what each candidate adds to the cost of every batch [batches, L, E]; 0 elsewhere
     """
 
-    title = "greedy round"
+    keep_result = True  # a search that is interrupted goes through its finished rounds at once
 
     def __init__(
         self, instrument: Instrument, parts: Sequence[Tensor], candidates: Marks, gone: Marks
     ) -> None:
         super().__init__(instrument, parts, Scope.CORPUS)
+        self.title = f"greedy round, {int(gone.sum())} experts removed"
         self.anatomy, self.divergence = instrument.anatomy, instrument.probabilities
         self.candidates, self.removed = candidates, gone
         marks = torch.from_numpy(gone).to(self.anatomy.device)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
 from experts.arrays import Array
 from experts.memory import in_chunks
+from experts.sweep.progress import bar_around_sweeps
 from experts.team import blocks
 
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished experiment
@@ -61,17 +61,8 @@ class WindowRows:
                 self._partial.write({"rows": self.values})
                 kept_at = time.monotonic()
 
-        with self._progress_bar(finished, hidden=streamed) as bar:
+        num_windows, num_layers, _ = self.values.shape
+        total, done = num_layers * num_windows, num_layers * finished
+        with bar_around_sweeps(self._anatomy, self.title, "window·layer", total, done) as bar:
             left = len(self.values) - finished
             in_chunks(left, left if streamed else batch * team.size, step, "window")
-
-    def _progress_bar(self, finished: int, *, hidden: bool) -> "tqdm[Any]":
-        num_windows, num_layers, _ = self.values.shape
-        return tqdm(
-            total=num_layers * num_windows,
-            initial=num_layers * finished,
-            desc=self.title,
-            unit="window·layer",
-            delay=2,
-            disable=hidden,  # the sweep shows its own
-        )

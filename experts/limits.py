@@ -3,7 +3,6 @@
 Beyond such a limit the kernel kills the process, or refuses memory, whatever the machine has free.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +32,17 @@ VERSION_1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_i
 VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
+_sharing = [1]
+
+
+def share_machine(processes: int) -> None:
+    """From now on this process takes its part of memory and disk. processes: that share this machine."""
+    _sharing[0] = max(1, processes)
+
+
 def processes_here() -> int:
     """How many processes of torchrun share this machine; each may take its part of memory and disk."""
-    count = os.environ.get("LOCAL_WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
-    return int(count) if count.isdecimal() and int(count) > 0 else 1
+    return _sharing[0]
 
 
 def free_memory() -> int:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from experts.errors import ExciseError
-from experts.limits import free_memory
+from experts.limits import free_memory, share_machine
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun alone, which also ends all ranks when one is killed
 LONGEST = timedelta(days=30)  # that a rank may work alone before the others give it up
@@ -95,5 +95,6 @@ def join() -> Ranks | None:
             "start them with torchrun --nproc-per-node N --no-python excise …, "
             "or unset WORLD_SIZE and RANK to work as one"
         ) from error
+    share_machine(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     _joined.append(Ranks(dist.get_rank(), dist.get_world_size(), free_memory()))
     return _joined[0]

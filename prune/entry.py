@@ -14,13 +14,17 @@ def main() -> None:
     try:
         from experts.ranks import join
         from experts.team import serve
-        from prune.console.environment import open_streams, use_width
+        from prune.console.environment import hide_bars, open_streams, use_width
 
         open_streams()
         use_width()
+        hide_bars()
         ranks = join()
         if ranks is not None and ranks.rank > 0:
-            serve(ranks)
+            from prune.console.messages import listening
+
+            with listening(quiet=True, debug=False):
+                serve(ranks)
             return
         from prune.console.cli import app
     except Exception as error:  # noqa: BLE001 - what is installed does not fit, in whatever way

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from tqdm import tqdm
 
 from criteria.text.windows import Windows
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.errors import ExciseError
 from experts.plan import Plan
+from experts.sweep.progress import bar_around_sweeps
 from validate.plan_losses import plan_losses
 from validate.row_file import RowFile
 
@@ -71,7 +71,7 @@ class Evaluator(ABC):
         """
         missing = {digest_of(plan): plan for plan in plans if not self.knows(plan)}
         known = len(plans) - len(missing)
-        with tqdm(total=len(plans), initial=known, desc=title, unit="plan", delay=2) as bar:
+        with bar_around_sweeps(anatomy, title, "plan", len(plans), known) as bar:
             measured = self.measure(anatomy, list(missing.values()))
             for plan, values in zip(missing.values(), measured, strict=True):
                 self.keep(plan, values)

@@ -41,6 +41,12 @@ class Progress:
         """Go on where an interrupted run stopped."""
 
 
+def bar_around_sweeps(anatomy: Anatomy, title: str, unit: str, total: int, initial: int = 0) -> "tqdm[Any]":
+    """A bar over what sweeps work through; hidden where every sweep shows its own: only one is shown."""
+    hidden: dict[str, Any] = {"disable": True} if anatomy.weights.streamed else {}
+    return tqdm(total=total, initial=initial, desc=title, unit=unit, delay=2, **hidden)
+
+
 class Bar(Progress):
     """A bar on stderr.
 

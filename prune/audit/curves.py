@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from criteria.scores import Scores
 from experts.arrays import Array, Ids, Marks
@@ -11,6 +10,7 @@ from experts.effects.instrument import Instrument
 from experts.keys import key_of
 from experts.modes import Mode, Scope
 from experts.stored_arrays import StoredArrays
+from experts.sweep.progress import bar_around_sweeps
 from prune.audit.curve_summary import AT_TOKEN, CurveRows, curves_of, raw_rows
 from prune.audit.result import ProgressiveJson
 from prune.session.run_folder import write_text
@@ -104,15 +104,18 @@ class Curves:
         at_token, from_layer = self._instruments(tokens)
         # Layers that share the reading of the weights are measured together.
         together = [missing] if self.session.anatomy.weights.streamed else [[row] for row in missing]
-        for rows in tqdm(together, desc="progressive removal", unit="layer", delay=2):
-            orders = {row: self._orders(row) for row in rows}
-            measured = by_order(from_layer, tokens, orders, self.removed)
-            positions = {row: self._positions(row) for row in rows}
-            largest = by_gate_weight(at_token, tokens, positions, self.settings.max_removed)
-            for row in rows:
-                measured[row][AT_TOKEN] = largest[row]
-                arrays |= {f"{row}/{order}": values for order, values in measured[row].items()}
-            store.write(arrays)
+        anatomy = self.session.anatomy
+        with bar_around_sweeps(anatomy, "progressive removal", "layer", len(together)) as bar:
+            for rows in together:
+                orders = {row: self._orders(row) for row in rows}
+                measured = by_order(from_layer, tokens, orders, self.removed)
+                positions = {row: self._positions(row) for row in rows}
+                largest = by_gate_weight(at_token, tokens, positions, self.settings.max_removed)
+                for row in rows:
+                    measured[row][AT_TOKEN] = largest[row]
+                    arrays |= {f"{row}/{order}": values for order, values in measured[row].items()}
+                store.write(arrays)
+                bar.update(1)
         return arrays
 
     def _store(self) -> StoredArrays:

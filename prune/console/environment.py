@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experts.errors import ExciseError
 from experts.notes import tell
-from experts.ranks import joined
+from experts.ranks import TORCHRUN, joined
 
 # Set by torchrun, accelerate, mpirun and Slurm (srun) in every process that they start.
 SIZES = {
@@ -28,6 +28,7 @@ LAUNCHER = re.compile(
 # Settings of `accelerate launch`.
 TRAINING = re.compile(r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_\w+")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WITHOUT_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 # Written also where nothing is downloaded.
 CACHES = {"HF_MODULES_CACHE": "modules", "HF_DATASETS_CACHE": "datasets"}
 
@@ -61,6 +62,14 @@ def use_width() -> None:
         del os.environ["COLUMNS"]
 
 
+def hide_bars() -> None:
+    """No progress bars with -q, and none of torchrun's other processes: tqdm asks when it is imported."""
+    quiet = {"-q", "--quiet"} & set(sys.argv[1:])
+    others = TORCHRUN in os.environ and os.environ.get("RANK", "0") != "0"
+    if quiet or others:
+        os.environ.update(dict.fromkeys(WITHOUT_BARS, "1"))
+
+
 def _work_alone() -> None:
     """Libraries would wait for processes that do not exist; those that do would all write one folder."""
     ranks_joined = joined()
@@ -80,6 +89,11 @@ def _work_alone() -> None:
                 f" if the variables are left over: unset {' '.join((name, *numbers))}"
             )
         tell(f"{name}={size} in the environment is not used: Excise works as one process")
+    if {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        raise ExciseError(
+            "accelerate launch was asked for several processes and has started one (MASTER_PORT without "
+            "WORLD_SIZE). Use torchrun --nproc-per-node N --no-python excise …, or --num_processes 1"
+        )
     _drop(LAUNCHER)
 
 

@@ -95,11 +95,10 @@ def test_free_memory_is_the_least_of_all(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_processes_of_a_machine_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of torchrun; the variable alone says nothing."""
     monkeypatch.setattr(limits, "memory_left", lambda: iter((3000,)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(limits, "_sharing", [1])
     assert limits.free_memory() == 3000
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    limits.share_machine(4)
     assert limits.free_memory() == 750
 
 

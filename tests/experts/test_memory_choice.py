@@ -9,7 +9,7 @@ import torch
 from accelerate import dispatch_model
 
 from criteria.observe import observe
-from experts import memory_choice
+from experts import limits, memory_choice
 from experts.anatomy import Anatomy, dissect
 from experts.disk.shards import Checkpoint, open_checkpoint
 from experts.errors import ExciseError
@@ -92,8 +92,7 @@ def test_processes_of_a_machine_share_the_limit(
 ) -> None:
     whole = forecast_sizes(checkpoint).whole
     assert not choose(checkpoint, MemorySettings("resident", limit=whole)).streamed
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(limits, "_sharing", [2])
     with pytest.raises(ExciseError, match=r"memory.limit is .* \(its part for one of 2 processes\)"):
         choose(checkpoint, MemorySettings("resident", limit=whole))
     assert not choose(checkpoint, MemorySettings("resident", limit=2 * whole)).streamed

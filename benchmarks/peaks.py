@@ -33,7 +33,7 @@ from criteria.observe import observe
 from criteria.text.windows import Windows
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
-from experts.memory_choice import MemorySettings
+from experts.memory_settings import MemorySettings
 from experts.model import Model
 from experts.plan import Plan
 from validate.draw import random_plans

@@ -7,8 +7,9 @@ from experts.anatomy import Anatomy, dissect
 from experts.disk.shards import Checkpoint, open_checkpoint
 from experts.limits import free_memory, processes_here
 from experts.loading import load_network
-from experts.memory_choice import Choice, MemorySettings, choose
+from experts.memory_choice import Choice, choose
 from experts.memory_rule import room_for
+from experts.memory_settings import MemorySettings
 from experts.room import Room
 from experts.streaming.open import open_streamed
 

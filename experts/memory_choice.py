@@ -1,8 +1,6 @@
 """Where a model's weights are while it works: all in memory, or a layer at a time."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
@@ -11,32 +9,14 @@ from experts.errors import ExciseError
 from experts.limits import processes_here
 from experts.memory import free_bytes
 from experts.memory_rule import limit_too_small, room_for, too_large
+from experts.memory_settings import MemorySettings
 from experts.notes import tell
 from experts.ranks import joined
 from experts.streaming.forecast import forecast_sizes
 from experts.units import human
 
-Mode = Literal["auto", "resident", "streamed"]
 FACTOR = 8  # by which weights can grow in memory: from 4 bits to 32
 FEW = 0.5  # of the free memory, below which nothing is to be decided
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """What a user says about memory.
-
-    Attributes:
-        model: resident = all weights stay in memory; streamed = decoder layers are read one by one, whenever
-            they are needed; auto = resident where the weights fit
-        limit: bytes that the weights may take on their device, and weights and hidden states together in
-            main memory; of all processes on a machine together; None = what is free
-        spill: folder for hidden states that do not fit, and for the record of an unfinished sweep; None =
-            they stay in memory, and nothing is resumed; a recipe's run then takes a folder of its own
-    """
-
-    model: Mode = "auto"
-    limit: int | None = None
-    spill: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -122,15 +102,6 @@ def _over_all_gpus(weights: int, settings: MemorySettings) -> Choice | None:
         return None
     why = f"the weights take {human(weights)}, and {human(sum(free))} are free on {len(cards)} GPUs"
     return Choice(False, cards[0], why, weights, spread=True)
-
-
-def mode_of(name: str) -> Mode:
-    """The mode of that name. Raises ExciseError with the names there are."""
-    for mode in get_args(Mode):
-        if mode == name:
-            found: Mode = mode
-            return found
-    raise ExciseError(f"memory {name!r}: expected one of {', '.join(get_args(Mode))}")
 
 
 def _places() -> list[torch.device]:

@@ -20,8 +20,9 @@ from experts.files import check_writable
 from experts.keys import key_of, libraries
 from experts.load_anatomy import Opening
 from experts.loading import load_tokenizer
-from experts.memory_choice import Choice, MemorySettings, Mode, choose, mode_of
+from experts.memory_choice import Choice, choose
 from experts.memory_rule import not_resident
+from experts.memory_settings import MemorySettings, Mode, mode_of
 from experts.plan import Plan
 from experts.ranks import joined
 from experts.shape import Shape

@@ -21,8 +21,8 @@ LINES = 300
 # folder, a module, or several.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "experts": (
-        ("limits memory_rule units",),
-        ("arrays errors files keys locks memory cache notes modes shape plain_outputs",),
+        ("errors limits memory_rule memory_settings units",),
+        ("arrays files keys locks memory cache notes modes shape plain_outputs",),
         ("disk",),
         (REST,),  # anatomy, plan, seam, routing, ablation, surgery, sharing
         ("streaming", "sweep"),

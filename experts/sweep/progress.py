@@ -43,6 +43,7 @@ class Progress:
 
 def bar_around_sweeps(anatomy: Anatomy, title: str, unit: str, total: int, initial: int = 0) -> "tqdm[Any]":
     """A bar over what sweeps work through; hidden where every sweep shows its own: only one is shown."""
+    # Without `disable` tqdm's own variable counts, which -q sets.
     hidden: dict[str, Any] = {"disable": True} if anatomy.weights.streamed else {}
     return tqdm(total=total, initial=initial, desc=title, unit=unit, delay=2, **hidden)
 

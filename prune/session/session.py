@@ -24,7 +24,7 @@ from experts.disk.shards import open_checkpoint
 from experts.disk.weight_files import regular_files
 from experts.keys import key_of
 from experts.load_anatomy import Opening
-from experts.memory_choice import MemorySettings
+from experts.memory_settings import MemorySettings
 from experts.model import Model
 from experts.plan import Plan
 from experts.units import parse_size

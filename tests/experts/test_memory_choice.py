@@ -13,7 +13,8 @@ from experts import limits, memory_choice
 from experts.anatomy import Anatomy, dissect
 from experts.disk.shards import Checkpoint, open_checkpoint
 from experts.errors import ExciseError
-from experts.memory_choice import MemorySettings, choose, mode_of
+from experts.memory_choice import choose
+from experts.memory_settings import MemorySettings, mode_of
 from experts.ranks import Ranks
 from experts.streaming.forecast import forecast_sizes
 from tests.support import tiny

@@ -20,7 +20,7 @@ from experts.anatomy import Anatomy
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.effects.instrument import Instrument
-from experts.memory_choice import MemorySettings
+from experts.memory_settings import MemorySettings
 from experts.model import Model
 from experts.modes import Mode, Scope
 from experts.ranks import join

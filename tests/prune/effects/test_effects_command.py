@@ -374,3 +374,31 @@ def test_cautions(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
 def test_numbers() -> None:
     assert numbers("--layers", "0,2-4") == (0, 2, 3, 4)
     assert numbers("--layers", None) == ()
+
+
+def test_layer_by_layer_it_is_the_same_table(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    """States wait on disk, in a folder that is gone afterwards."""
+    model = saved["olmoe"]
+    expected = measured(model, text, tmp_path / "resident.parquet", "--memory", "resident")
+    for name, options in {"own": (), "named": ("--spill", tmp_path / "spill")}.items():
+        options = ("--memory", "streamed", "--memory-limit", "2MB", *options)
+        pd.testing.assert_frame_equal(measured(model, text, tmp_path / f"{name}.parquet", *options), expected)
+    assert not list(tmp_path.glob("*.partial"))
+    assert not list((tmp_path / "spill").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--memory-limit", "much"), "--memory-limit 'much' is not a size"),
+        (("--spill", "/proc/nope"), "--spill: nothing can be written to /proc/nope"),
+        (("--memory", "streamed", "--memory-limit", "1kB"), "memory.limit is 1.00 kB; raise it to"),
+    ],
+)
+def test_memory_that_cannot_be_had(
+    options: tuple[str, ...], message: str, saved: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    done = excise(saved["olmoe"], "--text", text, "-o", tmp_path / "effects.csv", *options)
+    assert done.exit_code == 1
+    assert message in done.output
+    assert not list(tmp_path.glob("effects*"))

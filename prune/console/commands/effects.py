@@ -36,9 +36,7 @@ Precision = Annotated[
 ]
 Memory = Annotated[
     Weights,
-    typer.Option(
-        "--memory", help="All weights in memory or layer by layer; auto = resident where they fit."
-    ),
+    typer.Option("--memory", help="All weights in memory or layer by layer; auto = resident where they fit."),
 ]
 Limit = Annotated[
     str,

@@ -1,6 +1,7 @@
 """Layer by layer, all at once, and plain whole forwards: the same bits for every supported type."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,65 +19,107 @@ from experts.effects.measurement import measure
 from experts.effects.outcome import log_probabilities, outcomes
 from experts.effects.removal import Removal, Take
 from experts.errors import ExciseError
+from experts.loading import load_network
 from experts.modes import Mode, Scope
 from experts.sweep.record import CleanForward
 from tests.support import architectures, tiny, wrappers
-from tests.support.one_by_one import one_by_one
+from tests.support.quantised import to_fp8, to_mxfp4
+from tests.support.streaming import opened
 from tests.support.sweeps import LENGTH, losses, random_plans, statistics, windows
 from validate.loss import window_losses
 
-Build = Callable[[], PreTrainedModel]
+Save = Callable[[Path], object]
+
+
+def saved(build: Callable[[str], PreTrainedModel], name: str) -> Save:
+    return lambda folder: tiny.save(build(name).eval(), folder)
+
+
+def fp8(folder: Path) -> None:
+    """Blocks of 128 rows and columns, the last of which are cut off."""
+    tiny.save(tiny.build("deepseek_v3", hidden_size=160, moe_intermediate_size=136, kv_lora_rank=184), folder)
+    to_fp8(folder)
+
+
+def mxfp4(folder: Path) -> None:
+    tiny.save(tiny.build("gpt_oss", hidden_size=64, intermediate_size=64), folder)
+    to_mxfp4(folder)
+
+
+def tied(folder: Path) -> None:
+    """The head is the embeddings."""
+    tiny.save(tiny.build("qwen3_moe", tie_word_embeddings=True), folder)
+
+
+SLOW = pytest.mark.slow
 CASES = [
-    *[pytest.param(lambda name=name: tiny.build(name), id=name) for name in tiny.FAMILIES],
+    *[pytest.param(saved(tiny.build, name), id=name) for name in tiny.FAMILIES],
+    *[pytest.param(save, id=save.__name__) for save in (fp8, mxfp4, tied)],
     *[
-        pytest.param(lambda name=name: architectures.build(name), id=f"type {name}", marks=pytest.mark.slow)
+        pytest.param(saved(architectures.build, name), id=f"type {name}", marks=SLOW)
         for name in architectures.types()
     ],
-    *[
-        pytest.param(lambda name=name: wrappers.build(name), id=f"wrapper {name}", marks=pytest.mark.slow)
-        for name in wrappers.OWN
-    ],
+    *[pytest.param(saved(wrappers.build, name), id=f"wrapper {name}", marks=SLOW) for name in wrappers.OWN],
 ]
 
 
 @pytest.fixture(scope="module", params=CASES)
-def model(request: pytest.FixtureRequest) -> Anatomy:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("equal") / "model"
+    request.param(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Anatomy:
+    """All weights in memory."""
+    network = load_network(folder)
     try:
-        return dissect(request.param().eval())
+        return dissect(network)
     except ExciseError as error:
         pytest.skip(f"refused: {error}")
 
 
+@pytest.fixture(scope="module")
+def streamed(model: Anatomy, folder: Path) -> Anatomy:
+    """The same checkpoint, of which a decoder layer at a time is in memory."""
+    network, weights = opened(folder)
+    anatomy = dissect(network, weights=weights)
+    assert anatomy.weights.streamed
+    assert all(weight.is_meta for layer in anatomy.layers for weight in layer.weights.values())
+    return anatomy
+
+
 @pytest.mark.parametrize("padded", [False, True])
-def test_losses_of_plans(model: Anatomy, padded: bool) -> None:
+def test_losses_of_plans(model: Anatomy, streamed: Anatomy, padded: bool) -> None:
     text = windows(padded=padded)
     plain = [whole_losses(model, text)]
     for plan in random_plans(model):
         with restricted(model, plan):
             plain.append(window_losses(model.model, text, 2))
     assert np.array_equal(losses(model, padded), np.stack(plain))
-    assert np.array_equal(losses(one_by_one(model), padded), np.stack(plain))
+    assert np.array_equal(losses(streamed, padded), np.stack(plain))
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_statistics(model: Anatomy, padded: bool) -> None:
+def test_statistics(model: Anatomy, streamed: Anatomy, padded: bool) -> None:
     whole_losses(model, windows(padded=padded))
-    layered, at_once = statistics(one_by_one(model), padded), statistics(model, padded)
+    layered, at_once = statistics(streamed, padded), statistics(model, padded)
     assert np.array_equal(layered, at_once, equal_nan=True)
     assert np.isfinite(layered).mean() > 0.9
 
 
-def test_leave_one_out(model: Anatomy) -> None:
+def test_leave_one_out(model: Anatomy, streamed: Anatomy) -> None:
     """ΔCE and KL of the first and the last expert of every layer, at every position."""
     instrument = Instrument(model, Mode.ZERO)
     instrument.check(tokens(), Scope.CORPUS)
     plain = torch.stack([_plain_effects(model, {row: mark}) for row, mark in removed(model)])
     assert torch.equal(_effects(instrument), plain)
-    instrument.anatomy = one_by_one(model)
+    instrument.anatomy = streamed
     assert torch.equal(_effects(instrument), plain)
 
 
-def test_a_greedy_round(model: Anatomy) -> None:
+def test_a_greedy_round(model: Anatomy, streamed: Anatomy) -> None:
     """KL that a second removal adds to that of an expert of the lowest layer."""
     gone = np.zeros((len(model.layers), model.shape.num_experts), bool)
     gone[0, 1] = True
@@ -91,7 +134,7 @@ def test_a_greedy_round(model: Anatomy) -> None:
         assert "another mode" in str(error)
         pytest.skip(f"refused: {error}")
     found = []
-    for anatomy in (model, one_by_one(model)):
+    for anatomy in (model, streamed):
         costs.anatomy = costs.instrument.anatomy = anatomy
         found.append(costs.of(candidates, gone))
     assert np.array_equal(*found, equal_nan=True)

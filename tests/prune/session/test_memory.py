@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-import criteria
 import experts
 import finetune
 from experts.errors import ExciseError
@@ -12,7 +11,7 @@ from experts.memory_settings import MemorySettings
 from prune.recipe.read import read_recipe
 from prune.run.pipeline import Run
 from prune.session.prepare import prepare
-from tests.support.inputs import uniform_plan
+from tests.support.inputs import uniform_plan, windows
 from tests.support.recipes import invoke
 from tests.support.tasks import writing_task
 
@@ -34,12 +33,10 @@ def test_recovery_of_a_streamed_model(
 
 def test_recovery_in_python(saved: dict[str, Path]) -> None:
     model = experts.load(saved["olmoe"], memory="streamed")
-    text = criteria.windows(model, stdlib="code", split="train", sequences=2, length=16)
-    unseen = criteria.windows(model, stdlib="code", split="test", sequences=2, length=16)
     plan = uniform_plan((0, 1, 2))
     with (
         pytest.raises(ExciseError, match=f"recovery {WHOLE}"),
-        finetune.recover(model, plan, text, held_out=unseen),
+        finetune.recover(model, plan, windows(2, 16), held_out=windows(2, 12)),
     ):
         pass
 

@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
+from criteria.slope_record import SlopeWork, Way, way
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.decoder import Part, part_of
 from experts.effects.outcome import token_losses
-from experts.files import temporary_name
 from experts.memory import in_chunks
 from experts.seam import Forward, intercepted
+from experts.sweep.progress import bar_around_sweeps
 from experts.sweep.record import CleanForward
-from experts.sweep.spill import SpillFolder
 from experts.sweep.stage import Stage, State
 from experts.sweep.streams import Streams
 from experts.team import deal, undeal
@@ -67,7 +66,7 @@ def summed(
         bar.update(stop - start)
 
     at_once = num_windows if anatomy.weights.streamed else context.batch * team.size
-    with tqdm(total=num_windows, desc=title, unit="window", delay=2) as bar:
+    with bar_around_sweeps(anatomy, title, "window", num_windows) as bar:
         in_chunks(num_windows, at_once, work, "window")
     return functools.reduce(np.add, totals)
 
@@ -88,42 +87,45 @@ class Slopes:
         self.stage = Stage(self.anatomy)
         self.parts = [part_of(self.anatomy, span) for span in self.anatomy.weights.spans()]
 
-    def measure(self, multiplier: Multiplier, totals: Totals, add: Add) -> None:
+    def measure(self, multiplier: Multiplier, totals: Totals, add: Add, work: SlopeWork) -> None:
         """Run both sweeps.
 
         Args:
             multiplier: called once for every layer and batch, in each sweep
             totals: what is differentiated
             add: takes the slopes; called when a layer of a batch is done
+            work: what it is for; `add` adds to its results
         """
-        with _frozen(self.anatomy), _waiting(self.anatomy) as streams:
-            self._up(streams, multiplier)
-            self._down(streams, multiplier, totals, add)
-
-    @torch.no_grad()
-    def _up(self, streams: Streams, multiplier: Multiplier) -> None:
-        """Leave what enters every part."""
-        for place, part in enumerate(self.parts[:-1]):
-            with self.anatomy.weights.loaded(part.span):
-                for batch in range(len(self.batches)):
-                    with multiplied_gates(part, multiplier):
-                        entering = streams.get((ENTERS, place, batch))
-                        leaving = self._run(part, batch, entering)
-                    assert isinstance(leaving, dict), "not the last part"
-                    streams.put((ENTERS, place + 1, batch), leaving)
-
-    def _down(self, streams: Streams, multiplier: Multiplier, totals: Totals, add: Add) -> None:
-        """Take the slopes of the totals in what leaves a part to what enters it, and to the multipliers."""
-        slopes: dict[int, list[State]] = {}  # batch -> for every total, slopes in what leaves the part
         first = self.anatomy.layers[0].index
-        with_slopes = [(place, part) for place, part in enumerate(self.parts) if part.span.stop > first]
-        for place, part in reversed(with_slopes):
-            with self.anatomy.weights.loaded(part.span):
-                for batch in range(len(self.batches)):
-                    entering = streams.get((ENTERS, place, batch))
-                    streams.drop((ENTERS, place, batch))
-                    later = slopes.pop(batch, None)
-                    slopes[batch] = self._back(part, batch, entering, later, (multiplier, totals, add))
+        up = list(enumerate(self.parts[:-1]))
+        down = [(place, part) for place, part in enumerate(self.parts) if part.span.stop > first][::-1]
+        steps = len(up) + len(down)
+        count = len(self.batches)
+        with _frozen(self.anatomy), way(self.anatomy, self.stage, self.batches, work, steps * count) as found:
+            for place, part in up[found.place :]:
+                with self.anatomy.weights.loaded(part.span), torch.no_grad():
+                    self._up(found.streams, multiplier, place, part)
+                found.done(count, last=False)
+            for place, part in down[found.place - len(up) :]:
+                with self.anatomy.weights.loaded(part.span):
+                    self._down(found, (multiplier, totals, add), place, part)
+                found.done(count, last=found.place + 1 == steps)
+
+    def _up(self, streams: Streams, multiplier: Multiplier, place: int, part: Part) -> None:
+        """Leave what enters the next part."""
+        for batch in range(len(self.batches)):
+            with multiplied_gates(part, multiplier):
+                leaving = self._run(part, batch, streams.get((ENTERS, place, batch)))
+            assert isinstance(leaving, dict), "not the last part"
+            streams.put((ENTERS, place + 1, batch), leaving)
+
+    def _down(self, found: Way, functions: tuple[Multiplier, Totals, Add], place: int, part: Part) -> None:
+        """Take the slopes of the totals in what leaves a part to what enters it, and to the multipliers."""
+        for batch in range(len(self.batches)):
+            entering = found.streams.get((ENTERS, place, batch))
+            found.streams.drop((ENTERS, place, batch))
+            later = found.slopes.pop(batch, None)
+            found.slopes[batch] = self._back(part, batch, entering, later, functions)
 
     def _back(
         self,
@@ -209,20 +211,6 @@ def token_count(tokens: Tensor) -> int:
     """Return how many tokens of windows [N, W] have a next one."""
     num_windows, length = tokens.shape
     return num_windows * (length - 1)
-
-
-@contextmanager
-def _waiting(anatomy: Anatomy) -> Iterator[Streams]:
-    """Where what enters the parts waits for the way down."""
-    room = anatomy.room
-    if room.spill is None:
-        yield Streams(device=anatomy.device)
-        return
-    spill = SpillFolder(temporary_name(room.spill / "slopes"))
-    try:
-        yield Streams(room.memory, spill, anatomy.device)
-    finally:
-        spill.remove_all()
 
 
 @contextmanager

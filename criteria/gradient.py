@@ -4,6 +4,7 @@ Every gate weight is multiplied by α_{l,e} = 1. −∂L/∂α estimates the eff
 gradient cannot see re-routing: `excise compare` prints its rank agreement with real removals.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from criteria.experiment_context import ExperimentContext
 from criteria.gate_slopes import Slopes, summed, token_count, zeros
+from criteria.slope_record import SlopeWork
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.expert_sums import add_by_expert
+from experts.keys import key_of
 
 SEED = 20061117  # of the random signs
 
@@ -56,7 +59,8 @@ def _slopes_at(anatomy: Anatomy, batches: Sequence[tuple[Tensor]], alpha: float)
         add_by_expert(signed[batch][row], expert, -slope)
         add_by_expert(absolute[batch][row], expert, slope.abs())
 
-    Slopes(anatomy, tokens).measure(constant, lambda _, losses: [losses.sum()], add)
+    work = SlopeWork(f"gradient, gates × {alpha:g}", key_of("slopes", alpha), [*signed, *absolute])
+    Slopes(anatomy, tokens).measure(constant, lambda _, losses: [losses.sum()], add, work)
     return [torch.stack(both).cpu().numpy() for both in zip(signed, absolute, strict=True)]
 
 
@@ -140,5 +144,7 @@ def _squared_slopes(anatomy: Anatomy, batches: Sequence[tuple[Tensor, Tensor]]) 
         for slope in slopes:
             squares[batch][row] += slope.double().square().sum(dim=0).to(anatomy.device)
 
-    Slopes(anatomy, tokens).measure(per_window, signed, add)
+    digest = hashlib.sha256(b"".join(signs.numpy().tobytes() for _, signs in batches)).hexdigest()
+    work = SlopeWork("fisher", key_of("squared slopes", digest), squares)
+    Slopes(anatomy, tokens).measure(per_window, signed, add, work)
     return [of_batch.cpu().numpy() for of_batch in squares]

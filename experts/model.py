@@ -276,7 +276,10 @@ def check_plan(model: Model, plan: Plan) -> None:
 
 
 def _device(device: torch.device | str) -> torch.device:
+    """The device of that name. Raises ExciseError for one that is not there."""
     try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise ExciseError(f"device {device!r}: expected cpu, cuda or cuda:0 ({one_line(error)})") from error
+    return place

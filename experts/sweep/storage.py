@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from experts.anatomy import Anatomy
 from experts.errors import is_out_of_memory
@@ -17,12 +18,24 @@ from experts.keys import key_of, libraries
 from experts.locks import lock
 from experts.notes import tell
 from experts.room import Room
-from experts.sweep.job import Job
 from experts.sweep.journal import Journal
 from experts.sweep.record import CleanForward
 from experts.sweep.spill import SpillFolder
 
 DAY = 86_400.0  # seconds after which the folder of a killed sweep without a record is nobody's
+
+
+class Work(Protocol):
+    """What is known of a job (job.py) here."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def keep_result(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,12 @@ class Storage:
 
 
 @contextmanager
-def storage(anatomy: Anatomy, job: Job, forwards: Sequence[CleanForward], room: Room) -> Iterator[Storage]:
+def storage(anatomy: Anatomy, work: Work, forwards: Sequence[CleanForward], room: Room) -> Iterator[Storage]:
     """The folder of a sweep. After an error it stays if there is a record to resume from.
 
     Args:
         anatomy: the model
-        job: what is done with it
+        work: what is done with it
         forwards: the clean forward of every batch
         room: where the folder may be, and the model's key
     """
@@ -53,8 +66,8 @@ def storage(anatomy: Anatomy, job: Job, forwards: Sequence[CleanForward], room: 
         return
     if room.spill.is_dir():
         remove_leftovers(room.spill, DAY)
-    identity = key_of(job.title, job.identity, *map(_digest, forwards))
-    with _own_folder(room, job, identity) as folder:
+    identity = key_of(work.title, work.identity, *map(_digest, forwards))
+    with _own_folder(room, work, identity) as folder:
         spill = SpillFolder(folder or temporary_name(room.spill / "sweep"))
         key = key_of(room.key, identity, str(anatomy.model.dtype), libraries())
         journal = None if folder is None else Journal(spill, key)
@@ -66,16 +79,16 @@ def storage(anatomy: Anatomy, job: Job, forwards: Sequence[CleanForward], room: 
             else:
                 spill.remove_all_but_pinned()
             raise
-        if journal is not None and job.keep_result and journal.has_record:
+        if journal is not None and work.keep_result and journal.has_record:
             spill.remove_all_but_pinned()
         else:
             spill.remove_all()
 
 
 @contextmanager
-def _own_folder(room: Room, job: Job, identity: str) -> Iterator[Path | None]:
+def _own_folder(room: Room, work: Work, identity: str) -> Iterator[Path | None]:
     """A folder that a later run finds again; None where nothing can be resumed."""
-    if room.spill is None or not room.key or not job.identity:
+    if room.spill is None or not room.key or not work.identity:
         yield None
         return
     folder = room.spill / f"sweep-{identity}"

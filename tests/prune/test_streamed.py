@@ -1,4 +1,4 @@
-"""Commands on a checkpoint that is read layer by layer, states waiting on disk: the files of a resident run."""
+"""Commands on a checkpoint that is read layer by layer, states waiting on disk: a resident run's files."""
 
 import json
 from pathlib import Path

@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from criteria.gradient import _slopes_at, _squared_slopes
 from experts.anatomy import Anatomy, dissect
 from experts.decoder import Part
 from experts.room import Room
@@ -63,6 +65,17 @@ def interrupt(job: str, model: Anatomy, room: Room, visit: int) -> bool:
     return False
 
 
+def assert_only_results_are_left(job: str, folder: Path) -> None:
+    """Nobody else writes down what a greedy round found: it is read from the record, and nothing runs."""
+    left = list(folder.iterdir())
+    if job != "greedy round":
+        assert not left
+        return
+    assert [file.suffix for file in sorted(left[0].iterdir())] == [".states", ".json"]
+    (left[0] / "record.json").unlink()
+    shutil.rmtree(left[0])
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_goes_on_where_it_was(job: str, model: Anatomy, tmp_path: Path) -> None:
     whole = one_by_one(model, Room(16 * WINDOW))
@@ -72,7 +85,7 @@ def test_goes_on_where_it_was(job: str, model: Anatomy, tmp_path: Path) -> None:
         resumed = one_by_one(model, room(tmp_path))
         assert np.array_equal(JOBS[job](resumed), expected, equal_nan=True)
         assert visits(resumed) == visits(whole) - (place - 1)
-        assert not list(tmp_path.iterdir())
+        assert_only_results_are_left(job, tmp_path)
 
 
 def test_halves_go_on_where_they_were(
@@ -111,7 +124,7 @@ def test_interrupted_in_every_layer(job: str, memory: int | None, model: Anatomy
     left, times = room(tmp_path, memory=memory), 0
     while interrupt(job, model, left, 2):
         times += 1
-    assert not list(tmp_path.iterdir())
+    assert_only_results_are_left(job, tmp_path)
     whole = one_by_one(model, Room(memory))
     expected = JOBS[job](whole)
     assert times == visits(whole) - 1
@@ -278,3 +291,39 @@ def test_killed_at_any_moment(model: Anatomy, tmp_path: Path) -> None:
         assert result.read_bytes() == expected
         assert not list((tmp_path / "spill").iterdir())
     assert resumed > KILLS // 4
+
+
+@pytest.mark.parametrize("name", ["gradient", "fisher"])
+def test_slopes_go_on_where_they_were(name: str, model: Anatomy, tmp_path: Path) -> None:
+    """On the way up and on the way down; three layers take five visits."""
+
+    parts = torch.split(tiny.ids(3, LENGTH), 2)
+
+    def measured(anatomy: Anatomy) -> np.ndarray:
+        if name == "gradient":
+            return np.stack(_slopes_at(anatomy, [(part,) for part in parts], 0.5))
+        signs = [torch.ones(len(part), 2, LENGTH - 1) for part in parts]
+        return np.stack(_squared_slopes(anatomy, list(zip(parts, signs, strict=True))))
+
+    whole = one_by_one(model, Room(2 * WINDOW))
+    expected = measured(whole)
+    assert np.array_equal(expected, measured(model))
+    assert visits(whole) == 5
+    for place in range(1, 6):
+        folder = tmp_path / str(place)
+        seen = 0
+
+        def stop(_: range, last: int = place) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == last:
+                raise Killed
+
+        with pytest.raises(Killed):
+            measured(one_by_one(model, room(folder, memory=2 * WINDOW), stop))
+        resumed = one_by_one(model, room(folder, memory=2 * WINDOW))
+        assert np.array_equal(measured(resumed), expected)
+        assert visits(resumed) == 5 - (place - 1)
+        finished = one_by_one(model, room(folder, memory=2 * WINDOW))
+        assert np.array_equal(measured(finished), expected)
+        assert visits(finished) == 0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experts.errors import ExciseError
 from experts.memory import trim
 from experts.pretrained import align, refusing
 from experts.streaming.ahead import ReadAhead
@@ -53,6 +54,8 @@ class Streamed:
         self._parts = parts
         self._empty: dict[int, Slots] = {}  # what loaded layers were before
         self._ahead = ReadAhead(self._load, self._drop) if ahead else None
+        for layer in layers:
+            layer.register_forward_pre_hook(_refuse_without_weights)
 
     def spans(self) -> list[range]:
         """One layer each."""
@@ -120,6 +123,15 @@ class Streamed:
         """Put a layer back to what it was before."""
         for table, name, tensor in self._empty.pop(layer, []):
             table[name] = tensor
+
+
+def _refuse_without_weights(layer: nn.Module, _: Any) -> None:
+    """A plain forward of the network comes here; a sweep has put something else in the layer's place."""
+    if "forward" not in vars(layer) and any(weight.is_meta for weight in layer.parameters()):
+        raise ExciseError(
+            "a streamed model has no weights outside of Excise's own sweeps: call a function of Excise, "
+            'or load it with memory="resident"'
+        )
 
 
 def _slots_on_meta(module: nn.Module) -> Slots:

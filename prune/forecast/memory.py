@@ -74,7 +74,7 @@ def memory(command: str, checked: Checked) -> MemoryJson:
         "states": waiting.clean + waiting.branches if streamed else 0,
         "spill": str(spill) if streamed else None,
         "spilled": spilled,
-        "readings": readings_of(command, checked) if streamed else {"loading": 1},
+        "readings": readings_of(command, checked) if streamed else ["loading"],
         "reads": _reads(command, checked, streamed),
         "limit": limit,
         "free": free,
@@ -154,7 +154,7 @@ def _waiting(checked: Checked, num_layers: int) -> Waiting:
 def _reads(command: str, checked: Checked, streamed: bool) -> int:
     """Bytes that are read from the model's files, and from the checkpoint that is written."""
     size = checked.layout.checkpoint.size
-    whole = sum(readings_of(command, checked).values()) if streamed else 1
+    whole = len(readings_of(command, checked)) if streamed else 1
     reads = size * (1 + whole)  # the fingerprint reads them too
     if command not in ("prune", "finetune"):
         return reads

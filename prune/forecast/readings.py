@@ -5,8 +5,8 @@ from prune.forecast.criterion_cost import rounds_of
 from prune.session.prepared import Checked
 
 
-def readings_of(command: str, checked: Checked) -> dict[str, int]:
-    """What reads all files, and how often, in order. Fingerprint, export and reloading are not among them."""
+def readings_of(command: str, checked: Checked) -> list[str]:
+    """What reads all files, in order, a word for every reading; without fingerprint, export and reloading."""
     recipe = checked.recipe
     readings = {"calibration": 1}
     for criterion in checked.criteria:
@@ -21,7 +21,7 @@ def readings_of(command: str, checked: Checked) -> dict[str, int]:
         readings["audit"] = 1
         if recipe.validation.progressive:
             readings["curves"] = 1
-    return readings
+    return [name for name, count in readings.items() for _ in range(count)]
 
 
 def _of_experiment(criterion: Criterion, checked: Checked) -> int:

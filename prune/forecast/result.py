@@ -38,7 +38,7 @@ class MemoryJson(TypedDict):
     states: int  # bytes of hidden states that wait between layers; 0 where the weights stay in memory
     spill: str | None  # where those go that do not fit; None where the weights stay in memory
     spilled: int  # bytes of them, at most
-    readings: dict[str, int]  # what reads all of the model's files, and how often
+    readings: list[str]  # what reads all of the model's files, a word for every reading
     reads: int  # bytes that are read, with the fingerprint, the export and the proof of the checkpoint
     limit: int | None  # memory.limit in bytes
     batch: int  # bytes of the logits of the largest batch, in float32

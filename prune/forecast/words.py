@@ -1,5 +1,7 @@
 """A forecast in words: (name, value), in the order in which they are printed."""
 
+from collections import Counter
+
 from experts.units import human
 from prune.forecast.result import ForecastJson, MemoryJson, StageJson
 
@@ -35,7 +37,8 @@ def words(forecast: ForecastJson) -> Facts:
 
 def _readings(memory: MemoryJson) -> str:
     """Fingerprint, calibration, checks, plans × 2, …"""
-    times = [f"{name} × {count}" if count > 1 else name for name, count in memory["readings"].items()]
+    readings = Counter(memory["readings"]).items()
+    times = [f"{name} × {count}" if count > 1 else name for name, count in readings]
     return ", ".join(["fingerprint", *times])
 
 

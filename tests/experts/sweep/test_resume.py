@@ -130,6 +130,7 @@ def test_interrupted_in_every_layer(job: str, memory: int | None, model: Anatomy
     assert times == visits(whole) - 1
     while interrupt(job, model, left, 2):
         pass
+    assert_only_results_are_left(job, tmp_path)
     assert np.array_equal(expected, JOBS[job](model), equal_nan=True)
     for _ in range(times):
         assert interrupt(job, model, left, 2)

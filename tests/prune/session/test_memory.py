@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import experts
 import finetune
@@ -87,3 +88,15 @@ def test_the_folder_of_a_run_that_spills_elsewhere_is_its_own(recipe_path: Path,
 def test_a_spill_folder_in_python(saved: dict[str, Path]) -> None:
     with pytest.raises(ExciseError, match="memory: spill: nothing can be written to /proc/nope"):
         experts.load(saved["olmoe"], memory=MemorySettings("streamed", spill=Path("/proc/nope")))
+
+
+def test_a_plain_forward_of_a_streamed_network(saved: dict[str, Path]) -> None:
+    model = experts.load(saved["olmoe"], memory="streamed")
+    with pytest.raises(ExciseError, match='a streamed model has no weights .* memory="resident"'):
+        model.network(torch.ones(1, 4, dtype=torch.long))
+
+
+def test_a_device_that_is_not_there(saved: dict[str, Path]) -> None:
+    for device in ("cuda:99", "nowhere"):
+        with pytest.raises(ExciseError, match=f"device '{device}': expected cpu, cuda or cuda:0"):
+            experts.load(saved["olmoe"], device=device)

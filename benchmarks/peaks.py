@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.processes import measured
 from benchmarks.shapes import Softmax
 from benchmarks.synthetic import synthetic
-from experts.streaming.sizes import COPIES
+from experts.memory_rule import COPIES
 
 SHAPES = {  # 1 GB each
     "large layers": Softmax(layers=3, experts=32, inner=512, vocabulary=32_000),

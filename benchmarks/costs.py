@@ -2,21 +2,26 @@
 
     python -m benchmarks.costs
 
-The tables of docs/scale.md. Assumptions are the constants below; nothing here is measured.
+The tables of docs/scale.md. Assumptions are the constants below; of these the CPU seconds of loading were
+measured (docs/benchmarks.md). Every process reads and converts all files by itself, on one thread: plans are
+dealt to processes, files are not. On a CPU loading and computing take turns, on a GPU the next layer is read
+ahead.
 """
 
 from dataclasses import dataclass
 
+from experts.memory_rule import streamed_bytes
+
 DISK = 3e9  # bytes per second, read in order
-MACHINES = {
-    "64 cores": (5e12, 1),
-    "1 × H100": (250e12, 1),
-    "8 × H100": (250e12, 8),
-    "4 × 8 H100": (250e12, 32),
+LOADING = {2: 1.9, 1: 6.0}  # bytes of a weight on disk -> CPU seconds per GB of file; 1 = FP8
+MACHINES = {  # operations per second of a process, processes, whether the next layer is read ahead
+    "64 cores": (5e12, 1, False),
+    "1 × H100": (250e12, 1, True),
+    "8 × H100": (250e12, 8, True),
+    "4 × 8 H100": (250e12, 32, True),
 }
 CALIBRATION, HELD_OUT, PLANS = 128 * 512, 64 * 512, 23  # tokens, tokens, plans: the recipes for large models
-SWEEPS = 4  # reads of the files: calibration, checks of the instrument, plans, the written checkpoint
-COPIES = 2.5  # of the largest layer, at most, while it is read and converted
+SWEEPS = 5  # reads of the files: calibration, checks, plans, and two halves that prove the checkpoint
 
 
 @dataclass(frozen=True)
@@ -89,15 +94,25 @@ def main() -> None:
     for name, shape in MODELS.items():
         layer, outside = 2 * shape.layer, 2 * shape.outside
         states = (CALIBRATION + PLANS * HELD_OUT) * shape.hidden * 2
-        sizes = (shape.total * shape.stored, layer, outside, outside + COPIES * layer, states)
+        sizes = (shape.total * shape.stored, layer, outside, streamed_bytes(outside, layer), states)
         print(f"| {name} | {' | '.join(map(gigabytes, sizes))} |")
-    print(f"\n| model | reading, {SWEEPS} sweeps | {' | '.join(MACHINES)} |")
+    print(f"\n| model | loading, {SWEEPS} sweeps | {' | '.join(MACHINES)} |")
     print(f"| --- | --- |{' --- |' * len(MACHINES)}")
     for name, shape in MODELS.items():
-        work = 2 * shape.used * (CALIBRATION + PLANS * HELD_OUT)
-        reading = SWEEPS * shape.total * shape.stored / DISK
-        times = [work / (speed * cards) for speed, cards in MACHINES.values()]
-        print(f"| {name} | {duration(reading)} | {' | '.join(map(duration, times))} |")
+        times = [_whole(shape, *machine) for machine in MACHINES.values()]
+        print(f"| {name} | {duration(_loading(shape))} | {' | '.join(map(duration, times))} |")
+
+
+def _loading(shape: Shape) -> float:
+    """Seconds in which a process reads and converts the files, in all sweeps."""
+    size = SWEEPS * shape.total * shape.stored
+    return max(size / DISK, size / 1e9 * LOADING[int(shape.stored)])
+
+
+def _whole(shape: Shape, speed: float, processes: int, ahead: bool) -> float:
+    """Seconds of the whole run."""
+    computing = 2 * shape.used * (CALIBRATION + PLANS * HELD_OUT) / (speed * processes)
+    return max(computing, _loading(shape)) if ahead else computing + _loading(shape)
 
 
 def gigabytes(size: float) -> str:

@@ -121,6 +121,7 @@ def serve(ranks: Ranks) -> None:
     while True:
         task = ranks.hand_out(None)
         if task.load is None:
+            ranks.leave()  # its threads would abort the process at its end
             return
         ranks.collect(_result(task, models))
 

@@ -50,8 +50,7 @@ def tasks(options: argparse.Namespace):
     """name -> the work to be timed, on one model."""
     import torch
 
-    from criteria.layer_sums import LayerSums
-    from criteria.observe import observed
+    from criteria.observe import observe
     from experts.anatomy import dissect
 
     model = build(options.hidden, options.inner)
@@ -67,9 +66,7 @@ def tasks(options: argparse.Namespace):
             model(input_ids=tokens, use_cache=False)
 
     def calibrate() -> None:
-        sums = [LayerSums(64, 1, torch.device("cpu")) for _ in anatomy.layers]
-        with torch.no_grad(), observed(anatomy, sums) as forward:
-            forward(text)
+        observe(anatomy, text, batch=len(text))
 
     return {"plain": plain, "with_head": with_head, "calibrate": calibrate}
 

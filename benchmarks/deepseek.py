@@ -7,16 +7,13 @@ nothing here uses Excise, so that it can stand as evidence about it.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-BYTES = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
-BLOCK = 128
-Spec = tuple[str, str, tuple[int, ...]]
+from benchmarks.shards import BLOCK, Spec, quantised, size, write_shard
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class DeepSeek:
         for name in ("input_layernorm", "post_attention_layernorm"):
             yield f"{prefix}.{name}.weight", "BF16", (self.hidden,)
         for name in ("q_a_proj", "o_proj"):
-            yield from _quantised(f"{prefix}.self_attn.{name}", self.hidden, self.hidden)
+            yield from quantised(f"{prefix}.self_attn.{name}", self.hidden, self.hidden)
         if dense:
             yield from self._mlp(f"{prefix}.mlp", 4 * self.inner)
             return
@@ -93,9 +90,9 @@ class DeepSeek:
         yield from self._mlp(f"{prefix}.mlp.shared_experts", self.inner)
 
     def _mlp(self, prefix: str, inner: int) -> Iterator[Spec]:
-        yield from _quantised(f"{prefix}.gate_proj", inner, self.hidden)
-        yield from _quantised(f"{prefix}.up_proj", inner, self.hidden)
-        yield from _quantised(f"{prefix}.down_proj", self.hidden, inner)
+        yield from quantised(f"{prefix}.gate_proj", inner, self.hidden)
+        yield from quantised(f"{prefix}.up_proj", inner, self.hidden)
+        yield from quantised(f"{prefix}.down_proj", self.hidden, inner)
 
     def kept(self, seed: int = 1) -> dict[str, list[int]]:
         """Half of every router group in every MoE layer, at random: `kept` of a plan."""
@@ -121,7 +118,8 @@ class DeepSeek:
             shards.setdefault(weights[spec[0]], []).append(spec)
             position += size(spec)
         for seed, (name, inside) in enumerate(shards.items()):
-            _write_shard(folder / name, inside, np.random.default_rng(seed))
+            rng = np.random.default_rng(seed)
+            write_shard(folder / name, inside, lambda spec, rng=rng: rng.bytes(size(spec)))
         (folder / "model.safetensors.index.json").write_text(
             json.dumps({"metadata": {"total_size": total}, "weight_map": weights})
         )
@@ -129,29 +127,3 @@ class DeepSeek:
             json.dumps({"version": "1.0", "model": {"vocab": {str(i): i for i in range(1000)}}})
         )
         (folder / "config.json").write_text(json.dumps(self.config, indent=2))
-
-
-def size(spec: Spec) -> int:
-    return BYTES[spec[1]] * math.prod(spec[2])
-
-
-def _quantised(name: str, rows: int, columns: int) -> Iterator[Spec]:
-    yield f"{name}.weight", "F8_E4M3", (rows, columns)
-    yield f"{name}.weight_scale_inv", "F32", (-(-rows // BLOCK), -(-columns // BLOCK))
-
-
-def _write_shard(path: Path, specs: list[Spec], rng: np.random.Generator) -> None:
-    header, position = {}, 0
-    for spec in specs:
-        header[spec[0]] = {
-            "dtype": spec[1],
-            "shape": spec[2],
-            "data_offsets": [position, position + size(spec)],
-        }
-        position += size(spec)
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for spec in specs:
-            file.write(rng.bytes(size(spec)))

@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from tests.support.removals import at_positions, clean_forward, everywhere, replay_position
+
 
 def build(options: argparse.Namespace) -> Any:
     from experts.anatomy import dissect
@@ -76,17 +78,17 @@ def position(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mo
     for _ in range(options.rounds):
 
         def packed() -> list[torch.Tensor]:
-            clean = instrument.clean_forward(tokens[:1], Scope.POSITION)
+            clean = clean_forward(instrument, tokens[:1], Scope.POSITION)
             every = (
                 cells_of(clean, anatomy.shape.num_experts, layer) for layer in range(len(anatomy.layers))
             )
             return [
-                instrument.at_positions(clean, where, {layer: marks})[0]
+                at_positions(instrument, clean, where, {layer: marks})[0]
                 for layer, (where, marks) in enumerate(every)
             ]
 
         seconds, deltas = clock(packed)
-        clean = instrument.clean_forward(tokens[:1], Scope.POSITION)
+        clean = clean_forward(instrument, tokens[:1], Scope.POSITION)
         total = sum(len(delta) for delta in deltas)
         sample = [
             (layer, int(torch.randint(len(deltas[layer]), (1,), generator=pick)))
@@ -98,7 +100,7 @@ def position(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mo
             found = []
             for layer, row in sample:
                 where, marks = cells_of(clean, anatomy.shape.num_experts, layer)
-                loss, _ = instrument.replay_position(clean, int(where[row]), {layer: marks[row]})
+                loss, _ = replay_position(instrument, clean, int(where[row]), {layer: marks[row]})
                 found.append(float(loss - clean.losses[0, where[row]]))
             return found
 
@@ -130,10 +132,10 @@ def corpus(anatomy: Any, tokens: torch.Tensor, options: argparse.Namespace, mode
     ratios, fast_each, plain_each, gap = [], [], [], 0.0
 
     def measured() -> list[torch.Tensor]:
-        clean = instrument.clean_forward(tokens, Scope.CORPUS)
+        clean = clean_forward(instrument, tokens, Scope.CORPUS)
         eye = torch.eye(anatomy.shape.num_experts, dtype=torch.bool, device=tokens.device)
         return [
-            instrument.everywhere(clean, {layer: eye[expert]})[0]
+            everywhere(instrument, clean, {layer: eye[expert]})[0]
             for layer in range(len(anatomy.layers))
             for expert in chosen
         ]
@@ -165,7 +167,8 @@ def exhaustive() -> dict[str, Any]:
     from experts.loading import load_network, load_tokenizer
     from experts.modes import Scope
     from prune.recipe.read import read_recipe, recipe_file
-    from validate.effect_table import Removals, measure_effects
+    from validate.active_experts import Removals
+    from validate.effect_table import measure_effects
 
     recipe, folder = read_recipe(recipe_file("demo")), model_folder("demo")
     text = recipe.validation
@@ -186,12 +189,12 @@ def exhaustive() -> dict[str, Any]:
         )
     )
     rows = sum(len(table["delta"]) for table in tables)
-    clean = instrument.clean_forward(tokens[:1], Scope.SEQUENCE)
+    clean = clean_forward(instrument, tokens[:1], Scope.SEQUENCE)
     picks = [(layer, position) for layer in range(len(anatomy.layers)) for position in range(0, 255, 32)]
     eye = torch.eye(anatomy.shape.num_experts, dtype=torch.bool, device=tokens.device)
     slow, _ = clock(
         lambda: [
-            instrument.replay_position(clean, t, {layer: eye[clean.index[layer][0, t, 0]]})
+            replay_position(instrument, clean, t, {layer: eye[clean.index[layer][0, t, 0]]})
             for layer, t in picks
         ]
     )

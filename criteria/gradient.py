@@ -4,14 +4,20 @@ Every gate weight is multiplied by α_{l,e} = 1. −∂L/∂α estimates the eff
 gradient cannot see re-routing: `excise compare` prints its rank agreement with real removals.
 """
 
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
-from criteria.gate_slopes import each_slope, losses_of, multiplied_gates, token_count, zeros
+from criteria.gate_slopes import Slopes, summed, token_count, zeros
+from criteria.slope_record import SlopeWork
+from experts.anatomy import Anatomy
 from experts.arrays import Array
-from experts.memory import in_chunks
+from experts.expert_sums import add_by_expert
+from experts.keys import key_of
 
 SEED = 20061117  # of the random signs
 
@@ -33,20 +39,29 @@ def first_order(context: ExperimentContext, windows: int) -> dict[str, Array]:
     Returns:
         `gradient` and `gradient_abs` [L, E].
     """
-    signed, absolute = zeros(context), zeros(context)
-
-    def add(row: int, index: Tensor, slope: Tensor) -> None:
-        expert, slopes = index.reshape(-1), slope.reshape(-1)
-        signed[row].index_add_(0, expert, -slopes.double())
-        absolute[row].index_add_(0, expert, slopes.double().abs())
-
     tokens = context.tokens(windows)
-    each_slope(context, tokens, 1.0, add, "gradient")
-    count = token_count(tokens)
-    return {
-        "gradient": (signed / count).cpu().numpy(),
-        "gradient_abs": (absolute / count).cpu().numpy(),
-    }
+    signed, absolute = summed(context, [tokens], _slopes_at, (1.0,), "gradient") / token_count(tokens)
+    return {"gradient": signed, "gradient_abs": absolute}
+
+
+def _slopes_at(anatomy: Anatomy, batches: Sequence[tuple[Tensor]], alpha: float) -> list[Array]:
+    """−slope and |slope| of the loss in the multipliers α, summed over tokens: [2, L, E] of every batch."""
+    tokens = [ids.to(anatomy.device) for (ids,) in batches]
+    signed, absolute = ([zeros(anatomy) for _ in batches] for _ in range(2))
+
+    def constant(_: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        factor = torch.full(index.shape, alpha, device=index.device, requires_grad=True)
+        return factor, factor
+
+    def add(batch: int, row: int, index: Tensor, slopes: Sequence[Tensor]) -> None:
+        device = anatomy.device
+        expert, slope = index.reshape(-1).to(device), slopes[0].reshape(-1).double().to(device)
+        add_by_expert(signed[batch][row], expert, -slope)
+        add_by_expert(absolute[batch][row], expert, slope.abs())
+
+    work = SlopeWork(f"gradient, gates × {alpha:g}", key_of("slopes", alpha), [*signed, *absolute])
+    Slopes(anatomy, tokens).measure(constant, lambda _, losses: [losses.sum()], add, work)
+    return [torch.stack(both).cpu().numpy() for both in zip(signed, absolute, strict=True)]
 
 
 def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str, Array]:
@@ -65,16 +80,13 @@ def integrated(context: ExperimentContext, steps: int, windows: int) -> dict[str
     Returns:
         `integrated` [L, E].
     """
-    sums = zeros(context)
-
-    def add(row: int, index: Tensor, slope: Tensor) -> None:
-        sums[row].index_add_(0, index.reshape(-1), -slope.reshape(-1).double())
-
     tokens = context.tokens(windows)
+    sums = np.zeros((len(context.anatomy.layers), context.anatomy.shape.num_experts))
     for step in range(steps):
         alpha = (step + 0.5) / steps
-        each_slope(context, tokens, alpha, add, f"integrated gradient {step + 1}/{steps}")
-    return {"integrated": (sums / (steps * token_count(tokens))).cpu().numpy()}
+        title = f"integrated gradient {step + 1}/{steps}"
+        sums += summed(context, [tokens], _slopes_at, (alpha,), title)[0]
+    return {"integrated": sums / (steps * token_count(tokens))}
 
 
 def fisher(context: ExperimentContext, probes: int, windows: int) -> dict[str, Array]:
@@ -93,48 +105,46 @@ def fisher(context: ExperimentContext, probes: int, windows: int) -> dict[str, A
     Returns:
         `fisher` [L, E].
     """
-    sums = zeros(context)
     tokens = context.tokens(windows)
-    signs = _random_signs(probes, tokens)
-
-    with tqdm(total=len(tokens), desc="fisher", unit="window", delay=2) as bar:
-
-        def work(start: int, stop: int) -> None:
-            # Added in one step: an attempt that runs out of memory leaves nothing behind.
-            sums.add_(_squared_slopes(context, tokens[start:stop], signs[:, start:stop]))
-            bar.update(stop - start)
-
-        in_chunks(len(tokens), context.batch, work, "window")
-    return {"fisher": (sums / probes).cpu().numpy()}
+    signs = _random_signs(probes, tokens)  # [N, probes, W − 1]
+    return {"fisher": summed(context, [tokens, signs], _squared_slopes, (), "fisher") / probes}
 
 
 def _random_signs(probes: int, tokens: Tensor) -> Tensor:
-    """+1 or −1 for every token with a next one [probes, N, W − 1]."""
+    """+1 or −1 for every token with a next one [N, probes, W − 1]."""
     num_windows, length = tokens.shape
     generator = torch.Generator().manual_seed(SEED)
     bits = torch.randint(0, 2, (probes, num_windows, length - 1), generator=generator)
-    return bits.to(tokens.device) * 2 - 1
+    return bits.transpose(0, 1) * 2 - 1
 
 
-def _squared_slopes(context: ExperimentContext, tokens: Tensor, signs: Tensor) -> Tensor:
-    """(∂ Σ_t ε_t L_t / ∂α)², summed over probes and windows [L, E].
+def _squared_slopes(anatomy: Anatomy, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Array]:
+    """(∂ Σ_t ε_t L_t / ∂α)², summed over probes and windows: [L, E] of every batch.
 
     Args:
-        context: the model
-        tokens: windows [B, W]
-        signs: ε [probes, B, W − 1]
+        anatomy: the model
+        batches: windows [B, W] and their signs ε [B, probes, W − 1]
     """
-    anatomy, device = context.anatomy, tokens.device
-    num_windows, length = tokens.shape
-    # One α per window, because windows do not see each other.
-    shape = (len(anatomy.layers), num_windows, anatomy.shape.num_experts)
-    alpha = torch.ones(shape, device=device, requires_grad=True)
-    window = torch.arange(num_windows, device=device).repeat_interleave(length)[:, None]
-    squares = zeros(context)
-    with multiplied_gates(anatomy, lambda row, index: alpha[row][window, index]):
-        losses = losses_of(context, tokens)
-        for probe, sign in enumerate(signs, 1):
-            total = (losses * sign).sum()
-            (slope,) = torch.autograd.grad(total, [alpha], retain_graph=probe < len(signs))
-            squares += slope.double().square().sum(dim=1)
-    return squares
+    tokens = [ids.to(anatomy.device) for ids, _ in batches]
+    num_experts, length = anatomy.shape.num_experts, tokens[0].shape[1]
+    squares = [zeros(anatomy) for _ in batches]
+
+    def per_window(_: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """One α per window, because windows do not see each other."""
+        num_windows = len(index) // length
+        alpha = torch.ones(num_windows, num_experts, device=index.device, requires_grad=True)
+        window = torch.arange(num_windows, device=index.device).repeat_interleave(length)[:, None]
+        return alpha, alpha[window, index]
+
+    def signed(batch: int, losses: Tensor) -> list[Tensor]:
+        signs = batches[batch][1].to(losses.device)
+        return [(losses * sign).sum() for sign in signs.unbind(dim=1)]
+
+    def add(batch: int, row: int, _: Tensor, slopes: Sequence[Tensor]) -> None:
+        for slope in slopes:
+            squares[batch][row] += slope.double().square().sum(dim=0).to(anatomy.device)
+
+    digest = hashlib.sha256(b"".join(signs.numpy().tobytes() for _, signs in batches)).hexdigest()
+    work = SlopeWork("fisher", key_of("squared slopes", digest), squares)
+    Slopes(anatomy, tokens).measure(per_window, signed, add, work)
+    return [of_batch.cpu().numpy() for of_batch in squares]

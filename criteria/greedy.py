@@ -6,12 +6,12 @@ reroute, on the whole calibration text. Source: CoAx, https://arxiv.org/abs/2607
 """
 
 import numpy as np
-from tqdm import tqdm
 
 from criteria.experiment_context import ExperimentContext
 from criteria.greedy_search import Search
 from experts.arrays import Array
 from experts.errors import ExciseError
+from experts.sweep.progress import bar_around_sweeps
 
 # Raise when a search finds something else from the same inputs: results of an older one are then not used.
 VERSION = 2
@@ -51,7 +51,7 @@ def greedy(
         raise ExciseError(f"causal_greedy: step is {step}; every round removes at least one expert")
     search = Search(context, windows, outcome, start)
     size = step if rounds == 0 else search.share(rounds)
-    with tqdm(total=search.left(), desc="greedy removal", unit="expert", delay=2) as bar:
+    with bar_around_sweeps(context.anatomy, "greedy removal", "expert", search.left()) as bar:
         while left := search.left():
             search.round(size, shortlist)
             bar.update(left - search.left())

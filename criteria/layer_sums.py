@@ -1,5 +1,6 @@
 """What one MoE layer did, call by call, as running sums."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from criteria.residual_stream import turn
 from criteria.statistics import Statistics
+from experts.arrays import Array
+from experts.expert_sums import add_by_expert
 from experts.seam import ExpertOutputs
 
 SUMMED = ("moments", "peak", "turning", "together", "by_domain")
@@ -20,10 +23,16 @@ class Tokens:
     Attributes:
         valid: False on padding [T]
         domain: which source each token is from [T]
+        all_valid: whether nothing is padding; known without asking the device
     """
 
     valid: Tensor
     domain: Tensor
+    all_valid: bool
+
+    def to(self, device: torch.device) -> "Tokens":
+        """The same on a device."""
+        return Tokens(self.valid.to(device), self.domain.to(device), self.all_valid)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def measured_call(
         "angle": turn(stream, seen.routed)[token],
         "domain": tokens.domain[token],
     }
-    if bool(tokens.valid.all()):
+    if tokens.all_valid:
         return Call(**pairs, active=index)
     valid_pair = tokens.valid[token]
     without_padding = {name: values[valid_pair] for name, values in pairs.items()}
@@ -118,20 +127,25 @@ class LayerSums:
 
     def resume(self, statistics: Statistics, row: int) -> None:
         """Take up the sums of an interrupted pass: what comes next is added as it would have been."""
+        self.restore({name: getattr(statistics, name)[row] for name in SUMMED})
+
+    def restore(self, earlier: Mapping[str, Array]) -> None:
+        """Take up sums by name."""
         for name in SUMMED:
             sums: Tensor = getattr(self, name)
-            earlier = getattr(statistics, name)[row].reshape(sums.shape)
-            sums.copy_(torch.from_numpy(earlier.copy()))
+            sums.copy_(torch.from_numpy(earlier[name].reshape(sums.shape).copy()))
 
     def add(self, call: Call) -> None:
         """Add one experts call."""
         gate, norm = call.gate.double(), call.norm.double()
-        self.moments.index_add_(0, call.expert, _powers(gate, norm))
-        self.turning.index_add_(0, call.expert, gate * norm * call.angle.double().clamp(min=0))
+        add_by_expert(self.moments, call.expert, _powers(gate, norm))
+        add_by_expert(self.turning, call.expert, gate * norm * call.angle.double().clamp(min=0))
         self.peak.scatter_reduce_(0, call.expert, call.peak.double(), "amax")
         self.together += _together(call.active, len(self.peak))
         cell = call.expert * self.by_domain.shape[1] + call.domain
-        self.by_domain.view(-1).index_add_(0, cell, torch.ones_like(norm))
+        self.by_domain.view(-1).index_add_(
+            0, cell, torch.ones_like(norm)
+        )  # whole numbers: exact in any order
 
 
 def _powers(gate: Tensor, norm: Tensor) -> Tensor:

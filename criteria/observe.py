@@ -4,30 +4,39 @@ Each expert runs once per routed token, as in a plain forward. Its output is see
 (experts/seam.py), and only norms and sums leave the call.
 """
 
+import functools
+import operator
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from criteria.layer_sums import LayerSums, Tokens, measured_call
+from criteria.layer_sums import SUMMED, LayerSums, Tokens, measured_call
 from criteria.residual_stream import residual_streams
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
-from criteria.weight_norms import weight_norms
+from criteria.weight_norms import layer_norms
 from experts.anatomy import Anatomy
 from experts.arrays import Array
+from experts.decoder import Part, part_of
 from experts.errors import ExciseError
+from experts.keys import key_of
 from experts.seam import Forward, intercepted, see_outputs
+from experts.sweep.job import Job
+from experts.sweep.progress import bar_around_sweeps
+from experts.sweep.record import CleanForward
+from experts.sweep.sweep import sweep
+from experts.team import blocks
 
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished pass
 Keep = Callable[[Statistics], None]
 
 
-@torch.no_grad()
 def observe(
     anatomy: Anatomy,
     windows: Windows,
@@ -44,85 +53,185 @@ def observe(
         windows: the text, N windows
         batch: windows per forward; changes memory and speed, never the result
         done: statistics of the first windows, from an interrupted pass
-        keep: called with the statistics so far about every minute
+        keep: called with the statistics so far about every minute, where all weights are in memory
 
     Raises:
         ExciseError: `done` is of another text or another model.
     """
-    weights = weight_norms(anatomy)
-    sums = [
-        LayerSums(anatomy.shape.num_experts, len(windows.domains), anatomy.device) for _ in anatomy.layers
-    ]
-    start = 0
+    if anatomy.team.size > 1:
+        return _observe_together(anatomy, windows, batch, done, keep)
+    observation = Observation(anatomy, windows, batch, keep)
     if done is not None:
-        start = _resume(sums, done, windows, weights)
-    kept_at = time.monotonic()
-    with (
-        observed(anatomy, sums) as forward,
-        tqdm(total=len(windows), initial=start, desc="calibrate", unit="window", delay=2) as bar,
-    ):
-        for first in range(start, len(windows), batch):
-            stop = min(first + batch, len(windows))
-            forward(windows.select(np.arange(first, stop)))
-            bar.update(stop - first)
-            if keep and time.monotonic() - kept_at > KEEP_EVERY:
-                keep(_collect(sums, windows.select(np.arange(stop)), weights))
-                kept_at = time.monotonic()
-    return _collect(sums, windows, weights)
+        observation.resume(done)
+    with observation.progress_bar():
+        if observation.batches:
+            sweep(anatomy, observation)
+        else:
+            observation.measure_weights_alone()
+    return observation.statistics()
 
 
-@contextmanager
-def observed(anatomy: Anatomy, sums: list[LayerSums]) -> Iterator[Callable[[Windows], None]]:
-    """Inside the block, yield a function that runs windows through the model and adds up what the experts do.
+def _observe_together(
+    anatomy: Anatomy, windows: Windows, batch: int, done: Statistics | None, keep: Keep | None
+) -> Statistics:
+    """The same by several processes, in rounds of about a minute; in one where the weights are streamed."""
+    team, start = anatomy.team, 0 if done is None else _windows_in(done, windows)
+    each = len(windows) if anatomy.weights.streamed else batch  # windows of a process in a round
+    with bar_around_sweeps(anatomy, "calibrate", "window", len(windows), start) as bar:
+        while start < len(windows):
+            began, stop = time.monotonic(), min(len(windows), start + each * team.size)
+            ranges = blocks(stop - start, batch, team.size)
+            parts = [np.arange(start + first, start + last) for first, last in ranges]
+            found = team.map(anatomy, observe, [(windows.select(part), batch) for part in parts])
+            done = functools.reduce(operator.add, found if done is None else [done, *found])
+            bar.update(stop - start)
+            start = stop
+            if keep is not None and start < len(windows):
+                keep(done)
+            each = batch * max(1, int(each / batch * KEEP_EVERY / max(time.monotonic() - began, 1e-3)))
+    assert done is not None, "a text has windows"
+    return done
+
+
+class Observation(Job):
+    """What the experts do on a text, as running sums.
 
     Args:
         anatomy: the model
+        windows: the text, N windows
+        batch: windows per forward
+        keep: called with the statistics so far about every minute, where all weights are in memory
+
+    Attributes:
         sums: of every MoE layer [L]
     """
-    with residual_streams(anatomy) as stream_before:
-        observer = _Observer(anatomy, sums, stream_before)
-        with intercepted(anatomy, observer.watch):
-            yield observer.forward
+
+    title = "calibrate"
+    head = False  # logits are not needed, and are the largest tensor of a forward
+    branches = False
+
+    def __init__(self, anatomy: Anatomy, windows: Windows, batch: int = 8, keep: Keep | None = None) -> None:
+        self.anatomy, self.windows, self.size = anatomy, windows, batch
+        self.keep = None if anatomy.weights.streamed else keep
+        num_experts, domains = anatomy.shape.num_experts, len(windows.domains)
+        rows = range(len(anatomy.layers))
+        self.sums = [LayerSums(num_experts, domains, anatomy.device_of(row)) for row in rows]
+        self.norms: dict[int, dict[str, Array]] = {}  # of weights, by row
+        self.done: Statistics | None = None
+        self.start = 0
+        self.kept_at = time.monotonic()
+
+    def resume(self, done: Statistics) -> None:
+        """Go on where an interrupted pass ended."""
+        self.done, self.start = done, _windows_in(done, self.windows)
+        for row, layer_sums in enumerate(self.sums):
+            layer_sums.resume(done, row)
+
+    def progress_bar(self) -> "tqdm[Any]":
+        """A bar over the windows, where a sweep does not show its own."""
+        self.bar = bar_around_sweeps(self.anatomy, self.title, "window", len(self.windows), self.start)
+        return self.bar
+
+    @property
+    def batches(self) -> int:
+        return -(-(len(self.windows) - self.start) // self.size)
+
+    @property
+    def identity(self) -> str:
+        return key_of("observe", self.windows.hash)
+
+    def clean(self, batch: int) -> CleanForward:
+        windows, device = self._of(batch), self.anatomy.device
+        return CleanForward.of(windows.tensor(device), windows.padding(device))
+
+    @contextmanager
+    def around(self, batch: int, part: Part) -> Iterator[None]:
+        self._measure_weights(part)
+        watcher = _Watcher(part, self.sums, _tokens(self._of(batch)))
+        with (
+            residual_streams(part.anatomy) as watcher.stream_before,
+            intercepted(part.anatomy, watcher.watch),
+        ):
+            yield
+
+    def arrived(self, batch: int, clean: CleanForward, logits: Tensor | None) -> None:  # noqa: ARG002
+        self.bar.update(len(clean.tokens))
+        if self.keep and time.monotonic() - self.kept_at > KEEP_EVERY:
+            stop = min(self.start + (batch + 1) * self.size, len(self.windows))
+            self.keep(_collect(self.sums, self.windows.select(np.arange(stop)), self._weights()))
+            self.kept_at = time.monotonic()
+
+    def state(self) -> dict[str, Array]:
+        state = {name: np.stack([_array(sums, name) for sums in self.sums]) for name in SUMMED}
+        for row, norms in self.norms.items():
+            state |= {f"{row} {name}": values for name, values in norms.items()}
+        return state
+
+    def restore(self, state: dict[str, Array]) -> None:
+        for row, sums in enumerate(self.sums):
+            sums.restore({name: state[name][row] for name in SUMMED})
+        for key in state.keys() - set(SUMMED):
+            number, name = key.split()
+            self.norms.setdefault(int(number), {})[name] = state[key]
+
+    def statistics(self) -> Statistics:
+        """Of all windows."""
+        return _collect(self.sums, self.windows, self._weights())
+
+    def measure_weights_alone(self) -> None:
+        """For a pass that had seen all windows."""
+        for span in self.anatomy.weights.spans():
+            with self.anatomy.weights.loaded(span):
+                self._measure_weights(part_of(self.anatomy, span))
+
+    def _of(self, batch: int) -> Windows:
+        first = self.start + batch * self.size
+        return self.windows.select(np.arange(first, min(first + self.size, len(self.windows))))
+
+    def _measure_weights(self, part: Part) -> None:
+        """Norms of the weights of these layers, once, while they are in memory."""
+        for row, layer in zip(part.rows, part.anatomy.layers, strict=True):
+            if row not in self.norms:
+                self.norms[row] = layer_norms(layer)
+                self._check_same_model(row)
+
+    def _check_same_model(self, row: int) -> None:
+        if self.done is not None and not np.allclose(self.done.weight_l2[row], self.norms[row]["weight_l2"]):
+            raise ExciseError(
+                "the statistics of an interrupted pass are of another model: its weights differ"
+            )
+
+    def _weights(self) -> dict[str, Array]:
+        """Norms of the weights of all layers [L, E] each."""
+        names = self.norms[0]
+        return {name: np.stack([self.norms[row][name] for row in sorted(self.norms)]) for name in names}
 
 
-class _Observer:
-    """Runs windows, and adds up what the experts do meanwhile."""
+class _Watcher:
+    """Adds up what the experts of some layers do with a batch.
 
-    batch: Tokens  # of the forward at work
+    Attributes:
+        stream_before: row of the part -> the residual stream before that layer's block
+    """
 
-    def __init__(
-        self,
-        anatomy: Anatomy,
-        sums: list[LayerSums],
-        stream_before: Callable[[int], Tensor | None],
-    ) -> None:
-        self.anatomy, self.sums, self.stream_before = anatomy, sums, stream_before
+    stream_before: Callable[[int], Tensor | None]
 
-    def forward(self, windows: Windows) -> None:
-        """Run the model without its head: logits are not needed, and are the largest tensor of a forward."""
-        device = self.anatomy.device
-        tokens = windows.tensor(device)
-        mask = torch.from_numpy(windows.mask).to(device)
-        domain = torch.from_numpy(windows.domain).to(device)
-        self.batch = Tokens(mask.reshape(-1), domain.unsqueeze(1).expand_as(tokens).reshape(-1))
-        padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
-        self.anatomy.model.base_model(input_ids=tokens, use_cache=False, **padding)
+    def __init__(self, part: Part, sums: list[LayerSums], tokens: Tokens) -> None:
+        self.part, self.sums, self.tokens = part, sums, tokens
 
     def watch(self, row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """Handle an experts call; see `experts.seam.Handler`."""
-        seen = see_outputs(self.anatomy.layers[row].experts, run, hidden, index, weight)
-        stream = self.stream_before(row)
-        self.sums[row].add(measured_call(seen, stream, index, weight, self.batch))
+        seen = see_outputs(self.part.anatomy.layers[row].experts, run, hidden, index, weight)
+        call = measured_call(seen, self.stream_before(row), index, weight, self.tokens.to(index.device))
+        self.sums[self.part.rows[row]].add(call)
         return seen.routed
 
 
-def _resume(sums: list[LayerSums], done: Statistics, windows: Windows, weights: dict[str, Array]) -> int:
-    """Put the sums of an interrupted pass in place. Returns the number of windows they are of."""
-    if not np.allclose(done.weight_l2, weights["weight_l2"]):
-        raise ExciseError("the statistics of an interrupted pass are of another model: its weights differ")
-    for row, layer_sums in enumerate(sums):
-        layer_sums.resume(done, row)
-    return _windows_in(done, windows)
+def _tokens(windows: Windows) -> Tokens:
+    """What is known of the tokens of a batch."""
+    domain = torch.from_numpy(windows.domain)
+    mask = torch.from_numpy(windows.mask)
+    return Tokens(mask.reshape(-1), domain.unsqueeze(1).expand_as(mask).reshape(-1), bool(windows.mask.all()))
 
 
 def _windows_in(done: Statistics, windows: Windows) -> int:
@@ -137,11 +246,17 @@ def _windows_in(done: Statistics, windows: Windows) -> int:
     return count
 
 
+def _array(sums: LayerSums, name: str) -> Array:
+    """Sums of one layer as an array."""
+    values: Array = getattr(sums, name).cpu().numpy()
+    return values
+
+
 def _collect(sums: list[LayerSums], seen: Windows, weights: dict[str, Array]) -> Statistics:
     """The sums of all layers as statistics of the windows that were seen."""
 
     def stacked(name: str) -> Array:
-        return np.stack([getattr(layer_sums, name).cpu().numpy() for layer_sums in sums])
+        return np.stack([_array(layer_sums, name) for layer_sums in sums])
 
     lengths = seen.mask.sum(axis=1)
     tokens = np.bincount(seen.domain, weights=lengths, minlength=len(seen.domains)).astype(np.float64)

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from torch import Tensor
 
 from criteria.experiment_context import ExperimentContext
 from experts.arrays import Array
 from experts.memory import in_chunks
+from experts.sweep.progress import bar_around_sweeps
+from experts.team import blocks
 
 KEEP_EVERY = 60.0  # seconds between two savings of an unfinished experiment
 
@@ -23,40 +25,44 @@ class WindowRows:
     """
 
     def __init__(self, context: ExperimentContext, num_windows: int, title: str) -> None:
-        self._partial, self.title = context.partial, title
+        self._partial, self.title, self._anatomy = context.partial, title, context.anatomy
         shape = (num_windows, len(context.anatomy.layers), context.anatomy.shape.num_experts)
         earlier = self._partial.read().get("rows")
         fits = earlier is not None and earlier.shape == shape
         self.values: Array = earlier if earlier is not None and fits else np.full(shape, np.nan)
 
-    def fill(self, work: Callable[[int, int], None], batch: int) -> None:
-        """Call work(start, stop) on the windows that are missing, `batch` at a time or fewer.
+    def fill(
+        self, measured: Callable[..., Array], settings: tuple[Any, ...], tokens: Tensor, batch: int
+    ) -> None:
+        """Measure the windows that are missing, `batch` at a time in every process, or fewer.
 
-        `work` calls `advance` for every layer that it has finished.
+        Where weights are streamed all windows are measured at once: they share the reading.
+
+        Args:
+            measured: measured(anatomy, tokens, *settings) returns values [n, L, E] of n windows
+            settings: what other processes need besides
+            tokens: all windows [N, W]
+            batch: windows per forward
         """
         finished = int(np.isfinite(self.values).all(axis=(1, 2)).sum())
+        team, streamed = self._anatomy.team, self._anatomy.weights.streamed
         kept_at = time.monotonic()
 
         def step(start: int, stop: int) -> None:
             nonlocal kept_at
-            work(finished + start, finished + stop)
+            start, stop = finished + start, finished + stop
+            parts = [(start + first, start + last) for first, last in blocks(stop - start, batch, team.size)]
+            arguments = [(tokens[first:last].cpu(), *settings) for first, last in parts]
+            values = team.map(self._anatomy, measured, arguments)
+            for (first, last), of_part in zip(parts, values, strict=True):
+                self.values[first:last] = of_part
+            bar.update((stop - start) * self.values.shape[1])
             if time.monotonic() - kept_at > KEEP_EVERY:
                 self._partial.write({"rows": self.values})
                 kept_at = time.monotonic()
 
-        with self._progress_bar(finished) as self._bar:
-            in_chunks(len(self.values) - finished, batch, step, "window")
-
-    def advance(self, windows: int) -> None:
-        """Show that one more layer of so many windows is measured."""
-        self._bar.update(windows)
-
-    def _progress_bar(self, finished: int) -> "tqdm[Any]":
         num_windows, num_layers, _ = self.values.shape
-        return tqdm(
-            total=num_layers * num_windows,
-            initial=num_layers * finished,
-            desc=self.title,
-            unit="window·layer",
-            delay=2,
-        )
+        total, done = num_layers * num_windows, num_layers * finished
+        with bar_around_sweeps(self._anatomy, self.title, "window·layer", total, done) as bar:
+            left = len(self.values) - finished
+            in_chunks(left, left if streamed else batch * team.size, step, "window")

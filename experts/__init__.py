@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from experts.errors import ExciseError as ExciseError
     from experts.interventions import ablated as ablated
     from experts.interventions import restricted as restricted
+    from experts.memory_settings import MemorySettings as MemorySettings
     from experts.model import Model as Model
     from experts.model import load as load
     from experts.modes import Mode as Mode
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "ExciseError": "experts.errors",
+    "MemorySettings": "experts.memory_settings",
     "Mode": "experts.modes",
     "Model": "experts.model",
     "Plan": "experts.plan",
@@ -27,5 +29,5 @@ _PUBLIC = {
     "load": "experts.model",
     "restricted": "experts.interventions",
 }
-__all__ = ["ExciseError", "Mode", "Model", "Plan", "Shape", "ablated", "load", "restricted"]
+__all__ = ["ExciseError", "MemorySettings", "Mode", "Model", "Plan", "Shape", "ablated", "load", "restricted"]
 __getattr__, __dir__ = lazily(__name__, _PUBLIC)

@@ -73,12 +73,13 @@ def ablated(
             return run(hidden, index, weight)
         if mode is Mode.REROUTE:
             block_input = block_inputs.pop(row)
-            return run(hidden, *_rerouted(anatomy, row, block_input, removed[row], index, weight))
-        marks = removed[row].expand(len(hidden), -1)
+            gone = removed[row].to(block_input.device)
+            return run(hidden, *_rerouted(anatomy, row, block_input, gone, index, weight))
+        marks = removed[row].to(index.device).expand(len(hidden), -1)
         hit = marks.gather(1, index)
         routed = run(hidden, index, _weights_without(weight, hit, mode))
         if mode is Mode.MEAN and means is not None:
-            routed = routed + _mean_part(index, weight * hit, means[row]).to(routed.dtype)
+            routed = routed + _mean_part(index, weight * hit, means[row].to(index.device)).to(routed.dtype)
         return routed
 
     with ExitStack() as stack:

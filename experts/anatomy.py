@@ -7,7 +7,7 @@ parent is the MoE block; the router is the sibling with a weight of E rows.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -23,11 +23,15 @@ from experts.disk.tensors import (
     expert_axis,
     in_tower,
     is_whole_layer,
+    list_of,
     numbers_in,
 )
 from experts.errors import ExciseError
 from experts.plain_outputs import set_plain_outputs
+from experts.room import UNBOUNDED, Room
 from experts.shape import Shape
+from experts.team import Alone, Team
+from experts.weights import LayerWeights, Resident
 
 MOST_EXTRA = 8  # router rows that may belong to shared or skipped experts
 
@@ -82,19 +86,30 @@ class Anatomy:
         model: the transformers model
         layers: its MoE layers, in the order of the decoder [L]
         shape: L, E, k and router groups; where a pruned model's layers differ, E is the largest count
+        weights: where the weights of its decoder layers come from
+        team: the processes that have this model
+        room: what a sweep over the layers may take while states wait
     """
 
     model: PreTrainedModel
     layers: tuple[MoELayer, ...]
     shape: Shape
+    weights: LayerWeights
+    team: Team = field(default_factory=Alone)
+    room: Room = UNBOUNDED
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
+        """Where the first weights are, those of the embeddings, and token ids have to be."""
+        return next(parameter.device for parameter in self.model.parameters() if not parameter.is_meta)
+
+    def device_of(self, row: int) -> torch.device:
+        """Where the weights of a MoE layer are, or will be."""
+        weight: Any = self.layers[row].router.weight
+        return self.device if weight.is_meta else torch.device(weight.device)
 
 
-def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
+def dissect(model: PreTrainedModel, pruned: bool = False, weights: LayerWeights | None = None) -> Anatomy:
     """Find the MoE layers.
 
     From here on the model's forwards return logits and nothing else (experts/plain_outputs.py).
@@ -102,6 +117,7 @@ def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
     Args:
         model: a transformers model
         pruned: layers may hold different numbers of experts
+        weights: where the weights of its decoder layers come from; None = they are in memory
 
     Raises:
         ExciseError: the model is dense, its experts bypass the interface, or its routing is not supported.
@@ -122,7 +138,13 @@ def dissect(model: PreTrainedModel, pruned: bool = False) -> Anatomy:
         )
     groups, top_groups = router_groups(config.to_dict())
     shape = Shape(tuple(counts), max(counts.values()), _top_k(config, layers[0]), groups, top_groups)
-    return Anatomy(model, layers, shape)
+    return Anatomy(model, layers, shape, weights or Resident(_decoder_length(layers, modules)))
+
+
+def _decoder_length(layers: tuple[MoELayer, ...], modules: dict[str, nn.Module]) -> int:
+    """How many decoder layers there are."""
+    decoder = modules.get(list_of(layers[0].name))
+    return len(decoder) if isinstance(decoder, nn.ModuleList) else layers[-1].index + 1
 
 
 def expert_rows(tensor: Tensor, kept: tuple[int, ...], num_experts: int) -> Tensor:

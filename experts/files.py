@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Its name is random, so that no other process writes it, in this container or another. Whatever fills it,
     it gets the mode of any new file here (umask). An OSError names `path`.
     """
-    fresh = _beside(path)
+    fresh = temporary_name(path)
     with naming(path, instead_of=fresh):
         mode = _create(fresh)
         try:
@@ -38,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """The same for a folder. One that is there already is removed when the new one has its name."""
-    fresh, old = _beside(path), _beside(path)
+    fresh, old = temporary_name(path), temporary_name(path)
     with naming(path, instead_of=fresh):
         fresh.mkdir()
         try:
@@ -73,10 +74,28 @@ def check_name(path: Path) -> None:
 
 def usual_mode(folder: Path) -> int:
     """The mode of a new file, by umask and folder. Raises OSError where none can be made."""
-    probe = _beside(folder / "probe")
+    probe = temporary_name(folder / "probe")
     mode = _create(probe)
     probe.unlink()
     return mode
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Refuse a folder in which nothing can be written, before any work is done. It need not be there yet.
+
+    Args:
+        folder: where files will go
+        key: what the user calls it
+    """
+    whole = folder.absolute()
+    nearest = next(place for place in (whole, *whole.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise ExciseError(
+            f"{key}: nothing can be written to {folder} ({error.strerror}); name a folder on a disk with room"
+        ) from error
 
 
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:
@@ -102,8 +121,8 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
 
 
-def _beside(path: Path) -> Path:
-    """A temporary name in the same folder; its length does not depend on `path`."""
+def temporary_name(path: Path) -> Path:
+    """A temporary name in the folder of `path`; its length does not depend on `path`."""
     return path.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
 
 

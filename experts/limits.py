@@ -32,6 +32,24 @@ VERSION_1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_i
 VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
+_sharing = [1]
+
+
+def share_machine(processes: int) -> None:
+    """From now on this process takes its part of memory and disk. processes: that share this machine."""
+    _sharing[0] = max(1, processes)
+
+
+def processes_here() -> int:
+    """How many processes of torchrun share this machine; each may take its part of memory and disk."""
+    return _sharing[0]
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take: its part of what is free, or of a limit."""
+    return min([int(psutil.virtual_memory().available), *memory_left()]) // processes_here()
+
+
 def memory_left(cgroups: Path = CGROUPS, own_groups: Path = OWN_GROUPS) -> Iterator[int]:
     """Bytes left under every limit that is set, in no order."""
     for line in _read(own_groups).splitlines():

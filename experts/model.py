@@ -9,17 +9,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.anatomy import Anatomy, dissect
+from experts.anatomy import Anatomy
 from experts.arguments import check_choice, check_kind
 from experts.disk.find import fetched, find_model
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout, lay_out
 from experts.disk.loadable import check_loadable
 from experts.errors import ExciseError, one_line
-from experts.keys import libraries
-from experts.loading import load_network, load_tokenizer
+from experts.files import check_writable
+from experts.keys import key_of, libraries
+from experts.load_anatomy import Opening
+from experts.loading import load_tokenizer
+from experts.memory_choice import Choice, choose
+from experts.memory_rule import not_resident
+from experts.memory_settings import MemorySettings, Mode, mode_of
 from experts.plan import Plan
+from experts.ranks import joined
 from experts.shape import Shape
+from experts.team import Together
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -34,6 +41,7 @@ class Model:
         name: what the user called it: a folder, or organisation/name on the hub
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: whether code that comes with the checkpoint is run
+        memory: whether the weights stay in memory, and how much of it may be taken
     """
 
     def __init__(
@@ -45,9 +53,11 @@ class Model:
         dtype: str = "auto",
         trust_remote_code: bool = False,
         device: torch.device | str | None = None,
+        memory: MemorySettings | None = None,
     ) -> None:
         self.name = name or str(layout.checkpoint.folder)
         self.layout, self.dtype, self.trust_remote_code = layout, dtype, trust_remote_code
+        self.memory = memory or MemorySettings()
         self._known_fingerprint = known_fingerprint
         self._device = torch.device(device) if device is not None else None
         self._anatomy: Anatomy | None = None
@@ -91,15 +101,51 @@ class Model:
         """Whether the network is in memory."""
         return self._anatomy is not None
 
+    @cached_property
+    def choice(self) -> Choice:
+        """Whether the weights stay in memory, where they go, and why."""
+        checkpoint = self.layout.checkpoint
+        return choose(checkpoint, self.memory, self.dtype, self.trust_remote_code, self._device)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether decoder layers are read one by one, whenever they are needed."""
+        return self.choice.streamed
+
     @property
     def anatomy(self) -> Anatomy:
         """The network and its MoE layers. Raises ExciseError if it is not what its files promise."""
         if self._anatomy is None:
-            network = load_network(self.folder, self.dtype, self.trust_remote_code, self._device)
-            anatomy = dissect(network)
+            anatomy = self._loaded()
             self._check_shape(anatomy.shape)
             self._anatomy = anatomy
         return self._anatomy
+
+    def _loaded(self) -> Anatomy:
+        self.choice.announce()
+        anatomy = self._opening.load(self.layout.checkpoint, self.choice)
+        ranks = joined()
+        if ranks is None or ranks.rank > 0:
+            return anatomy
+        return replace(anatomy, team=Together(ranks, self._opening))
+
+    @property
+    def _opening(self) -> Opening:
+        """How this process loads the model, and others do."""
+        key = key_of("sweep", self.identity)
+        return Opening(self.folder.absolute(), self.dtype, self.trust_remote_code, self.memory, key)
+
+    def check_resident(self, purpose: str) -> None:
+        """Refuse what needs the whole network in memory.
+
+        Args:
+            purpose: what is asked for, as the subject of a sentence
+
+        Raises:
+            ExciseError: the model is streamed.
+        """
+        if self.streamed:
+            raise ExciseError(not_resident(str(self.folder), purpose, self.choice.why))
 
     def _check_shape(self, shape: Shape) -> None:
         # A configuration's class may fill in groups that its file leaves out.
@@ -137,6 +183,7 @@ class Model:
         Returns:
             The continuation alone.
         """
+        self.check_resident("text generation")
         tokens = self.tokenizer(prompt, return_tensors="pt").to(self.device)
         inputs = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
         if not inputs["input_ids"].shape[1]:
@@ -159,6 +206,7 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     device: torch.device | str | None = None,
+    memory: MemorySettings | Mode = "auto",
 ) -> Model:
     """Load a mixture-of-experts model.
 
@@ -170,9 +218,11 @@ def load(
         dtype: precision in memory: auto (as stored), float32, bfloat16, float16
         trust_remote_code: run code that comes with the checkpoint
         device: where the weights go; by default the GPU if a fifth of its free memory is left, else the CPU
+        memory: resident (all weights in memory), streamed (decoder layers are read one by one), auto
+            (resident where the weights fit), or all settings
 
     Returns:
-        The model, its network in memory and in evaluation mode.
+        The model, its network in evaluation mode.
 
     Raises:
         ExciseError: there is no such model, or it cannot be loaded or pruned.
@@ -190,7 +240,17 @@ def load(
     layout = lay_out(stored.headers())
     check_loadable(layout.checkpoint.config, stored.names, stored.name, trust_remote_code)
     here = fetched(stored, layout)
-    model = Model(here, name=str(name), dtype=dtype, trust_remote_code=trust_remote_code, device=place)
+    settings = memory if isinstance(memory, MemorySettings) else MemorySettings(mode_of(memory))
+    if settings.spill is not None:
+        check_writable(settings.spill, "memory: spill")
+    model = Model(
+        here,
+        name=str(name),
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        device=place,
+        memory=settings,
+    )
     _ = model.anatomy  # now, so that what cannot be loaded is refused here
     return model
 
@@ -216,7 +276,10 @@ def check_plan(model: Model, plan: Plan) -> None:
 
 
 def _device(device: torch.device | str) -> torch.device:
+    """The device of that name. Raises ExciseError for one that is not there."""
     try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise ExciseError(f"device {device!r}: expected cpu, cuda or cuda:0 ({one_line(error)})") from error
+    return place

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,10 @@ class Plan:
                 f"this one has {fingerprint}; "
                 'make the plan again, or empty its "model" entry if you are sure'
             )
+
+    def of_layers(self, layers: tuple[int, ...]) -> "Plan":
+        """The plan for a part of the model alone."""
+        return replace(self, kept={layer: self.kept[layer] for layer in layers})
 
     def to_json(self) -> dict[str, Any]:
         """The plan as it is stored in excise_plan.json."""

@@ -5,6 +5,7 @@ gate weights [T, k], after the model's own top-k, groups, correction bias and sc
 therefore what is really applied.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.anatomy import Anatomy
+from experts.errors import ExciseError
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -119,7 +121,36 @@ def see_outputs(
     pair = torch.sort(every)[1] if implementation == "grouped_mm" else in_order
     with _tapped(experts) as rows:
         routed = run(hidden, index, weight)
-    return ExpertOutputs(routed, rows.pop(), pair)
+    seen = ExpertOutputs(routed, rows.pop(), pair)
+    _check_pairs(experts, seen, weight)
+    return seen
+
+
+_checked: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+def _check_pairs(experts: nn.Module, seen: ExpertOutputs, weight: Tensor) -> None:
+    """Refuse outputs that are not those of the pairs they are taken for, once for every layer.
+
+    The order in which a library sorts equal ids is its own affair: Σ g·f has to be the routed output.
+
+    Raises:
+        ExciseError: it is not.
+    """
+    if experts in _checked or not len(seen.outputs):
+        return
+    k = weight.shape[1]
+    summed = torch.zeros(len(weight), seen.outputs.shape[1], dtype=torch.float64, device=weight.device)
+    gates = weight.reshape(-1)[seen.pair].double()
+    summed.index_add_(0, seen.pair // k, seen.outputs.double() * gates[:, None])
+    gap = torch.linalg.vector_norm(summed - seen.routed.double())
+    if gap > ROUNDING[seen.routed.dtype] * torch.linalg.vector_norm(summed):
+        raise ExciseError(
+            "the experts' outputs cannot be told apart on this device: weighted, they do not add up to the "
+            "routed output; please report it, with the versions of `excise doctor`"
+        )
+    _checked.add(experts)
 
 
 @contextmanager

@@ -22,8 +22,8 @@ def human(size: int) -> str:
     return f"{size} B"
 
 
-def parse_size(text: str) -> int:
-    """The bytes of '8GB', '500 MiB' or '1.5e9'. Raises ValueError for anything else."""
+def parse_size(text: str, key: str = "target_size") -> int:
+    """The bytes of '8GB', '500 MiB' or '1.5e9'. Raises ValueError, which names the key, for anything else."""
     number = text.strip().rstrip("BbKkMmGgTtIi ")
     unit = text.strip()[len(number) :].strip().upper()
     try:
@@ -31,5 +31,5 @@ def parse_size(text: str) -> int:
     except (ValueError, KeyError, OverflowError):
         size = 0
     if size <= 0:
-        raise ValueError(f"target_size {text!r} is not a size; write for example 8GB or 500MiB")
+        raise ValueError(f"{key} {text!r} is not a size; write for example 8GB or 500MiB")
     return size

@@ -96,8 +96,8 @@ def recover(
             temporary one
 
     Raises:
-        ExciseError: a setting is out of range, the held-out text was seen before, memory runs out, a loss is
-            not finite, or a weight moved that `targets` does not name.
+        ExciseError: the model is streamed, a setting is out of range, the held-out text was seen before,
+            memory runs out, a loss is not finite, or a weight moved that `targets` does not name.
 
     Example:
         >>> import criteria, experts, finetune
@@ -111,6 +111,7 @@ def recover(
         [0.0, 1.0]
     """
     check_plan(model, plan)
+    model.check_resident("recovery")
     _check_texts(plan, text, held_out)
     check_count("batch", batch)
     check_count("seed", seed, 0)

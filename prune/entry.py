@@ -12,16 +12,32 @@ def main() -> None:
     if os.name != "posix":
         _end("Excise runs on Linux (on Windows: in WSL); this system has neither its locks nor its renames")
     try:
-        from prune.console.environment import open_streams, use_width
+        from experts.ranks import join
+        from experts.team import serve
+        from prune.console.environment import hide_bars, open_streams, use_width
 
         open_streams()
         use_width()
+        hide_bars()
+        ranks = join()
+        if ranks is not None and ranks.rank > 0:
+            from prune.console.messages import listening
+
+            with listening(quiet=True, debug=False):
+                serve(ranks)
+            return
         from prune.console.cli import app
     except Exception as error:  # noqa: BLE001 - what is installed does not fit, in whatever way
         from prune.console.explain import explained
 
         _end(explained(error))
-    app()
+    try:
+        app()
+    finally:
+        if ranks is not None:
+            from experts.team import dismiss
+
+            dismiss(ranks)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

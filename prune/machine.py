@@ -1,17 +1,8 @@
-"""What this machine has left: memory, cores, disk."""
+"""What this machine has left: cores, disk."""
 
 import os
 import shutil
 from pathlib import Path
-
-import psutil
-
-from experts.limits import memory_left
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process may still take; a container's, a job's and a shell's limits count."""
-    return min([int(psutil.virtual_memory().available), *memory_left()])
 
 
 def cores() -> int:

@@ -21,10 +21,16 @@ LINES = 300
 # folder, a module, or several.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "experts": (
-        ("arrays errors files keys locks limits memory cache notes modes shape units plain_outputs",),
+        ("errors limits memory_rule memory_settings units",),
+        ("arrays files keys locks memory cache notes modes shape plain_outputs",),
         ("disk",),
         (REST,),  # anatomy, plan, seam, routing, ablation, surgery, sharing
+        ("streaming", "sweep"),
         ("effects",),
+        ("memory_choice",),
+        ("load_anatomy",),
+        ("model",),
+        ("interventions",),
     ),
     "criteria": (("text.readers",), ("text",), (REST,)),
     "validate": (("statistics",), (REST,)),

@@ -3,8 +3,8 @@
 Shapes: N windows of W tokens, E experts, k active ones, L MoE layers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from experts.ablation import marked
-from experts.arrays import Array, Marks
+from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.effects.instrument import Instrument
-from experts.effects.stream import CleanForward
+from experts.effects.measurement import Measurement
+from experts.effects.removal import Gathered, Removal, Take
 from experts.memory import in_chunks
 from experts.modes import Scope
+from experts.sweep.record import CleanForward
+from experts.sweep.sweep import sweep
+from experts.team import deal
+from validate.active_experts import Active, Removals, Table, mean_gate_weights, window_means
 
 COLUMNS = (
     "document",
@@ -31,46 +37,7 @@ COLUMNS = (
     "kl",
 )
 MOST_WINDOWS = 8  # at once: more is not faster
-Table = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Keep = Callable[[int, int, Table], None]
-
-
-@dataclass(frozen=True)
-class Removals:
-    """Which experts are removed, and where.
-
-    Attributes:
-        scope: where an expert is removed, and what is read
-        experts: expert ids; None = all (in scopes position and sequence, the active ones)
-        positions: the positions that are read [L, N, W − 1]; None = all. Not for scope corpus, which reads
-            means.
-    """
-
-    scope: Scope
-    experts: tuple[int, ...] | None = None
-    positions: Marks | None = None
-
-    def are_wanted(self, experts: Tensor) -> Tensor:
-        """Return which of these expert ids are removed (bool, same shape)."""
-        if self.experts is None:
-            return torch.ones_like(experts, dtype=torch.bool)
-        return torch.isin(experts, torch.tensor(self.experts, device=experts.device))
-
-    def are_read(self, row: int, window: int, experts: Tensor) -> Tensor:
-        """Return which removals of active experts are read.
-
-        Args:
-            row: place of the layer among the L MoE layers
-            window: number of the window
-            experts: active experts of every position that has a next token [W − 1, k]
-
-        Returns:
-            Marks [W − 1, k].
-        """
-        wanted = self.are_wanted(experts)
-        if self.positions is None:
-            return wanted
-        return wanted & torch.from_numpy(self.positions[row, window]).to(experts.device)[:, None]
 
 
 def measure_effects(
@@ -96,154 +63,212 @@ def measure_effects(
         keep: called with number of the window, place of the layer, and table, as soon as each is finished
     """
     size = 1 if removals.scope is Scope.POSITION else instrument.windows_at_once(tokens, MOST_WINDOWS)
-    measure = {Scope.POSITION: _position, Scope.SEQUENCE: _sequence, Scope.CORPUS: _corpus}[removals.scope]
-    numbers = list(missing)
+    streamed = instrument.anatomy.weights.streamed
+    # A sweep that is taken up after an interruption needs the batches that it had, finished or not.
+    numbers = list(range(len(tokens)) if streamed else missing)
+
+    team = instrument.anatomy.team
 
     def work(start: int, stop: int) -> None:
         windows = numbers[start:stop]
-        clean = instrument.clean_forward(tokens[windows], removals.scope)
-        rows = set().union(*(missing[window] for window in windows))
-        for row in sorted(rows):
-            tables = measure(instrument, clean, row, windows, removals)
-            for window, table in zip(windows, tables, strict=True):
-                if row in missing[window]:
-                    keep(window, row, {"document": np.full(len(table["delta"]), window), **table})
+        batches = [windows[first : first + size] for first in range(0, len(windows), size)]
+        if team.size == 1:
+            sweep(instrument.anatomy, _MissingEffects(instrument, tokens, batches, missing, removals, keep))
+            return
+        asked = (instrument.settings, tokens.cpu(), dict(missing), removals)
+        hands = [(hand, *asked) for hand in deal(batches, team.size)]
+        for tables in team.map(instrument.anatomy, _tables, hands):
+            for (window, row), table in tables.items():
+                keep(window, row, table)
 
-    in_chunks(len(numbers), size, work, "window")
-
-
-def _position(
-    instrument: Instrument, clean: CleanForward, row: int, windows: list[int], removals: Removals
-) -> list[Table]:
-    """One window: every position that has a next token, every active expert that is asked for."""
-    active = _Active(clean, row, 0, removals, windows[0])
-    marks = torch.nn.functional.one_hot(active.expert, instrument.anatomy.shape.num_experts).bool()
-    delta, divergence = instrument.at_positions(clean, active.position, {row: marks})
-    return [active.table(instrument.anatomy.shape.layers[row], delta, divergence)]
+    in_chunks(len(numbers), len(numbers) if streamed else size * team.size, work, "window")
 
 
-def _sequence(
-    instrument: Instrument, clean: CleanForward, row: int, windows: list[int], removals: Removals
-) -> list[Table]:
-    """Each expert removed at every position, read wherever it is active."""
-    actives = [_Active(clean, row, place, removals, window) for place, window in enumerate(windows)]
-    experts = torch.unique(torch.cat([active.expert for active in actives]))
-    delta, divergence = _everywhere(instrument, clean, row, experts)
-    tables = []
-    for place, active in enumerate(actives):
-        which = torch.searchsorted(experts, active.expert)
-        at = (which, torch.full_like(which, place), active.position)
-        tables.append(active.table(instrument.anatomy.shape.layers[row], delta[at], divergence[at]))
+def _tables(
+    anatomy: Anatomy,
+    batches: Sequence[Sequence[int]],
+    settings: dict[str, Any],
+    tokens: Tensor,
+    missing: Mapping[int, Sequence[int]],
+    removals: Removals,
+) -> dict[tuple[int, int], Table]:
+    """The tables of some windows, by window and layer: what one process of several does."""
+    tables: dict[tuple[int, int], Table] = {}
+
+    def keep(window: int, row: int, table: Table) -> None:
+        tables[window, row] = table
+
+    instrument, tokens = Instrument(anatomy, **settings), tokens.to(anatomy.device)
+    sweep(anatomy, _MissingEffects(instrument, tokens, batches, missing, removals, keep))
     return tables
 
 
-def _everywhere(
-    instrument: Instrument, clean: CleanForward, row: int, experts: Tensor
-) -> tuple[Tensor, Tensor]:
-    """ΔCE and KL [experts, B, W − 1], float64, of B windows with each expert removed at every position."""
-    shape = (len(experts), *clean.losses.shape)
-    delta = torch.empty(shape, dtype=torch.float64, device=clean.tokens.device)
-    divergence = torch.empty_like(delta)
-    for place, expert in enumerate(experts):
-        marks = marked(instrument.anatomy, int(expert))
-        delta[place], divergence[place] = instrument.everywhere(clean, {row: marks})
-    return delta, divergence
+class _MissingEffects(Measurement):
+    """Removals in the missing layers of some windows.
 
-
-def _corpus(
-    instrument: Instrument,
-    clean: CleanForward,
-    row: int,
-    windows: list[int],  # noqa: ARG001 - the other scopes take some of them
-    removals: Removals,
-) -> list[Table]:
-    """Each expert removed at every token; means over the window."""
-    experts = torch.arange(instrument.anatomy.shape.num_experts, device=clean.tokens.device)
-    experts = experts[removals.are_wanted(experts)]
-    delta, divergence = _everywhere(instrument, clean, row, experts)
-    return [
-        _means_table(instrument, clean, row, place, experts, delta[:, place], divergence[:, place])
-        for place in range(len(clean.tokens))
-    ]
-
-
-def _means_table(
-    instrument: Instrument,
-    clean: CleanForward,
-    row: int,
-    place: int,
-    experts: Tensor,
-    delta: Tensor,
-    divergence: Tensor,
-) -> Table:
-    """Of one window. place: of the window in `clean`; delta, divergence: ΔCE and KL [experts, W − 1]."""
-    count = len(experts)
-    nothing = np.full(count, -1)
-    return {
-        "position": nothing,
-        "token": nothing,
-        "layer": np.full(count, instrument.anatomy.shape.layers[row]),
-        "expert": experts.cpu().numpy(),
-        "gate_weight": _mean_gate_weights(clean, row, place, experts),
-        "rank": nothing,
-        "baseline_loss": np.full(count, float(clean.losses[place].mean())),
-        "delta": _means(delta),
-        "kl": _means(divergence),
-    }
-
-
-def _means(values: Tensor) -> Array:
-    """Over the positions of a window: [experts, W − 1] -> [experts]."""
-    return np.array([float(of_expert.mean()) for of_expert in values])
-
-
-def _mean_gate_weights(clean: CleanForward, row: int, place: int, experts: Tensor) -> Array:
-    """Mean gate weight of each expert over the positions of a window where it is active [experts].
-
-    nan for an expert that never is.
-    """
-    index, weight = clean.index[row][place], clean.weight[row][place].double()  # [W, k]
-    hits = index[..., None] == experts  # [W, k, experts]
-    count = hits.sum(dim=(0, 1))
-    total = (weight[..., None] * hits).sum(dim=(0, 1))
-    means: Array = torch.where(count > 0, total / count.clamp(min=1), torch.nan).cpu().numpy()
-    return means
-
-
-class _Active:
-    """The active experts of one window at one layer that are read, one entry per (position, expert).
+    Args:
+        instrument: of the model
+        tokens: all windows [N, W]
+        batches: numbers of the windows of each batch
+        missing: number of a window -> its missing layers
+        asked: what is removed and read
+        keep: takes the tables
 
     Attributes:
-        position: in the window [R]
-        rank: of the expert among the active ones, 0 = largest gate weight [R]
-        expert: id [R]
-        weight: gate weight as applied [R]
-        token: id of the token at the position [R]
-        baseline: loss of the next token without any removal, nats [R]
+        finished: tables that were handed out, by window and layer
     """
 
-    def __init__(self, clean: CleanForward, row: int, place: int, removals: Removals, window: int) -> None:
-        """Find them. place: of the window in `clean`; window: its number among all windows."""
-        index, weight = clean.index[row][place, :-1], clean.weight[row][place, :-1]
-        # Routers need not sort their choice.
-        order = torch.argsort(weight, dim=1, descending=True, stable=True)
-        index, weight = index.gather(1, order), weight.gather(1, order)
-        self.position, self.rank = torch.nonzero(removals.are_read(row, window, index), as_tuple=True)
-        self.expert, self.weight = index[self.position, self.rank], weight[self.position, self.rank]
-        self.token = clean.tokens[place, self.position]
-        self.baseline = clean.losses[place, self.position]
+    title = "effects"
 
-    def table(self, layer: int, delta: Tensor, divergence: Tensor) -> Table:
-        """Return the columns of the table, but for the window's number. layer: decoder layer index."""
-        tensors = {
-            "position": self.position,
-            "token": self.token,
-            "layer": torch.full_like(self.position, layer),
-            "expert": self.expert,
-            "gate_weight": self.weight.double(),
-            "rank": self.rank,
-            "baseline_loss": self.baseline,
-            "delta": delta,
-            "kl": divergence,
+    def __init__(
+        self,
+        instrument: Instrument,
+        tokens: Tensor,
+        batches: Sequence[Sequence[int]],
+        missing: Mapping[int, Sequence[int]],
+        asked: Removals,
+        keep: Keep,
+    ) -> None:
+        super().__init__(instrument, [tokens[list(windows)] for windows in batches], asked.scope)
+        self.numbers, self.missing, self.asked, self._keep = batches, missing, asked, keep
+        self.finished: dict[tuple[int, int], Table] = {}
+
+    @property
+    def identity(self) -> str:
+        positions = self.asked.positions
+        marks = "" if positions is None else hashlib.sha256(positions.tobytes()).hexdigest()
+        return self.key_of(self.asked.experts, marks)
+
+    def is_wanted(self, batch: int) -> bool:
+        return any(self.missing.get(window) for window in self.numbers[batch])
+
+    def most_born(self, batch: int, row: int) -> int | None:
+        if not self._is_missing(batch, row):
+            return 0
+        experts = range(self.instrument.anatomy.shape.num_experts)
+        chosen = experts if self.asked.experts is None else set(experts).intersection(self.asked.experts)
+        return None if self.asked.scope is Scope.POSITION else len(chosen)
+
+    def keep(self, window: int, row: int, table: Table) -> None:
+        """Hand out a table, if it was missing."""
+        if row in self.missing.get(window, ()) and (window, row) not in self.finished:
+            self.finished[window, row] = table
+            self._keep(window, row, table)
+
+    def state(self) -> dict[str, Array]:
+        state = super().state()
+        for (window, row), table in self.finished.items():
+            state |= {f"{window} {row} {column}": values for column, values in table.items()}
+        return state
+
+    def restore(self, state: dict[str, Array]) -> None:
+        super().restore(state)
+        tables: dict[tuple[int, int], Table] = {}
+        for name, values in state.items():
+            window, row, column = name.split()
+            tables.setdefault((int(window), int(row)), {})[column] = values
+        for place, table in tables.items():
+            self.keep(*place, table)
+
+    def _is_missing(self, batch: int, row: int) -> bool:
+        return any(row in self.missing.get(window, ()) for window in self.numbers[batch])
+
+    def removals(self, batch: int, row: int, clean: CleanForward) -> Iterable[Removal]:
+        if not self._is_missing(batch, row):
+            return ()
+        layer = _Layer(self, clean, row, self.numbers[batch])
+        by_scope = {Scope.POSITION: layer.at_positions, Scope.SEQUENCE: layer.in_windows}
+        return by_scope.get(self.asked.scope, layer.everywhere)()
+
+
+class _Layer:
+    """The removals in one MoE layer of a batch, and the tables that are made of them."""
+
+    def __init__(self, job: _MissingEffects, clean: CleanForward, row: int, windows: Sequence[int]) -> None:
+        self.job, self.clean, self.row, self.windows = job, clean, row, windows
+        self.anatomy = job.instrument.anatomy
+
+    def at_positions(self) -> Iterator[Removal]:
+        """One window: every position that has a next token, every active expert that is asked for."""
+        active = Active(self.clean, self.row, 0, self.job.asked, self.windows[0])
+        marks = torch.nn.functional.one_hot(active.expert, self.anatomy.shape.num_experts).bool()
+
+        def take(delta: Tensor, divergence: Tensor) -> None:
+            self._keep([self._table(active, 0, delta, divergence)])
+
+        if len(marks):
+            yield Removal(self.row, {self.row: marks}, take, active.position)
+        else:
+            take(*torch.empty(2, 0, dtype=torch.float64))
+
+    def in_windows(self) -> Iterator[Removal]:
+        """Each expert removed at every position, read wherever it is active."""
+        actives = [
+            Active(self.clean, self.row, place, self.job.asked, window)
+            for place, window in enumerate(self.windows)
+        ]
+        experts = torch.unique(torch.cat([active.expert for active in actives]))
+
+        def take(delta: Tensor, divergence: Tensor) -> None:
+            tables = []
+            for place, active in enumerate(actives):
+                which = torch.searchsorted(experts, active.expert)
+                at = (which, torch.full_like(which, place), active.position)
+                tables.append(self._table(active, place, delta[at], divergence[at]))
+            self._keep(tables)
+
+        return self._each(experts, take)
+
+    def everywhere(self) -> Iterator[Removal]:
+        """Each expert removed at every token; means over the window."""
+        experts = torch.arange(self.anatomy.shape.num_experts, device=self.clean.tokens.device)
+        experts = experts[self.job.asked.are_wanted(experts)]
+
+        def take(delta: Tensor, divergence: Tensor) -> None:
+            self._keep(
+                [
+                    self._means(place, experts, delta[:, place], divergence[:, place])
+                    for place in range(len(self.windows))
+                ]
+            )
+
+        return self._each(experts, take)
+
+    def _each(self, experts: Tensor, take: Take) -> Iterator[Removal]:
+        """Removal of each expert at every position. take: called with ΔCE and KL [experts, B, W − 1]."""
+        batch, length = self.clean.tokens.shape
+        shape = (len(experts), batch, length - 1)
+        gathered = Gathered(shape, self.clean.tokens.device, take)
+        for place, expert in enumerate(experts.tolist()):
+            one = slice(place, place + 1)
+            yield Removal(self.row, {self.row: marked(self.anatomy, expert)}, gathered.part(one))
+        if not len(experts):
+            take(gathered.delta, gathered.divergence)
+
+    def _keep(self, tables: Sequence[Table]) -> None:
+        for window, table in zip(self.windows, tables, strict=True):
+            document = np.full(len(table["delta"]), window)
+            self.job.keep(window, self.row, {"document": document, **table})
+
+    def _table(self, active: "Active", place: int, delta: Tensor, divergence: Tensor) -> Table:
+        """Of one window. place: of the window in the batch."""
+        # Without active experts it is asked for before the losses are known.
+        baseline = self.clean.losses[place, active.position] if len(active.position) else delta
+        return active.table(self.anatomy.shape.layers[self.row], baseline, delta, divergence)
+
+    def _means(self, place: int, experts: Tensor, delta: Tensor, divergence: Tensor) -> Table:
+        """Of one window. delta, divergence: ΔCE and KL [experts, W − 1]."""
+        count = len(experts)
+        nothing = np.full(count, -1)
+        baseline = float(self.clean.losses[place].mean()) if count else 0.0
+        return {
+            "position": nothing,
+            "token": nothing,
+            "layer": np.full(count, self.anatomy.shape.layers[self.row]),
+            "expert": experts.cpu().numpy(),
+            "gate_weight": mean_gate_weights(self.clean, self.row, place, experts),
+            "rank": nothing,
+            "baseline_loss": np.full(count, baseline),
+            "delta": window_means(delta),
+            "kl": window_means(divergence),
         }
-        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from criteria.text.windows import Windows
@@ -24,10 +25,22 @@ def window_losses(model: PreTrainedModel, windows: Windows, batch: int = 8) -> A
     means = []
     for start in range(0, len(windows), batch):
         part = windows.select(np.arange(start, min(start + batch, len(windows))))
-        tokens, mask = part.tensor(device), torch.from_numpy(part.mask).to(device)
-        padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
+        tokens, mask = part.tensor(device), part.padding(device)
+        padding = {} if mask is None else {"attention_mask": mask}
         logits = model(input_ids=tokens, use_cache=False, **padding).logits
-        losses = token_losses(logits, tokens).double()  # [batch, W − 1]
-        counts = torch.from_numpy(part.readable).to(device).double()
-        means.append(((losses * counts).sum(1) / counts.sum(1)).cpu().numpy())
+        means.append(mean_losses(logits, tokens, part))
     return np.concatenate(means)
+
+
+def mean_losses(logits: Tensor, tokens: Tensor, windows: Windows) -> Array:
+    """Return the mean cross-entropy of every window [B], nats per token, float64.
+
+    Args:
+        logits: [B, W, V]
+        tokens: their ids [B, W]
+        windows: the same windows, with their padding
+    """
+    losses = token_losses(logits, tokens).double()  # [B, W − 1]
+    counts = torch.from_numpy(windows.readable).to(losses.device).double()
+    means: Array = ((losses * counts).sum(1) / counts.sum(1)).cpu().numpy()
+    return means

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm import tqdm
 
 from criteria.text.windows import Windows
 from experts.effects.instrument import Instrument
@@ -21,7 +20,9 @@ from experts.errors import ExciseError
 from experts.model import Model
 from experts.modes import Mode
 from experts.notes import tell
-from validate.effect_table import Keep, Removals, Table, measure_effects
+from experts.sweep.progress import bar_around_sweeps
+from validate.active_experts import Removals, Table
+from validate.effect_table import Keep, measure_effects
 from validate.rig import check_rig, rig_plan
 
 
@@ -72,7 +73,8 @@ def measure_removals(
     for caution in cautions:
         tell(caution)
     begun, count = time.monotonic(), sum(map(len, missing.values()))
-    with tqdm(total=count, desc=f"{title} ({removals.scope}, {mode})", unit="window·layer", delay=2) as bar:
+    title = f"{title} ({removals.scope}, {mode})"
+    with bar_around_sweeps(anatomy, title, "window·layer", count) as bar:
 
         def keep_finite(window: int, row: int, table: Table) -> None:
             _check_finite(model, window, table)

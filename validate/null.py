@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from experts.anatomy import Anatomy
 from experts.arrays import Array
@@ -84,8 +83,7 @@ def _measure_plans(contest: Contest, measure: Measure, anatomy: Anatomy) -> None
     plans += contest.randoms[: measure.randoms]
     plans += (contest.equal or [])[: measure.randoms]
     title = f"{measure.name}: {contest.plan.criterion}, scope {contest.scope}"
-    for plan in tqdm(plans, desc=title, unit="plan", delay=2):
-        measure.evaluator.measure_plan(plan, anatomy)
+    measure.evaluator.measure_plans(plans, anatomy, title)
 
 
 def _cost(contest: Contest, measure: Measure, null: Null, seed: int) -> Cost[Chance]:

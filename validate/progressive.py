@@ -5,24 +5,31 @@ https://arxiv.org/abs/2606.10703; (b) from the layer, for every token, in the or
 reverse, and of chance. Shapes: J removals, N windows of W tokens, P positions, R random orders, E experts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from experts.ablation import marked
+from experts.anatomy import Anatomy
 from experts.arrays import Array, Ids, Marks
 from experts.effects.instrument import Instrument
-from experts.effects.stream import CleanForward
+from experts.effects.measurement import measure
+from experts.effects.removal import Removal, Take
+from experts.keys import key_of
 from experts.memory import in_chunks
 from experts.modes import Scope
+from experts.sweep.record import CleanForward
+from experts.team import blocks
+from validate.removal_orders import Order
 from validate.results import CurveJson
 from validate.statistics import Interval, clustered_interval, number, permutation_p
 
 CLIFF = 0.1  # nats (https://arxiv.org/abs/2606.10703)
 MOST_WINDOWS = 8  # at once: more is not faster
-Order = Ids  # expert ids, the first to be removed in front
 
 
 @dataclass(frozen=True)
@@ -97,46 +104,94 @@ def curve(
     return Curve(layer, order, means, intervals, p, p_worse)
 
 
-def by_gate_weight(instrument: Instrument, tokens: Tensor, row: int, chosen: Marks, most: int) -> Array:
+def by_gate_weight(
+    instrument: Instrument, tokens: Tensor, chosen: Mapping[int, Marks], most: int
+) -> dict[int, Array]:
     """Measure ΔCE with the 1, 2, … largest active experts of a token gone, at that token alone.
 
     Args:
         instrument: of the model
         tokens: windows [N, W]
-        row: place of the layer among the L MoE layers
-        chosen: which positions are measured [N, W − 1]
+        chosen: row among the L MoE layers -> which positions are measured [N, W − 1]
         most: experts that are removed at most. The last active one always stays: without it a token would
             have no routed output at all.
 
     Returns:
-        ΔCE in nats [J, P], J = min(most, k − 1).
+        By row, ΔCE in nats [J, P], J = min(most, k − 1).
     """
-    removals = min(most, instrument.anatomy.shape.top_k - 1)
-    if removals == 0:
-        return np.zeros((0, int(chosen.sum())))
-    deltas = []
-    for window in np.flatnonzero(chosen.any(axis=1)):
-        clean = instrument.clean_forward(tokens[window : window + 1], Scope.POSITION)
-        positions = torch.from_numpy(np.flatnonzero(chosen[window])).to(tokens.device)
-        marks = _largest_first(instrument, clean, row, positions, removals)
-        delta, _ = instrument.at_positions(clean, positions.repeat(removals), {row: marks})
-        deltas.append(delta.reshape(removals, -1).cpu().numpy())
-    return np.concatenate(deltas, axis=1)
+    count = min(most, instrument.anatomy.shape.top_k - 1)
+    team = instrument.anatomy.team
+    ranges = blocks(len(tokens), 1, team.size)
+    arguments = [
+        (
+            instrument.settings,
+            tokens[start:stop].cpu(),
+            {row: marks[start:stop] for row, marks in chosen.items()},
+            count,
+        )
+        for start, stop in ranges
+    ]
+    parts = team.map(instrument.anatomy, _gate_weight_part, arguments)
+    return {row: np.concatenate([part[row] for part in parts], axis=1) for row in chosen}
+
+
+def _gate_weight_part(
+    anatomy: Anatomy, settings: dict[str, Any], tokens: Tensor, chosen: Mapping[int, Marks], count: int
+) -> dict[int, Array]:
+    """The same for some windows. count: J."""
+    instrument, num_experts = Instrument(anatomy, **settings), anatomy.shape.num_experts
+    tokens = tokens.to(anatomy.device)
+    deltas = {row: np.zeros((count, int(marks.sum()))) for row, marks in chosen.items()}
+    if count == 0:
+        return deltas
+    windows = np.flatnonzero(np.any([marks.any(axis=1) for marks in chosen.values()], axis=0))
+
+    def removals(batch: int, row: int, clean: CleanForward) -> Iterator[Removal]:
+        window = windows[batch]
+        if row in chosen and chosen[row][window].any():
+            places = deltas[row][:, int(chosen[row][:window].sum()) :]
+            yield _largest_first(clean, row, num_experts, chosen[row][window], count, places)
+
+    measure(
+        instrument,
+        [tokens[window : window + 1] for window in windows],
+        Scope.POSITION,
+        removals,
+        title="largest experts first",
+        results={str(row): of_row for row, of_row in deltas.items()},
+        identity=key_of({row: np.packbits(marks).tobytes().hex() for row, marks in chosen.items()}),
+    )
+    return deltas
 
 
 def _largest_first(
-    instrument: Instrument, clean: CleanForward, row: int, positions: Tensor, removals: int
-) -> Tensor:
-    """Marks of the 1, 2, … largest experts of each position, removal by removal [J·P, E]."""
+    clean: CleanForward, row: int, num_experts: int, chosen: Marks, count: int, deltas: Array
+) -> Removal:
+    """The 1, 2, … largest experts of each position of a window removed.
+
+    Args:
+        clean: forward of the window
+        row: place of the layer among the L MoE layers
+        num_experts: E
+        chosen: which positions [W − 1]
+        count: J
+        deltas: takes ΔCE in its first columns [J, …]
+    """
+    positions = torch.from_numpy(np.flatnonzero(chosen)).to(clean.tokens.device)
     index, weight = clean.index[row][0, positions], clean.weight[row][0, positions]  # [P, k]
     ranked = index.gather(1, torch.argsort(weight, dim=1, descending=True, stable=True))
-    marks = torch.nn.functional.one_hot(ranked, instrument.anatomy.shape.num_experts).bool()  # [P, k, E]
-    return torch.cat([marks[:, :removed].any(dim=1) for removed in range(1, removals + 1)])
+    marks = torch.nn.functional.one_hot(ranked, num_experts).bool()  # [P, k, E]
+    gone = torch.cat([marks[:, :removed].any(dim=1) for removed in range(1, count + 1)])  # [J·P, E]
+
+    def take(delta: Tensor, _: Tensor) -> None:
+        deltas[:, : len(positions)] = delta.reshape(count, -1).cpu().numpy()
+
+    return Removal(row, {row: gone}, take, positions.repeat(count))
 
 
 def by_order(
-    instrument: Instrument, tokens: Tensor, row: int, orders: Mapping[str, Order], most: int
-) -> dict[str, Array]:
+    instrument: Instrument, tokens: Tensor, orders: Mapping[int, Mapping[str, Order]], most: int
+) -> dict[int, dict[str, Array]]:
     """Measure ΔCE with the first 1, 2, …, J experts of each order gone from a layer, for every token.
 
     Sets of experts that several orders share are measured once.
@@ -144,59 +199,86 @@ def by_order(
     Args:
         instrument: of the model
         tokens: windows [N, W]
-        row: place of the layer among the L MoE layers
-        orders: by name, expert ids with the first to be removed in front [E]
+        orders: row among the L MoE layers -> by name, expert ids with the first to be removed in front [E]
         most: J, how many experts are removed
 
     Returns:
-        By the order's name, mean ΔCE of every window in nats [J, N].
+        By row and the order's name, mean ΔCE of every window in nats [J, N].
     """
-    deltas = {name: np.empty((most, len(tokens))) for name in orders}
+    team = instrument.anatomy.team
+    size = instrument.windows_at_once(tokens, MOST_WINDOWS)
+    asked = {row: dict(of_row) for row, of_row in orders.items()}
+    arguments = [
+        (instrument.settings, tokens[start:stop].cpu(), asked, most, size)
+        for start, stop in blocks(len(tokens), size, team.size)
+    ]
+    parts = team.map(instrument.anatomy, _order_part, arguments)
+    return {
+        row: {name: np.concatenate([part[row][name] for part in parts], axis=1) for name in of_row}
+        for row, of_row in orders.items()
+    }
+
+
+def _order_part(
+    anatomy: Anatomy,
+    settings: dict[str, Any],
+    tokens: Tensor,
+    orders: Mapping[int, Mapping[str, Order]],
+    most: int,
+    size: int,
+) -> dict[int, dict[str, Array]]:
+    """The same for some windows. size: windows per forward."""
+    instrument, tokens = Instrument(anatomy, **settings), tokens.to(anatomy.device)
+    shape = (most, len(tokens))
+    deltas = {row: {name: np.empty(shape) for name in of_row} for row, of_row in orders.items()}
 
     def work(start: int, stop: int) -> None:
-        clean = instrument.clean_forward(tokens[start:stop], Scope.CORPUS)
-        measured: dict[frozenset[int], Array] = {}
-        for name, order in orders.items():
-            for removed in range(1, most + 1):
-                gone = frozenset(order[:removed].tolist())
-                if gone not in measured:
-                    measured[gone] = _without(instrument, clean, row, sorted(gone))
-                deltas[name][removed - 1, start:stop] = measured[gone]
+        parts = torch.split(tokens[start:stop], size)
 
-    in_chunks(len(tokens), instrument.windows_at_once(tokens, MOST_WINDOWS), work, "window")
+        def removals(batch: int, row: int, _: CleanForward) -> Iterator[Removal]:
+            first = start + batch * size
+            windows = slice(first, first + len(parts[batch]))
+            for gone, places in _sets(orders.get(row, {}), most).items():
+                targets = [(deltas[row][name], removed) for name, removed in places]
+                marks = marked(instrument.anatomy, *sorted(gone))
+                yield Removal(row, {row: marks}, _kept_means(targets, windows))
+
+        measure(
+            instrument,
+            parts,
+            Scope.CORPUS,
+            removals,
+            title="experts in order",
+            results={f"{row} {name}": deltas[row][name] for row in deltas for name in deltas[row]},
+            identity=key_of(
+                {
+                    row: {name: order.tolist() for name, order in of_row.items()}
+                    for row, of_row in orders.items()
+                }
+            ),
+            most=lambda _, row: len(_sets(orders.get(row, {}), most)),
+        )
+
+    streamed = instrument.anatomy.weights.streamed
+    in_chunks(len(tokens), len(tokens) if streamed else size, work, "window")
     return deltas
 
 
-def _without(instrument: Instrument, clean: CleanForward, row: int, experts: Sequence[int]) -> Array:
-    """Mean ΔCE of every window without these experts."""
-    marks = torch.zeros(instrument.anatomy.shape.num_experts, dtype=torch.bool, device=clean.tokens.device)
-    marks[list(experts)] = True
-    delta, _ = instrument.everywhere(clean, {row: marks})
-    means: Array = delta.mean(dim=1).cpu().numpy()
-    return means
+def _sets(orders: Mapping[str, Order], most: int) -> dict[frozenset[int], list[tuple[str, int]]]:
+    """The sets of experts that orders remove -> which orders do, and after how many removals (from 0)."""
+    sets: dict[frozenset[int], list[tuple[str, int]]] = {}
+    for name, order in orders.items():
+        for removed in range(most):
+            sets.setdefault(frozenset(order[: removed + 1].tolist()), []).append((name, removed))
+    return sets
 
 
-def orders_of(
-    scores: Mapping[str, Array], num_experts: int, draws: int, seed: Sequence[int]
-) -> dict[str, Order]:
-    """Return in which order the experts of a layer go: by every criterion, by its reverse, and at random.
+def _kept_means(targets: Sequence[tuple[Array, int]], windows: slice) -> Take:
+    """What keeps mean ΔCE of every window. targets: arrays [J, N], and which row of them."""
 
-    Args:
-        scores: scores of the layer's experts by criterion [E]. The lowest goes first; an expert without score
-            (nan) goes before it, and last when reversed. Ties go by id.
-        num_experts: E
-        draws: random orders
-        seed: of the random orders
+    def take(delta: Tensor, _: Tensor) -> None:
+        means = delta.mean(dim=1).cpu().numpy()
+        for values, removed in targets:
+            values[removed, windows] = means
 
-    Returns:
-        Orders [E] by name: "<criterion>", "reversed:<criterion>", "random <number>".
-    """
-    orders: dict[str, Order] = {}
-    for name, values in scores.items():
-        order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
-        orders[name] = order
-        orders[f"reversed:{name}"] = order[::-1].copy()
-    rng = np.random.default_rng(seed)
-    for draw in range(draws):
-        orders[f"random {draw}"] = rng.permutation(num_experts)
-    return orders
+    return take

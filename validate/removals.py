@@ -14,8 +14,8 @@ from experts.errors import ExciseError
 from experts.interventions import mode_of
 from experts.model import Model, check_model
 from experts.modes import Mode, Scope
+from validate.active_experts import Removals, Table
 from validate.audit_cells import Cell
-from validate.effect_table import Removals, Table
 from validate.expert_pairs import pick_pairs, rank_correlations
 from validate.measured_removals import by_document, measure_removals
 from validate.position_sample import sample_positions

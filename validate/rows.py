@@ -1,22 +1,24 @@
 """The raw paired rows: what every plan scores on every held-out window, or on every item of a task."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from criteria.text.windows import Windows
-from experts.ablation import restricted
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.errors import ExciseError
 from experts.plan import Plan
-from validate.loss import window_losses
+from experts.sweep.progress import bar_around_sweeps
+from validate.plan_losses import plan_losses
 from validate.row_file import RowFile
 
+KEEP_EVERY = 60.0  # seconds between two savings of measured plans
+TOGETHER = 8  # plans that share a sweep where all weights are in memory; more would save next to nothing
 FULL = "full"  # digest and name of the unpruned model's rows
 
 
@@ -49,23 +51,31 @@ class Evaluator(ABC):
         self.known: dict[str, Array] = self._file.restore() if self._file else {}
 
     @abstractmethod
-    def measure(self, anatomy: Anatomy) -> Array:
-        """Return the value of every row [N], of a model as it is now."""
+    def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
+        """Yield the value of every row [N] under every plan; None = the unpruned model."""
 
-    def measure_plan(self, plan: Plan | None, anatomy: Anatomy) -> None:
-        """Measure a plan that has no rows yet.
+    def now(self, anatomy: Anatomy) -> Array:
+        """Return the value of every row [N], of a model as it is."""
+        return next(self.measure(anatomy, [None]))
+
+    def measure_plans(self, plans: Sequence[Plan | None], anatomy: Anatomy, title: str = "") -> None:
+        """Measure the plans that have no rows yet.
 
         Args:
-            plan: what to keep of the model; None = the unpruned model
+            plans: what to keep of the model; None = the unpruned model
             anatomy: the unpruned model
+            title: beside the progress bar
 
         Raises:
             ExciseError: if a value is not finite.
         """
-        if self.knows(plan):
-            return
-        with restricted(anatomy, plan) if plan else nullcontext():
-            self.keep(plan, self.measure(anatomy))
+        missing = {digest_of(plan): plan for plan in plans if not self.knows(plan)}
+        known = len(plans) - len(missing)
+        with bar_around_sweeps(anatomy, title, "plan", len(plans), known) as bar:
+            measured = self.measure(anatomy, list(missing.values()))
+            for plan, values in zip(missing.values(), measured, strict=True):
+                self.keep(plan, values)
+                bar.update(1)
 
     def values(self, plan: Plan | None) -> Array:
         """Return what a measured plan scores on every row [N]; None = the unpruned model.
@@ -124,8 +134,16 @@ class LossEvaluator(Evaluator):
         ]
         super().__init__(labels, path, key)
 
-    def measure(self, anatomy: Anatomy) -> Array:
-        return window_losses(anatomy.model, self.windows, self.batch)
+    def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
+        left = list(plans)
+        at_once = len(left) if anatomy.weights.streamed else anatomy.team.size
+        while left:
+            began = time.monotonic()
+            together, left = left[:at_once], left[at_once:]
+            yield from plan_losses(anatomy, self.windows, together, self.batch)
+            if not anatomy.weights.streamed:
+                each = (time.monotonic() - began) / -(-len(together) // anatomy.team.size)
+                at_once = anatomy.team.size * max(1, min(TOGETHER, int(KEEP_EVERY / max(each, 1e-9))))
 
 
 def digest_of(plan: Plan | None) -> str:

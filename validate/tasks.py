@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +15,15 @@ import numpy as np
 from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 
+from experts.ablation import restricted
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.errors import ExciseError, let_through, one_line
+from experts.plan import Plan
 from validate.rows import Evaluator
+from validate.task_answers import Questions, answers_under
 from validate.task_loading import check_task_files, load_tasks, manager_for, quiet
-from validate.task_needs import allow_code, check_tasks
+from validate.task_needs import GENERATES, allow_code, check_tasks
 
 SEED = 1234  # of the few-shot examples, lm-eval's own
 PREFERRED = ("acc", "exact_match")  # of several metrics; else the first that has a number per item
@@ -129,16 +134,44 @@ class Benchmark:
         Raises:
             ExciseError: if lm-eval fails.
         """
+        # Half precision would round log-likelihoods of whole continuations to ties.
+        lm = HFLM(
+            pretrained=model,
+            tokenizer=self._with_template(tokenizer),
+            batch_size=batch,
+            softmax_dtype="float32",
+        )
+        return self._scored(lm)
+
+    def scores_under(
+        self, anatomy: Anatomy, tokenizer: Any, batch: int, plans: Sequence[Plan | None]
+    ) -> Iterator[Array]:
+        """Yield every item's score [N] under every plan, from one sweep over the layers.
+
+        For tasks of log-likelihood kind alone; the scores are those of `scores`.
+
+        Args:
+            anatomy: the unpruned model
+            tokenizer: of the model
+            batch: prompts per forward
+            plans: what is kept of the model; None = the unpruned model
+        """
+        with quiet():
+            questions = Questions(anatomy.model, self._with_template(tokenizer), batch)
+        self._scored(questions)
+        for answers in answers_under(anatomy, questions, plans):
+            yield self._scored(questions.answering(answers))
+
+    @property
+    def generates(self) -> list[str]:
+        """Tasks in which the model writes text."""
+        return [name for name, task in self.tasks.items() if task.OUTPUT_TYPE == GENERATES]
+
+    def _scored(self, lm: HFLM) -> Array:
+        """Every item's score, task after task [N]."""
         with quiet():
             for task in self.tasks.values():
                 task.set_fewshot_seed(SEED)  # every time anew: the same examples for every plan
-            # Half precision would round log-likelihoods of whole continuations to ties.
-            lm = HFLM(
-                pretrained=model,
-                tokenizer=self._with_template(tokenizer),
-                batch_size=batch,
-                softmax_dtype="float32",
-            )
             samples = self._evaluated(lm)
         return np.concatenate([self._of(part, samples[part.task]) for part in self.parts])
 
@@ -201,8 +234,23 @@ class ItemEvaluator(Evaluator):
             labels += [(part.task, part.metric, item) for item in range(part.items)]
         super().__init__(labels, path, key)
 
-    def measure(self, anatomy: Anatomy) -> Array:
-        return self.benchmark.scores(anatomy.model, self.tokenizer, self.batch)
+    def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
+        if not self.benchmark.generates:
+            left, at_once = list(plans), len(plans) if anatomy.weights.streamed else anatomy.team.size
+            while left:
+                together, left = left[:at_once], left[at_once:]
+                yield from self.benchmark.scores_under(anatomy, self.tokenizer, self.batch, together)
+            return
+        if anatomy.weights.streamed:
+            names = ", ".join(self.benchmark.generates)
+            raise ExciseError(
+                f"validate.tasks: in {names} the model writes text, which needs the whole model in memory, "
+                "and it is streamed; leave such tasks out, or use a machine where the model fits"
+            )
+        for plan in plans:
+            with restricted(anatomy, plan) if plan else nullcontext():
+                scores = self.benchmark.scores(anatomy.model, self.tokenizer, self.batch)
+            yield scores
 
 
 def _silence_libraries() -> None:

@@ -80,6 +80,12 @@ class Windows:
 
         return torch.from_numpy(self.tokens).to(device)
 
+    def padding(self, device: "torch.device | str") -> "torch.Tensor | None":
+        """Return the attention mask on a device, 0 on padding: int64 [N, W]; None where nothing is padded."""
+        import torch
+
+        return None if self.mask.all() else torch.from_numpy(self.mask).to(device).long()
+
     def summary(self) -> TextJson:
         """Return what reports say of this text."""
         rows, length = self.tokens.shape

@@ -26,7 +26,7 @@ def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     losses = [
         nn.functional.cross_entropy(window[:-1].to(wide), ids[1:], reduction="none")
-        for window, ids in zip(logits, tokens, strict=True)
+        for window, ids in zip(logits, tokens.to(logits.device), strict=True)
     ]
     return torch.stack(losses)
 

@@ -1,8 +1,8 @@
 """How much of a measurement fits into the free memory: windows or interventions of one forward."""
 
 from experts.anatomy import Anatomy
-from experts.effects.stream import CleanForward
 from experts.memory import chunk_size
+from experts.sweep.record import CleanForward
 
 FLOAT = 4  # bytes
 MOST_COPIES = {"cpu": 512, "cuda": 8192}  # interventions in one forward; beyond that it is not faster

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from criteria.scores import Scores
 from experts.arrays import Array, Ids, Marks
@@ -11,11 +10,13 @@ from experts.effects.instrument import Instrument
 from experts.keys import key_of
 from experts.modes import Mode, Scope
 from experts.stored_arrays import StoredArrays
+from experts.sweep.progress import bar_around_sweeps
 from prune.audit.curve_summary import AT_TOKEN, CurveRows, curves_of, raw_rows
 from prune.audit.result import ProgressiveJson
 from prune.session.run_folder import write_text
 from prune.session.session import Session
-from validate.progressive import CLIFF, by_gate_weight, by_order, orders_of
+from validate.progressive import CLIFF, by_gate_weight, by_order
+from validate.removal_orders import orders_of
 from validate.results import CurveJson
 
 ROWS = "progressive.csv"
@@ -101,13 +102,20 @@ class Curves:
             return arrays
         tokens = self.windows.tensor(self.session.model.device)
         at_token, from_layer = self._instruments(tokens)
-        for row in tqdm(missing, desc="progressive removal", unit="layer", delay=2):
-            measured = by_order(from_layer, tokens, row, self._orders(row), self.removed)
-            measured[AT_TOKEN] = by_gate_weight(
-                at_token, tokens, row, self._positions(row), self.settings.max_removed
-            )
-            arrays |= {f"{row}/{order}": values for order, values in measured.items()}
-            store.write(arrays)
+        # Layers that share the reading of the weights are measured together.
+        together = [missing] if self.session.anatomy.weights.streamed else [[row] for row in missing]
+        anatomy = self.session.anatomy
+        with bar_around_sweeps(anatomy, "progressive removal", "layer", len(together)) as bar:
+            for rows in together:
+                orders = {row: self._orders(row) for row in rows}
+                measured = by_order(from_layer, tokens, orders, self.removed)
+                positions = {row: self._positions(row) for row in rows}
+                largest = by_gate_weight(at_token, tokens, positions, self.settings.max_removed)
+                for row in rows:
+                    measured[row][AT_TOKEN] = largest[row]
+                    arrays |= {f"{row}/{order}": values for order, values in measured[row].items()}
+                store.write(arrays)
+                bar.update(1)
         return arrays
 
     def _store(self) -> StoredArrays:

@@ -15,7 +15,7 @@ from prune.session.prepared import Prepared
 from prune.session.refusals import check_audit
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
-from validate.effect_table import Removals
+from validate.active_experts import Removals
 from validate.expert_pairs import pick_pairs, rank_correlations
 from validate.measured_removals import by_document, measure_removals
 from validate.position_sample import sample_positions

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experts.errors import ExciseError
 from experts.notes import tell
+from experts.ranks import TORCHRUN, joined
 
 # Set by torchrun, accelerate, mpirun and Slurm (srun) in every process that they start.
 SIZES = {
@@ -27,6 +28,7 @@ LAUNCHER = re.compile(
 # Settings of `accelerate launch`.
 TRAINING = re.compile(r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_\w+")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WITHOUT_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 # Written also where nothing is downloaded.
 CACHES = {"HF_MODULES_CACHE": "modules", "HF_DATASETS_CACHE": "datasets"}
 
@@ -60,8 +62,21 @@ def use_width() -> None:
         del os.environ["COLUMNS"]
 
 
+def hide_bars() -> None:
+    """No progress bars with -q, and none of torchrun's other processes: tqdm asks when it is imported."""
+    quiet = {"-q", "--quiet"} & set(sys.argv[1:])
+    others = TORCHRUN in os.environ and os.environ.get("RANK", "0") != "0"
+    if quiet or others:
+        os.environ.update(dict.fromkeys(WITHOUT_BARS, "1"))
+
+
 def _work_alone() -> None:
     """Libraries would wait for processes that do not exist; those that do would all write one folder."""
+    ranks_joined = joined()
+    if ranks_joined is not None:
+        tell(f"{ranks_joined.size} processes work together")
+        _drop(LAUNCHER)  # training libraries would wait for the others
+        return
     for name, ranks in SIZES.items():
         size = os.environ.get(name, "").strip()
         numbers = [rank for rank in ranks if rank in os.environ]
@@ -69,11 +84,16 @@ def _work_alone() -> None:
             continue
         if numbers:
             raise ExciseError(
-                f"{name}={size} says that several processes were started together; Excise works as one, and "
-                "several would write one folder. Start it without torchrun, accelerate launch, mpirun, srun;"
+                f"{name}={size} says that several processes were started together, and not by torchrun: "
+                "they would all write one folder. Use torchrun --nproc-per-node N --no-python excise …;"
                 f" if the variables are left over: unset {' '.join((name, *numbers))}"
             )
         tell(f"{name}={size} in the environment is not used: Excise works as one process")
+    if {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        raise ExciseError(
+            "accelerate launch was asked for several processes and has started one (MASTER_PORT without "
+            "WORLD_SIZE). Use torchrun --nproc-per-node N --no-python excise …, or --num_processes 1"
+        )
     _drop(LAUNCHER)
 
 

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from experts.errors import is_own
 from experts.notes import LOGGER, tell
+from prune.console.environment import WITHOUT_BARS
 
 # Libraries read these when they are loaded, so they are set before. A user's own settings stay.
 SILENT = {
@@ -24,7 +25,6 @@ SILENT = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "lm_eval", "peft", "transformers")
-WITHOUT_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 @contextmanager

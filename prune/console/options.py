@@ -15,6 +15,12 @@ class Dtype(StrEnum):
     AUTO, FLOAT32, BFLOAT16, FLOAT16 = "auto", "float32", "bfloat16", "float16"
 
 
+class Weights(StrEnum):
+    """Where weights are while a model works."""
+
+    AUTO, RESIDENT, STREAMED = "auto", "resident", "streamed"
+
+
 class Shown(StrEnum):
     """Outcomes of an audit."""
 

@@ -1,8 +1,9 @@
 """Processors, memory and GPUs."""
 
 from experts.errors import one_line
+from experts.limits import free_memory
 from prune.doctor.result import DevicesJson, FindingJson, GpuJson
-from prune.machine import cores, free_memory
+from prune.machine import cores
 
 
 def devices(problems: list[FindingJson]) -> DevicesJson:

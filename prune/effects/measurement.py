@@ -1,5 +1,7 @@
 """`excise effects`: text → windows → the raw table of effects. What is finished is never measured again."""
 
+import shutil
+
 import pyarrow as pa
 
 from criteria.text.context_length import check_vocabulary, context_note
@@ -10,10 +12,10 @@ from experts.disk.names import commit_of
 from experts.keys import key_of, libraries
 from experts.model import Model
 from experts.notes import tell
-from prune.effects.partial_table import PartialTable
+from prune.effects.partial_table import PartialTable, partial_folder
 from prune.effects.request import Request
 from prune.effects.result import EffectsResult
-from validate.effect_table import Removals
+from validate.active_experts import Removals
 from validate.measured_removals import measure_removals
 
 
@@ -23,7 +25,7 @@ def run(request: Request, layout: Layout) -> EffectsResult:
     Returns:
         What was done, in numbers.
     """
-    model = Model(layout, dtype=request.dtype, trust_remote_code=request.trust_remote_code)
+    model = _model(request, layout)
     windows, caution = _windows(request, model)
     layers = request.check(layout.shape)
     parts = PartialTable(request.output, _key(request, model, windows, layers), request.force)
@@ -43,6 +45,7 @@ def run(request: Request, layout: Layout) -> EffectsResult:
             title="effects",
         )
         seconds, notes = measurement.seconds, [*measurement.notes, *([caution] if caution else [])]
+        _clear_spill(model)
     rows_now = parts.count_rows(missing)
     table = parts.join(len(windows), layers)
     if not table.num_rows:
@@ -61,6 +64,22 @@ def run(request: Request, layout: Layout) -> EffectsResult:
     if commit := commit_of(model.folder):
         result["commit"] = commit
     return result
+
+
+def _model(request: Request, layout: Layout) -> Model:
+    """The model, of which hidden states wait in the folder of the unfinished table, if they do not fit."""
+    return Model(
+        layout,
+        dtype=request.dtype,
+        trust_remote_code=request.trust_remote_code,
+        memory=request.memory_settings(partial_folder(request.output) / "spill"),
+    )
+
+
+def _clear_spill(model: Model) -> None:
+    """Everything is measured: nothing is taken up from there."""
+    if model.memory.spill is not None:
+        shutil.rmtree(model.memory.spill, ignore_errors=True)
 
 
 def _windows(request: Request, model: Model) -> tuple[Windows, str]:

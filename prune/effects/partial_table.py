@@ -15,12 +15,18 @@ import pyarrow.parquet
 from experts.errors import ExciseError
 from experts.files import replacing
 from prune.session.run_folder import write_json
-from validate.effect_table import COLUMNS, Table
+from validate.active_experts import Table
+from validate.effect_table import COLUMNS
 
 KEY_FILE = "measurement.json"
 OF_A_TOKEN = ("position", "token", "rank")  # −1 where a row is a mean over a window; written as empty
 
 WindowAndRow = tuple[int, int]  # window, and row of the layer among the L MoE layers
+
+
+def partial_folder(output: Path) -> Path:
+    """Where the pieces of a table are, and what waits on disk while they are made."""
+    return output.with_name(output.name + ".partial")
 
 
 class PartialTable:
@@ -41,7 +47,7 @@ class PartialTable:
         Raises:
             ExciseError: the folder holds pieces of another measurement.
         """
-        self.output, self.folder = output, output.with_name(output.name + ".partial")
+        self.output, self.folder = output, partial_folder(output)
         if any(self.folder.glob("*.parquet")) and self._key_of_pieces() != key:
             if not force:
                 raise ExciseError(

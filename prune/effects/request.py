@@ -6,9 +6,12 @@ from pathlib import Path
 
 from criteria.text.bos import Bos
 from experts.errors import ExciseError
-from experts.files import check_name
+from experts.files import check_name, check_writable
+from experts.keys import key_of
+from experts.memory_settings import MemorySettings, mode_of
 from experts.modes import Mode, Scope
 from experts.shape import Shape
+from experts.units import parse_size
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Request:
         trust_remote_code: run model code that comes with the checkpoint.
         force: replace a table that exists, and drop the pieces of another measurement.
         bos: whether windows begin with the token for the beginning of a text.
+        memory: whether the weights stay in memory: auto, resident or streamed.
+        memory_limit: most memory for weights and hidden states, like 24GB; empty = what is free.
+        spill: folder for hidden states that do not fit; None = beside the table.
     """
 
     model: str
@@ -44,6 +50,9 @@ class Request:
     trust_remote_code: bool = False
     force: bool = False
     bos: Bos = Bos.AUTO
+    memory: str = "auto"
+    memory_limit: str = ""
+    spill: Path | None = None
 
     def check(self, shape: Shape) -> tuple[int, ...]:
         """Refuse what cannot be measured on a model of this shape.
@@ -84,9 +93,25 @@ class Request:
             raise ExciseError(
                 f"--sequences is {self.sequences}; it is a number of windows, 0 = all of the text"
             )
+        if self.memory_limit:
+            self._limit()
+        if self.spill is not None:
+            check_writable(self.spill, "--spill")
         if not self.text.exists():
             raise ExciseError(f"--text {self.text}: No such file or directory")
         self._check_output()
+
+    def memory_settings(self, beside: Path) -> MemorySettings:
+        """What is said about memory. beside: folder for what waits on disk, if none is named."""
+        limit = self._limit() if self.memory_limit else None
+        spill = beside if self.spill is None else self.spill / f"excise-{key_of(str(beside.absolute()))}"
+        return MemorySettings(mode_of(self.memory), limit, spill)
+
+    def _limit(self) -> int:
+        try:
+            return parse_size(self.memory_limit, "--memory-limit")
+        except ValueError as error:
+            raise ExciseError(str(error)) from error
 
     def _check_output(self) -> None:
         """The table has a name of a known format, and can be written."""

@@ -59,7 +59,7 @@ def _growth(criterion: Criterion, shape: Shape, budget: Budget) -> float:
         "L": shape.num_layers / DEMO.num_layers,
         "E": shape.num_experts / DEMO.num_experts,
         "k": shape.top_k / DEMO.top_k,
-        "rounds": _rounds(criterion, shape, budget) / DEMO_ROUNDS,
+        "rounds": rounds_of(criterion, shape, budget) / DEMO_ROUNDS,
     }
     growth = 1.0
     for name in filter(None, criterion.grows.split("·")):
@@ -67,7 +67,7 @@ def _growth(criterion: Criterion, shape: Shape, budget: Budget) -> float:
     return growth
 
 
-def _rounds(criterion: Criterion, shape: Shape, budget: Budget) -> float:
+def rounds_of(criterion: Criterion, shape: Shape, budget: Budget) -> float:
     """Rounds of a search: asked for, or as many as its step needs."""
     if not criterion.searches:
         return DEMO_ROUNDS

@@ -3,20 +3,18 @@
 from pathlib import Path
 
 from criteria.budget import Budget
-from experts.disk.configuration import positive_int, text_config
 from experts.disk.layout import Layout
 from prune.checkpoint.rehearsal import trial_plans
 from prune.checkpoint.slices import removed_bytes
-from prune.forecast.result import DiskJson, ForecastJson, ForecastTextJson, MemoryJson
+from prune.forecast.memory import memory
+from prune.forecast.result import DiskJson, ForecastJson, ForecastTextJson
 from prune.forecast.seconds import seconds_of
 from prune.forecast.stages import stages_of
-from prune.machine import free_disk, free_memory
+from prune.machine import free_disk
 from prune.recipe.schema import TextSettings
 from prune.session.prepared import Checked
 from prune.session.speed import known_speeds
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-LOGIT = 4  # bytes; losses are computed in float32
 WRITES = {
     "prune": [
         "recipe.yaml",
@@ -56,7 +54,7 @@ def forecast(command: str, checked: Checked) -> ForecastJson:
         "texts": _texts(command, checked),
         "stages": stages,
         "writes": _writes(command, checked),
-        "memory": _memory(checked),
+        "memory": memory(command, checked),
         "disk": _disk(command, checked),
         "seconds": seconds,
         "seconds_from": source,
@@ -100,28 +98,6 @@ def _writes(command: str, checked: Checked) -> list[str]:
     if command in ("prune", "finetune") and recipe.finetune:
         files += RECOVERY
     return files
-
-
-def _memory(checked: Checked) -> MemoryJson:
-    recipe = checked.recipe
-    vocabulary = positive_int(text_config(checked.layout.checkpoint.config), "vocab_size") or 0
-    parts: list[TextSettings] = [recipe.calibration, recipe.validation]
-    if recipe.finetune:
-        parts.append(recipe.finetune)
-    tokens = max(min(part.batch, part.sequences) * part.length for part in parts)
-    return {
-        "weights": weights_in(checked.layout, recipe.dtype),
-        "batch": tokens * vocabulary * LOGIT,
-        "free": free_memory(),
-    }
-
-
-def weights_in(layout: Layout, dtype: str) -> int:
-    """Bytes of all weights in memory. dtype: of a recipe; auto = as stored."""
-    if dtype not in BYTES:
-        return layout.checkpoint.size
-    elements = sum(tensor.elements for tensor in layout.checkpoint.tensors.values())
-    return elements * BYTES[dtype]
 
 
 def _disk(command: str, checked: Checked) -> DiskJson:

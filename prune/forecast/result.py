@@ -32,7 +32,15 @@ class StageJson(TypedDict):
 class MemoryJson(TypedDict):
     """Memory, on the device that the model is loaded to."""
 
+    model: str  # resident or streamed, as a machine without GPUs would have it
     weights: int  # bytes of the weights in the recipe's dtype
+    streamed: int  # bytes of them at a time, where decoder layers are read one by one
+    states: int  # bytes of hidden states that wait between layers; 0 where the weights stay in memory
+    spill: str | None  # where those go that do not fit; None where the weights stay in memory
+    spilled: int  # bytes of them, at most
+    readings: list[str]  # what reads all of the model's files, a word for every reading
+    reads: int  # bytes that are read, with the fingerprint, the export and the proof of the checkpoint
+    limit: int | None  # memory.limit in bytes
     batch: int  # bytes of the logits of the largest batch, in float32
     free: int  # bytes that this process may still take, without a GPU's
 

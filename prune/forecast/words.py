@@ -1,7 +1,9 @@
 """A forecast in words: (name, value), in the order in which they are printed."""
 
+from collections import Counter
+
 from experts.units import human
-from prune.forecast.result import ForecastJson, StageJson
+from prune.forecast.result import ForecastJson, MemoryJson, StageJson
 
 Facts = list[tuple[str, str]]
 
@@ -20,10 +22,24 @@ def words(forecast: ForecastJson) -> Facts:
     if disk["checkpoint"] is not None:
         lines.append(("checkpoint", f"{human(disk['checkpoint'])} of tensors"))
     lines.append(("disk", f"{human(disk['free'])} free there"))
-    needed = f"{human(memory['weights'])} of weights, {human(memory['batch'])} for the logits of a batch"
-    lines.append(("memory", f"{needed}, and activations; {human(memory['free'])} free, a GPU's apart"))
+    weights = f"{human(memory['weights'])} of weights"
+    if memory["model"] == "streamed":
+        weights += f", {human(memory['streamed'])} at a time, {human(memory['states'])} for hidden states"
+        weights += f" (of them up to {human(memory['spilled'])} in {memory['spill']})"
+        lines.append(("reads", f"{human(memory['reads'])}, layer by layer: {_readings(memory)}"))
+    needed = f"{weights}, {human(memory['batch'])} for the logits of a batch"
+    limit = "" if memory["limit"] is None else f", memory.limit {human(memory['limit'])}"
+    free = f"{human(memory['free'])} free, a GPU's apart{limit}"
+    lines.append(("memory", f"{needed}, and activations; {free}"))
     lines.append(("time", f"{_time(forecast)}; an interrupted run resumes"))
     return lines
+
+
+def _readings(memory: MemoryJson) -> str:
+    """Fingerprint, calibration, checks, plans × 2, …"""
+    readings = Counter(memory["readings"]).items()
+    times = [f"{name} × {count}" if count > 1 else name for name, count in readings]
+    return ", ".join(["fingerprint", *times])
 
 
 def _time(forecast: ForecastJson) -> str:

@@ -16,6 +16,7 @@ def anchored_recipe(recipe: Recipe, folder: Path) -> Recipe:
     """
     changes: dict[str, Any] = {
         "model": _model(recipe.model, folder),
+        "memory": recipe.memory.model_copy(update={"spill": _path(recipe.memory.spill, folder)}),
         "criteria": tuple(_criterion(name, folder) for name in recipe.criteria),
         "calibration": recipe.calibration.model_copy(update=_sources(recipe.calibration, folder)),
         "validation": _validation(recipe.validation, folder),

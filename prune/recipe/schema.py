@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from experts.settings import OneOrMany, Settings
 from prune.recipe.compare_settings import CompareSettings
 from prune.recipe.finetune_settings import FinetuneSettings
+from prune.recipe.memory_settings import MemoryTable
 from prune.recipe.prune_settings import BUDGETS, PruneSettings
 from prune.recipe.text_settings import TextSettings
 from prune.recipe.validate_settings import (
@@ -21,6 +22,7 @@ __all__ = [
     "AuditSettings",
     "CompareSettings",
     "FinetuneSettings",
+    "MemoryTable",
     "ProgressiveSettings",
     "PruneSettings",
     "Recipe",
@@ -40,6 +42,7 @@ class Recipe(Settings):
     trust_remote_code: bool = Field(
         default=False, description="run model code that comes with the checkpoint"
     )
+    memory: MemoryTable = Field(default=MemoryTable(), description="whether the weights stay in memory")
     calibration: TextSettings
     criteria: OneOrMany[str] = Field(
         default=("reap",), min_length=1, description="the first one prunes, the others are tested beside it"

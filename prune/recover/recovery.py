@@ -118,7 +118,7 @@ class Recovery:
             plans = [None, *self.plans.values(), *self.known[: old.randoms]]
             for plan in tqdm(plans, desc=f"{old.name} before recovery", unit="plan", delay=2):
                 if not old.evaluator.knows(plan):
-                    old.evaluator.measure_plan(plan, self.session.anatomy)
+                    old.evaluator.measure_plans([plan], self.session.anatomy)
             if not new.evaluator.knows(None):
                 new.evaluator.keep(None, old.evaluator.values(None))
         return before, after
@@ -153,7 +153,7 @@ class Recovery:
             with recovered_model(job, student, plan, self._teacher, fingerprint) as recovered:
                 for evaluator in dict.fromkeys(measure.evaluator for measure in after):
                     if not evaluator.knows(plan):
-                        evaluator.keep(plan, evaluator.measure(student.anatomy))
+                        evaluator.keep(plan, evaluator.now(student.anatomy))
                 if name == CRITERION:
                     expected = last_logits(student.anatomy, self.session.texts.validation)
                     self.written.write(recovered, folder)
@@ -176,7 +176,7 @@ class Recovery:
         )
 
         def loss() -> float:
-            return held_out.mean(held_out.evaluator.measure(student.anatomy))
+            return held_out.mean(held_out.evaluator.now(student.anatomy))
 
         return Job(
             anatomy=student.anatomy,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from experts.ablation import restricted
 from experts.disk.companions import PLAN
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
@@ -73,8 +72,7 @@ class PrunedFolder:
         if intact and self.folder.valid(STAGE, stage):
             write_text(self.path / "README.md", card)
             return None
-        with restricted(self.session.anatomy, plan):
-            expected = last_logits(self.session.anatomy, self.session.texts.validation)
+        expected = last_logits(self.session.anatomy, self.session.texts.validation, plan)
         if not intact:
             # This very checkpoint, but no longer whole, may be replaced.
             damaged = self.path.exists() and self.folder.valid(STAGE, stage)

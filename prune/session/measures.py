@@ -1,6 +1,7 @@
 """What a recipe measures plans by: the held-out loss, and its lm-eval tasks."""
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from experts.arrays import Array
 from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.notes import tell
+from experts.plan import Plan
 from prune.recipe.schema import TaskSettings
 from prune.session.session import Session
 from prune.session.speed import Speed, keep_speed, this_machine
@@ -33,13 +35,14 @@ class TimedLosses(LossEvaluator):
         self.session, self.seconds, self.plans = session, 0.0, 0
         super().__init__(session.texts.validation, path, key, session.recipe.validation.batch)
 
-    def measure(self, anatomy: Anatomy) -> Array:
+    def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
         began = time.perf_counter()
-        losses = super().measure(anatomy)
-        self.seconds += time.perf_counter() - began
-        self.plans += 1
-        self._keep_speed(anatomy.device)
-        return losses
+        for losses in super().measure(anatomy, plans):
+            self.seconds += time.perf_counter() - began
+            self.plans += 1
+            self._keep_speed(anatomy.device)
+            yield losses
+            began = time.perf_counter()
 
     def _keep_speed(self, device: torch.device) -> None:
         on_gpu = device.type == "cuda"

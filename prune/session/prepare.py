@@ -8,6 +8,7 @@ from experts.disk.find import StoredModel, check_room, find_model
 from experts.disk.layout import lay_out
 from experts.disk.loadable import check_loadable
 from experts.errors import ExciseError
+from experts.files import check_writable
 from prune.checkpoint.provenance import check_teacher
 from prune.recipe.budget import compared_budgets, distinct, tested_budgets
 from prune.recipe.schema import Recipe, TextSettings
@@ -31,7 +32,9 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     criteria = tuple(resolve(name) for name in recipe.criteria)
     _check_domains(recipe, criteria)
     check_texts(calibration=recipe.calibration, validate=recipe.validation)
-    run = RunFolder(folder, force)
+    run = RunFolder(folder, force, recipe.memory.spill)
+    if recipe.memory.spill is not None:
+        check_writable(recipe.memory.spill, "memory.spill")
     model = find_model(recipe.model)
     layout = lay_out(model.headers())
     budgets = tested_budgets(recipe, layout)

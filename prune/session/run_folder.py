@@ -1,6 +1,7 @@
 """Stages of a run folder, each with the key of its inputs; refuses folders of others, in use or damaged."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from experts.errors import ExciseError
 from experts.files import check_name, is_leftover, remove_leftovers, replacing
+from experts.keys import key_of
 from experts.locks import lock
 from experts.notes import tell
 from prune.machine import place_of
@@ -15,6 +17,7 @@ from prune.typed_json import problems
 
 T = TypeVar("T")
 RECORD, LOCK = "stages.json", ".lock"
+SPILL = "spill"
 CHECKPOINT = "checkpoint"  # the pruned model, in a run folder
 
 
@@ -30,10 +33,21 @@ def write_json(path: Path, data: Any) -> None:
 
 
 class RunFolder:
-    """A folder that belongs to one run. record: stage -> key of the inputs it was made from."""
+    """A folder that belongs to one run.
 
-    def __init__(self, path: Path, force: bool = False) -> None:
+    Args:
+        path: the folder
+        force: write into it whatever is there
+        spill: folder for what waits on disk; None = in the run's own
+
+    Attributes:
+        record: stage -> key of the inputs it was made from
+        spill: what waits on disk, and records of unfinished sweeps; of this run alone
+    """
+
+    def __init__(self, path: Path, force: bool = False, spill: Path | None = None) -> None:
         self.path = path
+        self.spill = path / SPILL if spill is None else spill / f"excise-{key_of(str(path.absolute()))}"
         check_name(path.absolute())
         _check_place(path)
         if path.exists() and not (path / RECORD).is_file() and _is_used(path) and not force:
@@ -70,6 +84,7 @@ class RunFolder:
                 ) from error
             write_json(self.path / RECORD, self.record)
             yield
+            shutil.rmtree(self.spill, ignore_errors=True)  # finished: nothing is taken up from there
 
     def valid(self, stage: str, key: str, *files: str) -> bool:
         return self.record.get(stage) == key and all((self.path / file).exists() for file in files)

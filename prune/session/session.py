@@ -1,5 +1,6 @@
 """A recipe at work: its model, texts, calibration and tasks; each made once, when something needs it."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +20,23 @@ from experts.anatomy import Anatomy
 from experts.cache import Cache
 from experts.disk.fingerprint import digest_files
 from experts.disk.hub_files import reads_prompts
+from experts.disk.shards import open_checkpoint
 from experts.disk.weight_files import regular_files
-from experts.loading import load_network
+from experts.keys import key_of
+from experts.load_anatomy import Opening
+from experts.memory_settings import MemorySettings
 from experts.model import Model
 from experts.plan import Plan
+from experts.units import parse_size
 from prune.session.prepared import Prepared
 from prune.session.texts import Texts
+from validate.rig import last_logits
 from validate.task_needs import check_tokenizer
 
 if TYPE_CHECKING:
     from validate.tasks import Benchmark
+
+RECOVERY = "recovery (finetune)"
 
 
 class Session:
@@ -55,7 +63,13 @@ class Session:
             self.prepared.fingerprint,
             dtype=self.recipe.dtype,
             trust_remote_code=self.recipe.trust_remote_code,
+            memory=self._memory(),
         )
+
+    def _memory(self) -> MemorySettings:
+        table = self.recipe.memory
+        limit = None if table.limit is None else parse_size(table.limit)
+        return MemorySettings(table.model, limit, self.folder.spill)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -63,11 +77,16 @@ class Session:
         return self.model.anatomy
 
     def check_texts(self, *, training: bool = False) -> None:
-        """Texts and tasks that cannot be used are refused before anything is written."""
+        """Texts and tasks that cannot be used, here or at all, are refused before anything is written."""
+        if training:
+            self.model.check_resident(RECOVERY)
         self.texts.check(training=training)
         if self.recipe.validation.tasks:
             _ = self.benchmark.parts
             check_tokenizer(self.benchmark.tasks, self.model.new_tokenizer(), str(self.prepared.source))
+            if self.benchmark.generates:
+                writing = f"writing text ({', '.join(self.benchmark.generates)} of validate.tasks)"
+                self.model.check_resident(writing)
 
     # Ranking.
 
@@ -139,8 +158,9 @@ class Session:
         On `device`, because another one rounds differently.
         """
         trust = not plan.uniform or self.recipe.trust_remote_code
-        network = load_network(out, self.recipe.dtype, trust, device)
-        tokens = self.texts.validation.tensor(device)[:1]
-        with torch.no_grad():
-            logits: torch.Tensor = network(input_ids=tokens, use_cache=False).logits
-        return logits
+        checkpoint = open_checkpoint(out)
+        files = {str(tensor.file): tensor.state for tensor in checkpoint.tensors.values()}
+        key = key_of("reloaded", plan.digest, self.model.identity, files)
+        opening = Opening(out.absolute(), self.recipe.dtype, trust, self.model.memory, key)
+        choice = replace(self.model.choice, device=device)
+        return last_logits(opening.load(checkpoint, choice, pruned=True), self.texts.validation)

@@ -7,7 +7,8 @@ from experts.disk.configuration import positive_int, text_config
 from experts.disk.find import find_model
 from experts.disk.layout import Layout, lay_out
 from experts.errors import ExciseError
-from prune.forecast.forecast import pruned_size, weights_in
+from prune.forecast.forecast import pruned_size
+from prune.forecast.memory import weights_in
 from prune.starter.defaults import FRACTION, window_length
 from prune.starter.request import model_name
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from criteria.selection import plan_for
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
+from experts.decoder import Part
 from experts.effects.instrument import Instrument
 from experts.effects.outcome import token_losses
 from experts.errors import ExciseError
@@ -31,8 +33,11 @@ from experts.plan import Plan
 from experts.seam import intercepted
 from experts.shape import Shape
 from experts.stored_arrays import StoredArrays
+from experts.sweep.record import CleanForward
+from experts.sweep.runner import Runner
 from tests.support import tiny
 from tests.support.inputs import windows
+from tests.support.removals import clean_forward, replay_position
 from validate.loss import window_losses
 
 NOTHING = np.zeros((3, 8), dtype=bool)
@@ -93,13 +98,13 @@ def test_position_is_the_mean_over_tokens() -> None:
     found = scores_of("causal_position", setting(anatomy, text))
     expected, instrument = np.zeros((3, 8)), Instrument(anatomy)
     for row in range(2):
-        clean = instrument.clean_forward(torch.from_numpy(text.tokens[row : row + 1]), Scope.SEQUENCE)
+        clean = clean_forward(instrument, torch.from_numpy(text.tokens[row : row + 1]), Scope.SEQUENCE)
         for layer in range(3):
             for t in range(9):
                 for expert in clean.index[layer][0, t].tolist():
                     marks = torch.zeros(8, dtype=torch.bool)
                     marks[expert] = True
-                    loss, _ = instrument.replay_position(clean, t, {layer: marks})
+                    loss, _ = replay_position(instrument, clean, t, {layer: marks})
                     expected[layer, expert] += float(loss - clean.losses[0, t]) / 18
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -162,7 +167,7 @@ def backups() -> tuple[Anatomy, Windows]:
 def test_greedy_sees_mutual_backups() -> None:
     """Alone either twin costs nothing, so leave-one-out removes both; greedy removal keeps one."""
     anatomy, text = backups()
-    clean = Instrument(anatomy).clean_forward(torch.from_numpy(text.tokens), Scope.CORPUS)
+    clean = clean_forward(Instrument(anatomy), torch.from_numpy(text.tokens), Scope.CORPUS)
     assert (clean.index[1] == 2).any() or (clean.index[1] == 6).any()
     budget = Budget(12, "layer", 1, "")
     made = setting(anatomy, text, budget)
@@ -373,9 +378,8 @@ def test_a_step_is_counted_in_experts_also_with_router_groups() -> None:
 
 def test_an_effect_that_is_not_finite_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     made = setting(dissect(tiny.build("olmoe")), windows(2, 12))
-    everywhere = Instrument.everywhere
     monkeypatch.setattr(
-        Instrument, "everywhere", lambda *a, **k: tuple(part * torch.nan for part in everywhere(*a, **k))
+        "experts.effects.removal.window_effects", lambda clean, _: (clean.losses * torch.nan,) * 2
     )
     with pytest.raises(
         ExciseError, match=r"causal_greedy: an effect is not finite; is the model sound in torch.float32\?"
@@ -411,25 +415,21 @@ def test_removal_resumes_after_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(window_rows, "KEEP_EVERY", 0.0)
     made = replace(setting(dissect(tiny.build("olmoe")), windows(6)), batch=2)
     whole = scores_of("causal_removal", made)
-    kept, looked, look = (
-        replace(made, partial=StoredArrays(tmp_path / "partial", "key")),
-        [],
-        Instrument.clean_forward,
-    )
+    kept, measured = replace(made, partial=StoredArrays(tmp_path / "partial", "key")), []
+    run = Runner.clean
 
-    def counted(self: Instrument, tokens: Tensor, scope: Scope) -> object:
-        looked.append(len(tokens))
-        if len(looked) == 3:  # two batches are kept
-            raise KeyboardInterrupt
-        return look(self, tokens, scope)
+    def counted(self: Runner, part: Part, clean: CleanForward, *rest: Any, **named: Any) -> Any:
+        if len(clean.tokens) == 2:  # the checks before run on one window
+            measured.append(part.rows)
+            if len(measured) == 3:  # two batches are kept
+                raise KeyboardInterrupt
+        return run(self, part, clean, *rest, **named)
 
-    monkeypatch.setattr(Instrument, "clean_forward", counted)
+    monkeypatch.setattr(Runner, "clean", counted)
     with pytest.raises(KeyboardInterrupt):
         scores_of("causal_removal", kept)
-    looked.clear()
-    looked.extend([0] * 9)
     np.testing.assert_array_equal(scores_of("causal_removal", kept), whole)
-    assert looked[9:] == [2]
+    assert len(measured) == 3 + 1, "finished windows are not measured again"
 
 
 # Planted experts.

@@ -10,8 +10,7 @@ import torch
 
 from criteria import centrality, formulas, protection
 from criteria.by_name import resolve
-from criteria.layer_sums import LayerSums
-from criteria.observe import observe, observed
+from criteria.observe import observe
 from criteria.registry import CRITERIA
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
@@ -199,14 +198,12 @@ def test_observation_is_the_plain_forward(family: str) -> None:
     model = tiny.build(family)
     anatomy, before = dissect(model), tiny.logits(model)
     states = {name: dict(vars(module)) for name, module in model.named_modules()}
-    sums = [LayerSums(8, 2, torch.device("cpu")) for _ in anatomy.layers]
     hidden = []
-    with torch.no_grad(), observed(anatomy, sums) as forward:
-        hook = model.base_model.register_forward_hook(
-            lambda _module, _args, output: hidden.append(output.last_hidden_state)
-        )
-        forward(windows())
-        hook.remove()
+    hook = model.base_model.register_forward_hook(
+        lambda _module, _args, output: hidden.append(output.last_hidden_state)
+    )
+    observe(anatomy, windows())
+    hook.remove()
     plain = model.base_model(input_ids=torch.from_numpy(windows().tokens), use_cache=False).last_hidden_state
     assert torch.equal(hidden[0], plain)
     assert {name: dict(vars(module)) for name, module in model.named_modules()} == states

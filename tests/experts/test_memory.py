@@ -87,11 +87,19 @@ def test_memory_left_in_control_groups(case: str, tmp_path: Path, monkeypatch: p
 def test_free_memory_is_the_least_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU; chunks, and whether a recovery fits beside the whole model, follow it."""
     cpu = torch.device("cpu")
-    monkeypatch.setattr(memory, "memory_left", lambda: iter((3000, 2000)))
+    monkeypatch.setattr(limits, "memory_left", lambda: iter((3000, 2000)))
     assert memory.free_bytes(cpu) == 2000
     assert memory.chunk_size(cpu, 100, 512) == 6
-    monkeypatch.setattr(memory, "memory_left", lambda: iter(()))
+    monkeypatch.setattr(limits, "memory_left", lambda: iter(()))
     assert abs(memory.free_bytes(cpu) - psutil.virtual_memory().available) < GIB
+
+
+def test_processes_of_a_machine_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "memory_left", lambda: iter((3000,)))
+    monkeypatch.setattr(limits, "_sharing", [1])
+    assert limits.free_memory() == 3000
+    limits.share_machine(4)
+    assert limits.free_memory() == 750
 
 
 def test_a_limit_of_address_space() -> None:

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedModel
@@ -18,6 +19,8 @@ from experts.errors import ExciseError
 from experts.modes import Scope
 from tests.support import architectures, wrappers
 from tests.support.inputs import windows
+from tests.support.one_by_one import one_by_one
+from tests.support.sweeps import losses, statistics
 
 TABLE = Path(__file__).resolve().parents[2] / "ARCHITECTURES.md"
 COMMAND = "python -m tests.support.architecture_table --write"
@@ -42,10 +45,13 @@ exported and reloaded, logits bit-equal, with equal counts and with unequal ones
 loads by the named class of the library, resized); and as close as rounding to routing with masked logits,
 which needs no code of Excise. Routers that know groups have two. Effects at positions (`excise effects`,
 `excise audit`) are packed into one forward where that equals plain replay, else every intervention is a
-whole forward. {supported} supported, {refused} refused, none failing.
+whole forward. Read layer by layer (`memory: {{model: streamed}}`), a model gives the losses of plans and the
+statistics of one in memory, bit by bit. {supported} supported, {refused} refused, none failing.
 
 `tests/prune/checkpoint/test_breadth.py` tries every type and compares its row;
 `python -m tests.support.architecture_table --write` writes the table.
+`tests/experts/sweep/test_equal.py` compares losses, statistics, effects and greedy rounds of every type with
+whole forwards, padded too.
 
 {head}
 """
@@ -58,8 +64,9 @@ some that wrap a type of the first table. {supported} supported, {refused} refus
 
 {head}
 """
-COLUMNS = """| type | class | MoE layers | router | equal counts | unequal counts | effects at positions |
-| --- | --- | --- | --- | --- | --- | --- |"""
+COLUMNS = """\
+| type | class | MoE layers | router | equal counts | unequal counts | effects at positions | layer by layer |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def build(model_type: str) -> PreTrainedModel:
@@ -68,7 +75,7 @@ def build(model_type: str) -> PreTrainedModel:
 
 
 def refused_row(model_type: str, model: PreTrainedModel, refusal: ExciseError) -> str:
-    return f"| `{model_type}` | {type(model).__name__} | | refused: {refusal} | | | |"
+    return f"| `{model_type}` | {type(model).__name__} | | refused: {refusal} | | | | |"
 
 
 def supported_row(model_type: str, model: PreTrainedModel, anatomy: Anatomy) -> str:
@@ -78,6 +85,7 @@ def supported_row(model_type: str, model: PreTrainedModel, anatomy: Anatomy) -> 
     if shape.groups > 1:
         router += f", {shape.groups} groups"
     effects = "packed" if packs(anatomy) else "whole forwards"
+    streamed = "bit-equal" if same_bits(anatomy, one_by_one(anatomy)) else "differs"
     cells = (
         f"`{model_type}`",
         type(model).__name__,
@@ -86,6 +94,7 @@ def supported_row(model_type: str, model: PreTrainedModel, anatomy: Anatomy) -> 
         "bit-equal",
         "bit-equal",
         effects,
+        streamed,
     )
     return f"| {' | '.join(cells)} |"
 
@@ -95,6 +104,12 @@ def packs(anatomy: Anatomy) -> bool:
     instrument = Instrument(anatomy)
     instrument.check(torch.from_numpy(windows(1, 16).tokens), Scope.POSITION)
     return instrument.packs
+
+
+def same_bits(anatomy: Anatomy, other: Anatomy) -> bool:
+    """Whether two ways of visiting a model give the same losses of plans and the same statistics."""
+    works = (losses, statistics)
+    return all(np.array_equal(work(anatomy), work(other), equal_nan=True) for work in works)
 
 
 def row(model_type: str) -> str:

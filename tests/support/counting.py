@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from criteria import calibration as calibration_module
-from experts import model as model_module
+from experts import load_anatomy
 from prune.run import pruned_folder
-from prune.session import session as session_module
 from validate import chance
 
 
@@ -24,7 +23,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return counting
 
     for name, places in {
-        "load": (model_module, session_module),
+        "load": (load_anatomy,),
         "observe": (calibration_module,),
         "check_rig": (chance,),
         "export": (pruned_folder,),

@@ -30,3 +30,12 @@ def task_file(folder: Path, name: str = "guess", **changes: Any) -> Path:
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | changes))
     return folder
+
+
+def writing_task(folder: Path, **changes: Any) -> Path:
+    """A task that has the model write; `doc_to_target` is compared with what it wrote."""
+    metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    generation = {"max_gen_toks": 3, "until": ["\n"], "do_sample": False}
+    return task_file(
+        folder, output_type="generate_until", generation_kwargs=generation, metric_list=metrics, **changes
+    )

@@ -3,17 +3,21 @@ independent.
 """
 
 import csv
-import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
-from experts.effects.instrument import Instrument
+from experts.decoder import Part
+from experts.effects.removal import RemovalBranch
 from experts.errors import ExciseError
 from experts.plan import Plan
 from experts.shape import Shape
@@ -25,8 +29,11 @@ from validate.evidence import Evidence
 from validate.loss import window_losses
 from validate.measure import LOSS, Measure
 from validate.null import Contest, evidence_of, with_verdicts
-from validate.rig import cutting
+from validate.rig import Check, cutting
 from validate.rig import losses as rig_losses
+from validate.rig.effects import LocalProbe, PlantedProbe
+from validate.rig.losses import LossProbe
+from validate.rig.probe import run_probes
 from validate.rows import LossEvaluator
 from validate.statistics import (
     Correction,
@@ -76,56 +83,75 @@ def test_rig_passes(family: str) -> None:
     assert [check.name[0] for check in checks] == ["1", "2", "3", "4", "5", "6"]
 
 
+def checked(anatomy: Anatomy) -> dict[str, Check]:
+    """The checks of a model by their number."""
+    first, plan = windows(1), uniform_plan(anatomy.shape.layers)
+    tokens = first.tensor("cpu")
+    probes = [LossProbe(anatomy, first, plan), LocalProbe(anatomy, tokens), PlantedProbe(anatomy, tokens)]
+    return {check.name[0]: check for check in run_probes(anatomy, probes)}
+
+
 def test_rig_check_1_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rig_losses, "window_losses", lambda model, text: window_losses(model, text) + 0.01)
+    mean = LossProbe.mean
+    monkeypatch.setattr(LossProbe, "mean", lambda self, logits: mean(self, logits) + 0.01)
     with pytest.raises(ExciseError, match="failed its check \"1 own loss = model's loss\": own .*, model's"):
         rig.check_rig(anatomy, windows(), uniform_plan(anatomy.shape.layers))
 
 
 def test_rig_check_2_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = itertools.count()
-    monkeypatch.setattr(rig_losses, "window_losses", lambda *_: np.array([float(next(losses))]))
-    assert not rig.check_lifted(anatomy, windows(1), uniform_plan(anatomy.shape.layers)).passed
+    """A restriction that leaves a router smaller than it was."""
+
+    @contextmanager
+    def lasting(part: Anatomy, plan: Plan) -> Iterator[None]:
+        with restricted(part, plan):
+            yield
+        for layer in part.layers:
+            layer.router.weight.data[0] += 1
+
+    routers = [layer.router.weight.detach().clone() for layer in anatomy.layers]
+    monkeypatch.setattr(rig_losses, "restricted", lasting)
+    failed = checked(anatomy)["2"]
+    for layer, router in zip(anatomy.layers, routers, strict=True):
+        layer.router.weight.data.copy_(router)
+    assert not failed.passed
 
 
 def test_rig_check_3_can_fail() -> None:
     model = tiny.build("olmoe")
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    assert not rig.check_unique(dissect(model), windows(1)).passed
+    assert not checked(dissect(model))["3"].passed
+
+
+def marks_replaced(monkeypatch: pytest.MonkeyPatch, replaced: Callable[[Tensor], Tensor]) -> None:
+    """Every removal removes other experts than it was asked to."""
+    change = RemovalBranch.change
+
+    def wrong(self: RemovalBranch, part: Part) -> AbstractContextManager[None]:
+        removed = {row: replaced(marks) for row, marks in self.removed.items()}
+        return change(replace(self, removed=removed), part)
+
+    monkeypatch.setattr(RemovalBranch, "change", wrong)
 
 
 def test_rig_check_4_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instrument that removes an expert everywhere, or never."""
-    everywhere = Instrument.everywhere
-    monkeypatch.setattr(
-        Instrument,
-        "everywhere",
-        lambda self, clean, removed: everywhere(self, clean, {k: v.any(0) for k, v in removed.items()}),
-    )
-    check = rig.check_local(anatomy, windows(1))
+    with monkeypatch.context() as everywhere:
+        marks_replaced(everywhere, lambda marks: marks.any(0) if marks.ndim == 2 else marks)
+        check = checked(anatomy)["4"]
     assert not check.passed
     assert not check.evidence.startswith("0 losses")
-    monkeypatch.setattr(
-        Instrument,
-        "everywhere",
-        lambda self, clean, removed: everywhere(self, clean, {k: v & False for k, v in removed.items()}),
-    )
-    check = rig.check_local(anatomy, windows(1))
+    marks_replaced(monkeypatch, lambda marks: marks & False)
+    check = checked(anatomy)["4"]
     assert not check.passed
     assert check.evidence.startswith("0 losses of 6 cells moved that must not, 0 of 3")
 
 
 def test_rig_check_5_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instrument that removes the wrong expert sees an effect where there is none."""
-    everywhere = Instrument.everywhere
-    monkeypatch.setattr(
-        Instrument,
-        "everywhere",
-        lambda self, clean, removed: everywhere(self, clean, {k: ~v for k, v in removed.items()}),
-    )
+    marks_replaced(monkeypatch, lambda marks: ~marks if marks.ndim == 1 else marks)
     before = tiny.logits(anatomy.model)
-    check = rig.check_planted(anatomy, windows(1))
+    check = checked(anatomy)["5"]
     assert not check.passed
     assert not check.evidence.startswith("0 losses")
     assert torch.equal(tiny.logits(anatomy.model), before), "the planted expert was not written back"
@@ -134,7 +160,7 @@ def test_rig_check_5_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch)
 def test_rig_check_6_can_fail(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> None:
     cut = cutting.cut_layer
     monkeypatch.setattr(cutting, "cut_layer", lambda layer, kept, experts: cut(layer, kept[::-1], experts))
-    check = rig.check_restricted_is_cut(anatomy, windows(1), uniform_plan(anatomy.shape.layers))
+    check = checked(anatomy)["6"]
     assert not check.passed
     assert "3 of 3 blocks differ, first model.layers.0.mlp" in check.evidence
     assert not rig.check_reloaded(torch.zeros(2), torch.tensor([0.0, 1e-7])).passed
@@ -277,14 +303,16 @@ def test_rows_are_kept_in_memory_without_a_file(
     monkeypatch.chdir(tmp_path)
     plan, calls = uniform_plan((0, 1, 2)), []
     in_memory, in_file = LossEvaluator(windows()), LossEvaluator(windows(), tmp_path / "losses.csv", "k")
-    in_file.measure_plan(plan, anatomy)
+    in_file.measure_plans([plan], anatomy)
     (tmp_path / "losses.csv").unlink()
     measure = LossEvaluator.measure
     monkeypatch.setattr(
-        LossEvaluator, "measure", lambda self, anatomy: (calls.append(1), measure(self, anatomy))[1]
+        LossEvaluator,
+        "measure",
+        lambda self, anatomy, plans: (calls.extend(plans), measure(self, anatomy, plans))[1],
     )
     for _ in range(2):
-        in_memory.measure_plan(plan, anatomy)
+        in_memory.measure_plans([plan], anatomy)
     assert len(calls) == 1
     np.testing.assert_array_equal(in_memory.values(plan), in_file.values(plan))
     assert list(tmp_path.iterdir()) == []
@@ -337,7 +365,9 @@ def test_rows_are_used_again_and_only_under_the_same_key(
     measured = []
     measure = LossEvaluator.measure
     monkeypatch.setattr(
-        LossEvaluator, "measure", lambda self, anatomy: (measured.append(1), measure(self, anatomy))[1]
+        LossEvaluator,
+        "measure",
+        lambda self, anatomy, plans: (measured.extend(plans), measure(self, anatomy, plans))[1],
     )
     again = run_test(anatomy, tmp_path / "losses.csv")
     assert again == first

@@ -103,7 +103,7 @@ class Pool:
         self.evaluator = LossEvaluator(windows(12, 24), path, "k", batch=12)
         self.plans = random_plans(uniform_plan(LAYERS, (0, 1, 2, 3)), SHAPE, NOTHING, 240, seed=5)
         for plan in (None, *self.plans):
-            self.evaluator.measure_plan(plan, anatomy)
+            self.evaluator.measure_plans([plan], anatomy)
 
     def draws(self, randoms: int) -> Iterator[Contest]:
         rng = np.random.default_rng(0)

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
@@ -17,18 +16,9 @@ from experts.loading import load_network, load_tokenizer
 from tests.support import tiny
 from tests.support.counting import counted
 from tests.support.recipes import execute, invoke
-from tests.support.tasks import task_file
+from tests.support.tasks import task_file, writing_task
 from validate.task_needs import ALLOWED, check_tasks, check_tokenizer, refusal_of_code
 from validate.tasks import Benchmark
-
-
-def writing(folder: Path, **changes: Any) -> Path:
-    """A task that has the model write; `doc_to_target` is compared with what it wrote."""
-    metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
-    generation = {"max_gen_toks": 3, "until": ["\n"], "do_sample": False}
-    return task_file(
-        folder, output_type="generate_until", generation_kwargs=generation, metric_list=metrics, **changes
-    )
 
 
 def without_tokens(source: Path, target: Path, *names: str) -> Path:
@@ -47,7 +37,7 @@ def test_code_that_a_model_writes_is_run_with_consent_only(
 ) -> None:
     """Refused before anything is calibrated, with the key; with the key it runs."""
     calls = counted(monkeypatch)
-    folder = writing(tmp_path / "tasks", unsafe_code=True)
+    folder = writing_task(tmp_path / "tasks", unsafe_code=True)
     tasks = f"validate.tasks={{names: [guess], include: {folder}, limit: 8, random_plans: 5}}"
     with pytest.raises(
         ExciseError, match=r"guess runs code .* set validate\.tasks\.confirm_unsafe_code=true"
@@ -84,7 +74,7 @@ def test_a_tokenizer_without_end_of_text(
     """Found when the tasks are read; lm-eval would fail at the first request, after the calibration."""
     tokenizer = load_tokenizer(without_tokens(saved["olmoe"], tmp_path / "model", "eos_token", "bos_token"))
     assert tokenizer.eos_token_id is None
-    folder = writing(tmp_path / "tasks") if kind == "generate_until" else task_file(tmp_path / "tasks")
+    folder = writing_task(tmp_path / "tasks") if kind == "generate_until" else task_file(tmp_path / "tasks")
     benchmark = Benchmark(("guess",), folder, 4, None)
     with pytest.raises(ExciseError, match=missing):
         check_tokenizer(benchmark.tasks, tokenizer, "model")
@@ -97,7 +87,7 @@ def test_a_tokenizer_without_end_of_text_stops_a_run_before_the_work(
     saved: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls, folder = counted(monkeypatch), writing(tmp_path / "tasks")
+    calls, folder = counted(monkeypatch), writing_task(tmp_path / "tasks")
     model = without_tokens(saved["olmoe"], tmp_path / "model", "eos_token")
     with pytest.raises(ExciseError, match="has no eos_token; add it to tokenizer_config.json"):
         execute(
@@ -190,7 +180,7 @@ def test_settings_of_generate_that_lm_eval_cannot_give(
     assert settings.repetition_penalty == 1.3
     assert settings.eos_token_id == before["eos_token_id"]
     assert not settings.stop_strings
-    folder = writing(tmp_path / "tasks")
+    folder = writing_task(tmp_path / "tasks")
     tasks = f"validate.tasks={{names: [guess], include: {folder}, limit: 8, random_plans: 5}}"
     result = execute(recipe_path, tmp_path / "run", f"model={model}", tasks)
     assert result["plans"][0]["tasks"][0]["name"] == "guess"

@@ -3,12 +3,14 @@ and names that are wrong.
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 
 from experts.ablation import restricted
 from experts.anatomy import Anatomy, dissect
@@ -17,7 +19,9 @@ from experts.errors import ExciseError
 from experts.plan import Plan
 from tests.support import tiny
 from tests.support.inputs import uniform_plan
+from tests.support.one_by_one import one_by_one
 from tests.support.tasks import ITEMS, task_file
+from validate.task_answers import Questions, answers_under
 from validate.tasks import Benchmark, ItemEvaluator
 
 
@@ -50,7 +54,7 @@ def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Pat
     )
     evaluator = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k", 8)
     for measured in (None, plan):
-        evaluator.measure_plan(measured, anatomy)
+        evaluator.measure_plans([measured], anatomy)
     whole, pruned = evaluator.values(None), evaluator.values(plan)
     assert whole.tolist() == by_hand(anatomy)
     with restricted(anatomy, plan):
@@ -66,14 +70,43 @@ def test_scores_are_those_of_the_model_in_memory(anatomy: Anatomy, tmp_path: Pat
 def test_items_are_kept(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = Benchmark(("guess",), task_file(tmp_path / "tasks"), None, None)
     first = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k")
-    first.measure_plan(None, anatomy)
-    monkeypatch.setattr(Benchmark, "scores", lambda *_: pytest.fail("measured again"))
+    first.measure_plans([None], anatomy)
+    monkeypatch.setattr(Benchmark, "scores_under", lambda *_: pytest.fail("measured again"))
     again = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "k")
-    again.measure_plan(None, anatomy)
+    again.measure_plans([None], anatomy)
     np.testing.assert_array_equal(again.values(None), first.values(None))
     another = ItemEvaluator(benchmark, tiny.tokenizer(), tmp_path / "items.csv", "another model")
     with pytest.raises(pytest.fail.Exception):
-        another.measure_plan(None, anatomy)
+        another.measure_plans([None], anatomy)
+
+
+def test_one_sweep_gives_the_scores_of_whole_forwards(anatomy: Anatomy, tmp_path: Path) -> None:
+    """All plans together, with all weights in memory and layer by layer: lm-eval's own answers."""
+    task_file(tmp_path / "tasks")
+    benchmark = Benchmark(("guess",), tmp_path / "tasks", None, None)
+    plans = [None, *(uniform_plan((0, 1, 2), kept) for kept in ((0, 2, 3, 5), (1, 4, 6, 7)))]
+    whole = []
+    for plan in plans:
+        with restricted(anatomy, plan) if plan else nullcontext():
+            whole.append(answers_of_whole_forwards(anatomy, benchmark))
+    questions = Questions(anatomy.model, tiny.tokenizer(), 4)
+    benchmark._scored(questions)
+    for found in (anatomy, one_by_one(anatomy)):
+        assert answers_under(found, questions, plans) == whole
+
+
+def answers_of_whole_forwards(anatomy: Anatomy, benchmark: Benchmark) -> list[tuple[float, bool]]:
+    """What lm-eval's model answers to all questions of a benchmark."""
+    answers: list[tuple[float, bool]] = []
+
+    class Noting(HFLM):
+        def _loglikelihood_tokens(self, *args: Any, **named: Any) -> Any:
+            answers.extend(super()._loglikelihood_tokens(*args, **named))
+            return answers
+
+    lm = Noting(pretrained=anatomy.model, tokenizer=tiny.tokenizer(), batch_size=4, softmax_dtype="float32")
+    benchmark._scored(lm)
+    return answers
 
 
 def test_several_tasks_and_a_limit(anatomy: Anatomy, tmp_path: Path) -> None:

@@ -9,22 +9,7 @@
 """
 
 from validate.rig.check import Check, require
-from validate.rig.cutting import check_reloaded, check_restricted_is_cut, last_logits
-from validate.rig.effects import check_local, check_planted
-from validate.rig.losses import check_lifted, check_own_loss, check_unique
+from validate.rig.cutting import check_reloaded, last_logits
 from validate.rig.suite import check_rig, rig_plan
 
-__all__ = [
-    "Check",
-    "check_lifted",
-    "check_local",
-    "check_own_loss",
-    "check_planted",
-    "check_reloaded",
-    "check_restricted_is_cut",
-    "check_rig",
-    "check_unique",
-    "last_logits",
-    "require",
-    "rig_plan",
-]
+__all__ = ["Check", "check_reloaded", "check_rig", "last_logits", "require", "rig_plan"]

@@ -1,4 +1,4 @@
-"""All checks of the instrument that need no written checkpoint, in order."""
+"""All checks of the instrument that need no written checkpoint, in one sweep over the layers."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from experts.anatomy import Anatomy
 from experts.plan import Plan
 from experts.shape import Shape
 from validate.rig.check import Check, require
-from validate.rig.cutting import check_restricted_is_cut
-from validate.rig.effects import check_local, check_planted
-from validate.rig.losses import check_lifted, check_own_loss, check_unique
+from validate.rig.effects import LocalProbe, PlantedProbe
+from validate.rig.losses import LossProbe
+from validate.rig.probe import run_probes
 
 
 def check_rig(anatomy: Anatomy, windows: Windows, plan: Plan) -> list[Check]:
@@ -27,14 +27,9 @@ def check_rig(anatomy: Anatomy, windows: Windows, plan: Plan) -> list[Check]:
         ExciseError: that names the first failed check.
     """
     first = windows.select(np.array([0]))
-    checks = [
-        check_own_loss(anatomy, first),
-        check_lifted(anatomy, first, plan),
-        check_unique(anatomy, first),
-        check_local(anatomy, first),
-        check_planted(anatomy, first),
-        check_restricted_is_cut(anatomy, first, plan),
-    ]
+    tokens = first.tensor(anatomy.device)
+    probes = [LossProbe(anatomy, first, plan), LocalProbe(anatomy, tokens), PlantedProbe(anatomy, tokens)]
+    checks = run_probes(anatomy, probes, plan.digest)
     require(checks)
     return checks
 

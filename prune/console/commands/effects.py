@@ -9,7 +9,7 @@ from criteria.text.bos import Bos
 from experts.modes import Mode, Scope
 from prune.console import show
 from prune.console.exits import guarded, waiting
-from prune.console.options import Begin, Debug, Dtype, Force, Json, Model, Quiet
+from prune.console.options import Begin, Debug, Dtype, Force, Json, Model, Quiet, Weights
 
 if TYPE_CHECKING:
     from prune.effects.request import Request
@@ -34,6 +34,19 @@ How = Annotated[Mode, typer.Option("--mode", help="What removal means.")]
 Precision = Annotated[
     Dtype, typer.Option("--dtype", help="Precision of the model in memory; auto = as stored.")
 ]
+Memory = Annotated[
+    Weights,
+    typer.Option("--memory", help="All weights in memory or layer by layer; auto = resident where they fit."),
+]
+Limit = Annotated[
+    str,
+    typer.Option(
+        "--memory-limit", metavar="SIZE", help="Most memory for weights and hidden states, like 24GB."
+    ),
+]
+Spill = Annotated[
+    Path | None, typer.Option("--spill", help="Folder for hidden states that do not fit into memory.")
+]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")
 ]
@@ -50,6 +63,9 @@ def effects(
     scope: Where = Scope.POSITION,
     mode: How = Mode.ZERO,
     dtype: Precision = Dtype.AUTO,
+    memory: Memory = Weights.AUTO,
+    memory_limit: Limit = "",
+    spill: Spill = None,
     trust_remote_code: Trust = False,
     bos: Begin = Bos.AUTO,
     force: Force = False,
@@ -79,6 +95,9 @@ def effects(
             trust_remote_code=trust_remote_code,
             force=force,
             bos=bos,
+            memory=memory.value,
+            memory_limit=memory_limit,
+            spill=spill,
         )
         return _run(request, as_json, quiet)
 

@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +13,28 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from experts.ablation import ablated, restricted
 from experts.anatomy import Anatomy, dissect
-from experts.effects import fast_path
-from experts.effects import instrument as instrument_module
+from experts.decoder import Part
 from experts.effects.instrument import Instrument
 from experts.effects.means import mean_outputs as real_means
+from experts.effects.measurement import measure
+from experts.effects.removal import Removal
 from experts.errors import ExciseError
 from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.seam import intercepted
+from experts.sweep.branch import Branch
+from experts.sweep.record import CleanForward
+from experts.sweep.runner import Runner
 from tests.support import tiny
+from tests.support.one_by_one import one_by_one
+from tests.support.removals import (
+    at_positions,
+    branches_fail,
+    clean_forward,
+    everywhere,
+    packing_off_by,
+    replay_position,
+)
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 modes = pytest.mark.parametrize("mode", list(Mode))
@@ -122,12 +136,15 @@ def test_position_effects_equal_replay(family: str, mode: Mode) -> None:
     means = mean_outputs(anatomy)
     tokens = tiny.ids(1, LENGTH)
     instrument = Instrument(anatomy, mode, means, at_once=7)
-    clean = instrument.clean_forward(tokens, Scope.POSITION)
+    clean = clean_forward(instrument, tokens, Scope.POSITION)
     clean_losses, clean_logp = losses(anatomy, tokens)
     for layer in range(len(anatomy.layers)):
         cells = [(t, int(e)) for t in range(0, LENGTH - 1, 3) for e in clean.index[layer][0, t]]
-        delta, divergence = instrument.at_positions(
-            clean, torch.tensor([t for t, _ in cells]), {layer: torch.stack([marks(8, e) for _, e in cells])}
+        delta, divergence = at_positions(
+            instrument,
+            clean,
+            torch.tensor([t for t, _ in cells]),
+            {layer: torch.stack([marks(8, e) for _, e in cells])},
         )
         for row, (t, e) in enumerate(cells):
             gone = torch.zeros(LENGTH, 8, dtype=torch.bool)
@@ -146,11 +163,11 @@ def test_sequence_effects_equal_replay(family: str, mode: Mode) -> None:
     anatomy = made(family)
     means, tokens = mean_outputs(anatomy), tiny.ids(2, LENGTH)
     instrument = Instrument(anatomy, mode, means)
-    clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
+    clean = clean_forward(instrument, tokens, Scope.SEQUENCE)
     clean_losses, clean_logp = losses(anatomy, tokens)
     for layer in range(len(anatomy.layers)):
         for expert in (0, 5):
-            delta, divergence = instrument.everywhere(clean, {layer: marks(8, expert)})
+            delta, divergence = everywhere(instrument, clean, {layer: marks(8, expert)})
             with by_hand(anatomy, layer, marks(8, expert).expand(2 * LENGTH, -1), mode, means):
                 found, logp = losses(anatomy, tokens)
             torch.testing.assert_close(delta, found - clean_losses, atol=1e-5, rtol=0)
@@ -179,7 +196,7 @@ def test_single_expert_of_a_router_with_correction_bias(family: str) -> None:
     the model does.
     """
     anatomy, tokens = made(family), tiny.ids(2, LENGTH)
-    clean = Instrument(anatomy, Mode.REROUTE).clean_forward(tokens, Scope.SEQUENCE)
+    clean = clean_forward(Instrument(anatomy, Mode.REROUTE), tokens, Scope.SEQUENCE)
     seen: list[tuple[Tensor, Tensor]] = []
 
     def watch(layer: int, run, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -225,12 +242,12 @@ def test_earlier_positions_and_inactive_experts_are_exactly_unchanged(family: st
     anatomy, tokens, t = made(family), tiny.ids(1, LENGTH), 11
     instrument = Instrument(anatomy)
     with intercepted(anatomy, alone):
-        clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
+        clean = clean_forward(instrument, tokens, Scope.SEQUENCE)
         for layer in range(len(anatomy.layers)):
             for expert in range(8):
                 gone = torch.zeros(LENGTH, 8, dtype=torch.bool)
                 gone[t, expert] = True
-                delta, _ = instrument.everywhere(clean, {layer: gone})
+                delta, _ = everywhere(instrument, clean, {layer: gone})
                 assert (delta[0, :t] == 0).all()
                 assert bool((delta[0, t:] == 0).all()) == (expert not in clean.index[layer][0, t])
 
@@ -240,14 +257,14 @@ def test_rows_do_not_see_each_other_and_leave_the_prefix_alone(family: str) -> N
     """A row's effect is the same in any company, and nothing it does reaches the clean positions."""
     anatomy, tokens = made(family), tiny.ids(1, LENGTH)
     instrument = Instrument(anatomy)
-    clean = instrument.clean_forward(tokens, Scope.POSITION)
+    clean = clean_forward(instrument, tokens, Scope.POSITION)
     assert clean.prefix is not None
     before = {number: (keys.clone(), values.clone()) for number, (keys, values) in clean.prefix.kept.items()}
     where = torch.arange(LENGTH - 1)
     removed = torch.stack([marks(8, int(clean.index[0][0, t, 0])) for t in where])
-    together, _ = instrument.at_positions(clean, where, {0: removed})
+    together, _ = at_positions(instrument, clean, where, {0: removed})
     single = torch.cat(
-        [instrument.at_positions(clean, where[t : t + 1], {0: removed[t : t + 1]})[0] for t in where]
+        [at_positions(instrument, clean, where[t : t + 1], {0: removed[t : t + 1]})[0] for t in where]
     )
     torch.testing.assert_close(together, single, atol=2e-6, rtol=0)
     assert all(
@@ -289,17 +306,17 @@ def test_inert_expert_costs_nothing(mode: Mode, scope: Scope) -> None:
     anatomy, layer, expert = planted(essential=False)
     tokens = tiny.ids(1, 40)
     instrument = Instrument(anatomy, mode, torch.zeros(3, 8, 32))
-    clean = instrument.clean_forward(tokens, scope)
+    clean = clean_forward(instrument, tokens, scope)
     where = torch.nonzero((clean.index[layer][0, :-1] == expert).any(-1))[:, 0]
     assert len(where) > 3
     if scope is Scope.POSITION:
-        delta, divergence = instrument.at_positions(
-            clean, where, {layer: marks(8, expert).expand(len(where), -1)}
+        delta, divergence = at_positions(
+            instrument, clean, where, {layer: marks(8, expert).expand(len(where), -1)}
         )
         assert float(delta.abs().max()) <= 2e-6  # rounding: the rows are another shape of matrix product
         assert float(divergence.max()) <= 1e-6
     else:
-        delta, divergence = instrument.everywhere(clean, {layer: marks(8, expert)})
+        delta, divergence = everywhere(instrument, clean, {layer: marks(8, expert)})
         assert (delta == 0).all()
         assert float(divergence.max()) <= 1e-6
 
@@ -313,11 +330,11 @@ def test_expert_that_is_never_chosen_costs_nothing_in_any_mode(mode: Mode) -> No
     with torch.no_grad():
         anatomy.layers[1].router.e_score_correction_bias[3] = -100
     instrument = Instrument(anatomy, mode, torch.ones(2, 8, 32))
-    clean = instrument.clean_forward(tokens, Scope.CORPUS)
+    clean = clean_forward(instrument, tokens, Scope.CORPUS)
     assert not (clean.index[1] == 3).any()
-    assert (instrument.everywhere(clean, {1: marks(8, 3)})[0].abs() <= 1e-6).all()
+    assert (everywhere(instrument, clean, {1: marks(8, 3)})[0].abs() <= 1e-6).all()
     chosen = int(clean.index[1].flatten().mode().values)
-    assert (instrument.everywhere(clean, {1: marks(8, chosen)})[0].abs() > 1e-3).any()
+    assert (everywhere(instrument, clean, {1: marks(8, chosen)})[0].abs() > 1e-3).any()
 
 
 # Sets of experts.
@@ -327,21 +344,21 @@ def test_pairs_and_groups() -> None:
     """Two experts of a layer and one of a higher layer, together, in rows and everywhere."""
     anatomy, tokens = made("mixtral"), tiny.ids(1, LENGTH)
     instrument = Instrument(anatomy)
-    clean = instrument.clean_forward(tokens, Scope.POSITION)
+    clean = clean_forward(instrument, tokens, Scope.POSITION)
     where = torch.arange(4, LENGTH - 1, 4)
     both = {
         0: torch.stack([marks(8, *clean.index[0][0, t].tolist()) for t in where]),
         2: marks(8, 3).expand(len(where), -1),
     }
-    delta, _ = instrument.at_positions(clean, where, both)
+    delta, _ = at_positions(instrument, clean, where, both)
     for row, t in enumerate(where):
-        loss, _ = instrument.replay_position(
-            clean, int(t), {layer: rows[row] for layer, rows in both.items()}
+        loss, _ = replay_position(
+            instrument, clean, int(t), {layer: rows[row] for layer, rows in both.items()}
         )
         assert float(delta[row]) == pytest.approx(float(loss - clean.losses[0, t]), abs=1e-5)
     first, second = torch.bincount(clean.index[1].flatten(), minlength=8).topk(2).indices.tolist()
-    single = [instrument.everywhere(clean, {1: marks(8, e)})[0] for e in (first, second)]
-    together = instrument.everywhere(clean, {1: marks(8, first, second)})[0]
+    single = [everywhere(instrument, clean, {1: marks(8, e)})[0] for e in (first, second)]
+    together = everywhere(instrument, clean, {1: marks(8, first, second)})[0]
     with (
         ablated(anatomy, {1: marks(8, first)}, Mode.ZERO),
         ablated(anatomy, {1: marks(8, second)}, Mode.ZERO),
@@ -354,9 +371,9 @@ def test_pairs_and_groups() -> None:
 def test_too_few_experts_left_to_route() -> None:
     anatomy = made("olmoe")
     instrument = Instrument(anatomy, Mode.REROUTE)
-    clean = instrument.clean_forward(tiny.ids(1, LENGTH), Scope.SEQUENCE)
+    clean = clean_forward(instrument, tiny.ids(1, LENGTH), Scope.SEQUENCE)
     with pytest.raises(ExciseError, match="2 of 8 experts would be left, but every token uses top_k = 3"):
-        instrument.everywhere(clean, {0: marks(8, 0, 1, 2, 3, 4, 5)})
+        everywhere(instrument, clean, {0: marks(8, 0, 1, 2, 3, 4, 5)})
 
 
 def test_mean_outputs_by_hooks() -> None:
@@ -387,24 +404,23 @@ def test_mean_outputs_by_hooks() -> None:
 def test_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast path that is wrong by a little is found out, and the slow one gives the right numbers."""
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
-    right = fast_path.packed
-    monkeypatch.setattr(fast_path, "packed", lambda *a: tuple(part + 1e-3 for part in right(*a)))
+    packing_off_by(monkeypatch, 1e-3)
     instrument = Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs
     assert "packing differs from plain replay by 0.001 nats" in instrument.notes[0]
-    clean = instrument.clean_forward(tokens, Scope.POSITION)
+    clean = clean_forward(instrument, tokens, Scope.POSITION)
     assert clean.prefix is None
     where, removed = (
         torch.tensor([3, 9]),
         {1: torch.stack([marks(8, int(clean.index[1][0, t, 0])) for t in (3, 9)])},
     )
-    delta, _ = instrument.at_positions(clean, where, removed)
+    delta, _ = at_positions(instrument, clean, where, removed)
     monkeypatch.undo()
     fast = Instrument(anatomy)
     torch.testing.assert_close(
         delta,
-        fast.at_positions(fast.clean_forward(tokens, Scope.POSITION), where, removed)[0],
+        at_positions(fast, clean_forward(fast, tokens, Scope.POSITION), where, removed)[0],
         atol=1e-5,
         rtol=0,
     )
@@ -437,11 +453,11 @@ def test_linear_attention_falls_back_to_replay() -> None:
         instrument.check(tokens, scope)
     assert (instrument.packs, instrument.enters) == (False, True)
     assert instrument.notes[0].startswith("packing does not run on this model")
-    clean, (clean_losses, _) = instrument.clean_forward(tokens, Scope.POSITION), losses(anatomy, tokens)
+    clean, (clean_losses, _) = clean_forward(instrument, tokens, Scope.POSITION), losses(anatomy, tokens)
     expert = int(clean.index[1][0, 7, 0])
     gone = torch.zeros(LENGTH, 8, dtype=torch.bool)
     gone[7, expert] = True
-    delta, _ = instrument.at_positions(clean, torch.tensor([7]), {1: marks(8, expert)[None]})
+    delta, _ = at_positions(instrument, clean, torch.tensor([7]), {1: marks(8, expert)[None]})
     with by_hand(anatomy, 1, gone, Mode.ZERO, mean_outputs(anatomy)):
         found, _ = losses(anatomy, tokens)
     assert float(delta[0]) == pytest.approx(float(found[0, 7] - clean_losses[0, 7]), abs=1e-5)
@@ -460,11 +476,7 @@ def test_a_mode_that_cannot_be_replayed_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_falls_back_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("no attention mask here")
-
-    monkeypatch.setattr(fast_path, "packed", broken)
-    monkeypatch.setattr(fast_path, "entered", broken)
+    branches_fail(monkeypatch, RuntimeError("no attention mask here"), packed=False)
     instrument = Instrument(made("olmoe"))
     for scope in (Scope.POSITION, Scope.CORPUS):
         instrument.check(tiny.ids(1, LENGTH), scope)
@@ -481,8 +493,7 @@ def test_a_half_precision_model_is_checked_in_float32(monkeypatch: pytest.Monkey
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
     anatomy.model.to(torch.bfloat16)
     before = tiny.logits(anatomy.model, tokens)
-    right = fast_path.packed
-    monkeypatch.setattr(fast_path, "packed", lambda *a: tuple(part + 0.01 for part in right(*a)))
+    packing_off_by(monkeypatch, 0.01)
     instrument = Instrument(anatomy)
     instrument.check(tokens, Scope.POSITION)
     assert not instrument.packs
@@ -506,47 +517,57 @@ def test_half_precision(dtype: torch.dtype) -> None:
         instrument = Instrument(anatomy)
         instrument.check(tokens, Scope.POSITION)
         assert instrument.packs
-        clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
-        deltas.append(instrument.everywhere(clean, {1: marks(8, 4)})[0])
+        clean = clean_forward(instrument, tokens, Scope.SEQUENCE)
+        deltas.append(everywhere(instrument, clean, {1: marks(8, 4)})[0])
     assert deltas[1].dtype == torch.float64
     assert float((deltas[0] - deltas[1]).abs().mean()) < 0.05
     assert float(torch.corrcoef(torch.stack(deltas).flatten(1))[0, 1]) > 0.9
 
 
-def test_smaller_chunks_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("layered", "expected_sizes"),
+    [(False, [19, 9, 4, 5, 5, 5]), (True, [19, 19, 19, 9, 4, 5, 5, 5])],
+    ids=["one forward", "at the top of three layers"],
+)
+def test_smaller_chunks_when_memory_runs_out(
+    layered: bool, expected_sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interventions that do not fit are measured in halves, to the same effects; no more are tried again."""
     anatomy, tokens = made("olmoe"), tiny.ids(1, LENGTH)
-    expected_of, sizes = instrument_module.packed, []
+    run, sizes = Runner.branch, []
 
-    def hungry(anatomy: Anatomy, clean: object, position: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-        sizes.append(len(position))
-        if len(position) > 5:
+    def hungry(self: Runner, part: Part, branch: Branch, *rest: Any) -> Any:
+        assert branch.position is not None
+        sizes.append(len(branch.position))
+        if len(branch.position) > 5 and part.span.stop == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
-        return expected_of(anatomy, clean, position, *rest)
+        return run(self, part, branch, *rest)
 
-    where = torch.arange(LENGTH - 1)
-    removed = {0: marks(8, 1).expand(len(where), -1)}
-    instrument = Instrument(anatomy)
-    clean = instrument.clean_forward(tokens, Scope.POSITION)
-    expected = instrument.at_positions(clean, where, removed)
-    monkeypatch.setattr(instrument_module, "packed", hungry)
-    found = Instrument(anatomy).at_positions(clean, where, removed)
-    assert sizes[:3] == [19, 9, 4]
-    assert set(sizes[3:]) <= {4, 3}
+    expected = every_position(anatomy, tokens)
+    monkeypatch.setattr(Runner, "branch", hungry)
+    found = every_position(one_by_one(anatomy) if layered else anatomy, tokens)
+    assert sizes == expected_sizes
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hungry(*_: object) -> None:
-        raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't "
-            "allocate memory: you tried to allocate 9 bytes"
-        )
+def every_position(anatomy: Anatomy, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """ΔCE and KL of removing expert 1 of the lowest layer at every position of a window."""
+    where = torch.arange(LENGTH - 1)
+    found = []
 
-    instrument = Instrument(made("olmoe"))
-    clean = instrument.clean_forward(tiny.ids(1, LENGTH), Scope.POSITION)
-    monkeypatch.setattr(instrument_module, "packed", hungry)
+    def removals(batch: int, row: int, clean: CleanForward) -> Iterator[Removal]:
+        if row == 0:
+            yield Removal(0, {0: marks(8, 1).expand(len(where), -1)}, lambda *both: found.append(both), where)
+
+    measure(Instrument(anatomy), [tokens], Scope.POSITION, removals)
+    return found[0]
+
+
+def test_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: tried 9 bytes"
+    branches_fail(monkeypatch, RuntimeError(message), packed=True)
     with pytest.raises(
         ExciseError, match=r"out of memory: not even one intervention fits \(.*DefaultCPUAllocator"
     ):
-        instrument.at_positions(clean, torch.tensor([1, 2, 3]), {0: marks(8, 1).expand(3, -1)})
+        every_position(made("olmoe"), tiny.ids(1, LENGTH))

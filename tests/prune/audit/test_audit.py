@@ -29,9 +29,11 @@ from experts.shape import Shape
 from prune.console.cli import app
 from tests.support import planted, tiny
 from tests.support.inputs import windows
+from tests.support.removals import clean_forward, replay_position
 from validate import effect_table as effects_module
+from validate.active_experts import Removals
 from validate.audit_cells import Cell
-from validate.effect_table import Removals, measure_effects
+from validate.effect_table import measure_effects
 from validate.expert_pairs import GATE_WEIGHT, RANDOM_PAIR, pick_pairs
 from validate.loss import window_losses
 from validate.progressive import by_gate_weight, curve
@@ -65,9 +67,8 @@ def test_top_1_routing_leaves_no_curve_at_a_token() -> None:
     anatomy, text = dissect(tiny.build("mixtral", num_experts_per_tok=1)), windows(2, 10)
     chosen = np.zeros((2, 9), bool)
     chosen[:, 3:5] = True
-    rows = by_gate_weight(
-        Instrument(anatomy, Mode.ZERO, probabilities=False), torch.from_numpy(text.tokens), 0, chosen, 7
-    )
+    instrument = Instrument(anatomy, Mode.ZERO, probabilities=False)
+    rows = by_gate_weight(instrument, torch.from_numpy(text.tokens), {0: chosen}, 7)[0]
     assert rows.shape == (0, 4)
     assert curve(0, "gate weight", rows, np.ones(4), np.arange(4)).mean == ()
 
@@ -249,7 +250,7 @@ def test_an_interrupted_audit_resumes(
     audit_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[int] = []
-    position = effects_module._position
+    position = effects_module._Layer.at_positions
 
     def interrupted(*arguments: Any) -> Any:
         measured.append(len(measured))
@@ -257,7 +258,7 @@ def test_an_interrupted_audit_resumes(
             raise KeyboardInterrupt
         return position(*arguments)
 
-    monkeypatch.setattr(effects_module, "_position", interrupted)
+    monkeypatch.setattr(effects_module._Layer, "at_positions", interrupted)
     stopped = invoke(audit_recipe, tmp_path / "a", "validate.progressive=null")
     assert stopped.exit_code == 1
     assert "resumes" in stopped.stderr
@@ -389,13 +390,13 @@ def test_removal_at_the_token_against_replay(audit_recipe: Path, tmp_path: Path)
     for _, row in rows.sample(6, random_state=0).iterrows():
         layer, position = session.anatomy.shape.layers.index(row["layer"]), int(row["position"])
         tokens = torch.from_numpy(session.texts.validation.tokens[[int(row["window"])]])
-        clean = instrument.clean_forward(tokens, Scope.POSITION)
+        clean = clean_forward(instrument, tokens, Scope.POSITION)
         ranked = clean.index[layer][0, position][
             torch.argsort(clean.weight[layer][0, position], descending=True)
         ]
         gone = torch.zeros(session.anatomy.shape.num_experts, dtype=torch.bool)
         gone[ranked[: int(row["removed"])]] = True
-        loss, _ = instrument.replay_position(clean, position, {layer: gone})
+        loss, _ = replay_position(instrument, clean, position, {layer: gone})
         assert row["delta"] == pytest.approx(float(loss - clean.losses[0, position]), abs=1e-5)
 
 

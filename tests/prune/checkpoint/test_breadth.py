@@ -38,10 +38,12 @@ from tests.support.architecture_table import (
     document,
     documented,
     refused_row,
+    same_bits,
     supported_row,
 )
 from tests.support.inputs import windows
 from tests.support.masking import masked
+from tests.support.one_by_one import one_by_one
 
 EVEN, FEW = (0, 1, 3, 4, 5, 7), (1, 2, 4, 6)  # as many of either router group
 STALE = f"ARCHITECTURES.md is out of date; {COMMAND}"
@@ -67,6 +69,19 @@ def test_refused(model_type: str) -> None:
         dissect(model)
     assert REFUSED[model_type] in str(refusal.value)
     assert documented()[model_type] == refused_row(model_type, model, refusal.value), STALE
+
+
+def test_a_layer_that_changes_between_visits_is_noticed() -> None:
+    """The column "layer by layer" would say so: one weight of the last layer moves when it is visited."""
+    anatomy = dissect(build("olmoe"))
+    last = anatomy.model.model.layers[-1].post_attention_layernorm.weight
+
+    def nudge(span: range) -> None:
+        if span.stop == len(anatomy.layers):
+            last.data[0] *= 1 + 2**-20
+
+    assert same_bits(anatomy, one_by_one(anatomy))
+    assert not same_bits(anatomy, one_by_one(anatomy, visit=nudge))
 
 
 @pytest.mark.slow

@@ -176,8 +176,9 @@ def test_plan_of_another_model_is_refused() -> None:
 
 @pytest.mark.parametrize(("free", "device"), [(10**12, "cuda"), (1000, "cpu")])
 def test_gpu_only_if_the_model_fits(free: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from experts.loading import best_device
+    from experts.memory import device_for
 
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free, free))
-    assert best_device(tiny.build("olmoe")).type == device
+    monkeypatch.setattr("experts.memory.free_bytes", lambda _: free)
+    assert device_for(tiny.build("olmoe").get_memory_footprint()).type == device

@@ -78,6 +78,47 @@ def test_several_processes_are_refused(size: str, rank: str, clean: pytest.Monke
         mend()
 
 
+def test_a_launcher_that_starts_fewer_processes_than_asked_is_noticed(clean: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one, with these variables."""
+    for name in ("WORLD_SIZE", "MASTER_PORT"):
+        clean.delenv(name, raising=False)
+    clean.setenv("ACCELERATE_USE_CPU", "True")
+    mend()
+    clean.setenv("ACCELERATE_USE_CPU", "True")
+    clean.setenv("MASTER_PORT", "29500")
+    with pytest.raises(ExciseError, match=r"has started one \(MASTER_PORT without WORLD_SIZE\)"):
+        mend()
+
+
+SHOWN = """
+import os, sys
+from prune.console.environment import hide_bars
+hide_bars()
+from tqdm import tqdm
+for _ in tqdm(range(3)): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "shown"),
+    [
+        ([], {}, True),
+        (["-q"], {}, False),
+        (["--quiet"], {}, False),
+        ([], {"TORCHELASTIC_RUN_ID": "run", "RANK": "0"}, True),
+        ([], {"TORCHELASTIC_RUN_ID": "run", "RANK": "1"}, False),
+        ([], {"RANK": "1"}, True),
+    ],
+)
+def test_bars_are_of_one_process(arguments: list[str], environment: dict[str, str], shown: bool) -> None:
+    command = [sys.executable, "-c", SHOWN, *arguments]
+    inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "TQDM_DISABLE")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, env=inherited | environment
+    )
+    assert bool(done.stderr) == shown
+
+
 def test_left_over_variables_are_dropped(clean: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process of one is a launcher's too, and fine; a batch of Slurm that runs one step names all its
     tasks.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from experts import loading
+from experts import loading, pretrained
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError, let_through
 from experts.plan import Plan
@@ -255,7 +255,14 @@ SITES: dict[str, list[list[str]]] = {
         ["shutil.disk_usage", "shutil.copyfile", "os.preadv", "os.pwrite", "os.fsync", "os.rename"],
     ],
     "dataset": [["datasets.load_dataset"]],
-    "tasks": [["lm_eval.tasks.TaskManager.load", "validate.tasks.HFLM", "validate.tasks.evaluate"]],
+    "tasks": [
+        [
+            "lm_eval.tasks.TaskManager.load",
+            "lm_eval.models.huggingface.HFLM.__init__",
+            "validate.tasks.evaluate",
+            "validate.task_answers.sweep",
+        ]
+    ],
     "export": [["os.pwrite", "json.dumps"]],
     "effects.csv": [["psutil.virtual_memory", "os.replace", "pyarrow.csv.write_csv"]],
     "effects.parquet": [["pyarrow.parquet.write_table"]],
@@ -324,7 +331,7 @@ def test_any_fault_of_a_model_or_its_tokenizer(
     def fail(*_: Any, **__: Any) -> Any:
         raise fault()
 
-    auto = {"load": loading.AutoModelForCausalLM, "load_tokenizer": loading.AutoTokenizer}[site]
+    auto = {"load": pretrained.AutoModelForCausalLM, "load_tokenizer": loading.AutoTokenizer}[site]
     monkeypatch.setattr(auto, "from_pretrained", fail)
     check_one_line(CliRunner().invoke(app, play.command("effects.csv", tmp_path)))
 

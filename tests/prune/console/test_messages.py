@@ -16,6 +16,7 @@ from experts.plan import Plan
 from prune.console.messages import listening
 from tests.support.commands import ROOT, noted
 from tests.support.play import Play
+from tests.support.removals import branches_fail
 
 
 @pytest.mark.parametrize(
@@ -121,11 +122,7 @@ def test_what_was_passed_over_is_shown_with_debug(
     A mistake of ours is an error.
     """
 
-    def fail(*_: Any, **__: Any) -> Any:
-        raise kind("no such cache")
-
-    monkeypatch.setattr("experts.effects.fast_path.packed", fail)
-    kind: type[Exception] = ValueError
+    branches_fail(monkeypatch, ValueError("no such cache"), packed=True)
     command = play.command("effects.csv", tmp_path)
     plain = noted([*command, "--force"])
     assert (
@@ -135,7 +132,7 @@ def test_what_was_passed_over_is_shown_with_debug(
     assert "Traceback" not in plain.stderr
     shown = noted([*command, "--force", "--debug"])
     assert "debug: ValueError: no such cache; measuring with whole forwards\nTraceback" in shown.stderr
-    monkeypatch.setattr("experts.effects.fast_path.packed", lambda *_: None)
+    monkeypatch.setattr("experts.effects.fast_path.only_at", None)
     wrong = noted([*command, "--force"])
     assert wrong.exit_code == 1
     assert re.search(

@@ -19,6 +19,7 @@ from experts.modes import Mode, Scope
 from prune.console.cli import app
 from prune.effects import measurement as command
 from prune.effects.request import numbers
+from tests.support.removals import branches_fail, clean_forward, everywhere, replay_position
 
 COLUMNS = [
     "document",
@@ -71,7 +72,7 @@ def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_pat
     instrument = Instrument(anatomy)
     for number in range(3):
         tokens = torch.tensor([ids[16 * number : 16 * number + 16]])
-        clean = instrument.clean_forward(tokens, Scope.SEQUENCE)
+        clean = clean_forward(instrument, tokens, Scope.SEQUENCE)
         mine = rows[rows.document == number]
         assert (mine.token == tokens[0].numpy()[mine.position]).all()
         np.testing.assert_allclose(mine.baseline_loss, clean.losses[0].numpy()[mine.position], atol=1e-6)
@@ -84,7 +85,7 @@ def test_position_table(family: str, saved: dict[str, Path], text: Path, tmp_pat
             for row in cell.itertuples():
                 marks = torch.zeros(8, dtype=torch.bool)
                 marks[row.expert] = True
-                loss, divergence = instrument.replay_position(clean, 9, {layer: marks})
+                loss, divergence = replay_position(instrument, clean, 9, {layer: marks})
                 assert row.delta == pytest.approx(float(loss - clean.losses[0, 9]), abs=1e-5)
                 assert row.kl == pytest.approx(float(divergence), abs=1e-5)
 
@@ -120,11 +121,11 @@ def test_sequence_and_corpus_tables_agree(saved: dict[str, Path], text: Path, tm
     ids = torch.tensor(
         load_tokenizer(saved["qwen2_moe"])(TEXT, add_special_tokens=False)["input_ids"][:48]
     ).view(3, 16)
-    clean = instrument.clean_forward(ids, Scope.SEQUENCE)
+    clean = clean_forward(instrument, ids, Scope.SEQUENCE)
     for expert in range(8):
         marks = torch.zeros(8, dtype=torch.bool)
         marks[expert] = True
-        delta, divergence = instrument.everywhere(clean, {1: marks})
+        delta, divergence = everywhere(instrument, clean, {1: marks})
         mine = corpus[corpus.expert == expert].sort_values("document")
         np.testing.assert_allclose(mine.delta, delta.mean(1), atol=1e-6)
         np.testing.assert_allclose(mine.kl, divergence.mean(1), atol=1e-6)
@@ -279,17 +280,15 @@ def test_errors(
 def test_out_of_memory_is_one_line(
     saved: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hungry(*_: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
-
+    hungry = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
     fine = Instrument.check
-    monkeypatch.setattr(
-        Instrument,
-        "check",
-        lambda self, *a: (fine(self, *a), monkeypatch.setattr("experts.effects.instrument.packed", hungry))[
-            0
-        ],
-    )
+
+    def check(self: Instrument, *rest: Any) -> float:
+        gap = fine(self, *rest)
+        branches_fail(monkeypatch, hungry, packed=True)
+        return gap
+
+    monkeypatch.setattr(Instrument, "check", check)
     done = excise(saved["olmoe"], "--text", text, "--window", 16, "-o", tmp_path / "e.csv")
     assert done.exit_code == 1
     assert "out of memory: not even one intervention fits" in done.stderr
@@ -301,10 +300,7 @@ def test_falling_back_is_said(
 ) -> None:
     fast = measured(saved["olmoe"], text, tmp_path / "fast.parquet", "--layers", "1")
 
-    def broken(*_: object) -> None:
-        raise RuntimeError("no such mask")
-
-    monkeypatch.setattr("experts.effects.fast_path.packed", broken)
+    branches_fail(monkeypatch, RuntimeError("no such mask"), packed=True)
     done = excise(
         saved["olmoe"],
         "--text",
@@ -328,7 +324,7 @@ def test_falling_back_is_said(
 def test_the_shortest_window_and_an_empty_table(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
     assert len(measured(saved["olmoe"], text, tmp_path / "e.csv", "--window", 2)) == 3 * 3 * 3
     ids = torch.tensor([load_tokenizer(saved["olmoe"])(TEXT, add_special_tokens=False)["input_ids"][:3]])
-    clean = Instrument(dissect(load_network(saved["olmoe"], "float32"))).clean_forward(ids, Scope.SEQUENCE)
+    clean = clean_forward(Instrument(dissect(load_network(saved["olmoe"], "float32"))), ids, Scope.SEQUENCE)
     never = next(e for e in range(8) if e not in clean.index[0][0, :-1])
     one = ("--window", 3, "--sequences", 1, "--layers", "0", "--experts", never)
     done = excise(saved["olmoe"], "--text", text, *one, "-o", tmp_path / "n.parquet", "--json")
@@ -378,3 +374,31 @@ def test_cautions(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
 def test_numbers() -> None:
     assert numbers("--layers", "0,2-4") == (0, 2, 3, 4)
     assert numbers("--layers", None) == ()
+
+
+def test_layer_by_layer_it_is_the_same_table(saved: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    """States wait on disk, in a folder that is gone afterwards."""
+    model = saved["olmoe"]
+    expected = measured(model, text, tmp_path / "resident.parquet", "--memory", "resident")
+    for name, options in {"own": (), "named": ("--spill", tmp_path / "spill")}.items():
+        options = ("--memory", "streamed", "--memory-limit", "2MB", *options)
+        pd.testing.assert_frame_equal(measured(model, text, tmp_path / f"{name}.parquet", *options), expected)
+    assert not list(tmp_path.glob("*.partial"))
+    assert not list((tmp_path / "spill").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--memory-limit", "much"), "--memory-limit 'much' is not a size"),
+        (("--spill", "/proc/nope"), "--spill: nothing can be written to /proc/nope"),
+        (("--memory", "streamed", "--memory-limit", "1kB"), "memory.limit is 1.00 kB; raise it to"),
+    ],
+)
+def test_memory_that_cannot_be_had(
+    options: tuple[str, ...], message: str, saved: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    done = excise(saved["olmoe"], "--text", text, "-o", tmp_path / "effects.csv", *options)
+    assert done.exit_code == 1
+    assert message in done.output
+    assert not list(tmp_path.glob("effects*"))

@@ -156,7 +156,7 @@ def test_same_recipe_same_numbers_and_a_second_run_trains_nothing(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded or trained again")
 
-    for module, name in (("finetune.recovery", "_train"), ("experts.model", "load_network")):
+    for module, name in (("finetune.recovery", "_train"), ("experts.load_anatomy", "load_network")):
         monkeypatch.setattr(f"{module}.{name}", never)
     assert run(recovery_recipe, tmp_path / "one") == first
 

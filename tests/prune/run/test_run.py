@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from criteria import calibration as calibration_module
 from criteria import observe as observe_module
 from criteria.text import for_model
-from experts import model as model_module
+from experts import load_anatomy
 from experts.errors import ExciseError
 from experts.plan import Plan
 from prune.console.cli import app
@@ -198,7 +198,7 @@ def test_ctrl_c_at_any_stage_then_resume(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        places = (model_module, for_model, calibration_module, run_module, chance, pruned_folder)
+        places = (load_anatomy, for_model, calibration_module, run_module, chance, pruned_folder)
         broken.setattr(next(module for module in places if hasattr(module, stage)), stage, interrupt)
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet"])
         assert done.exit_code == 1

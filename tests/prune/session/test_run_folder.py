@@ -13,7 +13,6 @@ from experts.errors import ExciseError
 from prune.session.run_folder import RunFolder
 from tests.support.interruptions import audit, killed, numbers, run
 from tests.support.recipes import invoke
-from validate.loss import window_losses
 from validate.rows import LossEvaluator
 
 
@@ -106,6 +105,7 @@ def test_rows_belong_to_what_made_them(
 
     def measured(*more: str) -> int:
         calls: list[int] = []
+        losses = LossEvaluator.measure
         with monkeypatch.context() as counting:
             for name in ("observe", "measure"):
                 work = getattr(calibration_module, name)
@@ -115,7 +115,9 @@ def test_rows_belong_to_what_made_them(
             counting.setattr(
                 LossEvaluator,
                 "measure",
-                lambda self, anatomy: (calls.append(1), window_losses(anatomy.model, self.windows))[1],
+                lambda self, anatomy, plans: (calls.extend([1] * len(plans)), losses(self, anatomy, plans))[
+                    1
+                ],
             )
             run(recipe_path, tmp_path / "run", *settings, *more)
         return len(calls)

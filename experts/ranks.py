@@ -1,0 +1,100 @@
+"""The processes that torchrun started: rank 0 runs Excise, the others compute what it hands out.
+
+Only objects are exchanged, over gloo; where a GPU is, the group also has NCCL.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from experts.errors import ExciseError
+from experts.limits import free_memory, share_machine
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun alone, which also ends all ranks when one is killed
+LONGEST = timedelta(days=30)  # that a rank may work alone before the others give it up
+
+
+@dataclass
+class Ranks:
+    """The group of processes.
+
+    Attributes:
+        rank: of this process
+        size: how many processes there are
+        free: bytes of main memory for this one, before any of them loaded a model
+        busy: whether this process is inside an exchange, which the others have not left
+    """
+
+    rank: int
+    size: int
+    free: int = 0
+    busy: bool = False
+
+    def hand_out(self, tasks: list[Any] | None) -> Any:
+        """Give every rank its task; called by all ranks.
+
+        Args:
+            tasks: one per rank, on rank 0; None elsewhere
+
+        Returns:
+            This rank's task.
+        """
+        import torch.distributed as dist
+
+        own: list[Any] = [None]
+        self.busy = True
+        dist.scatter_object_list(own, tasks, src=0)
+        return own[0]
+
+    def collect(self, result: Any) -> list[Any]:
+        """Give rank 0 the results of all ranks; called by all ranks. Elsewhere the list is empty."""
+        import torch.distributed as dist
+
+        gathered: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(result, gathered, dst=0)
+        self.busy = False
+        return gathered or []
+
+    def leave(self) -> None:
+        """End the group."""
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+_joined: list[Ranks] = []
+
+
+def joined() -> Ranks | None:
+    """The group that this process belongs to; None where it works alone."""
+    return _joined[0] if _joined else None
+
+
+def join() -> Ranks | None:
+    """Join the processes that torchrun started with this one, if it started several.
+
+    Raises:
+        ExciseError: the variables of torchrun are not complete, or the others cannot be reached.
+    """
+    size = os.environ.get("WORLD_SIZE", "").strip()
+    if size in ("", "0", "1") or TORCHRUN not in os.environ:
+        return None
+    import torch
+    import torch.distributed as dist
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=LONGEST)
+    except (ValueError, RuntimeError) as error:
+        raise ExciseError(
+            f"WORLD_SIZE={size}, but the processes cannot reach each other ({str(error).splitlines()[0]}); "
+            "start them with torchrun --nproc-per-node N --no-python excise …, "
+            "or unset WORLD_SIZE and RANK to work as one"
+        ) from error
+    share_machine(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    _joined.append(Ranks(dist.get_rank(), dist.get_world_size(), free_memory()))
+    return _joined[0]

@@ -1,0 +1,1 @@
+"""A checkpoint whose decoder layers stay on disk until they are needed."""

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from criteria.gradient import _slopes_at, _squared_slopes
 from experts.anatomy import Anatomy, dissect
@@ -262,6 +264,8 @@ def test_a_full_disk_costs_the_record_alone(
 
 def work_to_the_end(model: Anatomy, room: Room, result: Path) -> None:
     """In a process of its own."""
+    # tqdm's lock is shared by forked processes: one that is killed while it holds it stops all that follow.
+    tqdm.set_lock(threading.RLock())
     found = JOBS["leave one out"](one_by_one(model, room))
     result.write_bytes(found.tobytes())
 

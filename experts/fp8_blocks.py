@@ -4,11 +4,15 @@ transformers 5.23 takes the block as rows // rows of scales. Where that leaves a
 not (192 rows, 2 rows of scales) the weights are wrong. Padded to whole blocks, every number meets its own
 scale.
 
-On a CPU most of the time of loading went into turning FP8 into float32, 8 CPU seconds for 1 GB; looked up in
-a table of its 256 values, the same numbers take 3.5.
+On a CPU most of the time of loading went into turning FP8 into float32, 8 CPU seconds for 1 GB. Here the same
+numbers are looked up in a table of the 256 values, 128 rows at a time, so that they stay in the processor's
+cache until they are bfloat16: 2 to 3.7.
 """
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from experts.errors import ExciseError
 
+ROWS = 128  # of a matrix that are dequantised at once: 128 × 7,168 float32 are 3.7 MB
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -49,15 +54,46 @@ def mend() -> None:
         self: Any, quantized: Tensor, scales: Tensor, output_dtype: torch.dtype | None = None
     ) -> Tensor:
         block = getattr(self.hf_quantizer.quantization_config, "weight_block_size", None)
-        numbers = _in_float32(quantized)
         if not _is_cut_off(quantized, scales, block):
-            weights: Tensor = library(self, numbers, scales, output_dtype)
-            return weights
-        rows, columns = quantized.shape[-2:]
-        whole: Tensor = library(self, _padded(numbers, scales, block), scales, output_dtype)
-        return whole[..., :rows, :columns].contiguous()
+            block = None
+        one = _Dequantise(partial(library, self, output_dtype=output_dtype), block)
+        dequantise = one.by_rows if _has_rows(quantized, scales, block) else one
+        return dequantise(quantized, scales)
 
     operation._dequantize_one = exact
+
+
+@dataclass(frozen=True)
+class _Dequantise:
+    """The library's own operation, given whole blocks.
+
+    Attributes:
+        library: numbers and scales -> weights
+        block: rows and columns of a block, where the last ones are cut off; None = the library finds it
+    """
+
+    library: Callable[[Tensor, Tensor], Tensor]
+    block: tuple[int, int] | None
+
+    def __call__(self, quantized: Tensor, scales: Tensor) -> Tensor:
+        numbers = _in_float32(quantized)
+        if self.block is None:
+            return self.library(numbers, scales)
+        rows, columns = quantized.shape[-2:]
+        whole = self.library(_padded(numbers, scales, self.block), scales)
+        return whole[..., :rows, :columns].contiguous()
+
+    def by_rows(self, quantized: Tensor, scales: Tensor) -> Tensor:
+        """The same, some rows of blocks after the others."""
+        height = self.block[0] if self.block else len(quantized) // len(scales)
+        together = max(1, ROWS // height)
+        parts = range(0, len(scales), together)
+        return torch.cat(
+            [
+                self(quantized[part * height : (part + together) * height], scales[part : part + together])
+                for part in parts
+            ]
+        )
 
 
 def _is_exact() -> bool:
@@ -80,6 +116,17 @@ def _is_cut_off(quantized: Tensor, scales: Tensor, block: Any) -> bool:
     rows, columns = quantized.shape[-2:]
     grid = (-(-rows // block[0]), -(-columns // block[1]))
     return tuple(scales.shape[-2:]) == grid and bool(rows % block[0] or columns % block[1])
+
+
+def _has_rows(quantized: Tensor, scales: Tensor, block: tuple[int, int] | None) -> bool:
+    """Whether this is a matrix on a CPU whose rows of blocks have scales of their own."""
+    if (
+        quantized.dtype not in FP8
+        or quantized.device.type != "cpu"
+        or (quantized.ndim, scales.ndim) != (2, 2)
+    ):
+        return False
+    return block is not None or len(quantized) % len(scales) == 0
 
 
 def _in_float32(quantized: Tensor) -> Tensor:

@@ -38,6 +38,17 @@ def test_matrices(shape: tuple[int, int]) -> None:
     assert torch.equal(found, weights.float() * spread_out(scales, shape))
 
 
+@pytest.mark.parametrize("height", [1, 40, 100, 128, 300])
+def test_blocks_of_any_height_in_one_matrix(height: int) -> None:
+    """A matrix is dequantised some rows at a time; blocks keep their scales."""
+    weights = torch.randn(600, 8, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    scales = torch.arange(1.0, 600 // height + 1)[:, None]
+    whole = weights[: height * len(scales)]
+    expected = whole.float() * scales.repeat_interleave(height, 0)
+    for block in (None, (height, 8)):
+        assert torch.equal(dequantised(whole, scales, block), expected)
+
+
 def test_experts_in_one_tensor() -> None:
     weights, scales = quantities((3, 192, 160))
     expected = weights.float() * spread_out(scales, (192, 160))

@@ -4,24 +4,47 @@
 
 The tables of docs/scale.md. Assumptions are the constants below; of these the CPU seconds of loading were
 measured (docs/benchmarks.md). Every process reads and converts all files by itself, on one thread: plans are
-dealt to processes, files are not. On a CPU loading and computing take turns, on a GPU the next layer is read
-ahead.
+dealt to processes, files are not, and processes of a machine share its disk. On a CPU loading and computing
+take turns, on a GPU the next layer is read ahead.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from experts.memory_rule import streamed_bytes
+from experts.memory_rule import room_for, streamed_bytes
 
-DISK = 3e9  # bytes per second, read in order
+DISK = 3e9  # bytes per second, read in order; of a machine
+MAIN, CARD = 512 * 10**9, 80 * 10**9  # bytes of memory: of a machine, of a GPU
 LOADING = {2: 1.9, 1: 6.0}  # bytes of a weight on disk -> CPU seconds per GB of file; 1 = FP8
-MACHINES = {  # operations per second of a process, processes, whether the next layer is read ahead
-    "64 cores": (5e12, 1, False),
-    "1 × H100": (250e12, 1, True),
-    "8 × H100": (250e12, 8, True),
-    "4 × 8 H100": (250e12, 32, True),
-}
 CALIBRATION, HELD_OUT, PLANS = 128 * 512, 64 * 512, 23  # tokens, tokens, plans: the recipes for large models
-SWEEPS = 5  # reads of the files: calibration, checks, plans, and two halves that prove the checkpoint
+SWEEPS = 4.5  # reads of the files: calibration, checks, plans, proof; and half of them, reloaded
+ONCE = 1.5  # reads of the files where the weights stay in memory
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is computed on.
+
+    Attributes:
+        cards: GPUs of each machine; 0 = it works on its cores
+        machines: of this kind
+    """
+
+    cards: int
+    machines: int = 1
+
+    @property
+    def speed(self) -> float:
+        """Operations per second of a process."""
+        return 250e12 if self.cards else 5e12
+
+
+MACHINES = {
+    "64 cores": Machine(0),
+    "1 × H100": Machine(1),
+    "8 × H100": Machine(8),
+    "4 × 8 H100": Machine(8, 4),
+}
 
 
 @dataclass(frozen=True)
@@ -96,23 +119,44 @@ def main() -> None:
         states = (CALIBRATION + PLANS * HELD_OUT) * shape.hidden * 2
         sizes = (shape.total * shape.stored, layer, outside, streamed_bytes(outside, layer), states)
         print(f"| {name} | {' | '.join(map(gigabytes, sizes))} |")
-    print(f"\n| model | loading, {SWEEPS} sweeps | {' | '.join(MACHINES)} |")
-    print(f"| --- | --- |{' --- |' * len(MACHINES)}")
+    print(f"\n| model | {' | '.join(MACHINES)} |")
+    print(f"| --- |{' --- |' * len(MACHINES)}")
     for name, shape in MODELS.items():
-        times = [_whole(shape, *machine) for machine in MACHINES.values()]
-        print(f"| {name} | {duration(_loading(shape))} | {' | '.join(map(duration, times))} |")
+        print(f"| {name} | {' | '.join(fastest(shape, machine) for machine in MACHINES.values())} |")
 
 
-def _loading(shape: Shape) -> float:
-    """Seconds in which a process reads and converts the files, in all sweeps."""
-    size = SWEEPS * shape.total * shape.stored
-    return max(size / DISK, size / 1e9 * LOADING[int(shape.stored)])
+def fastest(shape: Shape, machine: Machine) -> str:
+    """The shortest time, and how it is reached."""
+    ways = sorted(_ways(shape, machine))
+    if not ways:
+        return "too large"
+    seconds, how = ways[0]
+    return f"{duration(seconds)}, {how}"
 
 
-def _whole(shape: Shape, speed: float, processes: int, ahead: bool) -> float:
-    """Seconds of the whole run."""
-    computing = 2 * shape.used * (CALIBRATION + PLANS * HELD_OUT) / (speed * processes)
-    return max(computing, _loading(shape)) if ahead else computing + _loading(shape)
+def _ways(shape: Shape, machine: Machine) -> Iterator[tuple[float, str]]:
+    """Seconds of the run in every way that its memory allows."""
+    whole, at_a_time = 2 * shape.total, streamed_bytes(2 * shape.outside, 2 * shape.layer)
+    room = room_for(CARD if machine.cards else MAIN)
+    for processes in {1, max(1, machine.cards)}:  # of a machine: more of them share its disk
+        if whole <= room:
+            yield _seconds(shape, machine, processes, streamed=False), "resident"
+        if at_a_time <= room:
+            yield _seconds(shape, machine, processes, streamed=True), "streamed"
+    if machine.cards > 1 and room < whole <= machine.cards * room:
+        yield _seconds(shape, Machine(machine.cards), 1, streamed=False), "resident on 8"
+    if machine.cards and at_a_time > room:
+        yield from ((seconds, f"{how} on its cores") for seconds, how in _ways(shape, Machine(0)))
+
+
+def _seconds(shape: Shape, machine: Machine, processes: int, *, streamed: bool) -> float:
+    """Of loading and computing. processes: of a machine."""
+    computing = (
+        2 * shape.used * (CALIBRATION + PLANS * HELD_OUT) / (machine.speed * processes * machine.machines)
+    )
+    size = (SWEEPS if streamed else ONCE) * shape.total * shape.stored
+    loading = max(processes * size / DISK, size / 1e9 * LOADING[int(shape.stored)])
+    return max(computing, loading) if streamed and machine.cards else computing + loading
 
 
 def gigabytes(size: float) -> str:

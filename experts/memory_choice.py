@@ -8,7 +8,7 @@ from experts.disk.shards import Checkpoint
 from experts.errors import ExciseError
 from experts.limits import processes_here
 from experts.memory import free_bytes
-from experts.memory_rule import limit_too_small, room_for, too_large
+from experts.memory_rule import ASKED, limit_too_small, room_for, too_large
 from experts.memory_settings import MemorySettings
 from experts.notes import tell
 from experts.ranks import joined
@@ -85,7 +85,8 @@ def choose(
             return Choice(False, last, _why(sizes.whole, last, settings, "the weights take"), sizes.whole)
     for place in places:
         if sizes.streamed <= _room(place, settings):
-            why = _why(sizes.whole, place, settings, "the weights would take")
+            would = _why(sizes.whole, place, settings, "the weights would take")
+            why = ASKED if settings.model == "streamed" else would
             with_layers = f"{why}; with a layer at a time, {human(sizes.streamed)}"
             return Choice(True, place, with_layers, sizes.streamed)
     outside, largest, limit = sizes.resident_bytes, max(sizes.layer_bytes), _limit(settings)

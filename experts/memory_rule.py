@@ -4,6 +4,7 @@ from experts.limits import processes_here
 from experts.units import human
 
 SHARE = 0.8  # of the free memory that weights, or waiting states, may take; the rest is for the work
+ASKED = "as memory.model says"  # why a model is streamed that would fit, or might
 COPIES = 2.5  # layers in memory at most: one to compute with, the next one, and copies while it is converted
 
 
@@ -28,17 +29,19 @@ def streamed_bytes(outside: int, largest: int) -> int:
     return outside + int(COPIES * largest)
 
 
-def not_resident(model: str, purpose: str, why: str) -> str:
+def not_resident(model: str, purpose: str, why: str, *, asked: bool) -> str:
     """The refusal of what needs the whole network in memory.
 
     Args:
         model: its name
         purpose: what is asked for, as the subject of a sentence
         why: the model is streamed
+        asked: whether the user wants it streamed
     """
+    way = "let memory.model be auto" if asked else "use a machine where it fits"
     return (
         f"{model}: {purpose} needs the whole model in memory, and it is streamed ({why}); "
-        "use a machine where it fits, or leave that out"
+        f"{way}, or leave that out"
     )
 
 

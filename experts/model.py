@@ -144,8 +144,9 @@ class Model:
         Raises:
             ExciseError: the model is streamed.
         """
+        asked = self.memory.model == "streamed"
         if self.streamed:
-            raise ExciseError(not_resident(str(self.folder), purpose, self.choice.why))
+            raise ExciseError(not_resident(str(self.folder), purpose, self.choice.why, asked=asked))
 
     def _check_shape(self, shape: Shape) -> None:
         # A configuration's class may fill in groups that its file leaves out.

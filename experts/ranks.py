@@ -4,14 +4,18 @@ Only objects are exchanged, over gloo; where a GPU is, the group also has NCCL.
 """
 
 import os
-from dataclasses import dataclass
+import platform
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+
+import psutil
 
 from experts.errors import ExciseError
 from experts.limits import free_memory, share_machine
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun alone, which also ends all ranks when one is killed
+JOINING = timedelta(minutes=5)  # in which all of them have to be there
 LONGEST = timedelta(days=30)  # that a rank may work alone before the others give it up
 
 
@@ -23,12 +27,14 @@ class Ranks:
         rank: of this process
         size: how many processes there are
         free: bytes of main memory for this one, before any of them loaded a model
+        processes: of the ranks on this machine, by rank
         busy: whether this process is inside an exchange, which the others have not left
     """
 
     rank: int
     size: int
     free: int = 0
+    processes: dict[int, int] = field(default_factory=dict)
     busy: bool = False
 
     def hand_out(self, tasks: list[Any] | None) -> Any:
@@ -82,13 +88,15 @@ def join() -> Ranks | None:
         return None
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=LONGEST)
+        store, rank, count = next(rendezvous("env://", timeout=JOINING))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST)
     except (ValueError, RuntimeError) as error:
         raise ExciseError(
             f"WORLD_SIZE={size}, but the processes cannot reach each other ({str(error).splitlines()[0]}); "
@@ -96,5 +104,31 @@ def join() -> Ranks | None:
             "or unset WORLD_SIZE and RANK to work as one"
         ) from error
     share_machine(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    _joined.append(Ranks(dist.get_rank(), dist.get_world_size(), free_memory()))
+    _joined.append(Ranks(rank, count, free_memory(), _processes_here(rank, count)))
     return _joined[0]
+
+
+def _processes_here(rank: int, count: int) -> dict[int, int]:
+    """Processes of the ranks on this machine, by rank."""
+    import torch.distributed as dist
+
+    known: list[Any] = [None] * count
+    dist.all_gather_object(known, (platform.node(), rank, os.getpid()))
+    return {other: process for machine, other, process in known if machine == platform.node()}
+
+
+def ended_ranks() -> str:
+    """The first rank of this machine that is not there any more, in words; empty where all are."""
+    ranks = joined()
+    if ranks is not None:
+        for rank, process in ranks.processes.items():
+            if _has_ended(process):
+                return f"rank {rank} of {ranks.size}"
+    return ""
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True

@@ -33,3 +33,10 @@ def parse_size(text: str, key: str = "target_size") -> int:
     if size <= 0:
         raise ValueError(f"{key} {text!r} is not a size; write for example 8GB or 500MiB")
     return size
+
+
+def parse_memory(text: str, key: str) -> int:
+    """As `parse_size`, but never without a unit: nobody means 24 bytes. Raises ValueError."""
+    if text.strip()[-1:].isdigit():
+        raise ValueError(f"{key} {text!r} has no unit; write for example 24GB or 500MiB")
+    return parse_size(text, key)

@@ -13,7 +13,7 @@ from experts.shape import Shape
 from validate.draw import equal_plans, random_plans
 from validate.evidence import Evidence, Judged
 from validate.measure import LOSS, Measure
-from validate.null import Contest, evidence_of, with_verdicts
+from validate.null import Contest, evidence_of, measure_contests, with_verdicts
 from validate.rig import Check, check_rig
 from validate.rows import LossEvaluator
 from validate.statistics import Correction
@@ -120,10 +120,10 @@ def plans_against_random(
         correction: over all tested plans, by each measure
     """
     checks = check_rig(model.anatomy, text, tested[0])
-    evidence = []
-    for plan in tested:
-        contest = contest_of(plan, model.shape, plans=plans, seed=seed)
-        evidence.append(evidence_of(contest, measures, null, seed, model.anatomy))
+    contests = [contest_of(plan, model.shape, plans=plans, seed=seed) for plan in tested]
+    for measure in measures:
+        measure_contests(contests, measure, model.anatomy)
+    evidence = [evidence_of(contest, measures, null, seed) for contest in contests]
     return Judgement(with_verdicts(evidence, correction, null), checks)
 
 

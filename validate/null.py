@@ -70,20 +70,30 @@ def evidence_of(
     costs = []
     for measure in measures:
         if anatomy is not None:
-            _measure_plans(contest, measure, anatomy)
+            measure_contests([contest], measure, anatomy)
         costs.append(_cost(contest, measure, null, seed))
     plan = contest.plan
     return Evidence(plan.criterion, contest.formula, plan, contest.reversed_plan, contest.scope, tuple(costs))
 
 
-def _measure_plans(contest: Contest, measure: Measure, anatomy: Anatomy) -> None:
-    plans = [None, contest.plan]
-    if contest.reversed_plan:
-        plans.append(contest.reversed_plan)
-    plans += contest.randoms[: measure.randoms]
-    plans += (contest.equal or [])[: measure.randoms]
-    title = f"{measure.name}: {contest.plan.criterion}, scope {contest.scope}"
-    measure.evaluator.measure_plans(plans, anatomy, title)
+def measure_contests(contests: Sequence[Contest], measure: Measure, anatomy: Anatomy) -> None:
+    """Measure every plan of several contests that has no rows yet, all in one sweep.
+
+    Args:
+        contests: what is compared
+        measure: what plans are measured by
+        anatomy: the unpruned model
+    """
+    plans = {digest_of(plan): plan for contest in contests for plan in _plans(contest, measure)}
+    tested = list(dict.fromkeys(contest.plan.criterion for contest in contests))
+    said = ", ".join(tested) if len(tested) <= 3 else f"plans of {len(tested)} criteria"
+    measure.evaluator.measure_plans(list(plans.values()), anatomy, f"{measure.name}: {said}")
+
+
+def _plans(contest: Contest, measure: Measure) -> list[Plan | None]:
+    """The unpruned model, the plan, its reverse, and as many random plans as the measure takes."""
+    tested = [contest.plan, contest.reversed_plan] if contest.reversed_plan else [contest.plan]
+    return [None, *tested, *contest.randoms[: measure.randoms], *(contest.equal or [])[: measure.randoms]]
 
 
 def _cost(contest: Contest, measure: Measure, null: Null, seed: int) -> Cost[Chance]:

@@ -79,12 +79,15 @@ def _rows(visits: Visits, batch: int, keys: list[Key]) -> set[int]:
 
 
 def _routing(visits: Visits, batch: int) -> Content:
-    """What of the clean forward the branches of a batch follow from, by MoE layer, and its losses."""
+    """What of the clean forward the branches of a batch follow from, by MoE layer, and its losses.
+
+    Where the clean forward ends before the experts no branch follows from how it routes.
+    """
     clean = visits.forwards[batch]
     if clean is None:
         return {}
     rows = _rows(visits, batch, [living.key for living in visits.alive[batch]])
-    chosen = {row: (clean.index[row].cpu(), clean.weight[row].cpu()) for row in rows}
+    chosen = {row: (clean.index[row].cpu(), clean.weight[row].cpu()) for row in rows & clean.index.keys()}
     return {"rows": chosen, "losses": clean.losses.cpu()}
 
 

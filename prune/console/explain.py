@@ -16,6 +16,7 @@ from experts.errors import (
     is_own,
     is_own_mistake,
 )
+from experts.ranks import ended_ranks
 
 LONGEST = 300  # characters of a library's message
 REPORT = "please report it with the output of --debug"
@@ -42,8 +43,10 @@ def explained(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, ExciseError):
         return str(error)
+    if ended := ended_ranks():
+        return f"{ended} has ended, and all stop with it; the same command resumes from what was finished"
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command resumes after the last finished stage"
+        return "interrupted; the same command resumes from what was finished"
     if is_own_mistake(error):
         return _unforeseen(error)
     kinds = (_memory, _network, _system, _module, _text, _unforeseen)

@@ -11,7 +11,7 @@ from experts.keys import key_of
 from experts.memory_settings import MemorySettings, mode_of
 from experts.modes import Mode, Scope
 from experts.shape import Shape
-from experts.units import parse_size
+from experts.units import parse_memory
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Request:
 
     def _limit(self) -> int:
         try:
-            return parse_size(self.memory_limit, "--memory-limit")
+            return parse_memory(self.memory_limit, "--memory-limit")
         except ValueError as error:
             raise ExciseError(str(error)) from error
 

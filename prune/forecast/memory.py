@@ -8,7 +8,7 @@ from experts.disk.shards import Stored
 from experts.disk.tensors import list_of, numbers_in
 from experts.errors import ExciseError
 from experts.limits import free_memory
-from experts.memory_rule import limit_too_small, not_resident, room_for, streamed_bytes, too_large
+from experts.memory_rule import ASKED, limit_too_small, not_resident, room_for, streamed_bytes, too_large
 from experts.sweep.waiting import Waiting, no_room
 from experts.units import human, parse_size
 from prune.checkpoint.rehearsal import trial_plans
@@ -126,7 +126,8 @@ def _is_streamed(checked: Checked, parts: Parts, free: int, limit: int | None) -
         raise ExciseError(too_large(name, parts.outside, parts.largest, free, limit, "this machine"))
     if checked.recipe.finetune is not None:
         why = f"the weights would take {human(parts.whole)}, and {human(room_for(free, limit))} are for them"
-        raise ExciseError(not_resident(name, "recovery (finetune)", why))
+        asked = mode == "streamed"
+        raise ExciseError(not_resident(name, "recovery (finetune)", ASKED if asked else why, asked=asked))
     return True
 
 

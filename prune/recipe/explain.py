@@ -6,6 +6,7 @@ from pydantic_core import ErrorDetails
 from criteria.text.sources import Source
 from experts.settings import known_keys, nearest
 from finetune.settings import TeacherSettings
+from prune.recipe.memory_settings import MemoryTable
 from prune.recipe.schema import (
     AuditSettings,
     CompareSettings,
@@ -23,6 +24,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "prune": PruneSettings,
     "validate": ValidateSettings,
     "data": Source,
+    "memory": MemoryTable,
     "compare": CompareSettings,
     "audit": AuditSettings,
     "progressive": ProgressiveSettings,
@@ -31,6 +33,9 @@ TABLES: dict[str, type[BaseModel]] = {
     "teacher": TeacherSettings,
 }
 
+# Of pydantic, in words of a recipe.
+MESSAGES = {"path_type": "expected the path of a file or folder"}
+
 
 def explain(error: ValidationError) -> str:
     """The first problem of a recipe, in one line."""
@@ -38,7 +43,10 @@ def explain(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return _unknown_key(path)
-    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        keys = ", ".join(_known_keys(path))
+        return f"{'.'.join(path) or 'recipe'}: expected keys of its own ({keys}), got {first['input']!r}"
+    message = MESSAGES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(path) or 'recipe'}: {message[0].lower()}{message[1:]}{_shown(first)}"
 
 

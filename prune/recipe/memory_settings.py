@@ -1,12 +1,12 @@
 """`memory` of a recipe: whether the weights stay in memory, and how much of it may be taken."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from experts.settings import Settings
-from experts.units import parse_size
+from experts.units import parse_memory
 
 
 class MemoryTable(Settings):
@@ -27,9 +27,9 @@ class MemoryTable(Settings):
         default=None, description="folder for hidden states that do not fit; default: in the run's own folder"
     )
 
-    @field_validator("limit")
+    @field_validator("limit", mode="before")
     @classmethod
-    def _is_size(cls, limit: str | None) -> str | None:
+    def _is_size(cls, limit: Any) -> Any:
         if limit is not None:
-            parse_size(limit, "limit")
+            parse_memory(str(limit), "limit")
         return limit

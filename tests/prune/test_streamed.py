@@ -33,7 +33,7 @@ def test_the_same_files(command: str, recipe_path: Path, tmp_path: Path) -> None
         memory = json.dumps({"model": model, "limit": limit})
         done = invoke(command, recipe_path, "-o", out, "--set", f"memory={memory}")
         assert done.exit_code == 0, done.stderr
-        found[model] = _contents(out)
+        found[model] = contents(out)
     assert found["streamed"].keys() == found["resident"].keys()
     assert len(found["resident"]) > 3
     for name, content in found["resident"].items():
@@ -50,7 +50,7 @@ def _write(path: Path, folder: Path, settings: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(recipe | settings))
 
 
-def _contents(run: Path) -> dict[str, Any]:
+def contents(run: Path) -> dict[str, Any]:
     files = [file for file in sorted(run.rglob("*")) if file.is_file() and file.name not in OWN]
     return {str(file.relative_to(run)): _content(file, run) for file in files}
 

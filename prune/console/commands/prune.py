@@ -87,7 +87,7 @@ def prune(
 ) -> None:
     """Calibrate, rank, test against random plans, prune, write, reload.
 
-    A second run resumes after the last finished stage.
+    A second run resumes from what was finished.
     """
     wishes = Wishes(fraction, keep, target_size, criterion, text)
     _check_options(subject, wishes)

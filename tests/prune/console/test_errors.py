@@ -57,7 +57,7 @@ def caused(error: Exception, cause: BaseException) -> BaseException:
 
 TOLD: list[tuple[BaseException, str]] = [
     (ExciseError("a: is wrong"), "a: is wrong"),
-    (KeyboardInterrupt(), "interrupted; the same command resumes after the last finished stage"),
+    (KeyboardInterrupt(), "interrupted; the same command resumes from what was finished"),
     (
         OSError(errno.ENOSPC, "No space left on device", "out/x"),
         "out/x: No space left on device; free some space",

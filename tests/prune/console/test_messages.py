@@ -78,7 +78,7 @@ def test_a_job_that_is_stopped_cleans_up(tmp_path: Path) -> None:
         _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (
         1,
-        "excise: interrupted; the same command resumes after the last finished stage\n",
+        "excise: interrupted; the same command resumes from what was finished\n",
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -202,9 +202,7 @@ def test_ctrl_c_at_any_stage_then_resume(
         broken.setattr(next(module for module in places if hasattr(module, stage)), stage, interrupt)
         done = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(tmp_path / "run"), "--quiet"])
         assert done.exit_code == 1
-        assert done.stderr.endswith(
-            "excise: interrupted; the same command resumes after the last finished stage\n"
-        )
+        assert done.stderr.endswith("excise: interrupted; the same command resumes from what was finished\n")
         assert "Traceback" not in done.stderr
         assert done.stdout == ""
     checkpoint = tmp_path / "run" / "checkpoint"

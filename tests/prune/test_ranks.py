@@ -1,0 +1,47 @@
+"""`excise prune` in two processes of torchrun, one of which is killed: the rerun ends as one process does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.prune.test_streamed import contents
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable)
+EXCISE = ("-m", "tests.support.two_ranks", "prune")
+
+
+def run(recipe: Path, out: Path, *launcher: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Streamed, with nothing known from an earlier run of another folder."""
+    known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "EXCISE_CACHE": f"{out}-cache"}
+    return subprocess.run(
+        [sys.executable, *launcher, *EXCISE, str(recipe), "-o", str(out), "--set", "memory.model=streamed"],
+        cwd=ROOT,
+        env={**os.environ, **known, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_killed_ranks_and_a_rerun(recipe_path: Path, tmp_path: Path) -> None:
+    """Each of them once, in the middle of the work."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert run(recipe_path, alone).returncode == 0
+    for rank, layers in (("0", "5"), ("1", "2")):
+        killed = run(recipe_path, together, *TORCHRUN, KILL=rank, LAYERS=layers)
+        assert killed.returncode != 0
+        assert f"rank      : {rank} (local_rank: {rank})" in killed.stderr
+        assert "Signal 9 (SIGKILL)" in killed.stderr
+        assert not (together / "checkpoint").exists()
+    assert "excise: rank 1 of 2 has ended, and all stop with it; the same command resumes" in killed.stderr
+    again = run(recipe_path, together, *TORCHRUN)
+    assert again.returncode == 0, again.stderr
+    shutil.rmtree(together / "spill", ignore_errors=True)
+    assert contents(together) == contents(alone)

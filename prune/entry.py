@@ -14,11 +14,12 @@ def main() -> None:
     try:
         from experts.ranks import join
         from experts.team import serve
-        from prune.console.environment import hide_bars, open_streams, use_width
+        from prune.console.environment import hide_bars, open_streams, use_large_pages, use_width
 
         open_streams()
         use_width()
         hide_bars()
+        use_large_pages()
         ranks = join()
         if ranks is not None and ranks.rank > 0:
             from prune.console.messages import listening

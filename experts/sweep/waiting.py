@@ -23,6 +23,10 @@ class Waiting:
         """The part of the memory that branches leave to clean states, which come back in every layer."""
         return min(self.clean, memory // 2) if self.to_the_end else 0
 
+    def passes(self, memory: int) -> int:
+        """Readings of the layers until every branch had room."""
+        return max(1, -(-self.branches // max(1, memory - self.for_clean(memory))))
+
     def on_disk(self, memory: int) -> int:
         """Bytes of files, at most, without records."""
         for_clean = self.for_clean(memory)

@@ -1,13 +1,11 @@
 """Would another draw of calibration text have made the same plan? The criteria again, with other seeds."""
 
 from criteria.budget import Budget, deepest
-from criteria.criterion import Criterion
 from criteria.ranking import select
 from experts.arrays import Ids
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.result import StabilitiesJson, StabilityJson
-from prune.session.prepared import Prepared
 from prune.session.session import Session
 from validate.overlap import stability
 from validate.statistics import number
@@ -19,12 +17,6 @@ SAME_WINDOWS = (
 PlanKey = tuple[str, Budget]  # criterion and budget
 
 
-def affordable(prepared: Prepared) -> tuple[Criterion, ...]:
-    """Criteria that are cheap enough to be calibrated again."""
-    most = prepared.recipe.compare.stability_cost
-    return tuple(criterion for criterion in prepared.criteria if criterion.cost <= most)
-
-
 def stabilities(session: Session, budgets: tuple[Budget, ...], plans: dict[PlanKey, Plan]) -> StabilitiesJson:
     """How alike the plans of all calibration seeds are, per criterion and budget.
 
@@ -33,7 +25,8 @@ def stabilities(session: Session, budgets: tuple[Budget, ...], plans: dict[PlanK
     Args:
         plans: of the first seed, by criterion and budget.
     """
-    settings, criteria = session.prepared.recipe, affordable(session.prepared)
+    settings = session.prepared.recipe
+    criteria = settings.compare.repeated(session.prepared.criteria)
     by_seed = {key: [plan] for key, plan in plans.items()}
     shared: list[float] = []
     first = settings.calibration.seed

@@ -15,6 +15,7 @@ from prune.checkpoint.rehearsal import trial_plans
 from prune.checkpoint.slices import removed_bytes
 from prune.forecast.readings import readings_of
 from prune.forecast.result import MemoryJson
+from prune.forecast.stages import TEST, stages_of
 from prune.machine import free_disk
 from prune.recipe.schema import TextSettings
 from prune.session.prepared import Checked
@@ -59,13 +60,14 @@ def memory(command: str, checked: Checked) -> MemoryJson:
     parts = parts_of(layout, recipe.dtype)
     at_a_time = streamed_bytes(parts.outside, parts.largest)
     streamed = _is_streamed(checked, parts, free, limit)
-    waiting = _waiting(checked, len(parts.layers))
+    waiting = _waiting(command, checked, len(parts.layers))
     spill = checked.folder.spill
     room = room_for(max(0, min(free, limit or free) - at_a_time))
     spilled = waiting.on_disk(room) if streamed else 0
     if spilled > free_disk(spill):
         sizes = human(spilled), human(room), human(free_disk(spill))
         raise ExciseError(no_room(spill, command, *sizes))
+    readings = readings_of(command, checked, waiting.passes(room)) if streamed else ["loading"]
     return {
         "model": "streamed" if streamed else "resident",
         "weights": parts.whole,
@@ -74,8 +76,8 @@ def memory(command: str, checked: Checked) -> MemoryJson:
         "states": waiting.clean + waiting.branches if streamed else 0,
         "spill": str(spill) if streamed else None,
         "spilled": spilled,
-        "readings": readings_of(command, checked) if streamed else ["loading"],
-        "reads": _reads(command, checked, streamed),
+        "readings": readings,
+        "reads": _reads(command, checked, len(readings)),
         "limit": limit,
         "free": free,
     }
@@ -141,22 +143,21 @@ def _logits(checked: Checked) -> int:
     return max(min(part.batch, part.sequences) * part.length for part in parts) * vocabulary * LOGIT
 
 
-def _waiting(checked: Checked, num_layers: int) -> Waiting:
+def _waiting(command: str, checked: Checked, num_layers: int) -> Waiting:
     """Hidden states that wait between layers: of the calibration text, or of all plans together."""
     recipe = checked.recipe
     hidden = positive_int(text_config(checked.layout.checkpoint.config), "hidden_size") or 0
     token = hidden * BYTES.get(recipe.dtype, 2)
     tested = recipe.validation.sequences * recipe.validation.length
-    plans = 1 + 2 * len(checked.criteria) + recipe.validation.random_plans
     clean = max(recipe.calibration.sequences * recipe.calibration.length, tested)
-    return Waiting(clean * token, plans * tested * token, num_layers)
+    windows = sum(stage["windows"] or 0 for stage in stages_of(command, checked) if stage["stage"] == TEST)
+    return Waiting(clean * token, windows * recipe.validation.length * token, num_layers)
 
 
-def _reads(command: str, checked: Checked, streamed: bool) -> int:
+def _reads(command: str, checked: Checked, readings: int) -> int:
     """Bytes that are read from the model's files, and from the checkpoint that is written."""
     size = checked.layout.checkpoint.size
-    whole = len(readings_of(command, checked)) if streamed else 1
-    reads = size * (1 + whole)  # the fingerprint reads them too
+    reads = size * (1 + readings)  # the fingerprint reads them too
     if command not in ("prune", "finetune"):
         return reads
     plan = trial_plans(checked.shape, checked.budgets[checked.recipe.prune.scope])[0]

@@ -9,6 +9,7 @@ from prune.recipe.schema import TextSettings
 from prune.session.prepared import Checked
 
 Stages = list[StageJson]
+TEST = "test"  # the stage of all plans on held-out text
 BACKWARD = 3  # a training step on a window, in plain forwards: forward and backward
 
 
@@ -98,7 +99,7 @@ def _repeated_calibration(checked: Checked) -> Stages:
     """Stability: cheap criteria again, with other seeds."""
     settings, text = checked.recipe.compare, checked.recipe.calibration
     windows = text.sequences
-    again = [criterion for criterion in checked.criteria if criterion.cost <= settings.stability_cost]
+    again = settings.repeated(checked.criteria)
     seeds = settings.seeds - 1
     if not seeds or not again:
         return []
@@ -116,7 +117,7 @@ def _tests(checked: Checked, tested: int, random_sets: int) -> Stages:
     windows, randoms = settings.sequences, settings.random_plans
     plans = 1 + 2 * tested + random_sets * randoms
     each = f"unpruned, {tested} tested, {tested} reversed, {random_sets * randoms} random"
-    rows = [_stage("test", plans * windows, settings, f"at most {plans} plans ({each}) × {windows} windows")]
+    rows = [_stage(TEST, plans * windows, settings, f"at most {plans} plans ({each}) × {windows} windows")]
     if settings.tasks:
         limited = settings.tasks.random_plans or randoms
         plans = 1 + 2 * tested + random_sets * limited

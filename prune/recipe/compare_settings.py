@@ -1,9 +1,11 @@
 """`compare` of a recipe: the budgets that are put side by side, and what stability may cost."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
 
+from criteria.criterion import Criterion
 from experts.settings import OneOrMany, Settings
 
 
@@ -22,3 +24,7 @@ class CompareSettings(Settings):
     stability_cost: float = Field(
         default=10.0, ge=0, description="criteria that cost more plain forwards are not calibrated again"
     )
+
+    def repeated(self, criteria: Iterable[Criterion]) -> tuple[Criterion, ...]:
+        """Those that are cheap enough to be calibrated again."""
+        return tuple(criterion for criterion in criteria if criterion.cost <= self.stability_cost)

@@ -26,7 +26,7 @@ CURVES = {"windows": 2, "positions": 8, "max_removed": 2}
 @pytest.mark.slow
 @pytest.mark.parametrize("command", SETTINGS)
 def test_the_same_files(command: str, recipe_path: Path, tmp_path: Path) -> None:
-    _write(recipe_path, tmp_path, SETTINGS[command])
+    write(recipe_path, tmp_path, SETTINGS[command])
     found = {}
     for model, limit in (("resident", None), ("streamed", LIMIT)):
         out = tmp_path / model
@@ -40,7 +40,7 @@ def test_the_same_files(command: str, recipe_path: Path, tmp_path: Path) -> None
         assert found["streamed"][name] == content, name
 
 
-def _write(path: Path, folder: Path, settings: dict[str, Any]) -> None:
+def write(path: Path, folder: Path, settings: dict[str, Any]) -> None:
     """Few windows, enough random plans for a comparison, and a task of log-likelihood kind."""
     recipe = yaml.safe_load(path.read_text())
     recipe["validate"] |= {"random_plans": 20, "sequences": 6, "chance": "normal", "progressive": CURVES}

@@ -57,6 +57,11 @@ def losses(anatomy: Anatomy, padded: bool = False) -> Array:
     return plan_losses(anatomy, windows(padded=padded), [None, *random_plans(anatomy)], batch=2)
 
 
+def losses_of_plans(anatomy: Anatomy) -> Array:
+    """Of three plans alone [3, 3]: the clean forward ends before the first experts."""
+    return plan_losses(anatomy, windows(), random_plans(anatomy), batch=2)
+
+
 def statistics(anatomy: Anatomy, padded: bool = False) -> Array:
     """All statistics one after the other."""
     found = observe(anatomy, windows(padded=padded), batch=2)
@@ -149,6 +154,7 @@ def table(anatomy: Anatomy, scope: Scope = Scope.SEQUENCE) -> Array:
 
 JOBS: dict[str, Work] = {
     "losses": losses,
+    "losses of plans": losses_of_plans,
     "padded losses": lambda anatomy: losses(anatomy, padded=True),
     "statistics": statistics,
     "leave one out": leave_one_out,

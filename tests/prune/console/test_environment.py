@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from experts.errors import ExciseError
 from prune.console.cli import app
-from prune.console.environment import mend
+from prune.console.environment import LARGE_PAGES, mend, use_large_pages
 from tests.support.commands import ROOT, outside
 from tests.support.play import Play
 
@@ -117,6 +117,15 @@ def test_bars_are_of_one_process(arguments: list[str], environment: dict[str, st
         command, capture_output=True, text=True, cwd=ROOT, check=True, env=inherited | environment
     )
     assert bool(done.stderr) == shown
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, "1"), ("0", "0")])
+def test_large_pages_unless_the_user_says_otherwise(
+    said: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {} if said is None else {LARGE_PAGES: said})
+    use_large_pages()
+    assert os.environ == {LARGE_PAGES: expected}
 
 
 def test_left_over_variables_are_dropped(clean: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,55 @@
+"""What `--dry-run` says a streamed command reads is what it reads, layer by layer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experts.streaming.layers import Streamed
+from tests.prune.test_streamed import SETTINGS, write
+from tests.support.recipes import invoke
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The decoder layers that were read."""
+    load, layers = Streamed._load, list[int]()
+
+    def counted(weights: Streamed, layer: int) -> None:
+        load(weights, layer)
+        layers.append(layer)
+
+    monkeypatch.setattr(Streamed, "_load", counted)
+    return layers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SETTINGS)
+def test_readings(command: str, recipe_path: Path, tmp_path: Path, read: list[int]) -> None:
+    write(recipe_path, tmp_path, SETTINGS[command])
+    arguments = (command, recipe_path, "-o", tmp_path / "run", "--set", "memory.model=streamed")
+    forecast = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)
+    readings = forecast["memory"]["readings"]
+    assert invoke(*arguments).exit_code == 0
+    num_layers = max(read) + 1
+    expected = len(readings) * num_layers
+    if command == "prune":
+        expected += num_layers  # the written checkpoint
+    # The top layer stays in memory between the way up and the way down.
+    gradients = sum(name.startswith(("gradient", "fisher")) for name in readings) // 2
+    assert len(read) == expected - gradients
+
+
+@pytest.mark.slow
+def test_plans_that_do_not_fit_together(recipe_path: Path, tmp_path: Path, read: list[int]) -> None:
+    """Their states wait for another reading."""
+    recipe = yaml.safe_load(recipe_path.read_text())
+    recipe["validate"] |= {"random_plans": 20}
+    recipe_path.write_text(yaml.safe_dump(recipe))
+    limit = '{"model": "streamed", "limit": "900kB"}'
+    arguments = ("prune", recipe_path, "-o", tmp_path / "run", "--set", f"memory={limit}")
+    readings = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)["memory"]["readings"]
+    assert readings.count("plans") > 2
+    assert invoke(*arguments).exit_code == 0
+    assert len(read) == (len(readings) + 1) * (max(read) + 1)

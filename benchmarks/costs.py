@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experts.memory_rule import room_for, streamed_bytes
+from prune.forecast.loading import FP8, PLAIN
 
 DISK = 3e9  # bytes per second, read in order; of a machine
 MAIN, CARD = 512 * 10**9, 80 * 10**9  # bytes of memory: of a machine, of a GPU
-LOADING = {2: 1.9, 1: 6.0}  # bytes of a weight on disk -> CPU seconds per GB of file; 1 = FP8
+LOADING = {2: PLAIN, 1: FP8}  # bytes of a weight on disk -> CPU seconds per GB of file
 CALIBRATION, HELD_OUT, PLANS = 128 * 512, 64 * 512, 23  # tokens, tokens, plans: the recipes for large models
 SWEEPS = 4.5  # reads of the files: calibration, checks, plans, proof; and half of them, reloaded
 ONCE = 1.5  # reads of the files where the weights stay in memory

@@ -4,10 +4,9 @@
     --dtype float32 --model demo]
 
 position: every active expert of every position and layer of a window as packed rows, against one whole
-    forward per intervention (a sample
-of them is timed). corpus: removals of experts of every layer from 8 windows, prefix-cached, against whole
-forwards.
-Model: a random OLMoE, or --model, a local checkpoint or `demo`.
+forward per intervention (a sample of them is timed). corpus: removals of experts of every layer from 8
+windows, prefix-cached, against whole forwards. Model: a random OLMoE, or --model, a local checkpoint or
+`demo`.
 
     python -m benchmarks.effects --exhaustive
 

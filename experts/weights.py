@@ -14,6 +14,10 @@ class LayerWeights(Protocol):
         had.
         """
 
+    @property
+    def seconds(self) -> float:
+        """How long work has waited for weights so far."""
+
     def spans(self) -> list[range]:
         """Runs of decoder layers that are in memory together, in order; all layers, each in one of them."""
 
@@ -29,6 +33,7 @@ class Resident:
     """
 
     streamed = False
+    seconds = 0.0
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers

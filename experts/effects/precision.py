@@ -49,6 +49,10 @@ class _Widened:
     def streamed(self) -> bool:
         return self.underneath.streamed
 
+    @property
+    def seconds(self) -> float:
+        return self.underneath.seconds
+
     def spans(self) -> list[range]:
         return self.underneath.spans()
 

@@ -1,6 +1,7 @@
 """Decoder layers that are in memory only while they are asked for."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ class Streamed:
         sizes: bytes in memory, outside the decoder layers and in each of them
         device: where the weights go
         bytes_read: from the checkpoint so far
+        seconds: that work has waited for layers so far
     """
 
     streamed = True
@@ -49,6 +51,7 @@ class Streamed:
         self.sizes = sizes
         self.device = device
         self.bytes_read = 0
+        self.seconds = 0.0
         self._conversion = conversion
         self._layers = layers
         self._parts = parts
@@ -68,10 +71,12 @@ class Streamed:
         Raises:
             ExciseError: they cannot be read, or the checkpoint is no longer the one that was opened.
         """
+        began = time.perf_counter()
         try:
             for layer in span:
                 self._take(layer)
             trim()  # the conversion's copies
+            self.seconds += time.perf_counter() - began
             if self._ahead and span.stop < len(self._layers):
                 self._ahead.start(span.stop)
             yield

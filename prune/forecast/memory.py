@@ -13,6 +13,7 @@ from experts.sweep.waiting import Waiting, no_room
 from experts.units import human, parse_size
 from prune.checkpoint.rehearsal import trial_plans
 from prune.checkpoint.slices import removed_bytes
+from prune.forecast.loading import loading_seconds
 from prune.forecast.readings import readings_of
 from prune.forecast.result import MemoryJson
 from prune.forecast.stages import TEST, stages_of
@@ -78,6 +79,7 @@ def memory(command: str, checked: Checked) -> MemoryJson:
         "spilled": spilled,
         "readings": readings,
         "reads": _reads(command, checked, len(readings)),
+        "loading": loading_seconds(layout, len(readings)),
         "limit": limit,
         "free": free,
     }

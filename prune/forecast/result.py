@@ -40,6 +40,7 @@ class MemoryJson(TypedDict):
     spilled: int  # bytes of them, at most
     readings: list[str]  # what reads all of the model's files, a word for every reading
     reads: int  # bytes that are read, with the fingerprint, the export and the proof of the checkpoint
+    loading: float  # seconds that these readings take, where the disk is no slower than one thread
     limit: int | None  # memory.limit in bytes
     batch: int  # bytes of the logits of the largest batch, in float32
     free: int  # bytes that this process may still take, without a GPU's

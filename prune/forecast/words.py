@@ -44,9 +44,10 @@ def _readings(memory: MemoryJson) -> str:
 
 def _time(forecast: ForecastJson) -> str:
     seconds, source = forecast["seconds"], forecast["seconds_from"]
+    loading = f"about {_duration(forecast['memory']['loading'])} of loading, on one thread"
     if seconds is None:
-        return f"not known: {source}"
-    return f"about {_duration(seconds)}, and what loading takes: {source}"
+        return f"{loading}; the forwards are not known: {source}"
+    return f"{loading}, and about {_duration(seconds)} of forwards: {source}"
 
 
 def _duration(seconds: float) -> str:

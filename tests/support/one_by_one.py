@@ -18,6 +18,7 @@ class OneByOne:
     """
 
     streamed = True
+    seconds = 0.0
 
     def __init__(self, num_layers: int, visit: Visit | None = None) -> None:
         self.num_layers, self._visit = num_layers, visit

@@ -52,6 +52,13 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"calibratoin": {}}, r"r\.yaml: unknown key 'calibratoin'; did you mean 'calibration'\?"),
+        ({"memory": {"limits": "3GB"}}, r"unknown key 'memory\.limits'; did you mean 'limit'\?"),
+        ({"memory": "streamed"}, r"memory: expected keys of its own \(model, limit, spill\), got 'streamed'"),
+        (
+            {"memory": {"limit": 24}},
+            r"memory\.limit: limit '24' has no unit; write for example 24GB or 500MiB",
+        ),
+        ({"memory": {"spill": 3}}, r"memory\.spill: expected the path of a file or folder, got 3"),
         ({"prune": {"fracton": 0.5}}, r"unknown key 'prune\.fracton'; did you mean 'fraction'\?"),
         (
             {"validate": {**GOOD["validate"], "random_plan": 9}},

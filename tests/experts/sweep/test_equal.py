@@ -23,6 +23,7 @@ from experts.loading import load_network
 from experts.modes import Mode, Scope
 from experts.sweep.record import CleanForward
 from tests.support import architectures, tiny, wrappers
+from tests.support.architecture_table import REFUSED
 from tests.support.quantised import to_fp8, to_mxfp4
 from tests.support.streaming import opened
 from tests.support.sweeps import LENGTH, losses, random_plans, statistics, windows
@@ -77,6 +78,7 @@ def model(folder: Path) -> Anatomy:
     try:
         return dissect(network)
     except ExciseError as error:
+        assert REFUSED[network.config.model_type] in str(error)
         pytest.skip(f"refused: {error}")
 
 
@@ -142,10 +144,11 @@ def test_a_greedy_round(model: Anatomy, streamed: Anatomy) -> None:
 
 
 def whole_losses(anatomy: Anatomy, text: Windows) -> Array:
-    """By whole forwards. Where the library itself cannot, the test ends."""
+    """By whole forwards. Where the library itself cannot (one wrapper of it), the test ends."""
     try:
         return window_losses(anatomy.model, text, 2)
     except AttributeError as error:
+        assert "has no attribute 'vision_start_token_id'" in str(error)
         pytest.skip(f"{type(anatomy.model).__name__}: {error}")
 
 

@@ -46,14 +46,18 @@ Streamed.__init__ = kept
 load, layers = Streamed._load, []
 def counted(self, layer):
     load(self, layer)
-    layers.append(layer)
+    layers.append(self)
 Streamed._load = counted
 @atexit.register
 def write():
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     read = sum(one.bytes_read for one in weights)
-    found.write_text(json.dumps({"peak_gb": peak / 1e9, "streamed_gb": read / 1e9, "layers": len(layers)}))
+    size = {one: sum(file.stat().st_size for file in one.folder.glob("*.safetensors")) for one in weights}
+    whole = sum(size[one] / len(one.spans()) for one in layers)
+    counts = {"streamed_gb": read / 1e9, "layers": len(layers)}
+    ratio = round(read / (whole or 1), 3)
+    found.write_text(json.dumps({"peak_gb": peak / 1e9, **counts, "read_per_sweep": ratio}))
 from prune.entry import main
 sys.exit(main())
 """
@@ -75,7 +79,6 @@ def measure(folder: Path, shape: Any, with_resident: bool) -> dict[str, Any]:
         with enforced(LIMIT) as (kind, enter):
             streamed = run(folder, "streamed", enter)
         result = {"gigabytes": size / 1e9, "limit": f"{LIMIT / 1e9:g} GB of {kind}", "streamed": streamed}
-        streamed["read_per_sweep"] = _per_sweep(streamed, size, shape.layers)
         if with_resident:
             result["resident"] = run(folder, "resident", lambda: None)
             result["same"] = _same(folder / "streamed", folder / "resident")
@@ -134,12 +137,6 @@ def _new_group(limit: int) -> Path | None:
         with suppress(OSError):
             group.rmdir()
     return None
-
-
-def _per_sweep(streamed: dict[str, Any], size: int, layers: int) -> float:
-    """Bytes read in a sweep of all layers, over those of the files."""
-    sweeps = streamed["layers"] / layers
-    return round(streamed["streamed_gb"] * 1e9 / (sweeps * size), 3)
 
 
 def _same(one: Path, other: Path) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""How long loading takes, by how the weights are stored: CPU seconds that were measured (docs/benchmarks.md)."""
+"""How long loading takes, by how weights are stored: CPU seconds that were measured (docs/benchmarks.md)."""
 
 from experts.disk.layout import Layout
 

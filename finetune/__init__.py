@@ -1,4 +1,4 @@
-"""Recovery: LoRA on a pruned model, with the unpruned one as teacher."""
+"""Recovery: LoRA on a pruned model, with the unpruned one as teacher; and the refit, which trains nothing."""
 
 from typing import TYPE_CHECKING
 
@@ -7,10 +7,16 @@ from experts.lazily import lazily
 if TYPE_CHECKING:
     from finetune.recover_model import RecoveredModel as RecoveredModel
     from finetune.recover_model import recover as recover
+    from finetune.refit.result import Refit as Refit
+    from finetune.refit_model import refit_experts as refit_experts
+    from finetune.refit_model import refitted as refitted
 
 _PUBLIC = {
+    "Refit": "finetune.refit.result",
     "RecoveredModel": "finetune.recover_model",
     "recover": "finetune.recover_model",
+    "refit_experts": "finetune.refit_model",
+    "refitted": "finetune.refit_model",
 }
-__all__ = ["RecoveredModel", "recover"]
+__all__ = ["RecoveredModel", "Refit", "recover", "refit_experts", "refitted"]
 __getattr__, __dir__ = lazily(__name__, _PUBLIC)

@@ -17,16 +17,19 @@ UNCHANGED_WEIGHTS = "No weight was changed; kept tensors are byte-identical to t
 IDS = "The ids of the kept experts, in the numbering of the source, are in `excise_plan.json`"
 
 
-def plan_card(source: str, layout: Layout, plan: Plan) -> str:
+def plan_card(source: str, layout: Layout, plan: Plan, weights: str = UNCHANGED_WEIGHTS) -> str:
     """The card of a plan that was exported by hand, without a test.
 
     Args:
         source: the unpruned model, as the user named it.
+        layout: of that model.
+        plan: the experts that are kept.
+        weights: a sentence on what happened to them.
     """
     return f"""{front_matter(source, layout.checkpoint)}
 # {title(source, plan)}
 
-{kept_experts(layout, plan)} {UNCHANGED_WEIGHTS} {plan_origin(plan)}
+{kept_experts(layout, plan)} {weights} {plan_origin(plan)}
 This export was not tested against random selection.
 
 {IDS}.

@@ -9,6 +9,8 @@ from experts.errors import ExciseError
 from experts.model import Model, check_plan
 from experts.plan import Plan
 from finetune.recover_model import RecoveredModel
+from finetune.refit.provenance import refit_in_words, refit_provenance
+from finetune.refit.result import Refit, weights_by_name
 from finetune.results import RecoveryJson
 from prune.checkpoint.export_plan import export_plan
 from prune.checkpoint.slices import by_name, slice_layout
@@ -23,6 +25,7 @@ def export(
     *,
     force: bool = False,
     recovered: RecoveredModel | None = None,
+    refit: Refit | None = None,
 ) -> Exported:
     """Write the checkpoint that keeps what a plan keeps.
 
@@ -36,13 +39,15 @@ def export(
         force: replace a checkpoint that Excise wrote
         recovered: of `finetune.recover`, inside its block or after it: the trained weights are written
             instead of the source's
+        refit: of `finetune.refit_experts`: the refitted weights are written instead of the source's
 
     Returns:
         The folder, its bytes, the bytes that went, and notes.
 
     Raises:
-        ExciseError: the plan is for another model, `recovered` is of another plan or model, the folder is
-            taken, the disk is full, or the source changed.
+        ExciseError: the plan is for another model, `recovered` or `refit` is of another plan or model, the
+            folder is taken, the disk is full, the source changed, or it stores what was changed in a
+            quantised form.
 
     Example:
         >>> import experts, prune, tempfile
@@ -57,13 +62,14 @@ def export(
     check_plan(model, plan)
     check_kind("out", out, (str, Path), "the path of a folder")
     known = model.fingerprint if plan.model else ""
-    if recovered is None:
-        return export_plan(
-            model.layout, plan, Path(out), name=model.name, force=force, known_fingerprint=known
-        )
-    _check_recovered(model, plan, recovered)
+    _check_changes(model, plan, recovered, refit)
     with tempfile.TemporaryDirectory(prefix="excise-") as folder:
-        trained = trained_weights(model.layout, recovered, Path(folder) / "merged")
+        merged = Path(folder) / "merged"
+        trained = None
+        if recovered is not None:
+            trained = trained_weights(model.layout, recovered, merged)
+        elif refit is not None:
+            trained = refitted_weights(model, refit, merged)
         return export_plan(
             model.layout,
             plan,
@@ -86,19 +92,48 @@ def trained_weights(layout: Layout, recovered: RecoveredModel, folder: Path) -> 
     storage = StoredWeights(recovered.anatomy.model, by_name(slice_layout(layout, recovered.plan)))
     changed = storage.write(recovered.weights, folder)
     provenance: RecoveryJson = {"plan": recovered.plan.digest, "training": recovered.training}
-    return TrainedWeights(changed, provenance)
+    words = "Then its weights were trained with LoRA, as `excise_recovery.json` says."
+    return TrainedWeights(changed, provenance, words)
 
 
-def _check_recovered(model: Model, plan: Plan, recovered: RecoveredModel) -> None:
-    """Refuse weights that were trained for other experts, or on another model."""
-    check_kind("recovered", recovered, RecoveredModel, "what finetune.recover yields")
-    if recovered.plan.digest != plan.digest:
+def refitted_weights(model: Model, refit: Refit, folder: Path) -> TrainedWeights:
+    """Write the refitted tensors as the checkpoint stores them.
+
+    Args:
+        model: the unpruned one
+        refit: of its plan
+        folder: where the tensors go; it has to stay until they are exported
+    """
+    network = model.anatomy.model
+    storage = StoredWeights(network, by_name(slice_layout(model.layout, refit.plan)))
+    changed = storage.write(weights_by_name(model.anatomy, refit), folder)
+    return TrainedWeights(changed, refit_provenance(refit), refit_in_words(refit))
+
+
+def _check_changes(model: Model, plan: Plan, recovered: RecoveredModel | None, refit: Refit | None) -> None:
+    """Refuse weights that were changed for other experts, or are of another model."""
+    if recovered is not None:
+        check_kind("recovered", recovered, RecoveredModel, "what finetune.recover yields")
+    if refit is not None:
+        check_kind("refit", refit, Refit, "what finetune.refit_experts returns")
+    if recovered is not None and refit is not None:
+        raise ExciseError("recovered and refit are both given; a checkpoint is written with one of them")
+    _check_change("recovered", "trained", recovered, plan, model)
+    _check_change("refit", "refitted", refit, plan, model)
+
+
+def _check_change(
+    name: str, verb: str, change: RecoveredModel | Refit | None, plan: Plan, model: Model
+) -> None:
+    if change is None:
+        return
+    if change.plan.digest != plan.digest:
         raise ExciseError(
-            f"recovered: its weights were trained for another plan (digest {recovered.plan.digest}, this one "
-            f"has {plan.digest}); export recovered.plan, or recover this plan"
+            f"{name}: its weights were {verb} for another plan (digest {change.plan.digest}, this one "
+            f"has {plan.digest}); export {name}.plan, or make it for this plan"
         )
-    if recovered.fingerprint != model.fingerprint:
+    if change.fingerprint != model.fingerprint:
         raise ExciseError(
-            f"recovered: its weights are of another model (fingerprint {recovered.fingerprint}, this one has "
-            f"{model.fingerprint}); export it with the model it was recovered from"
+            f"{name}: its weights are of another model (fingerprint {change.fingerprint}, this one has "
+            f"{model.fingerprint}); export it with the model that it is of"
         )

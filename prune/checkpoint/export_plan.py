@@ -5,7 +5,7 @@ from pathlib import Path
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout
 from experts.plan import Plan
-from prune.checkpoint.card import plan_card
+from prune.checkpoint.card import UNCHANGED_WEIGHTS, plan_card
 from prune.checkpoint.write import Exported, TrainedWeights, export
 
 
@@ -36,4 +36,5 @@ def export_plan(
     """
     # A plan for any model has nothing to be compared with.
     identity = (known_fingerprint or fingerprint(layout.checkpoint)) if plan.model else ""
-    return export(layout, plan, out, plan_card(name, layout, plan), force, identity, recovered)
+    words = recovered.words if recovered else UNCHANGED_WEIGHTS
+    return export(layout, plan, out, plan_card(name, layout, plan, words), force, identity, recovered)

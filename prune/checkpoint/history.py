@@ -7,6 +7,7 @@ from experts.disk.companions import PLAN, RECOVERY
 from experts.disk.shards import read_json
 from experts.errors import ExciseError
 
+REFIT = "refit"  # key of excise_recovery.json where weights were refitted, not trained
 STEPS = "history"  # key of excise_plan.json: the steps before this one, the oldest first
 
 
@@ -49,4 +50,7 @@ def _step_in_words(step: Any) -> str:
         how = f" ({plan.get('criterion') or 'made by hand'}, {plan.get('budget') or 'no budget recorded'})"
     except (KeyError, TypeError, AttributeError, IndexError):
         return "pruned by a plan that cannot be read any more"
-    return f"{kept}{how}{', then trained' if 'recovery' in step else ''}"
+    recovery = step.get("recovery")
+    if recovery is None:
+        return f"{kept}{how}"
+    return f"{kept}{how}, then {'refitted' if REFIT in recovery else 'trained'}"

@@ -51,15 +51,17 @@ class Exported:
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """Weights that were trained since the plan was made.
+    """Weights that were trained or refitted since the plan was made.
 
     Attributes:
         changed: stored tensors by their names in the new checkpoint; their bytes are in files of their own.
-        provenance: how they were trained; becomes excise_recovery.json.
+        provenance: how they came about; becomes excise_recovery.json.
+        words: the same in a sentence, for the card of a plan.
     """
 
     changed: Mapping[str, Stored]
     provenance: Mapping[str, Any]
+    words: str = "Weights were changed since, as `excise_recovery.json` says."
 
 
 @dataclass(frozen=True)

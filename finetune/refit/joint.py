@@ -1,0 +1,87 @@
+"""All experts of a layer solved at once, from ZᵀZ in memory: 16 bytes a pair of unknowns."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from finetune.refit.equations import FOLDS, Equations, Features, shifted
+
+
+class Joint(Equations):
+    """Sums of products, in float64.
+
+    Args:
+        num_experts: K
+        inner: I
+        width: H
+        device: where the sums are
+
+    Attributes:
+        gram: ZᵀZ of each fold [2, K·I, K·I]
+        right: ZᵀE of each fold [2, K·I, H]
+        square: sum of E² of each fold [2]
+    """
+
+    def __init__(self, num_experts: int, inner: int, width: int, device: torch.device) -> None:
+        self.num_experts, self.inner = num_experts, inner
+        unknowns, double = num_experts * inner, torch.float64
+        self.gram = torch.zeros(len(FOLDS), unknowns, unknowns, dtype=double, device=device)
+        self.right = torch.zeros(len(FOLDS), unknowns, width, dtype=double, device=device)
+        self.square = torch.zeros(len(FOLDS), dtype=double, device=device)
+        self.rows = torch.zeros(num_experts, dtype=torch.int64, device=device)
+
+    @staticmethod
+    def bytes_for(num_experts: int, inner: int, width: int) -> int:
+        """Memory at most, while it is solved."""
+        unknowns = num_experts * inner
+        return 8 * (2 * len(FOLDS) * unknowns * unknowns + 2 * len(FOLDS) * unknowns * width)
+
+    def add(self, fold: int, features: Sequence[Features], lacking: Tensor) -> None:
+        lacking = lacking.double()
+        self.square[fold] += lacking.square().sum()
+        values = [of_expert.values.double() for of_expert in features]
+        for expert, of_expert in enumerate(features):
+            self.rows[expert] += len(of_expert.tokens)
+            self.right[fold, self._unknowns(expert)] += values[expert].T @ lacking[of_expert.tokens]
+            place = torch.full((len(lacking),), -1, dtype=torch.int64, device=lacking.device)
+            place[of_expert.tokens] = torch.arange(len(of_expert.tokens), device=lacking.device)
+            for other in range(expert, len(features)):
+                self._add_pair(fold, expert, other, place[features[other].tokens], values)
+
+    def _add_pair(self, fold: int, expert: int, other: int, place: Tensor, values: list[Tensor]) -> None:
+        """Their part of ZᵀZ, over the tokens that both have.
+
+        place: of the other's tokens among the expert's [n]; −1 = not its token
+        """
+        shared = place >= 0
+        product = values[expert][place[shared]].T @ values[other][shared]
+        self.gram[fold, self._unknowns(expert), self._unknowns(other)] += product
+        if other != expert:
+            self.gram[fold, self._unknowns(other), self._unknowns(expert)] += product.T
+
+    def _unknowns(self, expert: int) -> slice:
+        return slice(expert * self.inner, (expert + 1) * self.inner)
+
+    def leave(self, expert: int) -> None:
+        own = self._unknowns(expert)
+        self.gram[:, own] = 0
+        self.gram[:, :, own] = 0
+        self.right[:, own] = 0
+
+    def solution(self, ridge: float, folds: Sequence[int] = FOLDS) -> Tensor:
+        gram, right = self.gram[list(folds)].sum(0), self.right[list(folds)].sum(0)
+        scale = float(gram.diagonal().mean())
+        if math.isinf(ridge) or scale == 0:
+            return torch.zeros_like(right).view(self.num_experts, self.inner, -1)
+        solved = torch.cholesky_solve(right, shifted(gram, ridge * scale))
+        return solved.view(self.num_experts, self.inner, -1)
+
+    def left(self, change: Tensor | None, folds: Sequence[int] = FOLDS) -> float:
+        square = float(self.square[list(folds)].sum())
+        if change is None:
+            return square
+        flat = change.reshape(len(self.gram[0]), -1)
+        gram, right = self.gram[list(folds)].sum(0), self.right[list(folds)].sum(0)
+        return square + float((flat * (gram @ flat - 2 * right)).sum())

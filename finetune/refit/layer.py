@@ -1,0 +1,178 @@
+"""The refit of one layer: what it lacks, the change of its down projections, and the weights that result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experts.anatomy import MoELayer
+from experts.errors import ExciseError
+from experts.inner_activations import DOWN, check_inner, see_inner
+from experts.seam import Forward
+from finetune.refit.equations import Equations, Features, NoSolution
+from finetune.refit.passage import CLEAN, PRUNED, Passage
+from finetune.refit.result import RefittedLayer, swapped
+
+# Largest share of noise in the stream that is not what was added to the experts' sum, by precision.
+ADDS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+# Makes the equations of K experts of I inner units, width H, on a device.
+NewEquations = Callable[[int, int, int, torch.device], Equations]
+
+
+@dataclass(frozen=True)
+class LayerRefit:
+    """One MoE layer at work; what enters it is there, of both ways.
+
+    Attributes:
+        passage: the windows
+        row: place of the layer among the L MoE layers
+        ridge: λ; None = chosen on the text
+        fewest: tokens below which an expert stays as it is
+        equations: makes those of the layer
+    """
+
+    passage: Passage
+    row: int
+    ridge: float | None
+    fewest: int
+    equations: NewEquations
+
+    @property
+    def layer(self) -> MoELayer:
+        """The layer."""
+        return self.passage.anatomy.layers[self.row]
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Its experts that the plan keeps."""
+        return self.passage.plan.kept[self.layer.index]
+
+    def run(self, *, last: bool) -> RefittedLayer:
+        """Refit the layer, and take the batches of both ways to the next one.
+
+        Args:
+            last: there is no next one
+
+        Raises:
+            ExciseError: its experts' inner activations cannot be seen, or do not simply add to the stream; or
+                the equations have no solution.
+        """
+        equations = self._filled(self._checked(), go=not last)
+        few = [place for place, rows in enumerate(equations.rows.tolist()) if rows < self.fewest]
+        for place in few:
+            equations.leave(place)
+        ridge, change = self._solved(equations)
+        weights = self._changed(change)
+        if not last:
+            with swapped(self.layer, self.kept, weights):
+                for batch in range(len(self.passage)):
+                    self.passage.leaving(self.layer.index, PRUNED, batch, go=True)
+        return RefittedLayer(
+            layer=self.layer.index,
+            inner=self._widths[1],
+            ridge=ridge,
+            before=equations.left(None),
+            after=equations.left(change),
+            rows=tuple(equations.rows.tolist()),
+            unchanged=tuple(self.kept[place] for place in few),
+            weights=weights.cpu(),
+        )
+
+    def _checked(self) -> float:
+        """What the block multiplies its experts' sum with before it adds that to the stream."""
+        try:
+            check_inner(self.layer.experts)
+            return self._factor()
+        except ExciseError as error:
+            raise ExciseError(f"{self.layer.name}: cannot be refitted: {error}") from error
+
+    def _factor(self) -> float:
+        """Measured: noise is added to the experts' sum of the first batch, and looked for in the stream."""
+        added: list[Tensor] = []
+
+        def push(_: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+            routed = run(hidden, index, weight)
+            noise = torch.randn(routed.shape, generator=torch.Generator().manual_seed(0))
+            added.append(noise.to(routed) * routed.std())
+            return routed + added[0]
+
+        plain = self.passage.leaving(self.layer.index, PRUNED, 0, go=False).double()
+        pushed = self.passage.leaving(self.layer.index, PRUNED, 0, push, go=False)
+        arrived, noise = pushed.double() - plain, added[0].double()
+        factor = float((arrived * noise).sum() / noise.square().sum())
+        gap = torch.linalg.vector_norm(arrived - factor * noise)
+        rounding = torch.finfo(pushed.dtype).eps * torch.linalg.vector_norm(plain)
+        if gap > ADDS[pushed.dtype] * torch.linalg.vector_norm(arrived) + rounding:
+            raise ExciseError("what its experts return does not simply add to the residual stream")
+        return factor
+
+    def _filled(self, factor: float, *, go: bool) -> Equations:
+        """The equations of all batches; every second one is in the other fold.
+
+        Args:
+            factor: of the experts' sum in the stream
+            go: whether CLEAN goes on
+        """
+        width, inner = self._widths
+        equations = self.equations(len(self.kept), inner, width, self._down.device)
+        for batch in range(len(self.passage)):
+            clean = self.passage.leaving(self.layer.index, CLEAN, batch, go=go)
+            features, pruned = self._features(batch)
+            readable = self.passage.readable[batch].to(clean.device)[:, None]
+            equations.add(batch % 2, features, (clean.double() - pruned.double()) * readable / factor)
+        return equations
+
+    @property
+    def _down(self) -> Tensor:
+        """Down projections of all experts [E, H, I], or transposed."""
+        found: Tensor = self.layer.experts.get_parameter(DOWN)
+        return found.detach()
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """H and I."""
+        first, second = self._down.shape[1:]
+        return (second, first) if self._transposed else (first, second)
+
+    @property
+    def _transposed(self) -> bool:
+        """Whether down projections are stored [I, H]."""
+        return bool(self.layer.experts.is_transposed)
+
+    def _features(self, batch: int) -> tuple[list[Features], Tensor]:
+        """The features of a batch, and the pruned stream after the layer. Padding has no part in them."""
+        readable, found = self.passage.readable[batch], list[Features]()
+
+        def see(_: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+            seen = see_inner(self.layer.experts, run, hidden, index, weight)
+            expert, token = index.reshape(-1)[seen.pair], seen.pair // index.shape[1]
+            exact = torch.promote_types(seen.inner.dtype, torch.float32)
+            values = seen.inner.to(exact) * weight.reshape(-1)[seen.pair].to(exact)[:, None]
+            readable_here = readable.to(token.device)[token]
+            for kept in self.kept:
+                own = (expert == kept) & readable_here
+                found.append(Features(token[own], values[own]))
+            return seen.routed
+
+        stream = self.passage.leaving(self.layer.index, PRUNED, batch, see, go=False)
+        return found, stream
+
+    def _solved(self, equations: Equations) -> tuple[float, Tensor]:
+        """λ, and the change of all kept experts [K, I, H]."""
+        try:
+            ridge = equations.best_ridge() if self.ridge is None else self.ridge
+            return ridge, equations.solution(ridge)
+        except NoSolution as error:
+            expert = self.kept[error.unknown // self._widths[1]]
+            raise ExciseError(
+                f"{self.layer.name}: the equations of the refit have no solution at expert {expert}; "
+                "raise ridge, or look whether the model is sound in this dtype"
+            ) from error
+
+    def _changed(self, change: Tensor) -> Tensor:
+        """The kept experts' down projections [K, …] after a change [K, I, H], in the model's precision."""
+        before = self._down[list(self.kept)]
+        turned = change if self._transposed else change.transpose(1, 2)
+        changed: Tensor = (before.double() + turned).to(before.dtype)
+        return changed

@@ -1,0 +1,157 @@
+"""The refit of a pruned model, as users call it: least squares in the kept experts' down projections."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from tqdm import tqdm
+
+from criteria.text.windows import Windows, check_windows
+from experts.ablation import restricted
+from experts.arguments import check_count, check_kind
+from experts.errors import ExciseError
+from experts.keys import key_of
+from experts.memory import free_bytes
+from experts.model import Model, check_plan
+from experts.notes import tell
+from experts.plan import Plan
+from finetune.refit.blocks import Blocks
+from finetune.refit.equations import Equations
+from finetune.refit.joint import Joint
+from finetune.refit.layer import LayerRefit
+from finetune.refit.passage import CLEAN, PRUNED, Passage
+from finetune.refit.result import Refit, RefittedLayer, swapped
+
+SHARE = 0.25  # of the free memory that the equations of a layer may take to be solved at once
+
+
+def refit_experts(
+    model: Model,
+    plan: Plan,
+    text: Windows,
+    *,
+    ridge: float | None = None,
+    fewest: int = 16,
+    batch: int = 8,
+) -> Refit:
+    """Refit the kept experts' down projections, so that the pruned stream stays close to the clean one.
+
+    Layer by layer upwards, with the windows in the state of the whole model (c) and of the pruned, already
+    refitted one (p). Z [T, K·I] is what enters the down projections of the K kept experts, times the gate
+    weights; E [T, H] is the clean stream after the layer less the pruned one. The change of the stacked down
+    projections W is
+
+        ΔW = (ZᵀZ + λ·mean diag(ZᵀZ)·I)⁻¹ Zᵀ E
+
+    Names and shapes stay. λ is chosen in every layer on two halves of the text, each judged by what the other
+    one gave; λ = ∞ (no change) is among the choices. Costs about four plain forwards of the text, and the
+    solving. Nothing is trained. Much of what pruned models gain by this random plans gain, too: a claim about
+    a criterion needs random plans with the same refit.
+
+    Args:
+        model: a loaded model, resident or streamed
+        plan: experts to keep
+        text: windows to refit on; never those of a test
+        ridge: λ above 0; None = chosen
+        fewest: an expert that fewer tokens go to stays as it is
+        batch: windows per forward
+
+    Raises:
+        ExciseError: the plan is for another model, the text is too short, inner activations cannot be seen on
+            this model, or the equations have no solution.
+
+    Example:
+        >>> import criteria, experts, finetune
+        >>> model = experts.load("demo")
+        >>> text = criteria.windows(model, stdlib="code", split="calibration", sequences=8, length=64)
+        >>> plan = criteria.select(criteria.score(model, "reap_sum", text), fraction=0.5)
+        >>> refit = finetune.refit_experts(model, plan, text)
+        >>> all(layer.after <= layer.before for layer in refit.layers)
+        True
+    """
+    check_plan(model, plan)
+    model.shape.check_kept(plan.kept)
+    check_windows("text", text)
+    check_count("fewest", fewest, 0)
+    check_count("batch", batch)
+    if ridge is not None and not ridge > 0:
+        raise ExciseError(f"ridge is {ridge}; λ is a number above 0, or None to have it chosen")
+    if len(text) < 2:
+        raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")
+    passage = Passage(model.anatomy, plan, text, min(batch, -(-len(text) // 2)))
+    layers = _refitted_layers(passage, ridge, fewest)
+    _check_rows(layers)
+    key = key_of("refit", *model.identity, text.hash, ridge, fewest, batch)
+    return Refit(plan, tuple(layers), text.summary(), key, model.fingerprint)
+
+
+@contextmanager
+def refitted(model: Model, refit: Refit) -> Iterator[None]:
+    """Inside the `with` block the model is the pruned and refitted one: plain forwards, and all functions.
+
+    Args:
+        model: the model that was refitted, resident
+        refit: of `refit_experts`
+
+    Raises:
+        ExciseError: the model is streamed, or another one than was refitted.
+    """
+    check_kind("refit", refit, Refit, "what finetune.refit_experts returns")
+    model.check_resident("a refitted model")
+    if refit.fingerprint != model.fingerprint:
+        raise ExciseError("refit: its weights are of another model; refit this one")
+    anatomy = model.anatomy
+    with ExitStack() as stack:
+        stack.enter_context(restricted(anatomy, refit.plan))
+        for layer, change in zip(anatomy.layers, refit.layers, strict=True):
+            stack.enter_context(swapped(layer, refit.plan.kept[layer.index], change.weights))
+        yield
+
+
+@torch.no_grad()
+def _refitted_layers(passage: Passage, ridge: float | None, fewest: int) -> list[RefittedLayer]:
+    """All MoE layers, one after the other."""
+    anatomy, found = passage.anatomy, list[RefittedLayer]()
+    spans = anatomy.weights.spans()
+    row_of = {layer.index: row for row, layer in enumerate(anatomy.layers)}
+    highest = anatomy.layers[-1].index
+    with tqdm(total=len(anatomy.layers), desc="refit", unit="layer", delay=2) as bar:
+        for span in spans:
+            if span.start > highest:
+                break
+            with anatomy.weights.loaded(span):
+                for layer in span[: highest + 1 - span.start]:
+                    if layer not in row_of:
+                        _pass(passage, layer)
+                        continue
+                    at_work = LayerRefit(passage, row_of[layer], ridge, fewest, _equations)
+                    found.append(at_work.run(last=layer == highest))
+                    bar.update(1)
+    return found
+
+
+def _pass(passage: Passage, layer: int) -> None:
+    """Take all batches through a layer without experts."""
+    for batch in range(len(passage)):
+        for way in (CLEAN, PRUNED):
+            passage.leaving(layer, way, batch, go=True)
+
+
+def _equations(num_experts: int, inner: int, width: int, device: torch.device) -> Equations:
+    """Solved at once where that fits into memory, else expert by expert."""
+    if Joint.bytes_for(num_experts, inner, width) <= SHARE * free_bytes(device):
+        return Joint(num_experts, inner, width, device)
+    return Blocks(num_experts, inner, width, device)
+
+
+def _check_rows(layers: list[RefittedLayer]) -> None:
+    """Refuse text on which no expert has as many tokens as inner units; name experts that stay unchanged."""
+    if all(max(layer.rows) < layer.inner for layer in layers):
+        most, inner = max(max(layer.rows) for layer in layers), min(layer.inner for layer in layers)
+        raise ExciseError(
+            f"text: no expert gets as many tokens as it has inner units ({most} of {inner}); give more text"
+        )
+    for layer in layers:
+        if layer.unchanged:
+            ids = ", ".join(map(str, layer.unchanged))
+            tell(f"refit: too few tokens go to experts {ids} of layer {layer.layer}: they stay as they are")

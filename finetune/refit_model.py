@@ -3,26 +3,17 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
-from tqdm import tqdm
-
 from criteria.text.windows import Windows, check_windows
 from experts.ablation import restricted
 from experts.arguments import check_count, check_kind
 from experts.errors import ExciseError
 from experts.keys import key_of
-from experts.memory import free_bytes
 from experts.model import Model, check_plan
 from experts.notes import tell
 from experts.plan import Plan
-from finetune.refit.blocks import Blocks
-from finetune.refit.equations import Equations
-from finetune.refit.joint import Joint
-from finetune.refit.layer import LayerRefit
-from finetune.refit.passage import CLEAN, PRUNED, Passage
+from finetune.refit.layers import refitted_layers
+from finetune.refit.passage import Passage
 from finetune.refit.result import Refit, RefittedLayer, swapped
-
-SHARE = 0.25  # of the free memory that the equations of a layer may take to be solved at once
 
 
 def refit_experts(
@@ -79,7 +70,7 @@ def refit_experts(
     if len(text) < 2:
         raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")
     passage = Passage(model.anatomy, plan, text, min(batch, -(-len(text) // 2)))
-    layers = _refitted_layers(passage, ridge, fewest)
+    layers = refitted_layers(passage, ridge, fewest)
     _check_rows(layers)
     key = key_of("refit", *model.identity, text.hash, ridge, fewest, batch)
     return Refit(plan, tuple(layers), text.summary(), key, model.fingerprint)
@@ -106,42 +97,6 @@ def refitted(model: Model, refit: Refit) -> Iterator[None]:
         for layer, change in zip(anatomy.layers, refit.layers, strict=True):
             stack.enter_context(swapped(layer, refit.plan.kept[layer.index], change.weights))
         yield
-
-
-@torch.no_grad()
-def _refitted_layers(passage: Passage, ridge: float | None, fewest: int) -> list[RefittedLayer]:
-    """All MoE layers, one after the other."""
-    anatomy, found = passage.anatomy, list[RefittedLayer]()
-    spans = anatomy.weights.spans()
-    row_of = {layer.index: row for row, layer in enumerate(anatomy.layers)}
-    highest = anatomy.layers[-1].index
-    with tqdm(total=len(anatomy.layers), desc="refit", unit="layer", delay=2) as bar:
-        for span in spans:
-            if span.start > highest:
-                break
-            with anatomy.weights.loaded(span):
-                for layer in span[: highest + 1 - span.start]:
-                    if layer not in row_of:
-                        _pass(passage, layer)
-                        continue
-                    at_work = LayerRefit(passage, row_of[layer], ridge, fewest, _equations)
-                    found.append(at_work.run(last=layer == highest))
-                    bar.update(1)
-    return found
-
-
-def _pass(passage: Passage, layer: int) -> None:
-    """Take all batches through a layer without experts."""
-    for batch in range(len(passage)):
-        for way in (CLEAN, PRUNED):
-            passage.leaving(layer, way, batch, go=True)
-
-
-def _equations(num_experts: int, inner: int, width: int, device: torch.device) -> Equations:
-    """Solved at once where that fits into memory, else expert by expert."""
-    if Joint.bytes_for(num_experts, inner, width) <= SHARE * free_bytes(device):
-        return Joint(num_experts, inner, width, device)
-    return Blocks(num_experts, inner, width, device)
 
 
 def _check_rows(layers: list[RefittedLayer]) -> None:

@@ -99,6 +99,10 @@ class LayerRefit:
 
         plain = self.passage.leaving(self.layer.index, PRUNED, 0, go=False).double()
         pushed = self.passage.leaving(self.layer.index, PRUNED, 0, push, go=False)
+        if pushed.shape != added[0].shape:
+            tokens, width = added[0].shape
+            stream = pushed.numel() // tokens
+            raise ExciseError(f"its experts return {width} numbers a token, and the stream has {stream}")
         arrived, noise = pushed.double() - plain, added[0].double()
         factor = float((arrived * noise).sum() / noise.square().sum())
         gap = torch.linalg.vector_norm(arrived - factor * noise)

@@ -17,10 +17,12 @@ from experts.anatomy import Anatomy, dissect
 from experts.effects.instrument import Instrument
 from experts.errors import ExciseError
 from experts.modes import Scope
+from finetune.refit.layers import refitted_layers
+from finetune.refit.passage import Passage
 from tests.support import architectures, wrappers
 from tests.support.inputs import windows
 from tests.support.one_by_one import one_by_one
-from tests.support.sweeps import losses, statistics
+from tests.support.sweeps import losses, random_plans, statistics
 
 TABLE = Path(__file__).resolve().parents[2] / "ARCHITECTURES.md"
 COMMAND = "python -m tests.support.architecture_table --write"
@@ -46,7 +48,9 @@ loads by the named class of the library, resized); and as close as rounding to r
 which needs no code of Excise. Routers that know groups have two. Effects at positions (`excise effects`,
 `excise audit`) are packed into one forward where that equals plain replay, else every intervention is a
 whole forward. Read layer by layer (`memory: {{model: streamed}}`), a model gives the losses of plans and the
-statistics of one in memory, bit by bit. {supported} supported, {refused} refused, none failing.
+statistics of one in memory, bit by bit. The refit (`finetune.refit_experts`) sees what enters the down
+projections, and needs an experts' sum that simply adds to the residual stream. {supported} supported,
+{refused} refused, none failing.
 
 `tests/prune/checkpoint/test_breadth.py` tries every type and compares its row;
 `python -m tests.support.architecture_table --write` writes the table.
@@ -64,9 +68,12 @@ some that wrap a type of the first table. {supported} supported, {refused} refus
 
 {head}
 """
-COLUMNS = """\
-| type | class | MoE layers | router | equal counts | unequal counts | effects at positions | layer by layer |
-| --- | --- | --- | --- | --- | --- | --- | --- |"""
+CANNOT = "cannot be refitted: "
+HEADINGS = ("type", "class", "MoE layers", "router", "equal counts", "unequal counts")
+MEASURED = ("effects at positions", "layer by layer", "refit")
+COLUMNS = f"""\
+| {" | ".join((*HEADINGS, *MEASURED))} |
+|{" --- |" * len((*HEADINGS, *MEASURED))}"""
 
 
 def build(model_type: str) -> PreTrainedModel:
@@ -75,7 +82,7 @@ def build(model_type: str) -> PreTrainedModel:
 
 
 def refused_row(model_type: str, model: PreTrainedModel, refusal: ExciseError) -> str:
-    return f"| `{model_type}` | {type(model).__name__} | | refused: {refusal} | | | | |"
+    return f"| `{model_type}` | {type(model).__name__} | | refused: {refusal} | | | | | |"
 
 
 def supported_row(model_type: str, model: PreTrainedModel, anatomy: Anatomy) -> str:
@@ -95,6 +102,7 @@ def supported_row(model_type: str, model: PreTrainedModel, anatomy: Anatomy) -> 
         "bit-equal",
         effects,
         streamed,
+        refit(anatomy),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -104,6 +112,17 @@ def packs(anatomy: Anatomy) -> bool:
     instrument = Instrument(anatomy)
     instrument.check(torch.from_numpy(windows(1, 16).tokens), Scope.POSITION)
     return instrument.packs
+
+
+def refit(anatomy: Anatomy) -> str:
+    """Whether a plan can be refitted; asserts that every layer comes closer to the whole model."""
+    passage = Passage(anatomy, random_plans(anatomy, 1)[0], windows(4, 16), batch=2)
+    try:
+        layers = refitted_layers(passage, 0.1, 0)
+    except ExciseError as refusal:
+        return f"refused: {str(refusal).partition(CANNOT)[2]}"
+    assert all(layer.after < layer.before for layer in layers)
+    return "yes"
 
 
 def same_bits(anatomy: Anatomy, other: Anatomy) -> bool:

@@ -162,8 +162,8 @@ def test_expert_by_expert_is_all_at_once(olmoe: Model, refit: Refit, monkeypatch
     def closely(*sizes: Any) -> Equations:
         return Blocks(*sizes, close=1e-12)
 
-    monkeypatch.setattr("finetune.refit_model.SHARE", 0.0)
-    monkeypatch.setattr("finetune.refit_model.Blocks", closely)
+    monkeypatch.setattr("finetune.refit.layers.SHARE", 0.0)
+    monkeypatch.setattr("finetune.refit.layers.Blocks", closely)
     found = refit_experts(olmoe, plan_of(olmoe), TEXT)
     for one, other in zip(found.layers, refit.layers, strict=True):
         assert one.ridge == other.ridge

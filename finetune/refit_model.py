@@ -86,6 +86,14 @@ def refitted(model: Model, refit: Refit) -> Iterator[None]:
 
     Raises:
         ExciseError: the model is streamed, or another one than was refitted.
+
+    Example:
+        >>> import criteria, experts, finetune
+        >>> model = experts.load("demo")
+        >>> text = criteria.windows(model, stdlib="code", split="calibration", sequences=8, length=64)
+        >>> plan = experts.Plan(16, {layer: tuple(range(8)) for layer in model.shape.layers})
+        >>> with finetune.refitted(model, finetune.refit_experts(model, plan, text)):
+        ...     again = model.generate("def ", max_new_tokens=4)
     """
     check_kind("refit", refit, Refit, "what finetune.refit_experts returns")
     model.check_resident("a refitted model")

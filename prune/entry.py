@@ -13,6 +13,7 @@ def main() -> None:
         _end("Excise runs on Linux (on Windows: in WSL); this system has neither its locks nor its renames")
     try:
         from experts.ranks import join
+        from experts.streaming.allocation import keep_products
         from experts.team import serve
         from prune.console.environment import hide_bars, open_streams, use_large_pages, use_width
 
@@ -20,6 +21,7 @@ def main() -> None:
         use_width()
         hide_bars()
         use_large_pages()
+        keep_products()
         ranks = join()
         if ranks is not None and ranks.rank > 0:
             from prune.console.messages import listening

@@ -54,11 +54,27 @@ def test_the_users_setting_stays(variable: str) -> None:
     assert freed("back", **{variable: "33554432"}) < 5_000_000
 
 
-def test_products_are_few_unless_the_user_says_otherwise() -> None:
-    shown = f"import os; print(os.environ[{PRODUCTS_VARIABLE!r}])"
-    program = f"from experts.streaming.allocation import give_back_freed; give_back_freed(); {shown}"
-    for said, expected in (({}, "16"), ({PRODUCTS_VARIABLE: "7"}, "7")):
-        others = {name: value for name, value in os.environ.items() if name != PRODUCTS_VARIABLE}
-        command = [sys.executable, "-c", program]
-        done = subprocess.run(command, env=others | said, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
+@pytest.mark.parametrize(
+    ("calls", "said", "expected"),
+    [
+        ("give_back_freed()", None, "16"),
+        ("give_back_freed()", "7", "7"),
+        ("keep_products()", None, "4096"),
+        ("allocation.free_memory = lambda: 16 * 10**9; keep_products()", None, "3000"),
+        ("allocation.free_memory = lambda: 4 * 10**9; keep_products()", None, "None"),
+        ("keep_products()", "7", "7"),
+        ("keep_products(); give_back_freed()", None, "16"),
+        ("keep_products(); give_back_freed()", "7", "7"),
+    ],
+)
+def test_products_are_many_or_few_unless_the_user_says_otherwise(
+    calls: str, said: str | None, expected: str
+) -> None:
+    shown = f"import os; print(os.environ.get({PRODUCTS_VARIABLE!r}))"
+    much = "from experts.streaming import allocation; allocation.free_memory = lambda: 10**12"
+    program = f"{much}; from experts.streaming.allocation import *; {calls}; {shown}"
+    others = {name: value for name, value in os.environ.items() if name != PRODUCTS_VARIABLE}
+    environment = others if said is None else others | {PRODUCTS_VARIABLE: said}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

@@ -1,0 +1,141 @@
+"""What the refit gives back, and what it gives to random plans: held-out loss before and after, by domain.
+
+    python -m benchmarks.refit [--fraction 0.5 --criterion reap --randoms 20 --scope layer --windows 64]
+        [--elsewhere FILE]
+
+The demo, scored and refitted on its calibration text, judged on its test text: the rise of the mean loss over
+the unpruned model in nats per token, with a bootstrap interval over documents; p counted among random plans
+that got the same refit. --elsewhere: a text file of another domain, that nothing was fitted to.
+"""
+
+import argparse
+import json
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import criteria
+import experts
+import finetune
+from criteria.text.windows import Windows
+from experts.arrays import Array
+from experts.model import Model
+from experts.plan import Plan
+from validate.draw import random_plans
+from validate.loss import window_losses
+from validate.rows import LossEvaluator
+from validate.statistics import clustered_interval
+
+
+class Judge:
+    """Rises of the loss on held-out text.
+
+    Attributes:
+        model: the unpruned one
+        text: N windows
+        seconds: that refits took so far
+    """
+
+    def __init__(self, model: Model, text: Windows) -> None:
+        self.model, self.text, self.seconds = model, text, 0.0
+        self.weights = LossEvaluator(text).weights
+        self.clean = window_losses(model.network, text)
+
+    def rises(self, plan: Plan, calibration: Windows) -> tuple[Array, Array]:
+        """Rise of every window [N] before and after the refit."""
+        with experts.restricted(self.model, plan):
+            before = window_losses(self.model.network, self.text) - self.clean
+        began = time.process_time()
+        refit = finetune.refit_experts(self.model, plan, calibration)
+        self.seconds += time.process_time() - began
+        with finetune.refitted(self.model, refit):
+            after = window_losses(self.model.network, self.text) - self.clean
+        return before, after
+
+    def mean(self, rises: Array) -> float:
+        return float(np.average(rises, weights=self.weights))
+
+    def by_domain(self, rises: Array) -> dict[str, float]:
+        """Mean rise in every domain of the text."""
+        found = {}
+        for number, name in enumerate(self.text.domains):
+            own = self.text.domain == number
+            found[name] = round(float(np.average(rises[own], weights=self.weights[own])), 4)
+        return found
+
+    def summary(self, rises: Array, randoms: list[Array]) -> dict[str, Any]:
+        """Of a plan beside random plans."""
+        delta, others = self.mean(rises), [self.mean(one) for one in randoms]
+        interval = clustered_interval(rises, self.weights, self.text.document, 0)
+        better = sum(other <= delta for other in others)
+        return {
+            "delta": round(delta, 4),
+            "interval": [round(interval.low, 4), round(interval.high, 4)],
+            "domains": self.by_domain(rises),
+            "random_mean": round(float(np.mean(others)), 4),
+            "random_sd": round(float(np.std(others, ddof=1)), 4),
+            "p": (1 + better) / (1 + len(others)),
+        }
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """All criteria at one fraction, and the random plans of its sizes."""
+    model = experts.load("demo", memory="resident")
+    both = [
+        criteria.Source(stdlib="code", split="calibration"),
+        criteria.Source(stdlib="prose", split="calibration"),
+    ]
+    calibration = criteria.windows(model, both, sequences=options.windows, length=256)
+    judge = Judge(model, _held_out(model, options))
+    plans = {name: _plan(model, name, calibration, options) for name in options.criterion}
+    first = next(iter(plans.values()))
+    nothing = np.zeros((model.shape.num_layers, model.shape.num_experts), dtype=bool)
+    drawn = random_plans(first, model.shape, nothing, options.randoms, seed=0)
+    randoms = [judge.rises(plan, calibration) for plan in drawn]
+    found: dict[str, Any] = {}
+    for name, plan in plans.items():
+        before, after = judge.rises(plan, calibration)
+        found[name] = {
+            "before": judge.summary(before, [one for one, _ in randoms]),
+            "after": judge.summary(after, [other for _, other in randoms]),
+        }
+    seconds = judge.seconds / (len(drawn) + len(plans))
+    return {
+        "clean": round(judge.mean(judge.clean), 4),
+        "cpu_seconds_a_refit": round(seconds, 1),
+        "plans": found,
+    }
+
+
+def _held_out(model: Model, options: Namespace) -> Windows:
+    if options.elsewhere:
+        return criteria.windows(model, options.elsewhere, sequences=options.windows, length=256)
+    both = [criteria.Source(stdlib="code", split="test"), criteria.Source(stdlib="prose", split="test")]
+    return criteria.windows(model, both, sequences=options.windows, length=256)
+
+
+def _plan(model: Model, name: str, calibration: Windows, options: Namespace) -> Plan:
+    scores = criteria.score(model, name, calibration)
+    return criteria.select(scores, fraction=options.fraction, scope=options.scope)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fraction", type=float, default=0.5)
+    parser.add_argument("--criterion", action="append", help="default: reap, reap_sum")
+    parser.add_argument("--scope", choices=["layer", "global"], default="layer")
+    parser.add_argument("--randoms", type=int, default=20)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--elsewhere", type=Path)
+    options = parser.parse_args()
+    options.criterion = options.criterion or ["reap", "reap_sum"]
+    print(json.dumps({"benchmark": "refit", **vars(options), **measure(options)}, indent=2, default=str))
+
+
+if __name__ == "__main__":
+    main()

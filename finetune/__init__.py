@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from finetune.recover_model import RecoveredModel as RecoveredModel
     from finetune.recover_model import recover as recover
     from finetune.refit.result import Refit as Refit
+    from finetune.refit_control import JudgedRefit as JudgedRefit
+    from finetune.refit_control import refit_against_random as refit_against_random
     from finetune.refit_model import refit_experts as refit_experts
     from finetune.refit_model import refitted as refitted
 
@@ -15,8 +17,18 @@ _PUBLIC = {
     "Refit": "finetune.refit.result",
     "RecoveredModel": "finetune.recover_model",
     "recover": "finetune.recover_model",
+    "JudgedRefit": "finetune.refit_control",
+    "refit_against_random": "finetune.refit_control",
     "refit_experts": "finetune.refit_model",
     "refitted": "finetune.refit_model",
 }
-__all__ = ["RecoveredModel", "Refit", "recover", "refit_experts", "refitted"]
+__all__ = [
+    "JudgedRefit",
+    "RecoveredModel",
+    "Refit",
+    "recover",
+    "refit_against_random",
+    "refit_experts",
+    "refitted",
+]
 __getattr__, __dir__ = lazily(__name__, _PUBLIC)

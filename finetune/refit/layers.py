@@ -30,7 +30,7 @@ def refitted_layers(passage: Passage, ridge: float | None, fewest: int) -> list[
     spans = anatomy.weights.spans()
     row_of = {layer.index: row for row, layer in enumerate(anatomy.layers)}
     highest = anatomy.layers[-1].index
-    with tqdm(total=len(anatomy.layers), desc="refit", unit="layer", delay=2) as bar:
+    with tqdm(total=len(anatomy.layers), desc="refit", unit="layer", delay=2, leave=False) as bar:
         for span in spans:
             if span.start > highest:
                 break

@@ -105,7 +105,7 @@ def refitted_weights(model: Model, refit: Refit, folder: Path) -> TrainedWeights
         folder: where the tensors go; it has to stay until they are exported
     """
     network = model.anatomy.model
-    storage = StoredWeights(network, by_name(slice_layout(model.layout, refit.plan)))
+    storage = StoredWeights(network, by_name(slice_layout(model.layout, refit.plan)), "refit")
     changed = storage.write(weights_by_name(model.anatomy, refit), folder)
     return TrainedWeights(changed, refit_provenance(refit), refit_in_words(refit))
 

@@ -24,10 +24,13 @@ class StoredWeights:
     Attributes:
         model: the pruned model, or one of the same architecture without weights.
         pieces: the checkpoint's tensors, by name.
+        asked: what changed the weights, for messages: a key of the recipe, or an argument.
     """
 
-    def __init__(self, model: PreTrainedModel, pieces: Mapping[str, NewTensor]) -> None:
-        self.model, self.pieces = model, pieces
+    def __init__(
+        self, model: PreTrainedModel, pieces: Mapping[str, NewTensor], asked: str = "finetune.targets"
+    ) -> None:
+        self.model, self.pieces, self.asked = model, pieces, asked
 
     def parts(self, name: str, weight: Tensor) -> dict[str, Tensor]:
         """The stored tensors that a weight in memory is made of, by their names in the checkpoint.
@@ -36,13 +39,22 @@ class StoredWeights:
         """
         if name in self.pieces:
             return {name: weight}
-        parts = dict(revert_weight_conversion(self.model, {name: weight}))
+        parts = self._reverted(name, weight)
         if not parts.keys() <= self.pieces.keys() and not hasattr(self.model, LOADED):
             # A model that was built and not loaded does not know that its checkpoint wraps it.
             # This is what from_pretrained would have noted.
             setattr(self.model, LOADED, get_model_conversion_mapping(self.model, add_legacy=False))
-            parts = dict(revert_weight_conversion(self.model, {name: weight}))
+            parts = self._reverted(name, weight)
         return parts
+
+    def _reverted(self, name: str, weight: Tensor) -> dict[str, Tensor]:
+        try:
+            return dict(revert_weight_conversion(self.model, {name: weight}))
+        except ValueError as error:  # a dequantisation has no way back
+            raise ExciseError(
+                f"{self.asked}: {name} is stored quantised, so a changed one cannot be written back; "
+                "leave it out, or start from an unquantised checkpoint"
+            ) from error
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Refuse, before any training, weights that could not be written back.
@@ -62,7 +74,7 @@ class StoredWeights:
         """The one precision that the parts of a weight are stored in."""
         dtypes = {self._part_dtype(name, part, tensor) for part, tensor in parts.items()}
         if len(dtypes) != 1:
-            raise ExciseError(f"finetune.targets: {name} is stored in {len(dtypes)} precisions; leave it out")
+            raise ExciseError(f"{self.asked}: {name} is stored in {len(dtypes)} precisions; leave it out")
         return dtypes.pop()
 
     def _part_dtype(self, name: str, part: str, tensor: Tensor) -> torch.dtype:
@@ -72,12 +84,11 @@ class StoredWeights:
             if piece is not None:
                 has = f"shape {list(piece.shape)}, needs {list(tensor.shape)}"
             raise ExciseError(
-                f"finetune.targets: {name} would be written as {part}, and the checkpoint has {has}; "
-                "leave it out"
+                f"{self.asked}: {name} would be written as {part}, and the checkpoint has {has}; leave it out"
             )
         if piece.dtype not in FLOATS:
             raise ExciseError(
-                f"finetune.targets: {name} is stored quantised ({part} is {piece.dtype}), so a trained one "
+                f"{self.asked}: {name} is stored quantised ({part} is {piece.dtype}), so a changed one "
                 "cannot be written back; leave it out, or start from an unquantised checkpoint"
             )
         return FLOATS[piece.dtype]

@@ -29,6 +29,7 @@ from finetune.refit.passage import Passage
 from finetune.refit.result import Refit
 from finetune.refit_model import refit_experts, refitted
 from tests.support import tiny
+from tests.support.quantised import to_fp8
 from tests.support.sweeps import windows
 from validate.loss import window_losses
 
@@ -260,6 +261,19 @@ def test_another_plan_or_model_is_not_written(olmoe: Model, refit: Refit, tmp_pa
         prune.export(stranger, refit.plan, tmp_path / "out", refit=refit)
     with pytest.raises(ExciseError, match="its weights are of another model"), refitted(stranger, refit):
         pass
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantised_source_is_refitted_and_not_written(tmp_path: Path) -> None:
+    """The refit works on dequantised numbers; FP8 cannot take them back."""
+    folder = tmp_path / "model"
+    tiny.save(tiny.build("deepseek_v3", hidden_size=160, moe_intermediate_size=136, kv_lora_rank=184), folder)
+    to_fp8(folder)
+    model = opened(folder)
+    refit = refit_experts(model, plan_of(model, (0, 1, 4, 5)), windows(16, 64))
+    assert all(layer.after < layer.before for layer in refit.layers)
+    with pytest.raises(ExciseError, match=r"refit: .* is stored quantised .* start from an unquantised"):
+        prune.export(model, refit.plan, tmp_path / "out", refit=refit)
     assert not (tmp_path / "out").exists()
 
 

@@ -53,7 +53,7 @@ class StoredWeights:
         except ValueError as error:  # a dequantisation has no way back
             raise ExciseError(
                 f"{self.asked}: {name} is stored quantised, so a changed one cannot be written back; "
-                "leave it out, or start from an unquantised checkpoint"
+                "start from an unquantised checkpoint, or leave it as it is"
             ) from error
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
@@ -89,7 +89,7 @@ class StoredWeights:
         if piece.dtype not in FLOATS:
             raise ExciseError(
                 f"{self.asked}: {name} is stored quantised ({part} is {piece.dtype}), so a changed one "
-                "cannot be written back; leave it out, or start from an unquantised checkpoint"
+                "cannot be written back; start from an unquantised checkpoint, or leave it as it is"
             )
         return FLOATS[piece.dtype]
 

@@ -1,20 +1,17 @@
 """Does a plan's lead over random plans survive the refit? Random plans get the same one."""
 
-from dataclasses import dataclass
-
-from tqdm import tqdm
+from dataclasses import dataclass, replace
 
 from criteria.text.disjoint import check_unseen
 from criteria.text.windows import Windows, check_windows
 from experts.arguments import check_count
 from experts.model import Model, check_plan
 from experts.plan import Plan
+from finetune.refit.request import Request
 from finetune.refit.result import Refit
-from finetune.refit_model import refit_experts, refitted
+from finetune.refit_losses import RefittedLosses
 from validate.chance import contest_of, loss_of
 from validate.lead import Lead, RecoveredCost, lead_of, recovery_of
-from validate.loss import window_losses
-from validate.measure import Measure
 from validate.rig import check_rig
 from validate.verdict import Survival
 
@@ -43,8 +40,8 @@ def refit_against_random(
     model: Model,
     plan: Plan,
     text: Windows,
-    held_out: Windows,
     *,
+    held_out: Windows,
     plans: int = 20,
     seed: int = 0,
     ridge: float | None = None,
@@ -56,7 +53,7 @@ def refit_against_random(
     The instrument is checked first. Costs a refit and two forwards of the held-out text for every plan.
 
     Args:
-        model: a loaded model, resident
+        model: a loaded model, resident or streamed
         plan: experts to keep
         text: windows to refit on
         held_out: windows that neither the refit nor the scores of the plan have seen
@@ -67,7 +64,7 @@ def refit_against_random(
         batch: windows per forward
 
     Raises:
-        ExciseError: as `refit_experts`; or the held-out text was seen before, or the model is streamed.
+        ExciseError: as `refit_experts`; or the held-out text was seen before.
 
     Example:
         >>> import criteria, experts, finetune
@@ -75,41 +72,31 @@ def refit_against_random(
         >>> text = criteria.windows(model, stdlib="code", split="calibration", sequences=8, length=64)
         >>> held_out = criteria.windows(model, stdlib="code", split="test", sequences=8, length=64)
         >>> plan = criteria.select(criteria.score(model, "reap_sum", text), fraction=0.5)
-        >>> judged = finetune.refit_against_random(model, plan, text, held_out, plans=2)
+        >>> judged = finetune.refit_against_random(model, plan, text, held_out=held_out, plans=2)
         >>> judged.cost.after < judged.cost.before
         True
     """
     check_plan(model, plan)
-    model.check_resident("the refit of random plans")
     model.shape.check_kept(plan.kept)
+    request = Request(text, ridge, fewest, batch)
+    request.check()
     check_windows("held_out", held_out)
     check_count("seed", seed, 0)
     check_count("plans", plans, 2)
     _check_unseen(plan, text, held_out)
     check_rig(model.anatomy, held_out, plan)
     randoms = contest_of(plan, model.shape, plans=plans, seed=seed).randoms
-    before, after = loss_of(held_out, batch=batch), loss_of(held_out, batch=batch)
-    before.evaluator.measure_plans([None, plan, *randoms], model.anatomy, "loss before the refit")
-    after.evaluator.keep(None, before.values(None))
-    found = []
-    with tqdm([plan, *randoms], desc="refit", unit="plan") as bar:
-        for one in bar:
-            found.append(refit_experts(model, one, text, ridge=ridge, fewest=fewest, batch=batch))
-            _keep(after, model, found[-1], held_out, batch)
-            del found[1:]  # only the plan's own weights are wanted afterwards
+    before, found = loss_of(held_out, batch=batch), list[Refit]()
+    losses = RefittedLosses(model, request, held_out, take=found.append, wanted={plan.digest}, batch=batch)
+    after = replace(before, evaluator=losses)
+    for measure, title in (before, "loss before the refit"), (after, "loss after the refit"):
+        measure.evaluator.measure_plans([None, plan, *randoms], model.anatomy, title)
     cost = recovery_of(plan, before, after, seed)
     return JudgedRefit(found[0], cost, lead_of(plan, randoms, randoms, before, after, seed))
 
 
-def _keep(after: Measure, model: Model, refit: Refit, held_out: Windows, batch: int) -> None:
-    """Measure a refitted plan."""
-    with refitted(model, refit):
-        after.evaluator.keep(refit.plan, window_losses(model.network, held_out, batch))
-
-
 def _check_unseen(plan: Plan, text: Windows, held_out: Windows) -> None:
     """Refuse held-out text that the refit or the scores of the plan have seen."""
-    check_windows("text", text)
     check_unseen(text.tokens, held_out, "the refit", "for the test")
     if plan.seen is not None:
         check_unseen(plan.seen, held_out, "calibration", "for the test")

@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from criteria.text.windows import Windows, check_windows
+from criteria.text.windows import Windows
 from experts.ablation import restricted
-from experts.arguments import check_count, check_kind
+from experts.arguments import check_kind
 from experts.errors import ExciseError
-from experts.keys import key_of
 from experts.model import Model, check_plan
 from experts.notes import tell
 from experts.plan import Plan
-from finetune.refit.layers import refitted_layers
-from finetune.refit.passage import Passage
+from finetune.refit.plans import refit_plans
+from finetune.refit.request import Request
 from finetune.refit.result import Refit, RefittedLayer, swapped
 
 
@@ -62,18 +61,19 @@ def refit_experts(
     """
     check_plan(model, plan)
     model.shape.check_kept(plan.kept)
-    check_windows("text", text)
-    check_count("fewest", fewest, 0)
-    check_count("batch", batch)
-    if ridge is not None and not ridge > 0:
-        raise ExciseError(f"ridge is {ridge}; λ is a number above 0, or None to have it chosen")
-    if len(text) < 2:
-        raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")
-    passage = Passage(model.anatomy, plan, text, min(batch, -(-len(text) // 2)))
-    layers = refitted_layers(passage, ridge, fewest)
-    _check_rows(layers)
-    key = key_of("refit", *model.identity, text.hash, ridge, fewest, batch)
-    return Refit(plan, tuple(layers), text.summary(), key, model.fingerprint)
+    request = Request(text, ridge, fewest, batch)
+    request.check()
+    [found] = refit_plans(model.anatomy, [plan], request, {plan.digest})
+    return refit_of(model, plan, request, found.layers)
+
+
+def refit_of(model: Model, plan: Plan, request: Request, layers: tuple[RefittedLayer, ...]) -> Refit:
+    """The refit of a plan from its layers; names experts that stay unchanged."""
+    for layer in layers:
+        if layer.unchanged:
+            ids = ", ".join(map(str, layer.unchanged))
+            tell(f"refit: too few tokens go to experts {ids} of layer {layer.layer}: they stay as they are")
+    return Refit(plan, layers, request.text.summary(), request.key_on(model.identity), model.fingerprint)
 
 
 @contextmanager
@@ -105,16 +105,3 @@ def refitted(model: Model, refit: Refit) -> Iterator[None]:
         for layer, change in zip(anatomy.layers, refit.layers, strict=True):
             stack.enter_context(swapped(layer, refit.plan.kept[layer.index], change.weights))
         yield
-
-
-def _check_rows(layers: list[RefittedLayer]) -> None:
-    """Refuse text on which no expert has as many tokens as inner units; name experts that stay unchanged."""
-    if all(max(layer.rows) < layer.inner for layer in layers):
-        most, inner = max(max(layer.rows) for layer in layers), min(layer.inner for layer in layers)
-        raise ExciseError(
-            f"text: no expert gets as many tokens as it has inner units ({most} of {inner}); give more text"
-        )
-    for layer in layers:
-        if layer.unchanged:
-            ids = ", ".join(map(str, layer.unchanged))
-            tell(f"refit: too few tokens go to experts {ids} of layer {layer.layer}: they stay as they are")

@@ -1,5 +1,6 @@
 """The raw paired rows: what every plan scores on every held-out window, or on every item of a task."""
 
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -135,15 +136,24 @@ class LossEvaluator(Evaluator):
         super().__init__(labels, path, key)
 
     def measure(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Iterator[Array]:
-        left = list(plans)
+        left, most = list(plans), anatomy.team.size * self.at_most(anatomy)
         at_once = len(left) if anatomy.weights.streamed else anatomy.team.size
         while left:
             began = time.monotonic()
+            at_once = min(at_once, most)
             together, left = left[:at_once], left[at_once:]
-            yield from plan_losses(anatomy, self.windows, together, self.batch)
+            yield from self.losses_of(anatomy, together)
             if not anatomy.weights.streamed:
                 each = (time.monotonic() - began) / -(-len(together) // anatomy.team.size)
                 at_once = anatomy.team.size * max(1, min(TOGETHER, int(KEEP_EVERY / max(each, 1e-9))))
+
+    def losses_of(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Array:
+        """Losses of every window under plans that share what they can [P, N]."""
+        return plan_losses(anatomy, self.windows, plans, self.batch)
+
+    def at_most(self, anatomy: Anatomy) -> int:  # noqa: ARG002
+        """How many plans of one process fit into memory side by side."""
+        return sys.maxsize
 
 
 def digest_of(plan: Plan | None) -> str:

@@ -1,55 +1,94 @@
 """The refit of all layers, upwards, each with the weights of the layers below it already refitted."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 from tqdm import tqdm
 
 from experts.memory import free_bytes
 from finetune.refit.blocks import Blocks
 from finetune.refit.equations import Equations
+from finetune.refit.held_out import HeldOut
 from finetune.refit.joint import Joint
 from finetune.refit.layer import LayerRefit
 from finetune.refit.passage import CLEAN, PRUNED, Passage
-from finetune.refit.result import RefittedLayer
+from finetune.refit.result import RefittedLayer, swapped
 
 SHARE = 0.25  # of the free memory that the equations of a layer may take to be solved at once
 
 
+@dataclass(frozen=True)
+class Traveller:
+    """One plan on its way through the layers.
+
+    Attributes:
+        passage: the windows that it is refitted on
+        take: gets every refitted layer, upwards
+        held_out: windows that pass through the refitted layers, to be measured; None = none
+    """
+
+    passage: Passage
+    take: Callable[[RefittedLayer], None]
+    held_out: HeldOut | None = None
+
+
 @torch.no_grad()
-def refitted_layers(passage: Passage, ridge: float | None, fewest: int) -> list[RefittedLayer]:
-    """Refit all MoE layers, one after the other.
+def refit_layers(travellers: Sequence[Traveller], ridge: float | None, fewest: int) -> None:
+    """Refit all MoE layers, one after the other; the weights of a layer are read once for all plans.
 
     Args:
-        passage: the windows, in front of the lowest layer
+        travellers: plans of one model, in front of the lowest layer
         ridge: λ; None = chosen in every layer
         fewest: tokens below which an expert stays as it is
 
     Raises:
         ExciseError: a layer cannot be refitted.
     """
-    anatomy, found = passage.anatomy, list[RefittedLayer]()
-    spans = anatomy.weights.spans()
+    anatomy = travellers[0].passage.anatomy
     row_of = {layer.index: row for row, layer in enumerate(anatomy.layers)}
     highest = anatomy.layers[-1].index
-    with tqdm(total=len(anatomy.layers), desc="refit", unit="layer", delay=2, leave=False) as bar:
-        for span in spans:
-            if span.start > highest:
+    measured = [one.held_out for one in travellers if one.held_out is not None]
+    total = len(anatomy.layers) * len(travellers)
+    with tqdm(total=total, desc="refit", unit="layer", delay=2, leave=False) as bar:
+        for span in anatomy.weights.spans():
+            if span.start > highest and not measured:
                 break
             with anatomy.weights.loaded(span):
-                for layer in span[: highest + 1 - span.start]:
-                    if layer not in row_of:
-                        _pass(passage, layer)
-                        continue
-                    at_work = LayerRefit(passage, row_of[layer], ridge, fewest, _equations)
-                    found.append(at_work.run(last=layer == highest))
-                    bar.update(1)
-    return found
+                for layer in span:
+                    if layer in row_of:
+                        for one in travellers:
+                            _refit(one, row_of[layer], ridge, fewest, last=layer == highest)
+                            bar.update(1)
+                    elif layer < highest:
+                        _pass(travellers, layer)
+                    else:
+                        _end(measured, layer)
 
 
-def _pass(passage: Passage, layer: int) -> None:
+def _refit(one: Traveller, row: int, ridge: float | None, fewest: int, *, last: bool) -> None:
+    """Refit a layer of one plan."""
+    at_work = LayerRefit(one.passage, row, ridge, fewest, _equations)
+    found = at_work.run(last=last)
+    one.take(found)
+    if one.held_out is not None:
+        with swapped(at_work.layer, at_work.kept, found.weights):
+            one.held_out.pass_through(found.layer)
+
+
+def _pass(travellers: Sequence[Traveller], layer: int) -> None:
     """Take all batches through a layer without experts."""
-    for batch in range(len(passage)):
-        for way in (CLEAN, PRUNED):
-            passage.leaving(layer, way, batch, go=True)
+    for one in travellers:
+        for batch in range(len(one.passage)):
+            for way in (CLEAN, PRUNED):
+                one.passage.leaving(layer, way, batch, go=True)
+    _end([one.held_out for one in travellers if one.held_out is not None], layer)
+
+
+def _end(measured: Sequence[HeldOut], layer: int) -> None:
+    """Take what is measured through a layer without experts; nothing else needs those above all experts."""
+    for held_out in measured:
+        held_out.pass_through(layer)
 
 
 def _equations(num_experts: int, inner: int, width: int, device: torch.device) -> Equations:

@@ -27,16 +27,24 @@ class Passage:
         plan: what the pruned one keeps
         windows: N windows of W tokens
         batch: windows per forward
+        clean: what is the same for every plan; None = it is computed for this one alone
 
     Attributes:
         readable: which tokens are no padding, of every batch [B·W]
     """
 
-    def __init__(self, anatomy: Anatomy, plan: Plan, windows: Windows, batch: int) -> None:
-        self.anatomy, self.plan, self.stage = anatomy, plan, Stage(anatomy)
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        plan: Plan,
+        windows: Windows,
+        batch: int,
+        clean: "CleanPassage | None" = None,
+    ) -> None:
+        self.anatomy, self.plan, self.stage, self.clean = anatomy, plan, Stage(anatomy), clean
         starts = range(0, len(windows), batch)
         parts = [windows.select(np.arange(start, min(start + batch, len(windows)))) for start in starts]
-        self._inputs = [_inputs_of(part, anatomy) for part in parts]
+        self._inputs = [inputs_of(part, anatomy) for part in parts]
         self.readable = [torch.from_numpy(part.mask.reshape(-1)).to(anatomy.device) for part in parts]
         self._states: dict[tuple[str, int], State | None] = {}
 
@@ -59,6 +67,8 @@ class Passage:
         Returns:
             The residual stream after the layer [B·W, H].
         """
+        if way == CLEAN and self.clean is not None:
+            return self.clean.left(layer, batch)
         part = part_of(self.anatomy, range(layer, layer + 1))
         with _seen(decoder_layers(self.anatomy)[layer]) as outputs, self._intervened(part, way, handler):
             state = self.stage.run(part.span, self._states.get((way, batch)), self._inputs[batch], head=False)
@@ -78,7 +88,32 @@ class Passage:
                 yield
 
 
-def _inputs_of(windows: Windows, anatomy: Anatomy) -> dict[str, Any]:
+class CleanPassage:
+    """The whole model's way, once for all plans: what left the last layer is kept [N·W, H].
+
+    Args:
+        anatomy: the whole model
+        windows: N windows of W tokens
+        batch: windows per forward
+    """
+
+    def __init__(self, anatomy: Anatomy, windows: Windows, batch: int) -> None:
+        everything = tuple(range(anatomy.shape.num_experts))
+        plan = Plan(anatomy.shape.num_experts, dict.fromkeys(anatomy.shape.layers, everything))
+        self._passage = Passage(anatomy, plan, windows, batch)
+        self._layer, self._left = -1, dict[int, Tensor]()
+
+    def left(self, layer: int, batch: int) -> Tensor:
+        """The residual stream after a decoder layer [B·W, H]; layers are asked for in their order."""
+        if layer != self._layer:
+            self._layer, self._left = layer, {}
+        if batch not in self._left:
+            self._left[batch] = self._passage.leaving(layer, CLEAN, batch, go=True)
+        return self._left[batch]
+
+
+def inputs_of(windows: Windows, anatomy: Anatomy) -> dict[str, Any]:
+    """Arguments of the model's forward."""
     mask = windows.padding(anatomy.device)
     padding = {} if mask is None else {"attention_mask": mask}
     return {"input_ids": windows.tensor(anatomy.device), "use_cache": False, **padding}

@@ -17,8 +17,8 @@ from experts.anatomy import Anatomy, dissect
 from experts.effects.instrument import Instrument
 from experts.errors import ExciseError
 from experts.modes import Scope
-from finetune.refit.layers import refitted_layers
-from finetune.refit.passage import Passage
+from finetune.refit.plans import refit_plans
+from finetune.refit.request import Request
 from tests.support import architectures, wrappers
 from tests.support.inputs import windows
 from tests.support.one_by_one import one_by_one
@@ -116,12 +116,12 @@ def packs(anatomy: Anatomy) -> bool:
 
 def refit(anatomy: Anatomy) -> str:
     """Whether a plan can be refitted; asserts that every layer comes closer to the whole model."""
-    passage = Passage(anatomy, random_plans(anatomy, 1)[0], windows(4, 16), batch=2)
+    [plan] = random_plans(anatomy, 1)
     try:
-        layers = refitted_layers(passage, 0.1, 0)
+        [found] = refit_plans(anatomy, [plan], Request(windows(4, 16), 0.1, 0, batch=2), {plan.digest})
     except ExciseError as refusal:
         return f"refused: {str(refusal).partition(CANNOT)[2]}"
-    assert all(layer.after < layer.before for layer in layers)
+    assert all(layer.after < layer.before for layer in found.layers)
     return "yes"
 
 

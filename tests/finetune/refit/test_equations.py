@@ -111,6 +111,14 @@ def test_the_ridge_fits_the_noise(solver: Solver) -> None:
 
 
 @SOLVERS
+@pytest.mark.parametrize("noise", [0.0, 1.0, 10.0, 30.0, 100.0, 300.0])
+def test_the_walk_ends_at_the_best_ridge(solver: Solver, noise: float) -> None:
+    """The same as every λ of the grid tried."""
+    equations = filled(solver, noise=noise)[0]
+    assert equations.best_ridge() == min(GRID, key=equations._unseen)
+
+
+@SOLVERS
 def test_numbers_that_are_not_finite_are_named(solver: Solver) -> None:
     equations, _, _ = filled(solver)
     features, lacking, _ = batches(seed=1)[0]

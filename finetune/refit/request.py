@@ -1,0 +1,55 @@
+"""What a refit is asked for: on which text, and how."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from criteria.text.windows import Windows, check_windows
+from experts.arguments import check_count
+from experts.errors import ExciseError
+from experts.keys import key_of
+
+
+@dataclass(frozen=True)
+class Request:
+    """The same for a criterion's plan and for random ones.
+
+    Attributes:
+        text: windows to refit on
+        ridge: λ above 0; None = chosen
+        fewest: an expert that fewer tokens go to stays as it is
+        batch: windows per forward
+    """
+
+    text: Windows
+    ridge: float | None = None
+    fewest: int = 16
+    batch: int = 8
+
+    def check(self) -> None:
+        """Refuse what no model could be refitted by.
+
+        Raises:
+            ExciseError: a number is out of its range, or the text has one window.
+        """
+        check_windows("text", self.text)
+        check_count("fewest", self.fewest, 0)
+        check_count("batch", self.batch)
+        if self.ridge is not None and not self.ridge > 0:
+            raise ExciseError(f"ridge is {self.ridge}; λ is a number above 0, or None to have it chosen")
+        if len(self.text) < 2:
+            raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")
+
+    @property
+    def per_forward(self) -> int:
+        """Windows per forward; every second batch chooses λ by the others, so there are two at least."""
+        return min(self.batch, -(-len(self.text) // 2))
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of the text and of all settings."""
+        return key_of("refit", self.text.hash, self.ridge, self.fewest, self.batch)
+
+    def key_on(self, model: Sequence[str]) -> str:
+        """Identity of the refit of a model. model: its identity."""
+        return key_of(self.key, *model)

@@ -64,13 +64,22 @@ def check_inner(experts: nn.Module) -> str:
         raise ExciseError(
             f"its experts are computed by {implementation!r}, where inner activations are not seen"
         )
+    check_linear(experts)
+    return implementation
+
+
+def check_linear(experts: nn.Module) -> None:
+    """Refuse experts whose outputs are not linear in their down projections, loaded or without weights.
+
+    Raises:
+        ExciseError: their outputs are normalised, or they have no down projection.
+    """
     if experts.has_post_expert_norm:
         raise ExciseError(
             "its experts' outputs are normalised, so they are not linear in the down projection"
         )
     if DOWN not in dict(experts.named_parameters(recurse=False)):
         raise ExciseError(f"its experts have no {DOWN}")
-    return implementation
 
 
 @contextmanager

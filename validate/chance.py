@@ -1,7 +1,7 @@
 """Does a plan beat chance? A plan against random plans of its own sizes, on held-out text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from criteria.text.disjoint import check_unseen
 from criteria.text.windows import Windows, check_windows
@@ -90,10 +90,12 @@ class Judgement:
     Attributes:
         evidence: of every plan, with its verdict
         checks: of the instrument, all passed
+        later: the same plans, judged by the later measures; empty where there are none
     """
 
     evidence: list[Evidence[Judged]]
     checks: list[Check]
+    later: list[Evidence[Judged]] = field(default_factory=list)
 
 
 def plans_against_random(
@@ -106,6 +108,7 @@ def plans_against_random(
     seed: int,
     null: Null,
     correction: Correction = Correction.NONE,
+    later: Sequence[Measure] = (),
 ) -> Judgement:
     """Test several plans by several measures; what `against_random` and the commands call.
 
@@ -118,13 +121,18 @@ def plans_against_random(
         seed: of the random plans and of the bootstrap
         null: how p is read from the random plans
         correction: over all tested plans, by each measure
+        later: the same measures after something was done to every plan, random ones too
     """
     checks = check_rig(model.anatomy, text, tested[0])
     contests = [contest_of(plan, model.shape, plans=plans, seed=seed) for plan in tested]
-    for measure in measures:
-        measure_contests(contests, measure, model.anatomy)
-    evidence = [evidence_of(contest, measures, null, seed) for contest in contests]
-    return Judgement(with_verdicts(evidence, correction, null), checks)
+
+    def judged(by: Sequence[Measure]) -> list[Evidence[Judged]]:
+        for measure in by:
+            measure_contests(contests, measure, model.anatomy)
+        evidence = [evidence_of(contest, by, null, seed) for contest in contests]
+        return with_verdicts(evidence, correction, null)
+
+    return Judgement(judged(measures), checks, judged(later) if later else [])
 
 
 def contest_of(plan: Plan, shape: Shape, *, plans: int, seed: int) -> Contest:

@@ -191,6 +191,7 @@ class Evidence(Generic[AnyChance]):
             "reversed_digest": self.reversed_plan.digest if self.reversed_plan else None,
             **loss.against_nulls(),
             "tasks": [cost.to_json() for cost in tasks],
+            "refit": None,
         }
 
 

@@ -58,6 +58,17 @@ class CostJson(PlanCostJson):
     value: float  # value of the plan, in the metric's own direction
 
 
+class RefittedJson(PlanCostJson):
+    """A plan after its refit, against random plans after theirs; the loss in the keys of `PlanCostJson`."""
+
+    gain: float  # cost before − after, by the loss
+    gain_interval: Ends  # of the gain, over documents
+    share: float | None  # of the cost, that the refit took back
+    share_interval: Ends  # of the share
+    survival: Survival  # of the lead over random plans
+    tasks: list[CostJson]
+
+
 class EvidenceJson(PlanCostJson):
     """A criterion's plan by every measure: the loss in the keys of `PlanCostJson`, tasks in a list."""
 
@@ -71,6 +82,7 @@ class EvidenceJson(PlanCostJson):
     digest: str  # of the plan
     reversed_digest: str | None  # of the reverse plan; None where there is none
     tasks: list[CostJson]
+    refit: RefittedJson | None  # the same plan after its refit; None where the recipe has none
 
 
 class DifferenceJson(TypedDict):

@@ -23,6 +23,7 @@ class RefitJson(TypedDict):
 
     weights: str  # which
     text: TextJson  # windows that made them
+    key: str  # identity of model, text and settings
     layers: list[RefittedLayerJson]
 
 
@@ -46,12 +47,20 @@ def refit_provenance(refit: Refit) -> RefitProvenanceJson:
         for layer in refit.layers
     ]
     changed = f"{DOWN} of the kept experts"
-    return {"plan": refit.plan.digest, "refit": {"weights": changed, "text": refit.text, "layers": layers}}
+    return {
+        "plan": refit.plan.digest,
+        "refit": {"weights": changed, "text": refit.text, "key": refit.key, "layers": layers},
+    }
 
 
 def refit_in_words(refit: Refit) -> str:
     """A sentence for the model card."""
-    tokens = refit.text["windows"] * refit.text["length"]
+    return stored_in_words(refit_provenance(refit)["refit"])
+
+
+def stored_in_words(refit: RefitJson) -> str:
+    """The same from what a checkpoint says of itself."""
+    tokens = refit["text"]["windows"] * refit["text"]["length"]
     return (
         f"The down projections of the kept experts were refitted by least squares on {tokens:,} tokens "
         "of text (`excise_recovery.json`). Nothing was trained; all other tensors are byte-identical to the "

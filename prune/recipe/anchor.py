@@ -21,6 +21,9 @@ def anchored_recipe(recipe: Recipe, folder: Path) -> Recipe:
         "calibration": recipe.calibration.model_copy(update=_sources(recipe.calibration, folder)),
         "validation": _validation(recipe.validation, folder),
     }
+    if recipe.refit and recipe.refit.text:
+        text = recipe.refit.text.model_copy(update=_sources(recipe.refit.text, folder))
+        changes["refit"] = recipe.refit.model_copy(update={"text": text})
     if recipe.finetune:
         changes["finetune"] = _finetune(recipe.finetune, folder)
     return recipe.model_copy(update=changes)

@@ -14,6 +14,7 @@ from prune.recipe.schema import (
     ProgressiveSettings,
     PruneSettings,
     Recipe,
+    RefitTable,
     TaskSettings,
     TextSettings,
     ValidateSettings,
@@ -30,6 +31,8 @@ TABLES: dict[str, type[BaseModel]] = {
     "progressive": ProgressiveSettings,
     "tasks": TaskSettings,
     "finetune": FinetuneSettings,
+    "refit": RefitTable,
+    "text": TextSettings,
     "teacher": TeacherSettings,
 }
 

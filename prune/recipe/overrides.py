@@ -25,7 +25,7 @@ def override(data: dict[str, Any], assignment: str) -> None:
     table = _table(data, parents, assignment)
     if parents == ["prune"] and key in BUDGETS and value is not None:
         _drop_budgets(table)
-    table[key] = value
+    table[key] = (table.get(key) or {}) if value == {} else value  # an empty table changes no key
 
 
 def _value(assignment: str, text: str) -> Any:

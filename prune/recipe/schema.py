@@ -9,6 +9,7 @@ from prune.recipe.compare_settings import CompareSettings
 from prune.recipe.finetune_settings import FinetuneSettings
 from prune.recipe.memory_settings import MemoryTable
 from prune.recipe.prune_settings import BUDGETS, PruneSettings
+from prune.recipe.refit_settings import RefitTable
 from prune.recipe.text_settings import TextSettings
 from prune.recipe.validate_settings import (
     AuditSettings,
@@ -26,6 +27,7 @@ __all__ = [
     "ProgressiveSettings",
     "PruneSettings",
     "Recipe",
+    "RefitTable",
     "TaskSettings",
     "TextSettings",
     "ValidateSettings",
@@ -50,6 +52,9 @@ class Recipe(Settings):
     prune: PruneSettings
     validation: ValidateSettings = Field(alias="validate", description="the test against random plans")
     compare: CompareSettings = Field(default=CompareSettings(), description="budgets of `excise compare`")
+    refit: RefitTable | None = Field(
+        default=None, description="least squares in the kept experts' down projections, without training"
+    )
     finetune: FinetuneSettings | None = Field(default=None, description="recovery of the pruned model")
 
     @field_validator("criteria")

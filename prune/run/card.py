@@ -10,16 +10,23 @@ from prune.run.verdicts import markdown_tables
 from prune.tables import plain
 
 
-def model_card(recipe: Recipe, layout: Layout, plan: Plan, result: ValidationResult) -> str:
+def model_card(
+    recipe: Recipe,
+    layout: Layout,
+    plan: Plan,
+    result: ValidationResult,
+    weights: str = UNCHANGED_WEIGHTS,
+) -> str:
     """README.md of a tested plan, with hub metadata, the plan in words and the evidence.
 
     Args:
         result: the content of validation.json.
+        weights: a sentence on what happened to them.
     """
     return f"""{front_matter(recipe.model, layout.checkpoint)}
 # {title(recipe.model, plan)}
 
-{kept_experts(layout, plan)} {UNCHANGED_WEIGHTS} {_ranking(plan, result)}
+{kept_experts(layout, plan)} {weights} {_ranking(plan, result)}
 
 {markdown_tables(result)}
 

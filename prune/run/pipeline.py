@@ -24,6 +24,7 @@ from prune.run.report import markdown
 from prune.run.result import PruneResult
 from prune.session.measures import check_rows
 from prune.session.prepared import Prepared
+from prune.session.refits import check_refit
 from prune.session.refusals import check_pruning
 from prune.session.run_folder import CHECKPOINT, write_json, write_text
 from prune.session.session import Session
@@ -94,6 +95,8 @@ class Run:
         check_rows(self.session)
         if self.recipe.finetune:
             check_targets(self.session)
+        if self.recipe.refit:
+            check_refit(self.session)
 
     def _stages(self, notes: list[str]) -> RunResult:
         keep_recipe(self.prepared)

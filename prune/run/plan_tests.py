@@ -7,14 +7,15 @@ from criteria.text.windows import Windows
 from experts.keys import key_of
 from experts.plan import Plan
 from prune.checkpoint.slices import removed_bytes
-from prune.run.result import TestedPlanJson, ValidationResult
+from prune.run.result import ValidationResult
 from prune.session.measures import measures_of, row_key
+from prune.session.refits import Refits
 from prune.session.run_folder import write_json
 from prune.session.session import Session
 from validate.agreement import agreement
 from validate.chance import Judgement, plans_against_random
-from validate.evidence import Evidence, Judged
 from validate.measure import Measure
+from validate.refitted import with_refit
 from validate.verdict import RULE
 
 RESULT = "validation.json"
@@ -35,6 +36,7 @@ class PlanTests:
         self.session, self.candidates = session, candidates
         self.recipe, self.folder = session.recipe, session.folder
         self.layout = session.prepared.layout
+        self.refits = Refits(session) if self.recipe.refit else None
 
     @property
     def table(self) -> list[Scores]:
@@ -62,14 +64,20 @@ class PlanTests:
             self.recipe.model_dump(mode="json", exclude={"finetune"}),
             self.session.texts.calibration.hash,
             tasks,
+            self.refits.key if self.refits else "",
         )
 
     def _result(self) -> ValidationResult:
         texts, plan = self.session.texts, self.candidates[0].plan
         measures = measures_of(self.session)
-        judgement = self._judgement(measures)
+        after = self.refits.measures(plan) if self.refits else []
+        judgement = self._judgement(measures, after)
+        tested = with_refit(judgement, measures[0], after, self.recipe.validation.random_seed)
         return {
-            "plans": [self._tested(evidence) for evidence in judgement.evidence],
+            "plans": [
+                {**one, "size": self._size(candidate.plan)}
+                for one, candidate in zip(tested, self.candidates, strict=True)
+            ],
             "rule": f"{RULE} Not corrected for the number of criteria.",
             "checks": [check.to_json() for check in judgement.checks],
             "loss": measures[0].mean(measures[0].values(None)),
@@ -83,7 +91,7 @@ class PlanTests:
             "protected": int(self.table[0].protected.sum()),
         }
 
-    def _judgement(self, measures: list[Measure]) -> Judgement:
+    def _judgement(self, measures: list[Measure], after: list[Measure]) -> Judgement:
         settings = self.recipe.validation
         return plans_against_random(
             self.session.model,
@@ -93,11 +101,12 @@ class PlanTests:
             plans=settings.random_plans,
             seed=settings.random_seed,
             null=settings.chance,
+            later=after,
         )
 
-    def _tested(self, evidence: Evidence[Judged]) -> TestedPlanJson:
-        size = self.layout.checkpoint.size - removed_bytes(self.layout, evidence.plan)
-        return {**evidence.to_json(), "size": size}
+    def _size(self, plan: Plan) -> int:
+        """Bytes of the pruned checkpoint."""
+        return self.layout.checkpoint.size - removed_bytes(self.layout, plan)
 
 
 def _documents(windows: Windows) -> set[str]:

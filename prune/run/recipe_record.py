@@ -12,7 +12,7 @@ from prune.session.run_folder import CHECKPOINT, write_json, write_text
 
 RECIPE = "recipe.yaml"
 # What makes the checkpoint; of the criteria only the first one does.
-DECISIVE = ("model", "dtype", "calibration", "criteria", "prune")
+DECISIVE = ("model", "dtype", "calibration", "criteria", "prune", "refit")
 
 
 def keep_recipe(prepared: Prepared) -> None:

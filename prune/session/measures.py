@@ -1,8 +1,9 @@
 """What a recipe measures plans by: the held-out loss, and its lm-eval tasks."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,13 +14,17 @@ from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.notes import tell
 from experts.plan import Plan
-from prune.recipe.schema import TaskSettings
 from prune.session.session import Session
 from prune.session.speed import Speed, keep_speed, this_machine
 from validate.measure import LOSS, Measure
 from validate.rows import LossEvaluator
 from validate.statistics import documents_needed
 from validate.verdict import ALPHA
+
+if TYPE_CHECKING:
+    from validate.tasks import ItemEvaluator
+
+MakeItems = Callable[[Any, Any, Path, str, int], "ItemEvaluator"]
 
 
 class TimedLosses(LossEvaluator):
@@ -104,7 +109,7 @@ def measures_of(session: Session, prefix: str = "", recovery: str = "") -> list[
         recovery: identity of a training, for plans after it
     """
     settings, windows = session.recipe.validation, session.texts.validation
-    tasks = _tasks(session, settings.tasks, prefix, recovery) if settings.tasks else []
+    tasks = tasks_of(session, prefix, recovery) if settings.tasks else []
     path, key = session.folder.path / f"{prefix}losses.csv", _after(row_key(session), recovery)
     losses = TimedLosses(session, path, key)
     return [Measure(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
@@ -114,13 +119,22 @@ def _after(key: str, recovery: str) -> str:
     return key_of(key, recovery) if recovery else key
 
 
-def _tasks(session: Session, settings: TaskSettings, prefix: str, recovery: str) -> list[Measure]:
+def tasks_of(session: Session, prefix: str, recovery: str, make: MakeItems | None = None) -> list[Measure]:
+    """A measure per task of a recipe that has some.
+
+    Args:
+        session: the recipe at work
+        prefix: of the files of raw rows
+        recovery: identity of what was done to the plans, for plans after it
+        make: of the evaluator; None = plans as they are
+    """
     from validate.tasks import ItemEvaluator  # lm-eval takes seconds to import
 
-    benchmark = session.benchmark
+    benchmark, settings = session.benchmark, session.recipe.validation.tasks
+    assert settings is not None, "asked for only where there are some"
     path = session.folder.path / f"{prefix}items.csv"
     key = _after(key_of("items", session.model.identity, session.tasks_identity, settings.batch), recovery)
-    items = ItemEvaluator(benchmark, session.model.new_tokenizer(), path, key, settings.batch)
+    items = (make or ItemEvaluator)(benchmark, session.model.new_tokenizer(), path, key, settings.batch)
     return [
         Measure(
             part.task,

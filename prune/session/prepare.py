@@ -32,6 +32,8 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     criteria = tuple(resolve(name) for name in recipe.criteria)
     _check_domains(recipe, criteria)
     check_texts(calibration=recipe.calibration, validate=recipe.validation)
+    if recipe.refit and recipe.refit.text:
+        check_texts(**{"refit.text": recipe.refit.text})
     run = RunFolder(folder, force, recipe.memory.spill)
     if recipe.memory.spill is not None:
         check_writable(recipe.memory.spill, "memory.spill")

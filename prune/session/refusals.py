@@ -61,4 +61,8 @@ def check_pruning(recipe: Recipe) -> None:
                 "finetune.checkpoint names a pruned folder: "
                 "`excise finetune` recovers it, `excise prune` prunes"
             )
+        if recipe.refit:
+            raise ExciseError(
+                "refit and finetune are both in the recipe, and one checkpoint is written: leave one out"
+            )
         check_texts(finetune=recipe.finetune)

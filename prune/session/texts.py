@@ -37,9 +37,21 @@ class Texts:
         check_disjoint(windows, self.validation, "finetune")
         return windows
 
+    @cached_property
+    def refit(self) -> Windows:
+        """Text of the refit: its own, or that of calibration."""
+        assert self.recipe.refit is not None, "asked for only where there is one"
+        if self.recipe.refit.text is None:
+            return self.calibration
+        windows = self.read(self.recipe.refit.text)
+        check_disjoint(windows, self.validation, "refit")
+        return windows
+
     def check(self, *, training: bool = False) -> None:
         """Read them now: what cannot be used is refused before any work."""
         _ = self.calibration
+        if self.recipe.refit is not None:
+            _ = self.refit
         if training:
             _ = self.training
 

@@ -1,0 +1,14 @@
+"""`refit` of a recipe: the text that down projections are refitted on, and how."""
+
+from pydantic import Field
+
+from finetune.refit.settings import RefitSettings
+from prune.recipe.text_settings import TextSettings
+
+
+class RefitTable(RefitSettings):
+    """The refit of the pruned model, and of random plans of its size."""
+
+    text: TextSettings | None = Field(
+        default=None, description="windows to refit on, with the keys of `calibration`; none = those of it"
+    )

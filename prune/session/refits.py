@@ -1,0 +1,106 @@
+"""The refit of a recipe: its text, its measures, and the refitted weights of the plan that is written."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experts.anatomy import dissect
+from experts.errors import settings_of
+from experts.inner_activations import DOWN, check_linear
+from experts.keys import key_of
+from experts.loading import skeleton
+from experts.plan import Plan
+from finetune.refit.request import Request
+from finetune.refit.result import Refit
+from finetune.refit.stored import save_refit, stored_refit
+from finetune.refit_losses import RefittedLosses
+from finetune.refit_model import refit_experts
+from prune.checkpoint.slices import by_name, slice_layout
+from prune.checkpoint.stored_weights import StoredWeights
+from prune.recover.targets import everything
+from prune.session.measures import row_key, tasks_of
+from prune.session.session import Session
+from validate.measure import LOSS, Measure
+
+if TYPE_CHECKING:
+    from validate.tasks import ItemEvaluator
+
+FOLDER, PREFIX = "refit", "refitted_"
+
+
+class Refits:
+    """Refits of a session's plans.
+
+    Attributes:
+        session: of a recipe with `refit`
+        request: the text, and how
+        key: identity of model, text and settings
+    """
+
+    def __init__(self, session: Session) -> None:
+        settings = session.recipe.refit
+        assert settings is not None, "asked for only where there is one"
+        self.session = session
+        self.request = Request(session.texts.refit, settings.chosen, settings.fewest, settings.batch)
+        self.key = self.request.key_on(session.model.identity)
+
+    def measures(self, written: Plan | None = None) -> list[Measure]:
+        """The recipe's measures after the refit, the held-out loss first.
+
+        Args:
+            written: the plan whose refitted weights will be asked for
+        """
+        session, settings = self.session, self.session.recipe.validation
+        losses = RefittedLosses(
+            session.model,
+            self.request,
+            session.texts.validation,
+            take=self._save,
+            wanted=() if written is None else (written.digest,),
+            path=session.folder.path / f"{PREFIX}losses.csv",
+            key=key_of(row_key(session), self.key),
+            batch=settings.batch,
+        )
+        loss = Measure(LOSS, "nats per token", losses, losses.weights, session.texts.validation.document)
+        return [loss, *(tasks_of(session, PREFIX, self.key, self._items) if settings.tasks else [])]
+
+    def of(self, plan: Plan) -> Refit:
+        """The refit of a plan, made now where the run has not kept it."""
+        path, fingerprint = self._path(plan), self.session.fingerprint
+        if found := stored_refit(path, plan, self.key, fingerprint):
+            return found
+        how = self.request
+        refit = refit_experts(
+            self.session.model, plan, how.text, ridge=how.ridge, fewest=how.fewest, batch=how.batch
+        )
+        self._save(refit)
+        return refit
+
+    def forget(self) -> None:
+        """Take away weights that were kept for the checkpoint; it has them now."""
+        shutil.rmtree(self.session.folder.path / FOLDER, ignore_errors=True)
+
+    def _save(self, refit: Refit) -> None:
+        save_refit(refit, self._path(refit.plan))
+
+    def _path(self, plan: Plan) -> Path:
+        return self.session.folder.path / FOLDER / f"{plan.digest}.safetensors"
+
+    def _items(self, *given: Any) -> "ItemEvaluator":
+        from prune.session.refitted_items import RefittedItems  # lm-eval takes seconds to import
+
+        return RefittedItems(self.session.model, self.of, *given)
+
+
+def check_refit(session: Session) -> None:
+    """Refuse a model that cannot be refitted, or whose weights could not be written back; without weights."""
+    prepared = session.prepared
+    anatomy = dissect(skeleton(prepared.source, session.recipe.trust_remote_code))
+    weights = dict(anatomy.model.named_parameters())
+    names = {module: name for name, module in anatomy.model.named_modules()}
+    for layer in anatomy.layers:
+        with settings_of(f"refit: {layer.name}"):
+            check_linear(layer.experts)
+    down = [f"{names[layer.experts]}.{DOWN}" for layer in anatomy.layers]
+    pieces = by_name(slice_layout(prepared.layout, everything(prepared.layout)))
+    StoredWeights(anatomy.model, pieces, "refit").check({name: weights[name] for name in down})

@@ -6,12 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from criteria.text.windows import Windows
 from experts.ablation import restricted
-from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune.refit_model import refit_experts, refitted
 from prune.recipe.read import read_recipe

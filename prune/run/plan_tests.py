@@ -15,7 +15,7 @@ from validate.agreement import agreement
 from validate.chance import Judgement, plans_against_random
 from validate.evidence import Evidence, Judged
 from validate.measure import Measure
-from validate.verdict import RULE
+from validate.verdict import DOMAIN_RULE, RULE
 
 RESULT = "validation.json"
 
@@ -55,7 +55,7 @@ class PlanTests:
     def _key(self) -> str:
         tasks = self.session.tasks_identity if self.recipe.validation.tasks else ""
         return key_of(
-            "validate",
+            "validate by domain",
             row_key(self.session),
             # The scores themselves: a user's criterion can change behind an unchanged name.
             [scores.digest for scores in self.table],
@@ -70,7 +70,7 @@ class PlanTests:
         judgement = self._judgement(measures)
         return {
             "plans": [self._tested(evidence) for evidence in judgement.evidence],
-            "rule": f"{RULE} Not corrected for the number of criteria.",
+            "rule": _rule(judgement.evidence),
             "checks": [check.to_json() for check in judgement.checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": self.recipe.validation.chance,
@@ -98,6 +98,11 @@ class PlanTests:
     def _tested(self, evidence: Evidence[Judged]) -> TestedPlanJson:
         size = self.layout.checkpoint.size - removed_bytes(self.layout, evidence.plan)
         return {**evidence.to_json(), "size": size}
+
+
+def _rule(evidence: list[Evidence[Judged]]) -> str:
+    rule = f"{RULE} Not corrected for the number of criteria."
+    return f"{rule} {DOMAIN_RULE}" if evidence[0].domains else rule
 
 
 def _documents(windows: Windows) -> set[str]:

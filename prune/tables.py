@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from validate.results import PlanCostJson
+from validate.results import CostJson, PlanCostJson
 
 # A smaller p is an extrapolation, from some dozens of plans or some thousands of resamples.
 SMALLEST_P = 1e-4
@@ -62,17 +62,31 @@ def probability(value: float | None, digits: int = 3) -> str:
     return f"<{SMALLEST_P:.0e}"
 
 
-def verdict(cost: PlanCostJson) -> str:
+def verdict(cost: PlanCostJson, domains: Sequence[CostJson] = ()) -> str:
     """Return the verdict on a plan with its caveats.
 
-    These are the reason why there is no interval, and "two ends alike": plan and reverse cost the same.
+    These are the domains in which it does not hold, the reason why there is no interval, and "two ends
+    alike": plan and reverse cost the same.
+
+    Args:
+        cost: over all rows of a measure
+        domains: the same in each domain of the text; empty where there is one, and for tasks
     """
-    notes = []
+    notes = domain_notes(cost, domains)
     if cost["interval_note"]:
         notes.append(cost["interval_note"])
     if cost["ends_alike"]:
         notes.append("two ends alike")
     return f"{cost['verdict']} ({'; '.join(notes)})" if notes else cost["verdict"]
+
+
+def domain_notes(cost: PlanCostJson, domains: Sequence[CostJson]) -> list[str]:
+    """Return in which domains a verdict does not hold, in one note or none."""
+    if not domains:
+        return []
+    from validate.conclusion import caveat  # here, because `excise inspect` prints tables without scipy
+
+    return list(filter(None, [caveat(cost["verdict"], domains)]))
 
 
 def markdown_table(table: Table) -> str:

@@ -12,7 +12,7 @@ from experts.plan import Plan
 from experts.shape import Shape
 from validate.draw import equal_plans, random_plans
 from validate.evidence import Evidence, Judged
-from validate.measure import LOSS, Measure
+from validate.measure import Measure, loss_measure
 from validate.null import Contest, evidence_of, measure_contests, with_verdicts
 from validate.rig import Check, check_rig
 from validate.rows import LossEvaluator
@@ -153,4 +153,4 @@ def contest_of(plan: Plan, shape: Shape, *, plans: int, seed: int) -> Contest:
 def loss_of(text: Windows, *, batch: int = 8) -> Measure:
     """Mean cross-entropy of held-out windows, nats per token; its rows stay in memory."""
     losses = LossEvaluator(text, batch=batch)
-    return Measure(LOSS, "nats per token", losses, losses.weights, text.document)
+    return loss_measure(losses)

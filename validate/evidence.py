@@ -1,11 +1,13 @@
 """What is found out about a plan: its costs, against random plans, before and after the verdict."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from experts.plan import Plan
+from validate.conclusion import conclusion
 from validate.results import CostJson, EvidenceJson, JudgedJson, PlanCostJson, RandomPlansJson
 from validate.statistics import Interval, number
 from validate.verdict import Verdict, ends_alike
@@ -86,7 +88,7 @@ class Cost(Generic[AnyChance]):
     """What a plan costs by one measure, against its nulls.
 
     Attributes:
-        name: loss, or the task
+        name: loss, or the task; of a part of the text, its domain
         metric: unit of the value
         sign: +1 where smaller is better, −1 for scores
         full: value of the unpruned model, times sign
@@ -98,6 +100,7 @@ class Cost(Generic[AnyChance]):
         ends: interval of reverse − plan; None where there is no reverse
         own: against random plans with the plan's own counts
         equal: against random plans of equal counts, where the plan's differ
+        domains: the same on the windows of each domain, worst first; empty where there is one alone
     """
 
     name: str
@@ -111,6 +114,7 @@ class Cost(Generic[AnyChance]):
     ends: Interval | None
     own: AnyChance
     equal: AnyChance | None
+    domains: "tuple[Cost[AnyChance], ...]" = ()
 
     def to_json(self: "Cost[Judged]") -> CostJson:
         """The keys of `CostJson`."""
@@ -176,8 +180,24 @@ class Evidence(Generic[AnyChance]):
         """By the held-out loss: beats random, not distinguishable, worse than random."""
         return self.costs[0].own.verdict
 
+    @property
+    def domains(self) -> tuple[Cost[AnyChance], ...]:
+        """What the plan costs on the held-out windows of each domain, worst first; empty with one domain.
+
+        Every cost has the name of its domain; p and verdict are after Holm over the domains.
+        """
+        return self.costs[0].domains
+
+    @property
+    def conclusion(self: "Evidence[Judged]") -> str:
+        """The verdict in a sentence that names the worst domain, and those where the plan does not beat
+        random plans.
+        """
+        loss = self.costs[0]
+        return conclusion(self.criterion, loss.against_nulls(), _each(loss.domains))
+
     def to_json(self: "Evidence[Judged]") -> EvidenceJson:
-        """The loss at the top, tasks in a list."""
+        """The loss at the top, domains and tasks in lists."""
         loss, *tasks = self.costs
         return {
             "criterion": self.criterion,
@@ -190,9 +210,15 @@ class Evidence(Generic[AnyChance]):
             "digest": self.plan.digest,
             "reversed_digest": self.reversed_plan.digest if self.reversed_plan else None,
             **loss.against_nulls(),
-            "tasks": [cost.to_json() for cost in tasks],
+            "conclusion": self.conclusion,
+            "domains": _each(loss.domains),
+            "tasks": _each(tasks),
             "refit": None,
         }
+
+
+def _each(costs: Sequence[Cost[Judged]]) -> list[CostJson]:
+    return [cost.to_json() for cost in costs]
 
 
 def _judged(chance: Chance) -> Judged:

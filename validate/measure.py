@@ -6,7 +6,7 @@ import numpy as np
 
 from experts.arrays import Array, Ids
 from experts.plan import Plan
-from validate.rows import Evaluator
+from validate.rows import Evaluator, LossEvaluator
 
 LOSS = "loss"
 
@@ -24,6 +24,8 @@ class Measure:
         sign: +1 where smaller is better (loss), −1 for scores
         rows: the part of the evaluator's rows that belongs to this measure
         randoms: how many random plans are measured; None = all
+        domain: which of `domains` each row is of [N]; None where rows have none
+        domains: labels of the text's sources
     """
 
     name: str
@@ -32,8 +34,10 @@ class Measure:
     weights: Array
     clusters: Ids
     sign: int = 1
-    rows: slice = field(default_factory=lambda: slice(None))
+    rows: slice | Ids = field(default_factory=lambda: slice(None))
     randoms: int | None = None
+    domain: Ids | None = None
+    domains: tuple[str, ...] = ()
 
     @property
     def binary(self) -> bool:
@@ -47,3 +51,17 @@ class Measure:
     def mean(self, values: Array) -> float:
         """Weighted mean of the rows."""
         return float(np.average(values, weights=self.weights))
+
+
+def loss_measure(losses: LossEvaluator) -> Measure:
+    """Mean cross-entropy of held-out windows, nats per token, over all of them and in every domain."""
+    text = losses.windows
+    return Measure(
+        name=LOSS,
+        metric="nats per token",
+        evaluator=losses,
+        weights=losses.weights,
+        clusters=text.document,
+        domain=text.domain,
+        domains=text.domains,
+    )

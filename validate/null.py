@@ -9,6 +9,7 @@ import numpy as np
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.plan import Plan
+from validate.domains import by_domain, worst_first
 from validate.evidence import Chance, Cost, Evidence, Judged
 from validate.measure import Measure
 from validate.rows import digest_of
@@ -113,6 +114,7 @@ def _cost(contest: Contest, measure: Measure, null: Null, seed: int) -> Cost[Cha
         else clustered_interval(reverse - own, measure.weights, measure.clusters, seed),
         own=chance_of(own, contest.randoms, measure, null, seed),
         equal=None if contest.equal is None else chance_of(own, contest.equal, measure, null, seed),
+        domains=tuple(_cost(contest, part, null, seed) for part in by_domain(measure)),
     )
 
 
@@ -145,7 +147,8 @@ def with_verdicts(
 ) -> list[Evidence[Judged]]:
     """Judge what was measured: corrected p, verdicts, and what could have been found.
 
-    One family of tests per measure and null: all criteria and budgets in `evidence`.
+    One family of tests per measure and null: all criteria and budgets in `evidence`. The domains of a plan
+    are a family of their own, after Holm (DOMAIN_RULE).
     """
     by_measure = zip(*(one.costs for one in evidence), strict=True)
     judged = [_judged_costs(costs, correction, null) for costs in by_measure]
@@ -160,7 +163,12 @@ def _judged_costs(costs: Sequence[Cost[Chance]], correction: Correction, null: N
     own = _judge_family([cost.own for cost in costs], correction, null)
     equal = iter(_judge_family([cost.equal for cost in costs if cost.equal], correction, null))
     return [
-        replace(cost, own=chance, equal=next(equal) if cost.equal else None)  # type: ignore[misc]
+        replace(  # type: ignore[misc]
+            cost,
+            own=chance,
+            equal=next(equal) if cost.equal else None,
+            domains=tuple(_judged_costs(worst_first(cost.domains), Correction.HOLM, null)),
+        )
         for cost, chance in zip(costs, own, strict=True)
     ]
 

@@ -40,5 +40,7 @@ def _refitted(
         "share": recovered["share"],
         "share_interval": recovered["share_interval"],
         "survival": survival(old.verdict, new.verdict),
+        "conclusion": new.conclusion,
+        "domains": [cost.to_json() for cost in loss.domains],
         "tasks": [cost.to_json() for cost in tasks],
     }

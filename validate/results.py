@@ -52,7 +52,7 @@ class PlanCostJson(JudgedJson):
 class CostJson(PlanCostJson):
     """The same with the name of the measure and its plain values."""
 
-    name: str  # "loss", or the task
+    name: str  # "loss", the task, or the domain
     metric: str  # "nats per token", or the task's metric
     full: float  # value of the unpruned model, in the metric's own direction
     value: float  # value of the plan, in the metric's own direction
@@ -66,11 +66,13 @@ class RefittedJson(PlanCostJson):
     share: float | None  # of the cost, that the refit took back
     share_interval: Ends  # of the share
     survival: Survival  # of the lead over random plans
+    conclusion: str  # the verdict after the refit in a sentence, with the worst domain
+    domains: list[CostJson]  # after the refit, worst first; empty where there is one
     tasks: list[CostJson]
 
 
 class EvidenceJson(PlanCostJson):
-    """A criterion's plan by every measure: the loss in the keys of `PlanCostJson`, tasks in a list."""
+    """A criterion's plan by every measure: the loss in the keys of `PlanCostJson`, the rest in lists."""
 
     criterion: str
     formula: str
@@ -81,6 +83,8 @@ class EvidenceJson(PlanCostJson):
     kept_per_layer: dict[str, int]  # by decoder layer index
     digest: str  # of the plan
     reversed_digest: str | None  # of the reverse plan; None where there is none
+    conclusion: str  # the verdict in a sentence, with the worst domain and those where it does not hold
+    domains: list[CostJson]  # by the loss in each domain of the text, worst first; empty where there is one
     tasks: list[CostJson]
     refit: RefittedJson | None  # the same plan after its refit; None where the recipe has none
 

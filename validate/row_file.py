@@ -42,6 +42,7 @@ class RowFile:
         columns: what names a row: the columns of its label
         value: name of the last column: what was measured
         labels: one label per row, the same for every plan [N]
+        later: of the columns, those that files of earlier versions lack; the others name a row as well
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class RowFile:
         columns: tuple[str, ...],
         value: str,
         labels: Sequence[tuple[object, ...]],
+        later: tuple[str, ...] = (),
     ) -> None:
-        self.path, self.key = path, key
+        self.path, self.key, self.later = path, key, later
         self.columns, self.value = columns, value
         self.labels = [tuple(map(str, label)) for label in labels]
 
@@ -90,14 +92,23 @@ class RowFile:
         text = self.path.read_text(encoding="utf-8", errors=UNDECODABLE).rpartition("\n")[0]
         plans: dict[str, PlanRows] = {}
         try:
-            for line in csv.DictReader(io.StringIO(text)):
+            lines = csv.DictReader(io.StringIO(text))
+            named, labels = self._labels_by(lines.fieldnames or ())
+            for line in lines:
                 if line["key"] == self.key:
-                    label = tuple(line[column] for column in self.columns)
+                    name = tuple(line[column] for column in named)
                     rows = plans.setdefault(line["digest"], PlanRows(line["plan"]))
-                    rows.values[label] = float(line[self.value])
+                    rows.values[labels.get(name, name)] = float(line[self.value])
         except (KeyError, TypeError, ValueError, csv.Error):
             return {}
         return plans
+
+    def _labels_by(self, header: Sequence[str]) -> tuple[list[str], dict[tuple[str, ...], tuple[str, ...]]]:
+        """The columns by which a file names its rows, and every row's whole label by its name there."""
+        missing = set(self.later) - set(header)
+        places = [place for place, column in enumerate(self.columns) if column not in missing]
+        labels = {tuple(label[place] for place in places): label for label in self.labels}
+        return [self.columns[place] for place in places], labels
 
     def _is_complete(self, rows: PlanRows) -> bool:
         return rows.values.keys() == set(self.labels)

@@ -32,12 +32,14 @@ class Evaluator(ABC):
     Attributes:
         value: what is measured, in one word
         columns: what names a row
+        later: of these, the ones that files of earlier versions lack
         labels: the name of every row, in these columns [N]
         known: values of every row [N] by the plan's digest
     """
 
     value: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
+    later: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, labels: Sequence[tuple[object, ...]], path: Path | None = None, key: str = "") -> None:
         """Take over the rows of earlier runs.
@@ -48,7 +50,7 @@ class Evaluator(ABC):
             key: identity of model, data and precision: rows under another key are not taken over
         """
         self.labels = labels
-        self._file = RowFile(path, key, self.columns, self.value, labels) if path else None
+        self._file = RowFile(path, key, self.columns, self.value, labels, self.later) if path else None
         self.known: dict[str, Array] = self._file.restore() if self._file else {}
 
     @abstractmethod
@@ -124,14 +126,16 @@ class LossEvaluator(Evaluator):
     """
 
     value = "loss"
-    columns = ("window", "document", "tokens")
+    columns = ("window", "document", "domain", "tokens")
+    later = ("domain",)
 
     def __init__(self, windows: Windows, path: Path | None = None, key: str = "", batch: int = 8) -> None:
         self.windows, self.batch = windows, batch
         self.weights: Array = windows.readable.sum(axis=1).astype(np.float64)
+        places = zip(windows.document, windows.domain, self.weights, strict=True)
         labels = [
-            (number, windows.documents[document], int(tokens))
-            for number, (document, tokens) in enumerate(zip(windows.document, self.weights, strict=True))
+            (number, windows.documents[document], windows.domains[domain], int(tokens))
+            for number, (document, domain, tokens) in enumerate(places)
         ]
         super().__init__(labels, path, key)
 

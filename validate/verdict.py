@@ -9,6 +9,7 @@ from typing import Literal
 
 Verdict = Literal["beats random", "not distinguishable", "worse than random"]
 Survival = Literal["survives", "not shown", "reversed", "no lead before"]
+Standing = Literal["ahead", "not shown", "behind", "worse"]
 
 ALPHA = 0.05  # level of every test, after correction
 
@@ -29,6 +30,11 @@ AUDIT_RULE = (
     "a cell (criterion, layer) passes when the paired t-test and the Wilcoxon signed rank test are both "
     "significant after Bonferroni (α = 0.05 / cells; for a control 0.05 / layers) "
     "and removing the high-ranked expert costs more than removing the low-ranked one."
+)
+DOMAIN_RULE = (
+    "By domain the same rule holds on the windows of each domain, after Holm over the domains of a plan. "
+    "The verdict over all windows stays the plan's; where it beats random, the domains in which it does not "
+    "are named with it. The worst domain is the one with the largest rise of the loss."
 )
 PAIR_RULE = (
     "two criteria differ when the two-sided sign-flip permutation test over documents "
@@ -59,6 +65,24 @@ def judge(p: float, p_worse: float, low: float, high: float) -> Verdict:
     if p_worse <= ALPHA and high < 0:
         return "worse than random"
     return "not distinguishable"
+
+
+def standing(verdict: Verdict, delta: float, mean: float) -> Standing:
+    """Judge how a plan stands against random plans in one domain of the text (DOMAIN_RULE).
+
+    ahead: it beats them. worse: they beat it. Where neither is significant, behind: it costs more than they
+    do on average; not shown: it costs less.
+
+    Args:
+        verdict: in this domain
+        delta: what the plan costs there
+        mean: what random plans cost there on average
+    """
+    if verdict == "beats random":
+        return "ahead"
+    if verdict == "worse than random":
+        return "worse"
+    return "behind" if delta > mean else "not shown"
 
 
 def ends_alike(low: float, high: float) -> bool:

@@ -29,7 +29,7 @@ from validate.evidence import Evidence, Judged
 from validate.measure import Measure
 from validate.overlap import overlaps
 from validate.statistics import Correction, number
-from validate.verdict import PAIR_RULE, RULE
+from validate.verdict import DOMAIN_RULE, PAIR_RULE, RULE
 
 Tables = dict[BudgetScope, list[Scores]]  # scope -> scores of every criterion
 Plans = dict[tuple[str, Budget], Plan]  # by criterion and budget
@@ -86,7 +86,7 @@ class ComparisonRun:
             "agreement": self._agreement(tables),
             "plans": [of_plan.to_json() for of_plan in evidence],
             **self._differences(evidence, measures),
-            "rule": _rule(settings.chance, len(evidence)),
+            "rule": _rule(settings.chance, evidence),
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
             "seed": settings.random_seed,
@@ -156,8 +156,9 @@ class ComparisonRun:
         }
 
 
-def _rule(chance: str, tests: int) -> str:
-    return f"{RULE} p: {chance}, after Holm over {tests} tests (criteria × budgets)."
+def _rule(chance: str, evidence: list[Evidence[Judged]]) -> str:
+    rule = f"{RULE} p: {chance}, after Holm over {len(evidence)} tests (criteria × budgets)."
+    return f"{rule} {DOMAIN_RULE}" if evidence[0].domains else rule
 
 
 def _spearman(tables: Tables) -> dict[str, list[float | None]]:

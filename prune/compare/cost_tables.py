@@ -44,7 +44,7 @@ def _row(plan: EvidenceJson, cost: PlanCostJson, task: TaskJson | None, unequal:
         f"{probability(cost['p'])}, {probability(cost['p_worse'])}",
         f"{probability(cost['p_corrected'])}, {probability(cost['p_worse_corrected'])}",
         "none" if cost["smallest_detectable"] is None else plain(cost["smallest_detectable"], 3),
-        verdict(cost),
+        verdict(cost, plan["domains"] if task is None else ()),
     ]
     if unequal:
         row.append(_against_equal_counts(cost))

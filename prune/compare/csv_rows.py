@@ -3,13 +3,14 @@
 from prune.compare.costs import LOSS
 from prune.compare.result import ComparisonResult
 from prune.tables import csv_text
-from validate.results import EvidenceJson, PlanCostJson
+from validate.results import CostJson, EvidenceJson, PlanCostJson
 
 COMPARISON_COLUMNS = (
     "criterion",
     "scope",
     "fraction",
     "measure",
+    "domain",
     "value",
     "delta",
     "delta_low",
@@ -40,7 +41,7 @@ def comparison_csv(result: ComparisonResult) -> str:
 
 
 def comparison_rows(result: ComparisonResult) -> list[dict[str, object]]:
-    """Every plan by the loss, then by every task, in the columns of comparison.csv."""
+    """Every plan by the loss, in each domain, then by every task, in the columns of comparison.csv."""
     stability = {
         (row["criterion"], row["scope"], row["fraction"]): row["mean"] for row in result["stability"]
     }
@@ -48,8 +49,14 @@ def comparison_rows(result: ComparisonResult) -> list[dict[str, object]]:
     for plan in result["plans"]:
         mean = stability[plan["criterion"], plan["scope"], plan["fraction"]]
         rows.append(_row(plan, plan, LOSS, result["loss"] + plan["delta"], mean))
+        rows += [_domain_row(plan, domain, mean) for domain in plan["domains"]]
         rows += [_row(plan, task, task["name"], task["value"], mean) for task in plan["tasks"]]
     return rows
+
+
+def _domain_row(plan: EvidenceJson, domain: CostJson, stability: float | None) -> dict[str, object]:
+    row = _row(plan, domain, LOSS, domain["value"], stability)
+    return {**row, "domain": domain["name"]}
 
 
 def _row(

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 
 from prune.compare.cost_tables import cost_table
-from prune.compare.costs import budget_in_words, budget_of, costs, measures
+from prune.compare.costs import LOSS, budget_in_words, budget_of, costs, measures
 from prune.compare.difference_tables import difference_tables, scope_tables
 from prune.compare.plan_tables import agreement_table, overlap_tables
 from prune.compare.result import ComparisonResult
-from prune.tables import Table, markdown_table, probability, signed
+from prune.domain_table import conclusions as sentences
+from prune.domain_table import domain_evidence, domain_tables
+from prune.tables import Table, domain_notes, markdown_table, probability, signed
 from validate.results import EvidenceJson, PlanCostJson
 
 
@@ -18,6 +20,8 @@ def tables(result: ComparisonResult) -> Iterator[Table]:
         yield agreement_table(result["agreement"])
     for measure in measures(result):
         yield cost_table(result, measure)
+        if measure == LOSS:
+            yield from domain_tables([plan for plan, _ in costs(result, LOSS)])
         yield from difference_tables(result, measure)
         yield from scope_tables(result, measure)
 
@@ -27,12 +31,25 @@ def markdown(result: ComparisonResult) -> str:
     parts = [f"# {result['model']['name']}: criteria head to head\n"]
     parts += [f"## {table.title}\n\n{markdown_table(table)}\n" for table in tables(result)]
     parts += [
+        _conclusions(result),
         _rules(result),
         f"## How it was computed\n{_methods(result['seed'])}\n",
         _evidence(result),
         _checks(result),
     ]
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
+
+
+def conclusions(result: ComparisonResult) -> Iterator[str]:
+    """The verdict on every plan in a sentence, budget by budget, best first; none with a single domain."""
+    for plan, _ in costs(result, LOSS):
+        for sentence in sentences([plan]):
+            yield f"{budget_in_words(*budget_of(plan))}: {sentence}"
+
+
+def _conclusions(result: ComparisonResult) -> str:
+    lines = [f"- {line}" for line in conclusions(result)]
+    return "\n".join(["## Conclusions", *lines, ""]) if lines else ""
 
 
 def _rules(result: ComparisonResult) -> str:
@@ -62,16 +79,21 @@ def _evidence(result: ComparisonResult) -> str:
     """What each verdict rests on, a line per plan and measure."""
     lines = ["## Evidence"]
     for measure in measures(result):
-        lines += [_evidence_line(plan, cost, measure) for plan, cost in costs(result, measure)]
+        for plan, cost in costs(result, measure):
+            lines.append(_evidence_line(plan, cost, measure))
+            lines += domain_evidence(plan) if measure == LOSS else []
     return "\n".join(lines) + "\n"
 
 
 def _evidence_line(plan: EvidenceJson, cost: PlanCostJson, measure: str) -> str:
     low, high = cost["interval"]
     note = f" ({cost['interval_note']})" if cost["interval_note"] else ""
+    domains = plan["domains"] if measure == LOSS else []
+    caveat = "".join(f" ({note})" for note in domain_notes(cost, domains))
     budget = budget_in_words(*budget_of(plan))
     return (
-        f"- **{plan['criterion']}**, {budget}, by {measure}; score = {plan['formula']}: {cost['verdict']}. "
+        f"- **{plan['criterion']}**, {budget}, by {measure}; score = {plan['formula']}: "
+        f"{cost['verdict']}{caveat}. "
         f"Advantage over the mean of {len(cost['random']['values'])} random plans "
         f"[{signed(low)}, {signed(high)}] (95 %, {cost['clusters']} clusters{note}), "
         f"effect {signed(cost['effect'], 2)} sd, "

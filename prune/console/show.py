@@ -22,10 +22,12 @@ def verdicts(result: "PruneResult", as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
+    from prune.domain_table import conclusions
     from prune.run.verdicts import tables
 
     for each in tables(result):
         table(each)
+    print_lines(conclusions(result["plans"][:1]))
     print(
         "ΔCE: rise of the held-out loss, nats per token, smaller is better. "
         "p: probability that a random plan does at least as well."
@@ -54,9 +56,10 @@ def recovery(result: "RecoveryResult", as_json: bool) -> None:
 
 def comparison(result: "ComparisonResult") -> None:
     """Print the tables of `excise compare`."""
-    from prune.compare.report import tables
+    from prune.compare.report import conclusions, tables
 
     _titled(tables(result))
+    print_lines(conclusions(result))
     print(
         "Cost (ΔCE in nats per token, or share of items lost): smaller is better. "
         "p good, bad: probability that a random plan does at least as well, or at least as badly."
@@ -162,6 +165,12 @@ def notes(lines: Iterable[str]) -> None:
     """Show each note on a line of its own, unless it was shown before."""
     for note in lines:
         tell(note)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print each on a line of its own."""
+    for line in lines:
+        print(line)
 
 
 def print_json(data: Any) -> None:

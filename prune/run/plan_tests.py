@@ -14,9 +14,10 @@ from prune.session.run_folder import write_json
 from prune.session.session import Session
 from validate.agreement import agreement
 from validate.chance import Judgement, plans_against_random
+from validate.evidence import Evidence, Judged
 from validate.measure import Measure
 from validate.refitted import with_refit
-from validate.verdict import RULE
+from validate.verdict import DOMAIN_RULE, RULE
 
 RESULT = "validation.json"
 
@@ -57,7 +58,7 @@ class PlanTests:
     def _key(self) -> str:
         tasks = self.session.tasks_identity if self.recipe.validation.tasks else ""
         return key_of(
-            "validate",
+            "validate by domain",
             row_key(self.session),
             # The scores themselves: a user's criterion can change behind an unchanged name.
             [scores.digest for scores in self.table],
@@ -78,7 +79,7 @@ class PlanTests:
                 {**one, "size": self._size(candidate.plan)}
                 for one, candidate in zip(tested, self.candidates, strict=True)
             ],
-            "rule": f"{RULE} Not corrected for the number of criteria.",
+            "rule": _rule(judgement.evidence),
             "checks": [check.to_json() for check in judgement.checks],
             "loss": measures[0].mean(measures[0].values(None)),
             "chance": self.recipe.validation.chance,
@@ -107,6 +108,11 @@ class PlanTests:
     def _size(self, plan: Plan) -> int:
         """Bytes of the pruned checkpoint."""
         return self.layout.checkpoint.size - removed_bytes(self.layout, plan)
+
+
+def _rule(evidence: list[Evidence[Judged]]) -> str:
+    rule = f"{RULE} Not corrected for the number of criteria."
+    return f"{rule} {DOMAIN_RULE}" if evidence[0].domains else rule
 
 
 def _documents(windows: Windows) -> set[str]:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 
 from criteria.text.windows import TextJson
+from prune.domain_table import domain_evidence
 from prune.recipe.schema import Recipe
 from prune.run.result import PruneResult, TestedPlanJson, ValidationResult
 from prune.run.verdicts import markdown_tables
-from prune.tables import plain, probability, signed
+from prune.tables import domain_notes, plain, probability, signed
 from validate.results import JudgedJson
 
 P_RULES = {
@@ -106,7 +107,9 @@ def evidence(result: ValidationResult) -> str:
 def _evidence(plan: TestedPlanJson) -> Iterator[str]:
     head = f"- **{plan['criterion']}**, scope {plan['scope']}, score = {plan['formula']}"
     counts = f"Kept per layer: {_counts(plan['kept_per_layer'])}."
-    yield f"{head}: {_against_random(plan, plan['delta'], 'nats', 'documents')} {counts}"
+    caveat = "".join(f" ({note})" for note in domain_notes(plan, plan["domains"]))
+    yield f"{head}: {_against_random(plan, plan['delta'], 'nats', 'documents', caveat)} {counts}"
+    yield from domain_evidence(plan)
     if equal := plan["equal_counts"]:
         null = "against random plans of the same total with equal counts per layer"
         yield f"{head}, {null}: {_against_random(equal, plan['delta'], 'nats', 'documents')}"
@@ -115,12 +118,13 @@ def _evidence(plan: TestedPlanJson) -> Iterator[str]:
         yield f"{head}, {measure}: {_against_random(task, task['delta'], 'of the items', 'items')}"
 
 
-def _against_random(chance: JudgedJson, delta: float, unit: str, clusters: str) -> str:
+def _against_random(chance: JudgedJson, delta: float, unit: str, clusters: str, caveat: str = "") -> str:
     """Verdict, advantage, interval, effect, p and power of one test."""
     low, high = chance["interval"]
     note = f" ({chance['interval_note']})" if chance["interval_note"] else ""
     return (
-        f"{chance['verdict']}. Advantage over the mean of {len(chance['random']['values'])} random plans "
+        f"{chance['verdict']}{caveat}. "
+        f"Advantage over the mean of {len(chance['random']['values'])} random plans "
         f"{signed(chance['random']['mean'] - delta)} {unit}, "
         f"95 % interval [{signed(low)}, {signed(high)}] over {chance['clusters']} {clusters}{note}; "
         f"effect {signed(chance['effect'], 2)} sd of the random plans; "

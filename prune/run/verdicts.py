@@ -1,6 +1,7 @@
 """The tables of `excise prune`, for terminal, report.md and model card: the loss, then tasks."""
 
 from experts.units import human
+from prune.domain_table import conclusions, domain_tables
 from prune.run.result import TestedPlanJson, ValidationResult
 from prune.tables import Table, markdown_table, plain, probability, signed, spread, verdict
 from validate.results import CostJson
@@ -30,19 +31,23 @@ TASK_HEAD = (
 
 
 def tables(result: ValidationResult) -> list[Table]:
-    """The tested plans by the held-out loss, the one that is written first; then by every task."""
-    loss = Table("", LOSS_HEAD, [_loss_row(result, plan) for plan in result["plans"]])
+    """The tested plans by the held-out loss, the one that is written first; by domain; by every task."""
+    loss = [
+        Table("", LOSS_HEAD, [_loss_row(result, plan) for plan in result["plans"]]),
+        *domain_tables(result["plans"]),
+    ]
     tasks: list[tuple[str, ...]] = []
     for plan in result["plans"]:
         tasks += [_task_row(plan, task) for task in plan["tasks"]]
     if not tasks:
-        return [loss]
-    return [loss, Table("", TASK_HEAD, sorted(tasks, key=lambda row: row[0]))]
+        return loss
+    return [*loss, Table("", TASK_HEAD, sorted(tasks, key=lambda row: row[0]))]
 
 
 def markdown_tables(result: ValidationResult) -> str:
-    """The same in Markdown."""
-    return "\n\n".join(markdown_table(table) for table in tables(result))
+    """The same in Markdown, and the verdict on the plan that is written in a sentence."""
+    parts = [markdown_table(table) for table in tables(result)]
+    return "\n\n".join([*parts, *conclusions(result["plans"][:1])])
 
 
 def _loss_row(result: ValidationResult, plan: TestedPlanJson) -> tuple[str, ...]:
@@ -55,7 +60,7 @@ def _loss_row(result: ValidationResult, plan: TestedPlanJson) -> tuple[str, ...]
         spread(plan["random"]["mean"], plan["random"]["sd"]),
         signed(plan["reversed_delta"]),
         probability(plan["p"]),
-        verdict(plan),
+        verdict(plan, plan["domains"]),
     )
 
 

@@ -16,7 +16,7 @@ from experts.notes import tell
 from experts.plan import Plan
 from prune.session.session import Session
 from prune.session.speed import Speed, keep_speed, this_machine
-from validate.measure import LOSS, Measure
+from validate.measure import Measure, loss_measure
 from validate.rows import LossEvaluator
 from validate.statistics import documents_needed
 from validate.verdict import ALPHA
@@ -108,11 +108,11 @@ def measures_of(session: Session, prefix: str = "", recovery: str = "") -> list[
         prefix: of the files of raw rows
         recovery: identity of a training, for plans after it
     """
-    settings, windows = session.recipe.validation, session.texts.validation
+    settings = session.recipe.validation
     tasks = tasks_of(session, prefix, recovery) if settings.tasks else []
     path, key = session.folder.path / f"{prefix}losses.csv", _after(row_key(session), recovery)
     losses = TimedLosses(session, path, key)
-    return [Measure(LOSS, "nats per token", losses, losses.weights, windows.document), *tasks]
+    return [loss_measure(losses), *tasks]
 
 
 def _after(key: str, recovery: str) -> str:

@@ -20,7 +20,7 @@ from prune.checkpoint.stored_weights import StoredWeights
 from prune.recover.targets import everything
 from prune.session.measures import row_key, tasks_of
 from prune.session.session import Session
-from validate.measure import LOSS, Measure
+from validate.measure import Measure, loss_measure
 
 if TYPE_CHECKING:
     from validate.tasks import ItemEvaluator
@@ -61,8 +61,10 @@ class Refits:
             key=key_of(row_key(session), self.key),
             batch=settings.batch,
         )
-        loss = Measure(LOSS, "nats per token", losses, losses.weights, session.texts.validation.document)
-        return [loss, *(tasks_of(session, PREFIX, self.key, self._items) if settings.tasks else [])]
+        return [
+            loss_measure(losses),
+            *(tasks_of(session, PREFIX, self.key, self._items) if settings.tasks else []),
+        ]
 
     def of(self, plan: Plan) -> Refit:
         """The refit of a plan, made now where the run has not kept it."""

@@ -16,6 +16,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from prune.console.cli import app
+from tests.support.texts import DOCUMENTS, write_words
 
 ITEMS = 12  # of the task
 # Random plans and criteria: by counting, four plans in a family ask for 79 to reach α / 4.
@@ -77,7 +78,8 @@ def chance(kind: str, delta: float, null: Any) -> tuple[float, float]:
 
 @pytest.fixture
 def compared(recipe_path: Path, tmp_path: Path) -> Callable[[str], tuple[dict[str, Any], Path]]:
-    """A comparison with a task, in both scopes."""
+    """A comparison with a task, in both scopes, on text of two domains."""
+    write_words(tmp_path / "other.txt", 900, np.random.default_rng(3))
     (tmp_path / "tasks").mkdir()
     rng = np.random.default_rng(0)
     items = [
@@ -103,6 +105,9 @@ def compared(recipe_path: Path, tmp_path: Path) -> Callable[[str], tuple[dict[st
     }
     (tmp_path / "tasks" / "guess.yaml").write_text(yaml.safe_dump(task))
     data = yaml.safe_load(recipe_path.read_text())
+    data["validate"]["data"] = [
+        {"text": [f"{name}.txt"], "separator": DOCUMENTS, "domain": name} for name in ("test", "other")
+    ]
     data |= {
         "compare": {"fractions": [0.25], "scopes": ["layer", "global"], "seeds": 2},
     }
@@ -146,6 +151,8 @@ def test_a_comparison(kind: str, compared: Callable[[str], tuple[dict[str, Any],
             if cost["equal_counts"]:
                 recompute_chance(kind, rows, plan, cost, cost["equal_counts"], len(unequal))
         recompute_corrections([cost for _, cost in costs], unequal)
+        if rows.name == "loss":
+            recompute_domains(kind, rows, np.array([row["domain"] for row in first]), result["plans"])
         recompute_pairs(result, rows.name, rows.values, rows.weights, rows.clusters)
     assert {plan["verdict"] for plan in result["plans"]} <= {
         "beats random",
@@ -162,6 +169,12 @@ class Rows:
     values: dict[str, Any]
     weights: Any
     clusters: list[Any]
+
+    def of(self, inside: Any) -> "Rows":
+        """Some of the rows."""
+        values = {digest: row[inside] for digest, row in self.values.items()}
+        clusters = [name for name, one in zip(self.clusters, inside, strict=True) if one]
+        return Rows(self.name, values, self.weights[inside], clusters)
 
     def mean(self, differences: Any) -> Any:
         return np.average(differences, weights=self.weights)
@@ -204,6 +217,24 @@ def recompute_corrections(costs: list[dict[str, Any]], unequal: list[dict[str, A
         assert [cost[corrected] for cost in costs] == pytest.approx(holm([cost[raw] for cost in costs]))
     corrected = [test["p_corrected"] for test in unequal]
     assert corrected == pytest.approx(holm([test["p"] for test in unequal]))
+
+
+def recompute_domains(kind: str, rows: Rows, domain: Any, plans: list[dict[str, Any]]) -> None:
+    """The same figures from the windows of each domain alone; Holm over the domains of a plan."""
+    for plan in plans:
+        assert {part["name"] for part in plan["domains"]} == {"test", "other"}
+        rises = [part["delta"] for part in plan["domains"]]
+        assert rises == sorted(rises, reverse=True), "the worst domain first"
+        for part in plan["domains"]:
+            inside = domain == part["name"]
+            own = rows.of(inside)
+            assert part["full"] == pytest.approx(own.mean(own.values["full"]))
+            recompute_cost(own, plan, part)
+            recompute_chance(kind, own, plan, part, part, 2)
+            if part["equal_counts"]:
+                recompute_chance(kind, own, plan, part, part["equal_counts"], 2)
+        unequal = [part["equal_counts"] for part in plan["domains"] if part["equal_counts"]]
+        recompute_corrections(plan["domains"], unequal)
 
 
 def paired_p(name: str, one: Any, other: Any, weights: Any, clusters: list[Any]) -> Any:

@@ -20,6 +20,7 @@ from prune.compare.result import (
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepared import Prepared
+from prune.session.refits import Refits, check_refit
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
@@ -28,6 +29,7 @@ from validate.chance import Judgement, plans_against_random
 from validate.evidence import Evidence, Judged
 from validate.measure import Measure
 from validate.overlap import overlaps
+from validate.refitted import with_refit
 from validate.statistics import Correction, number
 from validate.verdict import DOMAIN_RULE, PAIR_RULE, RULE
 
@@ -48,6 +50,8 @@ class ComparisonRun:
             tell(note)
         self.session.check_texts()
         check_rows(self.session, self._pairs)
+        if self.recipe.refit:
+            check_refit(self.session)
         with self.folder.held():
             return self._compared()
 
@@ -78,14 +82,16 @@ class ComparisonRun:
         plans = self._plans(tables)
         stability = stabilities(self.session, self.prepared.compared, plans)
         measures = measures_of(self.session)
-        judgement = self._judgement(measures, list(plans.values()))
+        after = Refits(self.session).measures() if self.recipe.refit else []
+        judgement = self._judgement(measures, list(plans.values()), after)
         evidence = judgement.evidence
         return {
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
             **stability,
             "agreement": self._agreement(tables),
-            "plans": [of_plan.to_json() for of_plan in evidence],
+            "plans": with_refit(judgement, measures[0], after, settings.random_seed),
             **self._differences(evidence, measures),
+            "refit": self._differences(judgement.later, after) if after else None,
             "rule": _rule(settings.chance, evidence),
             "pair_rule": PAIR_RULE,
             "chance": settings.chance,
@@ -107,7 +113,7 @@ class ComparisonRun:
                 plans[scores.criterion, budget] = select(scores, budget=budget)
         return plans
 
-    def _judgement(self, measures: list[Measure], plans: list[Plan]) -> Judgement:
+    def _judgement(self, measures: list[Measure], plans: list[Plan], after: list[Measure]) -> Judgement:
         """Every plan against random plans, with verdicts after Holm over all of them."""
         settings = self.recipe.validation
         return plans_against_random(
@@ -119,6 +125,7 @@ class ComparisonRun:
             seed=settings.random_seed,
             null=settings.chance,
             correction=Correction.HOLM,
+            later=after,
         )
 
     def _differences(self, evidence: list[Evidence[Judged]], measures: list[Measure]) -> DifferencesJson:

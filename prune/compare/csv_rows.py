@@ -2,6 +2,7 @@
 
 from prune.compare.costs import LOSS
 from prune.compare.result import ComparisonResult
+from prune.refit_tables import after_refit
 from prune.tables import csv_text
 from validate.results import CostJson, EvidenceJson, PlanCostJson
 
@@ -9,6 +10,7 @@ COMPARISON_COLUMNS = (
     "criterion",
     "scope",
     "fraction",
+    "state",
     "measure",
     "domain",
     "value",
@@ -46,11 +48,13 @@ def comparison_rows(result: ComparisonResult) -> list[dict[str, object]]:
         (row["criterion"], row["scope"], row["fraction"]): row["mean"] for row in result["stability"]
     }
     rows = []
-    for plan in result["plans"]:
+    states = [("pruned", result["plans"]), ("refitted", after_refit(result["plans"]))]
+    for state, plan in [(state, plan) for state, plans in states for plan in plans]:
         mean = stability[plan["criterion"], plan["scope"], plan["fraction"]]
-        rows.append(_row(plan, plan, LOSS, result["loss"] + plan["delta"], mean))
-        rows += [_domain_row(plan, domain, mean) for domain in plan["domains"]]
-        rows += [_row(plan, task, task["name"], task["value"], mean) for task in plan["tasks"]]
+        own = [_row(plan, plan, LOSS, result["loss"] + plan["delta"], mean)]
+        own += [_domain_row(plan, domain, mean) for domain in plan["domains"]]
+        own += [_row(plan, task, task["name"], task["value"], mean) for task in plan["tasks"]]
+        rows += [{**row, "state": state} for row in own]
     return rows
 
 

@@ -1,6 +1,7 @@
 """comparison.md, and the tables of `excise compare`. Overlap and stability come before any score."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from prune.compare.cost_tables import cost_table
 from prune.compare.costs import LOSS, budget_in_words, budget_of, costs, measures
@@ -9,6 +10,7 @@ from prune.compare.plan_tables import agreement_table, overlap_tables
 from prune.compare.result import ComparisonResult
 from prune.domain_table import conclusions as sentences
 from prune.domain_table import domain_evidence, domain_tables
+from prune.refit_tables import after_refit, refit_conclusions, refit_evidence, refit_tables
 from prune.tables import Table, domain_notes, markdown_table, probability, signed
 from validate.results import EvidenceJson, PlanCostJson
 
@@ -24,6 +26,24 @@ def tables(result: ComparisonResult) -> Iterator[Table]:
             yield from domain_tables([plan for plan, _ in costs(result, LOSS)])
         yield from difference_tables(result, measure)
         yield from scope_tables(result, measure)
+    yield from _after_refit(result)
+
+
+def _after_refit(result: ComparisonResult) -> Iterator[Table]:
+    """The plans after their refit, best first, and which of them differ then."""
+    differences = result["refit"]
+    if differences is None:
+        return
+    view: ComparisonResult = {**result, **differences, "plans": after_refit(result["plans"]), "refit": None}
+    after = {(plan["digest"], plan["criterion"]): place for place, (plan, _) in enumerate(costs(view, LOSS))}
+    order = sorted(result["plans"], key=lambda plan: after[plan["digest"], plan["criterion"]])
+    yield from refit_tables(order)
+    for measure in measures(result):
+        shown = [*difference_tables(view, measure), *scope_tables(view, measure)]
+        if measure != LOSS:
+            shown.insert(0, cost_table(view, measure))
+        for table in shown:
+            yield replace(table, title=f"After the refit: {table.title}")
 
 
 def markdown(result: ComparisonResult) -> str:
@@ -43,7 +63,7 @@ def markdown(result: ComparisonResult) -> str:
 def conclusions(result: ComparisonResult) -> Iterator[str]:
     """The verdict on every plan in a sentence, budget by budget, best first; none with a single domain."""
     for plan, _ in costs(result, LOSS):
-        for sentence in sentences([plan]):
+        for sentence in [*sentences([plan]), *refit_conclusions([plan])]:
             yield f"{budget_in_words(*budget_of(plan))}: {sentence}"
 
 
@@ -82,6 +102,7 @@ def _evidence(result: ComparisonResult) -> str:
         for plan, cost in costs(result, measure):
             lines.append(_evidence_line(plan, cost, measure))
             lines += domain_evidence(plan) if measure == LOSS else []
+    lines += refit_evidence([plan for plan, _ in costs(result, LOSS)])
     return "\n".join(lines) + "\n"
 
 

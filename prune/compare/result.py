@@ -63,6 +63,7 @@ class ComparisonResult(StabilitiesJson, DifferencesJson):
     overlap: list[OverlapJson]  # of the criteria's plans, one matrix per budget
     agreement: AgreementJson  # with the measured removals
     plans: list[EvidenceJson]  # every criterion at every budget, against random plans
+    refit: DifferencesJson | None  # the same after the refit, where rankings may change
     rule: str  # how a verdict comes about
     pair_rule: str  # when two criteria differ
     chance: str  # how p comes about, `counted` or `normal`

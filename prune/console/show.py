@@ -22,12 +22,13 @@ def verdicts(result: "PruneResult", as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    from prune.domain_table import conclusions
-    from prune.run.verdicts import tables
+    from prune.run.verdicts import sentences, tables
 
     for each in tables(result):
+        if each.title:
+            print(f"\n{each.title}")
         table(each)
-    print_lines(conclusions(result["plans"][:1]))
+    print_lines(sentences(result))
     print(
         "ΔCE: rise of the held-out loss, nats per token, smaller is better. "
         "p: probability that a random plan does at least as well."

@@ -113,7 +113,8 @@ class Run:
             "notes": notes,
             "recovery": None,
         }
-        if self._stops(result["plans"][0]["verdict"]):
+        written = result["plans"][0]
+        if self._stops((written["refit"] or written)["verdict"]):  # of the model that would be written
             self._report(result)
             return RunResult(result, stopped=True)
         self._write(plan, result)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from criteria.text.windows import TextJson
 from prune.domain_table import domain_evidence
 from prune.recipe.schema import Recipe
+from prune.refit_tables import refit_evidence
 from prune.run.result import PruneResult, TestedPlanJson, ValidationResult
 from prune.run.verdicts import markdown_tables
 from prune.tables import domain_notes, plain, probability, signed
@@ -14,6 +15,10 @@ P_RULES = {
     "counted": "p = (1 + #random plans at least as good) / (R + 1).",
     "normal": "p: one-sided t of (plan − mean random) / (sd·√(1 + 1/R)), R − 1 degrees of freedom.",
 }
+RAW_ROWS = (
+    "Raw rows, one per plan and window: `losses.csv`; of tasks, per plan and item: `items.csv`; "
+    "after a refit: `refitted_losses.csv`, `refitted_items.csv`.\n"
+)
 
 
 def markdown(recipe: Recipe, result: PruneResult) -> str:
@@ -25,7 +30,7 @@ def markdown(recipe: Recipe, result: PruneResult) -> str:
         f"## Rule\n{result['rule']}\n",
         _nulls(result),
         f"## Evidence\n{evidence(result)}\n",
-        "Raw rows, one per plan and window: `losses.csv`; of tasks, per plan and item: `items.csv`.\n",
+        RAW_ROWS,
     ]
     if result["agreement"]:
         parts.append(_agreement(result["agreement"]))
@@ -101,6 +106,7 @@ def evidence(result: ValidationResult) -> str:
     lines: list[str] = []
     for plan in result["plans"]:
         lines.extend(_evidence(plan))
+    lines += refit_evidence(result["plans"])
     return "\n".join(lines)
 
 

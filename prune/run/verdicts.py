@@ -1,10 +1,13 @@
 """The tables of `excise prune`, for terminal, report.md and model card: the loss, then tasks."""
 
+from collections.abc import Sequence
+
 from experts.units import human
 from prune.domain_table import conclusions, domain_tables
+from prune.refit_tables import after_refit, refit_conclusions, refit_tables
 from prune.run.result import TestedPlanJson, ValidationResult
 from prune.tables import Table, markdown_table, plain, probability, signed, spread, verdict
-from validate.results import CostJson
+from validate.results import CostJson, EvidenceJson
 
 LOSS_HEAD = (
     "criterion",
@@ -35,19 +38,32 @@ def tables(result: ValidationResult) -> list[Table]:
     loss = [
         Table("", LOSS_HEAD, [_loss_row(result, plan) for plan in result["plans"]]),
         *domain_tables(result["plans"]),
+        *refit_tables(result["plans"]),
     ]
-    tasks: list[tuple[str, ...]] = []
-    for plan in result["plans"]:
-        tasks += [_task_row(plan, task) for task in plan["tasks"]]
-    if not tasks:
-        return loss
-    return [*loss, Table("", TASK_HEAD, sorted(tasks, key=lambda row: row[0]))]
+    after = _task_table(after_refit(result["plans"]), "Tasks after the refit")
+    return [*loss, *_task_table(result["plans"], ""), *after]
+
+
+def _task_table(plans: Sequence[EvidenceJson], title: str) -> list[Table]:
+    """The plans by every task; no table where there is none."""
+    rows = [_task_row(plan, task) for plan in plans for task in plan["tasks"]]
+    return [Table(title, TASK_HEAD, sorted(rows, key=lambda row: row[0]))] if rows else []
 
 
 def markdown_tables(result: ValidationResult) -> str:
     """The same in Markdown, and the verdict on the plan that is written in a sentence."""
-    parts = [markdown_table(table) for table in tables(result)]
-    return "\n\n".join([*parts, *conclusions(result["plans"][:1])])
+    parts = [_titled(table) for table in tables(result)]
+    return "\n\n".join([*parts, *sentences(result)])
+
+
+def sentences(result: ValidationResult) -> list[str]:
+    """The verdict on the plan that is written, before and after its refit."""
+    first = result["plans"][:1]
+    return [*conclusions(first), *refit_conclusions(first)]
+
+
+def _titled(table: Table) -> str:
+    return f"{table.title}:\n\n{markdown_table(table)}" if table.title else markdown_table(table)
 
 
 def _loss_row(result: ValidationResult, plan: TestedPlanJson) -> tuple[str, ...]:
@@ -64,7 +80,7 @@ def _loss_row(result: ValidationResult, plan: TestedPlanJson) -> tuple[str, ...]
     )
 
 
-def _task_row(plan: TestedPlanJson, task: CostJson) -> tuple[str, ...]:
+def _task_row(plan: EvidenceJson, task: CostJson) -> tuple[str, ...]:
     """The metric itself, larger is better."""
     full, random = task["full"], task["random"]
     return (

@@ -62,6 +62,13 @@ TextFile = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+Refit = Annotated[
+    bool,
+    typer.Option(
+        "--refit",
+        help="Refit the kept experts' down projections by least squares, of random plans too (refit: {}).",
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -77,6 +84,7 @@ def prune(
     target_size: TargetSize = None,
     criterion: CriterionName = None,
     text: TextFile = None,
+    refit: Refit = False,
     output: Output = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
     force: Force = False,
@@ -91,7 +99,7 @@ def prune(
     """
     wishes = Wishes(fraction, keep, target_size, criterion, text)
     _check_options(subject, wishes)
-    call = Call("prune", subject, output, overrides, force)
+    call = Call("prune", subject, output, [*(["refit={}"] if refit else []), *overrides], force)
 
     def work() -> int:
         checked = call.checked() if is_recipe(subject) else _checked_model(call, wishes)

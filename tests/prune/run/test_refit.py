@@ -6,15 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from experts.ablation import restricted
+from experts.errors import ExciseError
 from experts.plan import Plan
+from finetune import refit_losses
 from finetune.refit_model import refit_experts, refitted
+from prune.console.cli import app
 from prune.recipe.read import read_recipe
+from prune.run import pruned_folder
 from prune.session.prepare import prepare
 from prune.session.session import Session
 from tests.support import tiny
+from tests.support.counting import counted
+from tests.support.interruptions import killed
 from tests.support.recipes import execute
 from validate.loss import window_losses
 
@@ -45,3 +54,65 @@ def test_before_and_after(recipe_path: Path, tmp_path: Path) -> None:
     provenance = json.loads((out / "checkpoint" / "excise_recovery.json").read_text())
     assert provenance["refit"]["key"] == refit.key
     assert not (out / "refit").exists()
+
+
+def test_what_is_printed_and_written(recipe_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    printed = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(out), "--refit"])
+    assert printed.exit_code == 0, printed.output
+    first = json.loads((out / "validation.json").read_text())["plans"][0]
+    after = first["refit"]
+    moved = f"After the refit (ΔCE {first['delta']:+.4f} → {after['delta']:+.4f}"
+    for text in (printed.output, *(file.read_text() for file in (out / "report.md", card(out)))):
+        assert moved in text
+        assert after["survival"] in text
+    assert "refitted by least squares on 512 tokens" in card(out).read_text()
+    assert "No weight was changed" not in card(out).read_text()
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["refit"] == {}
+
+
+def card(run: Path) -> Path:
+    return run / "checkpoint" / "README.md"
+
+
+def test_rows_are_not_measured_again(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the export, the run takes up losses and weights, and ends with the same numbers."""
+    whole = execute(recipe_path, tmp_path / "whole", "refit={}")
+    out = tmp_path / "run"
+    killed(
+        monkeypatch, lambda: execute(recipe_path, out, "refit={}"), pruned_folder, "export", lambda *_: True
+    )
+    assert len(list((out / "refit").iterdir())) == 1
+    refits = counted(monkeypatch, refit_losses, "refit_plans")
+    again = execute(recipe_path, out, "refit={}")
+    assert not refits
+    assert again["plans"] == whole["plans"]
+    weights = [load_file(run / "checkpoint" / "model.safetensors") for run in (out, tmp_path / "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_a_folder_of_the_plan_without_a_refit(recipe_path: Path, tmp_path: Path) -> None:
+    execute(recipe_path, tmp_path / "run")
+    with pytest.raises(ExciseError, match=r"holds a checkpoint made with refit: None, now \{\}"):
+        execute(recipe_path, tmp_path / "run", "refit={}")
+    forced = execute(recipe_path, tmp_path / "run", "refit={}", force=True)
+    assert "refitted by least squares" in card(tmp_path / "run").read_text()
+    assert forced["plans"][0]["refit"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["refit.lambda=0"], "refit.lambda.*above 0"),
+        (["refit.lamda=1"], "unknown key 'refit.lamda'; did you mean 'lambda'?"),
+        (["refit.text.data.text=[nowhere.txt]"], "refit.text.data names .*nowhere.txt: No such file"),
+        (["refit.text.data.text=[test.txt]", "refit.text.sequences=8"], "refit and validation text overlap"),
+        (["refit={}", "calibration.sequences=1"], "text has 1 window; a refit needs at least 2"),
+    ],
+)
+def test_bad_input(recipe_path: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ExciseError, match=message):
+        execute(recipe_path, tmp_path / "run", *overrides)
+    assert not (tmp_path / "run" / "validation.json").exists()

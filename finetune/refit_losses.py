@@ -50,6 +50,9 @@ class RefittedLosses(LossEvaluator):
         super().__init__(windows, path, key, batch)
         self.model, self.request, self.take, self.wanted = model, request, take, wanted
 
+    def measure_plans(self, plans: Sequence[Plan | None], anatomy: Anatomy, title: str = "") -> None:
+        super().measure_plans(plans, anatomy, f"refit, {title}")
+
     def losses_of(self, anatomy: Anatomy, plans: Sequence[Plan | None]) -> Array:
         pruned = [plan for plan in plans if plan is not None]
         hands = deal(pruned, anatomy.team.size)

@@ -42,6 +42,7 @@ class Refits:
         assert settings is not None, "asked for only where there is one"
         self.session = session
         self.request = Request(session.texts.refit, settings.chosen, settings.fewest, settings.batch)
+        self.request.check()
         self.key = self.request.key_on(session.model.identity)
 
     def measures(self, written: Plan | None = None) -> list[Measure]:
@@ -96,6 +97,7 @@ class Refits:
 
 def check_refit(session: Session) -> None:
     """Refuse a model that cannot be refitted, or whose weights could not be written back; without weights."""
+    _ = Refits(session)
     prepared = session.prepared
     anatomy = dissect(skeleton(prepared.source, session.recipe.trust_remote_code))
     weights = dict(anatomy.model.named_parameters())

@@ -68,5 +68,5 @@ def domain_evidence(plan: EvidenceJson) -> Iterator[str]:
 def _verdict(plan: EvidenceJson, domain: CostJson) -> str:
     """With its caveats; a verdict that no result could have changed says so."""
     if too_few(plan["domains"]):
-        return f"{domain['verdict']} (too few random plans to tell)"
+        return f"{domain['verdict']} (too few plans)"
     return verdict(domain)

@@ -11,6 +11,12 @@ _HEADS: Mapping[Verdict, str] = {
     "not distinguishable": "is not distinguishable from random plans",
     "worse than random": "is worse than random plans",
 }
+# What in a domain speaks against the verdict over all windows, the gravest first.
+_EXCEPTIONS: Mapping[Verdict, tuple[Standing, ...]] = {
+    "beats random": ("worse", "behind", "not shown"),
+    "not distinguishable": ("worse",),
+    "worse than random": (),
+}
 _CLAUSES: Mapping[Standing, str] = {
     "worse": "it is worse than they are in",
     "behind": "it costs more than they do on average in",
@@ -43,8 +49,8 @@ def caveat(verdict: Verdict, domains: Sequence[CostJson]) -> str:
     if verdict == "beats random" and too_few(domains):
         parts = [f"behind in {_and(found['behind'])}"] if "behind" in found else []
         return "; ".join([*parts, "too few random plans to tell by domain"])
-    shown: list[Standing] = ["worse", "behind", "not shown"] if verdict == "beats random" else ["worse"]
-    return "; ".join(f"{kind} in {_and(found[kind])}" for kind in shown if kind in found)
+    kinds = [kind for kind in _EXCEPTIONS[verdict] if kind in found]
+    return "; ".join(f"{kind} in {_and(found[kind])}" for kind in kinds)
 
 
 def too_few(domains: Sequence[CostJson]) -> bool:
@@ -55,15 +61,15 @@ def too_few(domains: Sequence[CostJson]) -> bool:
 
 
 def _exceptions(loss: PlanCostJson, domains: Sequence[CostJson]) -> str:
-    """Where it is not so, the worst first."""
+    """Where the verdict does not hold."""
     found = _by_standing(domains)
     beats = loss["verdict"] == "beats random"
     if beats and too_few(domains):
         return _untested(domains, found.get("behind", []))
     if beats and set(found) == {"ahead"}:
         return f", also in each of {_and([domain['name'] for domain in domains])} by itself"
-    kinds: list[Standing] = ["worse", "behind", "not shown"] if beats else ["worse"]
-    clauses = [f"{_CLAUSES[kind]} {_with_p(domains, found[kind])}" for kind in kinds if kind in found]
+    kinds = [kind for kind in _EXCEPTIONS[loss["verdict"]] if kind in found]
+    clauses = [f"{_CLAUSES[kind]} {_with_p(domains, found[kind])}" for kind in kinds]
     return f", but {'; '.join(clauses)}" if clauses else ""
 
 

@@ -60,7 +60,7 @@ class Source(Settings):
         default="", description="text of this Python's standard library"
     )
     domain: str = Field(
-        default="", description="label for criteria that compare domains; default: the kind of source"
+        default="", description="label for criteria and verdicts by domain; default: the kind of source"
     )
 
     @model_validator(mode="after")

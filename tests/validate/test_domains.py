@@ -239,6 +239,9 @@ def test_all_that_does_not_hold_is_in_one_sentence() -> None:
         "(p = 0.010). Worst"
     )
     assert caveat("not distinguishable", domains) == "worse in legal"
+    loss = part("", "worse than random", 0.9, 0.01)
+    assert conclusion("mine", loss, domains).startswith("mine is worse than random plans (p = 0.010). Worst")
+    assert caveat("worse than random", domains) == ""
 
 
 def part(name: str, verdict: str, delta: float, p: float | None) -> Any:

@@ -65,6 +65,8 @@ def forecast(command: str, checked: Checked) -> ForecastJson:
 def _texts(command: str, checked: Checked) -> list[ForecastTextJson]:
     recipe = checked.recipe
     texts = [_text("calibration", recipe.calibration), _text("validation", recipe.validation)]
+    if recipe.refit and recipe.refit.text:
+        texts.append(_text("refit", recipe.refit.text))
     if recipe.finetune and command in ("prune", "finetune"):
         texts.append(_text("training", recipe.finetune))
     return texts
@@ -95,6 +97,8 @@ def _writes(command: str, checked: Checked) -> list[str]:
         files.append("progressive.csv")
     if command in ("prune", "compare", "finetune") and recipe.validation.tasks:
         files.append("items.csv")
+    if command in ("prune", "compare") and recipe.refit:
+        files += [f"refitted_{name}" for name in ("losses.csv", "items.csv") if name in files]
     if command in ("prune", "finetune") and recipe.finetune:
         files += RECOVERY
     return files

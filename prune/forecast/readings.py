@@ -22,7 +22,8 @@ def readings_of(command: str, checked: Checked, passes: int = 1) -> list[str]:
     Args:
         command: prune, compare, audit or finetune
         checked: the recipe
-        passes: readings that all plans together take: states that do not fit into memory wait for another
+        passes: readings that all plans together take: states that do not fit into memory wait for another;
+            as many plans as fit side by side are refitted in one, of which one is counted
     """
     recipe, own = checked.recipe, checked.budgets[checked.recipe.prune.scope]
     budgets = list(deepest(checked.compared).values()) if command == "compare" else [own]
@@ -37,6 +38,7 @@ def readings_of(command: str, checked: Checked, passes: int = 1) -> list[str]:
     else:
         readings["plans"] = passes
         readings["tasks"] = 1 if recipe.validation.tasks else 0
+        readings["refit"] = 1 if recipe.refit else 0
     if command == "prune":
         readings["proof of the checkpoint"] = 1
     return [name for name, count in readings.items() for _ in range(count)]

@@ -10,6 +10,7 @@ from prune.session.prepared import Checked
 
 Stages = list[StageJson]
 TEST = "test"  # the stage of all plans on held-out text
+REFIT = 4  # forwards of the text of a refit: the whole model, and the pruned one three times
 BACKWARD = 3  # a training step on a window, in plain forwards: forward and backward
 
 
@@ -32,6 +33,7 @@ def _pruning(checked: Checked) -> Stages:
     return [
         *_calibration(checked, [own]),
         *_tests(checked, tested, sets),
+        *_refits(checked, tested, sets),
         *(_training(checked) if checked.recipe.finetune else []),
     ]
 
@@ -43,6 +45,7 @@ def _comparison(checked: Checked) -> Stages:
         *_calibration(checked, deepest(budgets).values()),
         *_repeated_calibration(checked),
         *_tests(checked, criteria * len(budgets), sets),
+        *_refits(checked, criteria * len(budgets), sets),
     ]
 
 
@@ -125,6 +128,17 @@ def _tests(checked: Checked, tested: int, random_sets: int) -> Stages:
         names = ", ".join(settings.tasks.names)
         rows.append(_stage("tasks", None, settings, f"at most {plans} plans × {items} of {names}"))
     return rows
+
+
+def _refits(checked: Checked, tested: int, random_sets: int) -> Stages:
+    """Every plan but the unpruned model once more: refitted, and measured."""
+    settings, validation = checked.recipe.refit, checked.recipe.validation
+    if settings is None:
+        return []
+    text = settings.text or checked.recipe.calibration
+    plans = 2 * tested + random_sets * validation.random_plans
+    each = f"{REFIT} forwards of {text.sequences} windows, and the solving, which is not timed"
+    return [_stage("refit", None, text, f"at most {plans} plans × ({each}; {validation.sequences} windows)")]
 
 
 def _training(checked: Checked) -> Stages:

@@ -119,3 +119,13 @@ def test_bad_input(recipe_path: Path, tmp_path: Path, overrides: list[str], mess
     with pytest.raises(ExciseError, match=message):
         execute(recipe_path, tmp_path / "run", *overrides)
     assert not (tmp_path / "run" / "validation.json").exists()
+
+
+def test_streamed_is_resident(recipe_path: Path, tmp_path: Path) -> None:
+    """The same plans, figures and bytes where the layers are read one by one."""
+    resident = execute(recipe_path, tmp_path / "resident", "refit={}")
+    streamed = execute(recipe_path, tmp_path / "streamed", "refit={}", "memory.model=streamed")
+    assert streamed["plans"] == resident["plans"]
+    runs = (tmp_path / "resident", tmp_path / "streamed")
+    weights = [load_file(run / "checkpoint" / "model.safetensors") for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

@@ -99,8 +99,9 @@ def shifted(gram: Tensor, shift: float, first: int = 0) -> Tensor:
     Raises:
         NoSolution: there is none: numbers are not finite, or λ̄ is too small.
     """
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor, order = torch.linalg.cholesky_ex(gram + shift * identity)
+    moved = gram.clone()
+    moved.diagonal().add_(shift)
+    factor, order = torch.linalg.cholesky_ex(moved)
     if int(order) or not torch.isfinite(factor.diagonal()).all():
         raise NoSolution(first + max(0, int(order) - 1))
     found: Tensor = factor

@@ -71,7 +71,7 @@ class Joint(Equations):
         self.right[:, own] = 0
 
     def solution(self, ridge: float, folds: Sequence[int] = FOLDS) -> Tensor:
-        gram, right = self.gram[list(folds)].sum(0), self.right[list(folds)].sum(0)
+        gram, right = _together(self.gram, folds), _together(self.right, folds)
         scale = float(gram.diagonal().mean())
         if math.isinf(ridge) or scale == 0:
             return torch.zeros_like(right).view(self.num_experts, self.inner, -1)
@@ -83,5 +83,10 @@ class Joint(Equations):
         if change is None:
             return square
         flat = change.reshape(len(self.gram[0]), -1)
-        gram, right = self.gram[list(folds)].sum(0), self.right[list(folds)].sum(0)
+        gram, right = _together(self.gram, folds), _together(self.right, folds)
         return square + float((flat * (gram @ flat - 2 * right)).sum())
+
+
+def _together(sums: Tensor, folds: Sequence[int]) -> Tensor:
+    """What some folds come to; of one fold it is no copy."""
+    return sums[folds[0]] if len(folds) == 1 else sums[list(folds)].sum(0)

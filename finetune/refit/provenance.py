@@ -25,6 +25,7 @@ class RefitJson(TypedDict):
     text: TextJson  # windows that made them
     key: str  # identity of model, text and settings
     layers: list[RefittedLayerJson]
+    tensors: dict[str, str]  # digest of every stored tensor that was changed, by name
 
 
 class RefitProvenanceJson(TypedDict):
@@ -34,8 +35,8 @@ class RefitProvenanceJson(TypedDict):
     refit: RefitJson
 
 
-def refit_provenance(refit: Refit) -> RefitProvenanceJson:
-    """What excise_recovery.json of a refitted checkpoint says."""
+def refit_provenance(refit: Refit, tensors: dict[str, str]) -> RefitProvenanceJson:
+    """What excise_recovery.json of a refitted checkpoint says. tensors: as in `RefitJson`."""
     layers: list[RefittedLayerJson] = [
         {
             "layer": layer.layer,
@@ -49,17 +50,18 @@ def refit_provenance(refit: Refit) -> RefitProvenanceJson:
     changed = f"{DOWN} of the kept experts"
     return {
         "plan": refit.plan.digest,
-        "refit": {"weights": changed, "text": refit.text, "key": refit.key, "layers": layers},
+        "refit": {
+            "weights": changed,
+            "text": refit.text,
+            "key": refit.key,
+            "layers": layers,
+            "tensors": tensors,
+        },
     }
 
 
-def refit_in_words(refit: Refit) -> str:
+def refit_in_words(refit: RefitJson) -> str:
     """A sentence for the model card."""
-    return stored_in_words(refit_provenance(refit)["refit"])
-
-
-def stored_in_words(refit: RefitJson) -> str:
-    """The same from what a checkpoint says of itself."""
     tokens = refit["text"]["windows"] * refit["text"]["length"]
     return (
         f"The down projections of the kept experts were refitted by least squares on {tokens:,} tokens "

@@ -13,6 +13,7 @@ from finetune.refit.provenance import refit_in_words, refit_provenance
 from finetune.refit.result import Refit, weights_by_name
 from finetune.results import RecoveryJson
 from prune.checkpoint.export_plan import export_plan
+from prune.checkpoint.provenance import digest_of
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import StoredWeights
 from prune.checkpoint.write import Exported, TrainedWeights
@@ -107,7 +108,8 @@ def refitted_weights(model: Model, refit: Refit, folder: Path) -> TrainedWeights
     network = model.anatomy.model
     storage = StoredWeights(network, by_name(slice_layout(model.layout, refit.plan)), "refit")
     changed = storage.write(weights_by_name(model.anatomy, refit), folder)
-    return TrainedWeights(changed, refit_provenance(refit), refit_in_words(refit))
+    provenance = refit_provenance(refit, {name: digest_of(stored) for name, stored in changed.items()})
+    return TrainedWeights(changed, provenance, refit_in_words(provenance["refit"]))
 
 
 def _check_changes(model: Model, plan: Plan, recovered: RecoveredModel | None, refit: Refit | None) -> None:

@@ -53,4 +53,5 @@ def _step_in_words(step: Any) -> str:
     recovery = step.get("recovery")
     if recovery is None:
         return f"{kept}{how}"
-    return f"{kept}{how}, then {'refitted' if REFIT in recovery else 'trained'}"
+    then = [word for key, word in ((REFIT, "refitted"), ("training", "trained")) if key in recovery]
+    return f"{kept}{how}, then {' and '.join(then) or 'trained'}"

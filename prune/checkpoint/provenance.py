@@ -1,5 +1,6 @@
 """A pruned folder and its teacher, before anything is loaded: is it what its provenance says?"""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,25 @@ from experts.disk.shards import Stored, open_checkpoint, read_json
 from experts.disk.strict_json import LARGEST_INDEX
 from experts.errors import ExciseError
 from experts.plan import Plan
+from prune.checkpoint.history import REFIT
 from prune.checkpoint.slices import NewTensor, by_name, slice_layout
 
 
-def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:
+def promised_plan(folder: Path, layout: Layout, fingerprint: str = "", *, refitted: bool = False) -> Plan:
     """The plan that a pruned folder says it was written from.
 
     Args:
         layout: the unpruned model's.
         fingerprint: of the unpruned model; empty = not compared.
+        refitted: whether its down projections are to be refitted ones.
 
     Raises:
-        ExciseError: the folder has no such plan, one of another model, or was recovered since.
+        ExciseError: the folder has no such plan, one of another model, or was recovered since; or it was
+            refitted and should not be, or the reverse.
     """
     if not folder.is_dir():
         raise ExciseError(f"finetune.checkpoint: {folder} is not a folder")
-    if (folder / RECOVERY).is_file():
-        raise ExciseError(
-            f"{folder}: was recovered already ({RECOVERY} is there); "
-            "recover the pruned folder it was made from"
-        )
+    _check_changes(folder, refitted)
     if not (folder / PLAN).is_file():
         raise ExciseError(
             f"{folder}: no {PLAN}, so it cannot be told which experts of which model it keeps; "
@@ -44,17 +44,38 @@ def promised_plan(folder: Path, layout: Layout, fingerprint: str = "") -> Plan:
     return plan
 
 
-def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
+def _check_changes(folder: Path, refitted: bool) -> None:
+    """Refuse a folder whose weights were changed in another way than the recipe says."""
+    changes = read_json(folder / RECOVERY) if (folder / RECOVERY).is_file() else {}
+    if "training" in changes:
+        raise ExciseError(
+            f"{folder}: was recovered already ({RECOVERY} is there); "
+            "recover the pruned folder it was made from"
+        )
+    if refitted != (REFIT in changes):
+        way_out = (
+            "leave `refit` out of the recipe, or prune with it"
+            if refitted
+            else "give the recipe the same `refit`, so that random plans get it too"
+        )
+        raise ExciseError(f"{folder}: was {'not ' if refitted else ''}refitted; {way_out}")
+
+
+def pruned_plan(folder: Path, layout: Layout, fingerprint: str, refit: str | None = None) -> Plan:
     """The plan of a pruned folder that holds what it promises: names, shapes and every byte are compared.
+
+    Refitted tensors are compared with what the folder's provenance says of their bytes.
 
     Args:
         layout: the unpruned model's.
         fingerprint: of the unpruned model.
+        refit: identity of the refit that the folder is to have; None = none.
 
     Raises:
         ExciseError: as `promised_plan`, or a tensor is missing, added or not the source's.
     """
-    plan = promised_plan(folder, layout, fingerprint)
+    plan = promised_plan(folder, layout, fingerprint, refitted=refit is not None)
+    changed = _refitted_tensors(folder, refit)
     stored = open_checkpoint(folder).tensors
     pieces = by_name(slice_layout(layout, plan))
     if wrong := pieces.keys() ^ stored.keys():
@@ -62,10 +83,40 @@ def pruned_plan(folder: Path, layout: Layout, fingerprint: str) -> Plan:
             f"{folder}: does not hold the tensors its {PLAN} promises ({min(wrong)}); export the plan again"
         )
     for name, piece in tqdm(pieces.items(), desc="compare with the source", unit="tensor", delay=2):
-        if not _alike(piece, stored[name]):
+        if name in changed:
+            if digest_of(stored[name]) != changed[name]:
+                raise ExciseError(
+                    f"{folder}: {name} is not as the refit left it; was it trained or edited since?"
+                )
+        elif not _alike(piece, stored[name]):
             source = layout.checkpoint.folder
             raise ExciseError(f"{folder}: {name} is not that of {source}; was it trained or edited since?")
     return plan
+
+
+def digest_of(stored: Stored) -> str:
+    """Of the bytes of a tensor, its type and shape."""
+    digest = xxhash.xxh3_128(f"{stored.dtype} {list(stored.shape)}".encode())
+    digest_ranges(stored.file, [(stored.start, stored.end)], digest)
+    return digest.hexdigest()
+
+
+def _refitted_tensors(folder: Path, refit: str | None) -> Mapping[str, str]:
+    """Tensors of a folder that a refit changed, with their digests. refit: its identity.
+
+    Raises:
+        ExciseError: the folder was refitted otherwise.
+    """
+    if refit is None:
+        return {}
+    said = read_json(folder / RECOVERY)[REFIT]
+    if said.get("key") != refit:
+        raise ExciseError(
+            f"{folder}: was refitted on other text or with other settings than `refit` of the recipe; "
+            "prune again"
+        )
+    changed: Mapping[str, str] = said["tensors"]
+    return changed
 
 
 def _alike(piece: NewTensor, stored: Stored) -> bool:

@@ -19,10 +19,16 @@ def recovered_card(recipe: Recipe, layout: Layout, plan: Plan, training: Trainin
 
 {kept_experts(layout, plan)} {plan_origin(plan)}
 
-Then trained: {training_in_words(training)}
+{_refitted(recipe)}Then trained: {training_in_words(training)}
 The adapters are merged; all other tensors are byte-identical to the source.
 What pruning took and training gave back, and whether the choice of experts still matters, is in the run's
 `recovery.md`.
 
 {IDS}, the training in `excise_recovery.json`.
 {how_to_load(plan)}"""
+
+
+def _refitted(recipe: Recipe) -> str:
+    if recipe.refit is None:
+        return ""
+    return "The kept experts' down projections were refitted by least squares. "

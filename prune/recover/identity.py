@@ -9,6 +9,7 @@ from experts.plan import Plan
 from prune.recipe.schema import FinetuneSettings
 from prune.recover.students import teacher_identity
 from prune.session.measures import row_key
+from prune.session.refits import Refits
 from prune.session.session import Session
 
 NOT_THE_MODEL = {"random_plans", "unpruned", "save_steps", "checkpoint", "teacher", "data"}
@@ -25,7 +26,8 @@ class Identity:
         """Of a training as the recipe asks for it: all but the plan, and where the teacher is."""
         settings = self.settings.model_dump(mode="json", exclude=NOT_THE_MODEL)
         text = self.session.texts.training.hash
-        return key_of("recovery", self.session.model.identity, version("peft"), text, settings)
+        refit = [Refits(self.session).key] if self.session.recipe.refit else []
+        return key_of("recovery", self.session.model.identity, version("peft"), text, settings, *refit)
 
     @cached_property
     def teacher(self) -> tuple[str, ...]:
@@ -54,5 +56,5 @@ class Identity:
         documents = [text.documents[document] for document in text.document]  # what intervals are drawn over
         digests = [plan.digest for plan in plans]
         trained = (version("peft"), self.teacher, self.session.texts.training.hash)
-        drawn = (recipe.validation.random_seed, recipe.model)
+        drawn = (recipe.validation.random_seed, recipe.model, self.asked)
         return key_of(row_key(self.session), trained, settings, digests, asked, documents, drawn)

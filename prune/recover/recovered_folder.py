@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor
 
 from experts.disk.companions import RECOVERY
-from experts.disk.shards import read_json
+from experts.disk.shards import open_checkpoint, read_json
 from experts.errors import ExciseError
 from experts.files import replacing_folder
 from experts.plan import Plan
@@ -15,7 +15,8 @@ from finetune.recover_model import RecoveredModel
 from finetune.recovery import ADAPTER
 from finetune.results import RecoveryJson, TrainingJson
 from prune.checkpoint.export_model import trained_weights
-from prune.checkpoint.write import export
+from prune.checkpoint.history import REFIT
+from prune.checkpoint.write import TrainedWeights, export
 from prune.recover.card import recovered_card
 from prune.session.session import Session
 from prune.typed_json import problems
@@ -27,10 +28,16 @@ BEGUN = "begun "  # before the key of a checkpoint that is being written: it is 
 
 
 class RecoveredFolder:
-    """Where the criterion's plan goes after its recovery. key: identity of its trained weights."""
+    """Where the criterion's plan goes after its recovery.
 
-    def __init__(self, session: Session, plan: Plan, key: str) -> None:
+    Attributes:
+        key: identity of its trained weights
+        refitted: the pruned folder, where that was refitted before
+    """
+
+    def __init__(self, session: Session, plan: Plan, key: str, refitted: Path | None = None) -> None:
         self.session, self.plan, self.key, self.folder = session, plan, key, session.folder
+        self.refitted = refitted
         self.path = self.folder.path / CHECKPOINT
 
     @property
@@ -70,10 +77,19 @@ class RecoveredFolder:
 
     def _export(self, recovered: RecoveredModel, shards: Path) -> None:
         prepared, plan = self.session.prepared, self.plan
-        trained = trained_weights(prepared.layout, recovered, shards)
+        trained = self._with_refit(trained_weights(prepared.layout, recovered, shards))
         card = recovered_card(self.session.recipe, prepared.layout, plan, recovered.training)
         force = prepared.force or self.path.exists()
         export(prepared.layout, plan, self.path, card, force, recovered=trained)
+
+    def _with_refit(self, trained: TrainedWeights) -> TrainedWeights:
+        """Refitted tensors that the training left alone are as in the folder that it began from."""
+        if self.refitted is None:
+            return trained
+        stored, said = open_checkpoint(self.refitted).tensors, read_json(self.refitted / RECOVERY)[REFIT]
+        refitted = {name: stored[name] for name in said["tensors"]}
+        provenance = {**trained.provenance, REFIT: said}
+        return TrainedWeights({**refitted, **trained.changed}, provenance, trained.words)
 
     def prove(self, expected: Tensor) -> None:
         """Load what was written and compare its logits with the merged model's, bit by bit.

@@ -26,6 +26,7 @@ from prune.recover.summary import recovery_csv, recovery_summary
 from prune.recover.targets import check_targets, everything
 from prune.session.measures import measures_of
 from prune.session.prepared import Prepared
+from prune.session.refits import Refits
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate.draw import random_plans
@@ -45,6 +46,7 @@ class Recovery:
             raise ExciseError("the recipe has no finetune block; add one with at least `data`")
         self.session, self.plan, self.pruned, self.settings = session, plan, pruned, settings
         self.folder = session.folder
+        self.refits = Refits(session) if session.recipe.refit else None
         self.identity = Identity(session, settings)
 
     # Who is recovered.
@@ -58,7 +60,7 @@ class Recovery:
             known = {"keep": mode} if of == asked else {}
             settings = settings.model_copy(update={"teacher": settings.teacher.model_copy(update=known)})
         windows = self.session.texts.training
-        students = choose_students(self.session, settings, windows, self.pruned, self.plan)
+        students = choose_students(self.session, settings, windows, self.pruned, self.plan, self.refits)
         self.folder.finish("students", f"{students.keep} {asked}")
         return students
 
@@ -86,7 +88,8 @@ class Recovery:
     @cached_property
     def written(self) -> RecoveredFolder:
         """Where the criterion's plan goes."""
-        return RecoveredFolder(self.session, self.plan, self.identity.weights(self.students.keep, self.plan))
+        key = self.identity.weights(self.students.keep, self.plan)
+        return RecoveredFolder(self.session, self.plan, key, self.pruned if self.refits else None)
 
     # The stage.
 
@@ -112,7 +115,7 @@ class Recovery:
 
     def _measured(self) -> tuple[list[Measure], list[Measure]]:
         """What every plan costs before recovery, and measures for after it."""
-        before = measures_of(self.session)
+        before = self.refits.measures(self.plan) if self.refits else measures_of(self.session)
         after = measures_of(self.session, "recovered_", self.identity.training(self.students.keep))
         for old, new in zip(before, after, strict=True):
             plans = [None, *self.plans.values(), *self.known[: old.randoms]]
@@ -216,8 +219,9 @@ def recover_folder(prepared: Prepared) -> RecoveryResult:
     settings = prepared.recipe.finetune
     assert settings is not None, "checked by the command"
     assert settings.checkpoint is not None, "checked by the command"
-    plan = pruned_plan(settings.checkpoint, prepared.layout, prepared.fingerprint)
     session = Session(prepared)
+    refit = Refits(session).key if prepared.recipe.refit else None
+    plan = pruned_plan(settings.checkpoint, prepared.layout, prepared.fingerprint, refit)
     session.check_texts(training=True)
     check_targets(session)
     with prepared.folder.held():

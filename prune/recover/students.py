@@ -1,6 +1,7 @@
 """Pruned models to be recovered, and their teacher: shared weights in memory, or models from disk."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +17,12 @@ from experts.notes import tell
 from experts.plan import Plan
 from finetune.students import Student, shared_student
 from finetune.teacher import CachedTeacher, Teacher, cache_teacher, is_cached
+from prune.checkpoint.export_model import refitted_weights
 from prune.checkpoint.provenance import pruned_plan
 from prune.checkpoint.write import export
 from prune.recipe.schema import FinetuneSettings
 from prune.recover.memory_estimate import missing_memory
+from prune.session.refits import Refits
 from prune.session.session import Session
 
 
@@ -47,24 +50,25 @@ class FromDisk:
     keep = "disk"
 
     def __init__(
-        self, session: Session, settings: FinetuneSettings, windows: Windows, pruned: Path, plan: Plan
+        self,
+        session: Session,
+        settings: FinetuneSettings,
+        windows: Windows,
+        pruned: Path,
+        plan: Plan,
+        refits: Refits | None = None,
     ) -> None:
-        self.session, self.settings, self.windows, self.pruned, self.plan = (
-            session,
-            settings,
-            windows,
-            pruned,
-            plan,
-        )
+        self.session, self.settings, self.windows = session, settings, windows
+        self.pruned, self.plan, self.refits = pruned, plan, refits
 
     @contextmanager
     def student(self, plan: Plan, folder: Path) -> Iterator[Student]:
         teacher = self._teacher() if self.settings.kl else None
         device = self.session.model.device if self.session.model.is_loaded else None
-        self.session.model.unload()
         place = folder.with_name(f"{folder.name}-pruned")
         try:
             written, recipe = self._written(plan, place), self.session.recipe
+            self.session.model.unload()
             model = load_network(written, recipe.dtype, not plan.uniform or recipe.trust_remote_code, device)
             yield Student(dissect(model, pruned=True), lambda _: teacher)
         finally:
@@ -78,15 +82,26 @@ class FromDisk:
         with suppress(ExciseError):
             self._check(place, plan)
             return place
-        export(self.session.prepared.layout, plan, place, force=True)
+        self._export(plan, place)
         return place
+
+    def _export(self, plan: Plan, place: Path) -> None:
+        layout = self.session.prepared.layout
+        if self.refits is None:
+            export(layout, plan, place, force=True)
+            return
+        with tempfile.TemporaryDirectory(prefix=".refit-", dir=self.session.folder.path) as folder:
+            changed = refitted_weights(self.session.model, self.refits.of(plan), Path(folder))
+            export(layout, plan, place, force=True, recovered=changed)
+        self.refits.forget()
 
     def _check(self, folder: Path, plan: Plan) -> None:
         """Its provenance, its tensors and their bytes at both ends.
 
         Raises ExciseError for a folder of another plan, or edited since.
         """
-        found = pruned_plan(folder, self.session.prepared.layout, self.session.fingerprint)
+        refit = self.refits.key if self.refits else None
+        found = pruned_plan(folder, self.session.prepared.layout, self.session.fingerprint, refit)
         if found.digest != plan.digest:
             other = found.criterion or "made by hand"
             raise ExciseError(f"{folder}: holds another plan ({other}) than {plan.criterion}; write it again")
@@ -121,12 +136,21 @@ def teacher_identity(session: Session, settings: FinetuneSettings) -> tuple[str,
 
 
 def choose_students(
-    session: Session, settings: FinetuneSettings, windows: Windows, pruned: Path, plan: Plan
+    session: Session,
+    settings: FinetuneSettings,
+    windows: Windows,
+    pruned: Path,
+    plan: Plan,
+    refits: Refits | None = None,
 ) -> InMemory | FromDisk:
-    """As `finetune.teacher` says; `auto` shares the weights in memory where the training then fits."""
+    """As `finetune.teacher` says; `auto` shares the weights in memory where the training then fits.
+
+    A refit changes weights that the teacher would share, so refitted students come from disk.
+    """
     wanted, other = settings.teacher.keep, settings.teacher.model
-    if other or wanted == "disk" or (wanted == "auto" and not _fits(session, settings, windows, plan)):
-        return FromDisk(session, settings, windows, pruned, plan)
+    from_disk = other or refits or wanted == "disk"
+    if from_disk or (wanted == "auto" and not _fits(session, settings, windows, plan)):
+        return FromDisk(session, settings, windows, pruned, plan, refits)
     return InMemory(session, settings)
 
 

@@ -15,7 +15,7 @@ from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.plan import Plan
 from finetune.refit.logits import refitted_logits
-from finetune.refit.provenance import stored_in_words
+from finetune.refit.provenance import refit_in_words
 from finetune.refit.result import Refit
 from prune.checkpoint.card import UNCHANGED_WEIGHTS
 from prune.checkpoint.export_model import refitted_weights
@@ -113,7 +113,7 @@ class PrunedFolder:
     def _words(self) -> str:
         """What happened to the weights, as the checkpoint that is there says it."""
         provenance = self._provenance()
-        return stored_in_words(provenance["refit"]) if provenance else UNCHANGED_WEIGHTS
+        return refit_in_words(provenance["refit"]) if provenance else UNCHANGED_WEIGHTS
 
     def _provenance(self) -> Any:
         """excise_recovery.json; None where no weight was changed."""

@@ -7,7 +7,7 @@ from prune.checkpoint.provenance import promised_plan
 from prune.recipe.schema import Recipe
 from prune.session.prepare import check, check_texts
 from prune.session.prepared import Checked
-from prune.session.refusals import check_audit, check_comparison, check_pruning
+from prune.session.refusals import check_audit, check_comparison, check_pruning, check_refitted_recovery
 
 CommandCheck = Callable[[Checked], None]
 
@@ -48,8 +48,9 @@ def _check_recovery(checked: Checked) -> None:
     if finetune is None:
         return
     check_texts(finetune=finetune)
+    check_refitted_recovery(checked.recipe)
     if finetune.checkpoint:
-        promised_plan(finetune.checkpoint, checked.layout)
+        promised_plan(finetune.checkpoint, checked.layout, refitted=checked.recipe.refit is not None)
 
 
 CHECKS: dict[str, CommandCheck] = {

@@ -53,6 +53,15 @@ def check_audit(prepared: Checked | Prepared) -> None:
         )
 
 
+def check_refitted_recovery(recipe: Recipe) -> None:
+    """Refuse a teacher that would share the weights that a refit changes."""
+    if recipe.refit and recipe.finetune and recipe.finetune.teacher.keep == "memory":
+        raise ExciseError(
+            "finetune.teacher.keep: memory shares the weights of the unpruned model, which a refit changes; "
+            "with `refit` take disk (or auto)"
+        )
+
+
 def check_pruning(recipe: Recipe) -> None:
     """Refuse what `excise finetune` is for, and a recovery without its text."""
     if recipe.finetune:
@@ -62,7 +71,5 @@ def check_pruning(recipe: Recipe) -> None:
                 "`excise finetune` recovers it, `excise prune` prunes"
             )
         if recipe.refit:
-            raise ExciseError(
-                "refit and finetune are both in the recipe, and one checkpoint is written: leave one out"
-            )
+            check_refitted_recovery(recipe)
         check_texts(finetune=recipe.finetune)

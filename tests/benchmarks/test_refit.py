@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import refit
+from benchmarks import refit, refit_growth
 
 
 @pytest.mark.slow
@@ -16,3 +16,13 @@ def test_small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert found["after"]["delta"] < found["before"]["delta"]
     assert found["after"]["random_mean"] < found["before"]["random_mean"]
     assert set(found["after"]["domains"]) == {"code", "prose"}
+
+
+def test_growth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both ways solve the same layer; the last line of it is all that takes long."""
+    monkeypatch.setattr(sys, "argv", ["refit_growth", "--tiny", "--repetitions", "1"])
+    refit_growth.main()
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["growth"]) == {"experts", "inner", "tokens"}
+    assert all(set(of_axis) == {"sizes", "joint", "blocks"} for of_axis in found["growth"].values())
+    assert found["memory"]["joint"]["promised_mb"] > 0

@@ -30,9 +30,17 @@ from finetune.refit.joint import Joint
 
 WAYS: dict[str, type[Equations]] = {"joint": Joint, "blocks": Blocks}
 BASE = Namespace(experts=8, inner=128, tokens=8192, width=256, top_k=4, batch=2048)
-AXES = {"experts": (4, 8, 12, 16), "inner": (64, 128, 192, 256), "tokens": (4096, 8192, 16384, 32768)}
+AXES: dict[str, tuple[int, ...]] = {
+    "experts": (4, 8, 12, 16),
+    "inner": (64, 128, 192, 256),
+    "tokens": (4096, 8192, 16384, 32768),
+}
 TINY = {"inner": 16, "tokens": 256, "width": 32, "batch": 64}
-TINY_AXES = {"experts": (4, 6, 8), "inner": (8, 16, 24), "tokens": (128, 256, 512)}
+TINY_AXES: dict[str, tuple[int, ...]] = {
+    "experts": (4, 6, 8),
+    "inner": (8, 16, 24),
+    "tokens": (128, 256, 512),
+}
 
 
 def batches(size: Namespace) -> Iterator[tuple[list[Features], Tensor]]:

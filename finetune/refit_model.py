@@ -1,7 +1,8 @@
-"""The refit of a pruned model, as users call it: least squares in the kept experts' down projections."""
+"""The refit of a pruned model, as users call it: least squares, and where it is asked for training."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import astuple
 
 from criteria.text.windows import Windows, check_windows
 from experts.ablation import restricted
@@ -11,6 +12,7 @@ from experts.keys import key_of
 from experts.model import Model, check_plan
 from experts.notes import tell
 from experts.plan import Plan
+from finetune.distill.settings import Local
 from finetune.refit.layers import refitted_layers
 from finetune.refit.passage import Passage
 from finetune.refit.result import Refit, RefittedLayer, swapped
@@ -21,6 +23,7 @@ def refit_experts(
     plan: Plan,
     text: Windows,
     *,
+    local: Local | None = None,
     ridge: float | None = None,
     fewest: int = 16,
     batch: int = 8,
@@ -36,13 +39,16 @@ def refit_experts(
 
     Names and shapes stay. λ is chosen in every layer on two halves of the text, each judged by what the other
     one gave; λ = ∞ (no change) is among the choices. Costs about four plain forwards of the text, and the
-    solving. Nothing is trained. Much of what pruned models gain by this random plans gain, too: a claim about
-    a criterion needs random plans with the same refit.
+    solving. Nothing is trained, unless `local` asks for it: then the routed block of every layer is trained
+    after its least squares, on the same text and towards the same stream (docs/methods.md, 9). Much of what
+    pruned models gain by this random plans gain, too: a claim about a criterion needs random plans with the
+    same refit.
 
     Args:
         model: a loaded model, resident or streamed
         plan: experts to keep
         text: windows to refit on; never those of a test
+        local: how every layer is trained afterwards; None = nothing is trained
         ridge: λ above 0; None = chosen
         fewest: an expert that fewer tokens go to stays as it is
         batch: windows per forward
@@ -65,15 +71,18 @@ def refit_experts(
     check_windows("text", text)
     check_count("fewest", fewest, 0)
     check_count("batch", batch)
+    if local is not None:
+        check_kind("local", local, Local, "a finetune.Local")
     if ridge is not None and not ridge > 0:
         raise ExciseError(f"ridge is {ridge}; λ is a number above 0, or None to have it chosen")
     if len(text) < 2:
         raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")
     passage = Passage(model.anatomy, plan, text, min(batch, -(-len(text) // 2)))
-    layers = refitted_layers(passage, ridge, fewest)
+    layers = refitted_layers(passage, ridge, fewest, local)
     _check_rows(layers)
-    key = key_of("refit", *model.identity, text.hash, ridge, fewest, batch)
-    return Refit(plan, tuple(layers), text.summary(), key, model.fingerprint)
+    training = () if local is None else astuple(local)
+    key = key_of("refit", *model.identity, text.hash, ridge, fewest, batch, *training)
+    return Refit(plan, tuple(layers), text.summary(), key, model.fingerprint, local)
 
 
 @contextmanager
@@ -103,7 +112,8 @@ def refitted(model: Model, refit: Refit) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(restricted(anatomy, refit.plan))
         for layer, change in zip(anatomy.layers, refit.layers, strict=True):
-            stack.enter_context(swapped(layer, refit.plan.kept[layer.index], change.weights))
+            kept = refit.plan.kept[layer.index]
+            stack.enter_context(swapped(layer, kept, change.weights, change.others))
         yield
 
 

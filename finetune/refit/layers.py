@@ -4,6 +4,7 @@ import torch
 from tqdm import tqdm
 
 from experts.memory import free_bytes
+from finetune.distill.settings import Local
 from finetune.refit.blocks import Blocks
 from finetune.refit.equations import Equations
 from finetune.refit.joint import Joint
@@ -15,13 +16,16 @@ SHARE = 0.25  # of the free memory that the equations of a layer may take to be 
 
 
 @torch.no_grad()
-def refitted_layers(passage: Passage, ridge: float | None, fewest: int) -> list[RefittedLayer]:
+def refitted_layers(
+    passage: Passage, ridge: float | None, fewest: int, local: Local | None = None
+) -> list[RefittedLayer]:
     """Refit all MoE layers, one after the other.
 
     Args:
         passage: the windows, in front of the lowest layer
         ridge: λ; None = chosen in every layer
         fewest: tokens below which an expert stays as it is
+        local: how every layer is trained afterwards; None = it is not
 
     Raises:
         ExciseError: a layer cannot be refitted.
@@ -39,7 +43,7 @@ def refitted_layers(passage: Passage, ridge: float | None, fewest: int) -> list[
                     if layer not in row_of:
                         _pass(passage, layer)
                         continue
-                    at_work = LayerRefit(passage, row_of[layer], ridge, fewest, _equations)
+                    at_work = LayerRefit(passage, row_of[layer], ridge, fewest, _equations, local)
                     found.append(at_work.run(last=layer == highest))
                     bar.update(1)
     return found

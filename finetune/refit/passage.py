@@ -29,11 +29,12 @@ class Passage:
         batch: windows per forward
 
     Attributes:
+        windows: N windows of W tokens
         readable: which tokens are no padding, of every batch [B·W]
     """
 
     def __init__(self, anatomy: Anatomy, plan: Plan, windows: Windows, batch: int) -> None:
-        self.anatomy, self.plan, self.stage = anatomy, plan, Stage(anatomy)
+        self.anatomy, self.plan, self.windows, self.stage = anatomy, plan, windows, Stage(anatomy)
         starts = range(0, len(windows), batch)
         parts = [windows.select(np.arange(start, min(start + batch, len(windows)))) for start in starts]
         self._inputs = [_inputs_of(part, anatomy) for part in parts]

@@ -53,4 +53,10 @@ def _step_in_words(step: Any) -> str:
     recovery = step.get("recovery")
     if recovery is None:
         return f"{kept}{how}"
-    return f"{kept}{how}, then {'refitted' if REFIT in recovery else 'trained'}"
+    return f"{kept}{how}, then {_change_in_words(recovery)}"
+
+
+def _change_in_words(recovery: Any) -> str:
+    if REFIT not in recovery:
+        return "trained"
+    return "refitted and trained layer by layer" if recovery[REFIT].get("local") else "refitted"

@@ -1,12 +1,13 @@
 """What the refit gives back, and what it gives to random plans: held-out loss before and after, by domain.
 
     python -m benchmarks.refit [--fraction 0.5 --criterion reap --randoms 20 --scope layer --windows 64]
-        [--elsewhere FILE] [--local]
+        [--elsewhere FILE] [--local] [--scale]
 
 The demo, scored and refitted on its calibration text, judged on its test text: the rise of the mean loss over
 the unpruned model in nats per token, with a bootstrap interval over documents; p counted among random plans
 that got the same refit. --elsewhere: a text file of another domain, that nothing was fitted to.
 --local: every plan is refitted once more, with every layer trained after its least squares ("trained").
+--scale: with one factor a layer instead ("scaled").
 """
 
 import argparse
@@ -96,6 +97,8 @@ def measure(options: Namespace) -> dict[str, Any]:
     ways: dict[str, dict[str, Any]] = {"after": {}}
     if options.local:
         ways["trained"] = {"local": finetune.Local()}
+    if options.scale:
+        ways["scaled"] = {"form": "scale"}
     judge = Judge(model, _held_out(model, options), ways)
     plans = {name: _plan(model, name, calibration, options) for name in options.criterion}
     first = next(iter(plans.values()))
@@ -138,6 +141,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--elsewhere", type=Path)
     parser.add_argument("--local", action="store_true")
+    parser.add_argument("--scale", action="store_true")
     options = parser.parse_args()
     options.criterion = options.criterion or ["reap", "reap_sum"]
     print(json.dumps({"benchmark": "refit", **vars(options), **measure(options)}, indent=2, default=str))

@@ -10,7 +10,7 @@ from experts.arguments import check_count
 from experts.model import Model, check_plan
 from experts.plan import Plan
 from finetune.distill.settings import Local
-from finetune.refit.result import Refit
+from finetune.refit.result import FULL, Refit
 from finetune.refit_model import refit_experts, refitted
 from validate.chance import contest_of, loss_of
 from validate.lead import Lead, RecoveredCost, lead_of, recovery_of
@@ -48,6 +48,7 @@ def refit_against_random(
     *,
     plans: int = 20,
     seed: int = 0,
+    form: str = FULL,
     local: Local | None = None,
     ridge: float | None = None,
     fewest: int = 16,
@@ -64,6 +65,7 @@ def refit_against_random(
         held_out: windows that neither the refit nor the scores of the plan have seen
         plans: R, number of random plans
         seed: of the random plans and of the bootstrap
+        form: as in `refit_experts`
         local: as in `refit_experts`; random plans are trained, too
         ridge: as in `refit_experts`
         fewest: as in `refit_experts`
@@ -98,7 +100,9 @@ def refit_against_random(
     with tqdm([plan, *randoms], desc="refit", unit="plan") as bar:
         for one in bar:
             found.append(
-                refit_experts(model, one, text, local=local, ridge=ridge, fewest=fewest, batch=batch)
+                refit_experts(
+                    model, one, text, form=form, local=local, ridge=ridge, fewest=fewest, batch=batch
+                )
             )
             _keep(after, model, found[-1], held_out, batch)
             del found[1:]  # only the plan's own weights are wanted afterwards

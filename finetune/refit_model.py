@@ -6,7 +6,7 @@ from dataclasses import astuple
 
 from criteria.text.windows import Windows, check_windows
 from experts.ablation import restricted
-from experts.arguments import check_count, check_kind
+from experts.arguments import check_choice, check_count, check_kind
 from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.model import Model, check_plan
@@ -15,7 +15,7 @@ from experts.plan import Plan
 from finetune.distill.settings import Local
 from finetune.refit.layers import refitted_layers
 from finetune.refit.passage import Passage
-from finetune.refit.result import Refit, RefittedLayer, swapped
+from finetune.refit.result import FULL, SCALE, Refit, RefittedLayer, swapped
 
 
 def refit_experts(
@@ -23,6 +23,7 @@ def refit_experts(
     plan: Plan,
     text: Windows,
     *,
+    form: str = FULL,
     local: Local | None = None,
     ridge: float | None = None,
     fewest: int = 16,
@@ -48,6 +49,8 @@ def refit_experts(
         model: a loaded model, resident or streamed
         plan: experts to keep
         text: windows to refit on; never those of a test
+        form: full; or scale: one factor of all down projections of a layer instead of ΔW, for routers that do
+            not renormalise; taken where the factor of one half of the text helps on the other
         local: how every layer is trained afterwards; None = nothing is trained
         ridge: λ above 0; None = chosen
         fewest: an expert that fewer tokens go to stays as it is
@@ -71,6 +74,7 @@ def refit_experts(
     check_windows("text", text)
     check_count("fewest", fewest, 0)
     check_count("batch", batch)
+    check_choice("form", form, (FULL, SCALE))
     if local is not None:
         check_kind("local", local, Local, "a finetune.Local")
     if ridge is not None and not ridge > 0:
@@ -78,11 +82,13 @@ def refit_experts(
     if len(text) < 2:
         raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")
     passage = Passage(model.anatomy, plan, text, min(batch, -(-len(text) // 2)))
-    layers = refitted_layers(passage, ridge, fewest, local)
-    _check_rows(layers)
+    layers = refitted_layers(passage, ridge, 0 if form == SCALE else fewest, local, form)
+    if form == FULL:
+        _check_rows(layers)
     training = () if local is None else astuple(local)
-    key = key_of("refit", *model.identity, text.hash, ridge, fewest, batch, *training)
-    return Refit(plan, tuple(layers), text.summary(), key, model.fingerprint, local)
+    variant = () if form == FULL else (form,)
+    key = key_of("refit", *model.identity, text.hash, ridge, fewest, batch, *training, *variant)
+    return Refit(plan, tuple(layers), text.summary(), key, model.fingerprint, local, form)
 
 
 @contextmanager

@@ -48,7 +48,10 @@ class Block:
                 self.layer.block.forward(entering[None])
             except _Routed as routed:
                 return routed.output
-        raise ExciseError("its block did not call its experts, so it cannot be trained on its own")
+        name = self.layer.name
+        raise ExciseError(
+            f"{name}: cannot be trained: the block did not call its experts; refit without local"
+        )
 
 
 @contextmanager

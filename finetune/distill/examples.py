@@ -89,7 +89,8 @@ def entering_block(layer: MoELayer) -> Iterator[list[Tensor]]:
     def see(_: nn.Module, args: Any, kwargs: Any) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if len(tensors) != 1:
-            raise ExciseError(f"its block takes {len(tensors)} tensors, so it cannot be trained on its own")
+            takes = f"the block takes {len(tensors)} tensors"
+            raise ExciseError(f"{layer.name}: cannot be trained: {takes}; refit without local")
         found.append(tensors[0].detach().reshape(-1, tensors[0].shape[-1]))
 
     hook = layer.block.register_forward_pre_hook(see, with_kwargs=True)

@@ -17,7 +17,8 @@ from finetune.distill.settings import Local
 from finetune.distill.train import Distilled, distilled
 from finetune.refit.equations import Equations, Features, NoSolution
 from finetune.refit.passage import CLEAN, PRUNED, Passage
-from finetune.refit.result import RefittedLayer, swapped
+from finetune.refit.result import FULL, SCALE, RefittedLayer, swapped
+from finetune.refit.scale import Scale
 
 # Largest share of noise in the stream that is not what was added to the experts' sum, by precision.
 ADDS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -45,6 +46,7 @@ class LayerRefit:
         fewest: tokens below which an expert stays as it is
         equations: makes those of the layer
         local: how the layer is trained afterwards; None = it is not
+        form: FULL or SCALE
     """
 
     passage: Passage
@@ -53,6 +55,7 @@ class LayerRefit:
     fewest: int
     equations: NewEquations
     local: Local | None = None
+    form: str = FULL
 
     @property
     def layer(self) -> MoELayer:
@@ -142,8 +145,7 @@ class LayerRefit:
             examples: take what the layer is trained on, if it is
             go: whether CLEAN goes on
         """
-        width, inner = self._widths
-        equations = self.equations(len(self.kept), inner, width, self._down.device)
+        equations = self._equations()
         for batch in range(len(self.passage)):
             clean = self.passage.leaving(self.layer.index, CLEAN, batch, go=go)
             with self._entering() as entering:
@@ -154,6 +156,14 @@ class LayerRefit:
             if entering is not None:
                 examples.add(entering.pop(), seen.routed + lacking, readable)
         return equations
+
+    def _equations(self) -> Equations:
+        """Those of the layer, without text."""
+        width, inner = self._widths
+        if self.form == SCALE:
+            kept = self._down[list(self.kept)]
+            return Scale(kept if self._transposed else kept.transpose(1, 2))
+        return self.equations(len(self.kept), inner, width, self._down.device)
 
     def _entering(self) -> AbstractContextManager[list[Tensor] | None]:
         """Collects what enters the block, where that is wanted."""

@@ -10,14 +10,14 @@ from finetune.refit.equations import Equations
 from finetune.refit.joint import Joint
 from finetune.refit.layer import LayerRefit
 from finetune.refit.passage import CLEAN, PRUNED, Passage
-from finetune.refit.result import RefittedLayer
+from finetune.refit.result import FULL, RefittedLayer
 
 SHARE = 0.25  # of the free memory that the equations of a layer may take to be solved at once
 
 
 @torch.no_grad()
 def refitted_layers(
-    passage: Passage, ridge: float | None, fewest: int, local: Local | None = None
+    passage: Passage, ridge: float | None, fewest: int, local: Local | None = None, form: str = FULL
 ) -> list[RefittedLayer]:
     """Refit all MoE layers, one after the other.
 
@@ -26,6 +26,7 @@ def refitted_layers(
         ridge: λ; None = chosen in every layer
         fewest: tokens below which an expert stays as it is
         local: how every layer is trained afterwards; None = it is not
+        form: FULL or SCALE
 
     Raises:
         ExciseError: a layer cannot be refitted.
@@ -43,7 +44,7 @@ def refitted_layers(
                     if layer not in row_of:
                         _pass(passage, layer)
                         continue
-                    at_work = LayerRefit(passage, row_of[layer], ridge, fewest, _equations, local)
+                    at_work = LayerRefit(passage, row_of[layer], ridge, fewest, _equations, local, form)
                     found.append(at_work.run(last=layer == highest))
                     bar.update(1)
     return found

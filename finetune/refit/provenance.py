@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 from criteria.text.windows import TextJson
 from finetune.distill.block import ROUTER
 from finetune.distill.settings import Local
-from finetune.refit.result import Refit, RefittedLayer
+from finetune.refit.result import SCALE, Refit, RefittedLayer
 
 
 class RefittedLayerJson(TypedDict):
@@ -27,6 +27,7 @@ class RefitJson(TypedDict):
     """How weights were refitted."""
 
     weights: str  # which
+    form: str  # full: every entry of the down projections; scale: one factor of all of a layer
     local: dict[str, Any] | None  # how layers were trained after the least squares; null = they were not
     text: TextJson  # windows that made them
     layers: list[RefittedLayerJson]
@@ -44,6 +45,7 @@ def refit_provenance(refit: Refit) -> RefitProvenanceJson:
     names = {name: None for layer in refit.layers for name in layer.changed}
     content: RefitJson = {
         "weights": ", ".join(_in_words(name) for name in names),
+        "form": refit.form,
         "local": None if refit.local is None else asdict(refit.local),
         "text": refit.text,
         "layers": [_layer_json(layer) for layer in refit.layers],
@@ -69,7 +71,8 @@ def _layer_json(layer: RefittedLayer) -> RefittedLayerJson:
 def refit_in_words(refit: Refit) -> str:
     """A sentence for the model card."""
     tokens = refit.text["windows"] * refit.text["length"]
-    how = f"refitted by least squares on {tokens:,} tokens of text (`excise_recovery.json`)"
+    verb = "multiplied by one factor a layer, chosen" if refit.form == SCALE else "refitted"
+    how = f"{verb} by least squares on {tokens:,} tokens of text (`excise_recovery.json`)"
     return f"The down projections of the kept experts were {how}. {_training_in_words(refit.local)}"
 
 

@@ -17,6 +17,10 @@ from finetune.distill.block import ROUTER, rows_of
 from finetune.distill.settings import Local
 from finetune.distill.train import Distilled
 
+# What the least squares may change.
+FULL = "full"  # every entry of the down projections
+SCALE = "scale"  # one factor of all down projections of a layer
+
 
 @dataclass(frozen=True)
 class RefittedLayer:
@@ -63,6 +67,7 @@ class Refit:
         key: identity of model, plan, text and settings
         fingerprint: of the unpruned model
         local: how layers were trained after the least squares; None = they were not
+        form: FULL or SCALE
     """
 
     plan: Plan
@@ -71,6 +76,7 @@ class Refit:
     key: str
     fingerprint: str
     local: Local | None = None
+    form: str = FULL
 
     @cached_property
     def digest(self) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from finetune.refit.equations import FOLDS, Equations, Features, shifted
+from experts.inner_activations import Features
+from finetune.refit.equations import FOLDS, Equations, shifted
 
 
 class Joint(Equations):

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from experts.anatomy import MoELayer
 from experts.errors import ExciseError
-from experts.inner_activations import DOWN, check_inner, see_inner
+from experts.inner_activations import DOWN, Features, check_inner, features_of, see_inner
 from experts.seam import Forward
 from finetune.distill.block import trainable_block
 from finetune.distill.examples import Collected, entering_block
 from finetune.distill.settings import Local
 from finetune.distill.train import Distilled, distilled
-from finetune.refit.equations import Equations, Features, NoSolution
+from finetune.refit.equations import Equations, NoSolution
 from finetune.refit.passage import CLEAN, PRUNED, Passage
 from finetune.refit.result import FULL, SCALE, RefittedLayer, swapped
 from finetune.refit.scale import Scale
@@ -192,13 +192,7 @@ class LayerRefit:
 
         def see(_: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
             seen = see_inner(self.layer.experts, run, hidden, index, weight)
-            expert, token = index.reshape(-1)[seen.pair], seen.pair // index.shape[1]
-            exact = torch.promote_types(seen.inner.dtype, torch.float32)
-            values = seen.inner.to(exact) * weight.reshape(-1)[seen.pair].to(exact)[:, None]
-            readable_here = readable.to(token.device)[token]
-            for kept in self.kept:
-                own = (expert == kept) & readable_here
-                found.append(Features(token[own], values[own]))
+            found.extend(features_of(seen, index, weight, self.kept, readable))
             outputs.append(seen.routed)
             return seen.routed
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from finetune.refit.equations import FOLDS, Equations, Features
+from experts.inner_activations import Features
+from finetune.refit.equations import FOLDS, Equations
 
 
 class Scale(Equations):

@@ -141,7 +141,7 @@ def test_streamed_is_resident_and_batches_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_fewer_tokens_are_spread_evenly() -> None:
-    """As if the text had these tokens alone: the lowest layer sees each token by itself but for attention."""
+    """All of them where the text has no more."""
     anatomy = dissect(tiny.build("olmoe"))
     assert not np.array_equal(scores(anatomy, tokens=48), scores(anatomy))
     assert np.array_equal(scores(anatomy, tokens=10_000), scores(anatomy))

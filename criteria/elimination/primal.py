@@ -8,19 +8,21 @@ Source: optimal brain surgeon, in blocks (Hassibi and Stork, 1993).
 """
 
 import torch
-from torch import Tensor
 
 from criteria.elimination.problem import Elimination, Problem, factor, square_over
+from experts.feature_products import add_gram, add_right
 
 
 class Primal(Elimination):
-    """Memory: two matrices [n·I, n·I] in float64 and the features, dense."""
+    """Memory: two matrices [n·I, n·I] in float64."""
 
     def __init__(self, problem: Problem) -> None:
         self.weights, self.shift = problem.weights, problem.shift
-        features = _dense(problem)
-        right = features.T @ problem.lacking
-        gram = features.T @ features
+        unknowns, width = problem.unknowns, problem.lacking.shape[1]
+        right = problem.weights.new_zeros(unknowns, width)
+        gram = problem.weights.new_zeros(unknowns, unknowns)
+        add_right(right, problem.features, problem.lacking)
+        add_gram(gram, problem.features, len(problem.lacking))
         gram.diagonal().add_(self.shift)
         self.inverse = torch.cholesky_inverse(factor(gram))
         change = self.inverse @ right
@@ -42,12 +44,3 @@ class Primal(Elimination):
         lower, column = factor(self.inverse[own, own]), self.inverse[:, own].clone()
         self.refitted = self.refitted - column @ torch.cholesky_solve(self.refitted[own], lower)
         self.inverse -= column @ torch.cholesky_solve(column.T, lower)
-
-
-def _dense(problem: Problem) -> Tensor:
-    """Z [T, n·I]."""
-    experts, inner, _ = problem.weights.shape
-    dense = problem.weights.new_zeros(len(problem.lacking), experts, inner)
-    for place, own in enumerate(problem.features):
-        dense[own.tokens, place] = own.values.double()
-    return dense.flatten(1)

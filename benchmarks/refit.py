@@ -1,11 +1,13 @@
 """What the refit gives back, and what it gives to random plans: held-out loss before and after, by domain.
 
     python -m benchmarks.refit [--fraction 0.5 --criterion reap --randoms 20 --scope layer --windows 64]
-        [--elsewhere FILE]
+        [--elsewhere FILE] [--local] [--scale]
 
 The demo, scored and refitted on its calibration text, judged on its test text: the rise of the mean loss over
 the unpruned model in nats per token, with a bootstrap interval over documents; p counted among random plans
 that got the same refit. --elsewhere: a text file of another domain, that nothing was fitted to.
+--local: every plan is refitted once more, with every layer trained after its least squares ("trained").
+--scale: with one factor a layer instead ("scaled").
 """
 
 import argparse
@@ -36,24 +38,27 @@ class Judge:
     Attributes:
         model: the unpruned one
         text: N windows
-        seconds: that refits took so far
+        ways: what a plan gets, by name
+        seconds: that it took so far
     """
 
-    def __init__(self, model: Model, text: Windows) -> None:
-        self.model, self.text, self.seconds = model, text, 0.0
+    def __init__(self, model: Model, text: Windows, ways: dict[str, dict[str, Any]]) -> None:
+        self.model, self.text, self.ways = model, text, ways
+        self.seconds = dict.fromkeys(ways, 0.0)
         self.weights = LossEvaluator(text).weights
         self.clean = window_losses(model.network, text)
 
-    def rises(self, plan: Plan, calibration: Windows) -> tuple[Array, Array]:
-        """Rise of every window [N] before and after the refit."""
+    def rises(self, plan: Plan, calibration: Windows) -> dict[str, Array]:
+        """Rise of every window [N] before, and after whatever the plan gets."""
         with experts.restricted(self.model, plan):
-            before = window_losses(self.model.network, self.text) - self.clean
-        began = time.process_time()
-        refit = finetune.refit_experts(self.model, plan, calibration)
-        self.seconds += time.process_time() - began
-        with finetune.refitted(self.model, refit):
-            after = window_losses(self.model.network, self.text) - self.clean
-        return before, after
+            found = {"before": window_losses(self.model.network, self.text) - self.clean}
+        for name, options in self.ways.items():
+            began = time.process_time()
+            refit = finetune.refit_experts(self.model, plan, calibration, **options)
+            self.seconds[name] += time.process_time() - began
+            with finetune.refitted(self.model, refit):
+                found[name] = window_losses(self.model.network, self.text) - self.clean
+        return found
 
     def mean(self, rises: Array) -> float:
         return float(np.average(rises, weights=self.weights))
@@ -89,7 +94,12 @@ def measure(options: Namespace) -> dict[str, Any]:
         criteria.Source(stdlib="prose", split="calibration"),
     ]
     calibration = criteria.windows(model, both, sequences=options.windows, length=256)
-    judge = Judge(model, _held_out(model, options))
+    ways: dict[str, dict[str, Any]] = {"after": {}}
+    if options.local:
+        ways["trained"] = {"local": finetune.Local()}
+    if options.scale:
+        ways["scaled"] = {"form": "scale"}
+    judge = Judge(model, _held_out(model, options), ways)
     plans = {name: _plan(model, name, calibration, options) for name in options.criterion}
     first = next(iter(plans.values()))
     nothing = np.zeros((model.shape.num_layers, model.shape.num_experts), dtype=bool)
@@ -97,15 +107,13 @@ def measure(options: Namespace) -> dict[str, Any]:
     randoms = [judge.rises(plan, calibration) for plan in drawn]
     found: dict[str, Any] = {}
     for name, plan in plans.items():
-        before, after = judge.rises(plan, calibration)
-        found[name] = {
-            "before": judge.summary(before, [one for one, _ in randoms]),
-            "after": judge.summary(after, [other for _, other in randoms]),
-        }
-    seconds = judge.seconds / (len(drawn) + len(plans))
+        own = judge.rises(plan, calibration)
+        found[name] = {way: judge.summary(own[way], [one[way] for one in randoms]) for way in own}
+    plans_tried = len(drawn) + len(plans)
+    seconds = {way: round(spent / plans_tried, 1) for way, spent in judge.seconds.items()}
     return {
         "clean": round(judge.mean(judge.clean), 4),
-        "cpu_seconds_a_refit": round(seconds, 1),
+        "cpu_seconds": seconds,
         "plans": found,
     }
 
@@ -132,6 +140,8 @@ def main() -> None:
     parser.add_argument("--randoms", type=int, default=20)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--elsewhere", type=Path)
+    parser.add_argument("--local", action="store_true")
+    parser.add_argument("--scale", action="store_true")
     options = parser.parse_args()
     options.criterion = options.criterion or ["reap", "reap_sum"]
     print(json.dumps({"benchmark": "refit", **vars(options), **measure(options)}, indent=2, default=str))

@@ -18,6 +18,7 @@ TEXT = "text"
 DOMAINS = "text of ≥ 2 domains"
 GRADIENTS = "text, gradients"
 INTERVENTIONS = "text, interventions"
+ACTIVATIONS = "text, inner activations"
 
 OBSERVED = 1.1  # plain forwards; measured by benchmarks/calibration.py, one pass for all rows together
 ARXIV = "https://arxiv.org/abs/"

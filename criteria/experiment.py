@@ -138,6 +138,11 @@ SHORTLIST = Option(
 )
 START = Option(LEAVE_ONE_OUT, "criterion that gives the first estimates")
 PROBES = Option(4, "random-sign probes", least=1)
+TOKENS = Option(4096, "tokens used, evenly spread; 0 = all")
+REROUTED = Option(
+    0,
+    "candidates per removal that are routed again and solved anew; 0 = features of the unpruned routing",
+)
 STEPS = Option(8, "points between α = 1 and α = 0", least=1)
 
 POSITION = Experiment("position", {"mode": _mode("zero"), "windows": WINDOWS})
@@ -155,6 +160,7 @@ GREEDY = Experiment(
 )
 GRADIENT = Experiment("gradient", {"windows": WINDOWS})
 FISHER = Experiment("fisher", {"probes": PROBES, "windows": WINDOWS})
+REFIT_RESIDUAL = Experiment("refit_residual", {"tokens": TOKENS, "rerouted": REROUTED, "windows": WINDOWS})
 INTEGRATED = Experiment("integrated", {"steps": STEPS, "windows": WINDOWS})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from criteria import causal, gradient, greedy
+from criteria import causal, gradient, greedy, refit_residual
 from criteria.experiment import Measurement
 from criteria.experiment_context import ExperimentContext
 from experts.arrays import Array
@@ -14,6 +14,7 @@ EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
     "gradient": gradient.first_order,
     "fisher": gradient.fisher,
     "integrated": gradient.integrated,
+    "refit_residual": refit_residual.refit_residual,
 }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from criteria import centrality, formulas
 from criteria.criterion import (
+    ACTIVATIONS,
     DOMAINS,
     GRADIENTS,
     INTERVENTIONS,
@@ -17,7 +18,7 @@ from criteria.criterion import (
     measured,
     observed,
 )
-from criteria.experiment import FISHER, GRADIENT, GREEDY, INTEGRATED, POSITION, REMOVAL
+from criteria.experiment import FISHER, GRADIENT, GREEDY, INTEGRATED, POSITION, REFIT_RESIDUAL, REMOVAL
 from criteria.statistics import Statistics
 from experts.arrays import Array
 
@@ -139,6 +140,16 @@ ROWS = (
         cost=360.0,
         grows="L·E·rounds",
         source=arxiv("2607.01940"),
+    ),
+    measured(
+        "refit_residual",
+        REFIT_RESIDUAL,
+        part="score",
+        formula="what a refit of the others leaves of the output, e removed after the earlier ones",
+        needs=ACTIVATIONS,
+        cost=3.0,
+        grows="L",
+        source="backward elimination",
     ),
     Criterion(
         "random",

@@ -1,6 +1,6 @@
 """What enters the experts' down projections: the module's own inner activations, seen where they are made."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,45 @@ class InnerActivations:
     routed: Tensor
     inner: Tensor
     pair: Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one expert adds to the features of a batch.
+
+    Attributes:
+        tokens: that go to it [n], each once
+        values: its inner activations times its gate weight [n, I]
+    """
+
+    tokens: Tensor
+    values: Tensor
+
+
+def features_of(
+    seen: InnerActivations,
+    index: Tensor,
+    weight: Tensor,
+    experts: Sequence[int],
+    readable: Tensor | None = None,
+) -> list[Features]:
+    """The features of some experts: Σ values · down projection is what they give.
+
+    Args:
+        seen: the call
+        index: its expert ids [T, k]
+        weight: its gate weights [T, k]
+        experts: ids
+        readable: tokens that count [T]; None = all
+    """
+    expert, token = index.reshape(-1)[seen.pair], seen.pair // index.shape[1]
+    exact = torch.promote_types(seen.inner.dtype, torch.float32)
+    values = seen.inner.to(exact) * weight.reshape(-1)[seen.pair].to(exact)[:, None]
+    counts = torch.ones_like(token, dtype=torch.bool)
+    if readable is not None:
+        counts = readable.to(token.device)[token]
+    marks = [(expert == one) & counts for one in experts]
+    return [Features(token[own], values[own]) for own in marks]
 
 
 def see_inner(

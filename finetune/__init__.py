@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from experts.lazily import lazily
 
 if TYPE_CHECKING:
+    from finetune.distill.settings import Local as Local
     from finetune.recover_model import RecoveredModel as RecoveredModel
     from finetune.recover_model import recover as recover
     from finetune.refit.result import Refit as Refit
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from finetune.refit_model import refitted as refitted
 
 _PUBLIC = {
+    "Local": "finetune.distill.settings",
     "Refit": "finetune.refit.result",
     "RecoveredModel": "finetune.recover_model",
     "recover": "finetune.recover_model",
@@ -24,6 +26,7 @@ _PUBLIC = {
 }
 __all__ = [
     "JudgedRefit",
+    "Local",
     "RecoveredModel",
     "Refit",
     "recover",

@@ -7,8 +7,9 @@ from criteria.text.windows import Windows, check_windows
 from experts.arguments import check_count
 from experts.model import Model, check_plan
 from experts.plan import Plan
+from finetune.distill.settings import Local
 from finetune.refit.request import Request
-from finetune.refit.result import Refit
+from finetune.refit.result import FULL, Refit
 from finetune.refit_losses import RefittedLosses
 from validate.chance import contest_of, loss_of
 from validate.lead import Lead, RecoveredCost, lead_of, recovery_of
@@ -44,6 +45,8 @@ def refit_against_random(
     held_out: Windows,
     plans: int = 20,
     seed: int = 0,
+    form: str = FULL,
+    local: Local | None = None,
     ridge: float | None = None,
     fewest: int = 16,
     batch: int = 8,
@@ -59,6 +62,8 @@ def refit_against_random(
         held_out: windows that neither the refit nor the scores of the plan have seen
         plans: R, number of random plans
         seed: of the random plans and of the bootstrap
+        form: as in `refit_experts`
+        local: as in `refit_experts`; random plans are trained, too
         ridge: as in `refit_experts`
         fewest: as in `refit_experts`
         batch: windows per forward
@@ -78,7 +83,7 @@ def refit_against_random(
     """
     check_plan(model, plan)
     model.shape.check_kept(plan.kept)
-    request = Request(text, ridge, fewest, batch)
+    request = Request(text, ridge, fewest, batch, form, local)
     request.check()
     check_windows("held_out", held_out)
     check_count("seed", seed, 0)

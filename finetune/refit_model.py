@@ -1,4 +1,4 @@
-"""The refit of a pruned model, as users call it: least squares in the kept experts' down projections."""
+"""The refit of a pruned model, as users call it: least squares, and where it is asked for training."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,9 +10,10 @@ from experts.errors import ExciseError
 from experts.model import Model, check_plan
 from experts.notes import tell
 from experts.plan import Plan
+from finetune.distill.settings import Local
 from finetune.refit.plans import refit_plans
 from finetune.refit.request import Request
-from finetune.refit.result import Refit, RefittedLayer, swapped
+from finetune.refit.result import FULL, Refit, RefittedLayer, swapped
 
 
 def refit_experts(
@@ -20,6 +21,8 @@ def refit_experts(
     plan: Plan,
     text: Windows,
     *,
+    form: str = FULL,
+    local: Local | None = None,
     ridge: float | None = None,
     fewest: int = 16,
     batch: int = 8,
@@ -35,13 +38,18 @@ def refit_experts(
 
     Names and shapes stay. λ is chosen in every layer on two halves of the text, each judged by what the other
     one gave; λ = ∞ (no change) is among the choices. Costs about four plain forwards of the text, and the
-    solving. Nothing is trained. Much of what pruned models gain by this random plans gain, too: a claim about
-    a criterion needs random plans with the same refit.
+    solving. Nothing is trained, unless `local` asks for it: then the routed block of every layer is trained
+    after its least squares, on the same text and towards the same stream (docs/methods.md, 9). Much of what
+    pruned models gain by this random plans gain, too: a claim about a criterion needs random plans with the
+    same refit.
 
     Args:
         model: a loaded model, resident or streamed
         plan: experts to keep
         text: windows to refit on; never those of a test
+        form: full; or scale: one factor of all down projections of a layer instead of ΔW, for routers that do
+            not renormalise; taken where the factor of one half of the text helps on the other
+        local: how every layer is trained afterwards; None = nothing is trained
         ridge: λ above 0; None = chosen
         fewest: an expert that fewer tokens go to stays as it is
         batch: windows per forward
@@ -61,7 +69,7 @@ def refit_experts(
     """
     check_plan(model, plan)
     model.shape.check_kept(plan.kept)
-    request = Request(text, ridge, fewest, batch)
+    request = Request(text, ridge, fewest, batch, form, local)
     request.check()
     [found] = refit_plans(model.anatomy, [plan], request, {plan.digest})
     return refit_of(model, plan, request, found.layers)
@@ -73,7 +81,8 @@ def refit_of(model: Model, plan: Plan, request: Request, layers: tuple[RefittedL
         if layer.unchanged:
             ids = ", ".join(map(str, layer.unchanged))
             tell(f"refit: too few tokens go to experts {ids} of layer {layer.layer}: they stay as they are")
-    return Refit(plan, layers, request.text.summary(), request.key_on(model.identity), model.fingerprint)
+    key, text = request.key_on(model.identity), request.text.summary()
+    return Refit(plan, layers, text, key, model.fingerprint, request.local, request.form)
 
 
 @contextmanager
@@ -103,5 +112,6 @@ def refitted(model: Model, refit: Refit) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(restricted(anatomy, refit.plan))
         for layer, change in zip(anatomy.layers, refit.layers, strict=True):
-            stack.enter_context(swapped(layer, refit.plan.kept[layer.index], change.weights))
+            kept = refit.plan.kept[layer.index]
+            stack.enter_context(swapped(layer, kept, change.weights, change.others))
         yield

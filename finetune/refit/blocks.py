@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetune.refit.equations import FOLDS, Equations, Features, shifted
+from experts.inner_activations import Features
+from finetune.refit.equations import FOLDS, Equations, shifted
 
 CLOSE = 1e-4  # of a round's change against the solution, below which it has converged
 ROUNDS = 100  # at most

@@ -11,27 +11,15 @@ so that X = 0 for λ = ∞. The text is in two folds: λ is chosen on each by wh
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from experts.inner_activations import Features as Features
+
 GRID = (math.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # λ; ∞ leaves everything as it is
 FIRST = 0.1  # λ that is tried first
 FOLDS = (0, 1)
-
-
-@dataclass(frozen=True)
-class Features:
-    """What one kept expert adds to the features of a batch.
-
-    Attributes:
-        tokens: that go to it [n], each once
-        values: its inner activations times its gate weight [n, I]
-    """
-
-    tokens: Tensor
-    values: Tensor
 
 
 class Equations(ABC):

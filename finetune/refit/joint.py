@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from finetune.refit.equations import FOLDS, Equations, Features, shifted
+from experts.feature_products import add_gram, add_right
+from experts.inner_activations import Features
+from finetune.refit.equations import FOLDS, Equations, shifted
 
 
 class Joint(Equations):
@@ -41,25 +43,9 @@ class Joint(Equations):
     def add(self, fold: int, features: Sequence[Features], lacking: Tensor) -> None:
         lacking = lacking.double()
         self.square[fold] += lacking.square().sum()
-        values = [of_expert.values.double() for of_expert in features]
-        for expert, of_expert in enumerate(features):
-            self.rows[expert] += len(of_expert.tokens)
-            self.right[fold, self._unknowns(expert)] += values[expert].T @ lacking[of_expert.tokens]
-            place = torch.full((len(lacking),), -1, dtype=torch.int64, device=lacking.device)
-            place[of_expert.tokens] = torch.arange(len(of_expert.tokens), device=lacking.device)
-            for other in range(expert, len(features)):
-                self._add_pair(fold, expert, other, place[features[other].tokens], values)
-
-    def _add_pair(self, fold: int, expert: int, other: int, place: Tensor, values: list[Tensor]) -> None:
-        """Their part of ZᵀZ, over the tokens that both have.
-
-        place: of the other's tokens among the expert's [n]; −1 = not its token
-        """
-        shared = place >= 0
-        product = values[expert][place[shared]].T @ values[other][shared]
-        self.gram[fold, self._unknowns(expert), self._unknowns(other)] += product
-        if other != expert:
-            self.gram[fold, self._unknowns(other), self._unknowns(expert)] += product.T
+        self.rows += torch.tensor([len(own.tokens) for own in features], device=self.rows.device)
+        add_right(self.right[fold], features, lacking)
+        add_gram(self.gram[fold], features, len(lacking))
 
     def _unknowns(self, expert: int) -> slice:
         return slice(expert * self.inner, (expert + 1) * self.inner)

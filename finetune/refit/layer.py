@@ -1,6 +1,7 @@
 """The refit of one layer: what it lacks, the change of its down projections, and the weights that result."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -8,16 +9,30 @@ from torch import Tensor
 
 from experts.anatomy import MoELayer
 from experts.errors import ExciseError
-from experts.inner_activations import DOWN, check_inner, see_inner
+from experts.inner_activations import DOWN, Features, check_inner, features_of, see_inner
 from experts.seam import Forward
-from finetune.refit.equations import Equations, Features, NoSolution
+from finetune.distill.block import trainable_block
+from finetune.distill.examples import Collected, entering_block
+from finetune.distill.settings import Local
+from finetune.distill.train import Distilled, distilled
+from finetune.refit.equations import Equations, NoSolution
 from finetune.refit.passage import CLEAN, PRUNED, Passage
-from finetune.refit.result import RefittedLayer, swapped
+from finetune.refit.result import FULL, SCALE, RefittedLayer, swapped
+from finetune.refit.scale import Scale
 
 # Largest share of noise in the stream that is not what was added to the experts' sum, by precision.
 ADDS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 # Makes the equations of K experts of I inner units, width H, on a device.
 NewEquations = Callable[[int, int, int, torch.device], Equations]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A batch in the pruned model: features, routed output [T, H], and the stream after the layer [T, H]."""
+
+    features: list[Features]
+    routed: Tensor
+    stream: Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,8 @@ class LayerRefit:
         ridge: λ; None = chosen on the text
         fewest: tokens below which an expert stays as it is
         equations: makes those of the layer
+        local: how the layer is trained afterwards; None = it is not
+        form: FULL or SCALE
     """
 
     passage: Passage
@@ -37,6 +54,8 @@ class LayerRefit:
     ridge: float | None
     fewest: int
     equations: NewEquations
+    local: Local | None = None
+    form: str = FULL
 
     @property
     def layer(self) -> MoELayer:
@@ -58,14 +77,19 @@ class LayerRefit:
             ExciseError: its experts' inner activations cannot be seen, or do not simply add to the stream; or
                 the equations have no solution.
         """
-        equations = self._filled(self._checked(), go=not last)
+        examples = Collected(len(self.passage.windows), self.passage.windows.tokens.shape[1])
+        equations = self._filled(self._checked(), examples, go=not last)
         few = [place for place, rows in enumerate(equations.rows.tolist()) if rows < self.fewest]
         for place in few:
             equations.leave(place)
         ridge, change = self._solved(equations)
-        weights = self._changed(change)
+        weights = {DOWN: self._changed(change)}
+        trained = None
+        if self.local is not None:
+            trained, weights = self._trained(weights, examples, few)
+        down, others = weights.pop(DOWN), weights
         if not last:
-            with swapped(self.layer, self.kept, weights):
+            with swapped(self.layer, self.kept, down, others):
                 for batch in range(len(self.passage)):
                     self.passage.leaving(self.layer.index, PRUNED, batch, go=True)
         return RefittedLayer(
@@ -76,7 +100,9 @@ class LayerRefit:
             after=equations.left(change),
             rows=tuple(equations.rows.tolist()),
             unchanged=tuple(self.kept[place] for place in few),
-            weights=weights.cpu(),
+            weights=down.cpu(),
+            distilled=trained,
+            others={name: values.cpu() for name, values in others.items()},
         )
 
     def _checked(self) -> float:
@@ -111,21 +137,37 @@ class LayerRefit:
             raise ExciseError("what its experts return does not simply add to the residual stream")
         return factor
 
-    def _filled(self, factor: float, *, go: bool) -> Equations:
+    def _filled(self, factor: float, examples: Collected, *, go: bool) -> Equations:
         """The equations of all batches; every second one is in the other fold.
 
         Args:
             factor: of the experts' sum in the stream
+            examples: take what the layer is trained on, if it is
             go: whether CLEAN goes on
         """
-        width, inner = self._widths
-        equations = self.equations(len(self.kept), inner, width, self._down.device)
+        equations = self._equations()
         for batch in range(len(self.passage)):
             clean = self.passage.leaving(self.layer.index, CLEAN, batch, go=go)
-            features, pruned = self._features(batch)
-            readable = self.passage.readable[batch].to(clean.device)[:, None]
-            equations.add(batch % 2, features, (clean.double() - pruned.double()) * readable / factor)
+            with self._entering() as entering:
+                seen = self._seen(batch)
+            readable = self.passage.readable[batch].to(clean.device)
+            lacking = (clean.double() - seen.stream.double()) * readable[:, None] / factor
+            equations.add(batch % 2, seen.features, lacking)
+            if entering is not None:
+                examples.add(entering.pop(), seen.routed + lacking, readable)
         return equations
+
+    def _equations(self) -> Equations:
+        """Those of the layer, without text."""
+        width, inner = self._widths
+        if self.form == SCALE:
+            kept = self._down[list(self.kept)]
+            return Scale(kept if self._transposed else kept.transpose(1, 2))
+        return self.equations(len(self.kept), inner, width, self._down.device)
+
+    def _entering(self) -> AbstractContextManager[list[Tensor] | None]:
+        """Collects what enters the block, where that is wanted."""
+        return nullcontext() if self.local is None else entering_block(self.layer)
 
     @property
     def _down(self) -> Tensor:
@@ -144,23 +186,18 @@ class LayerRefit:
         """Whether down projections are stored [I, H]."""
         return bool(self.layer.experts.is_transposed)
 
-    def _features(self, batch: int) -> tuple[list[Features], Tensor]:
-        """The features of a batch, and the pruned stream after the layer. Padding has no part in them."""
-        readable, found = self.passage.readable[batch], list[Features]()
+    def _seen(self, batch: int) -> _Seen:
+        """What the pruned model makes of a batch. Padding has no part in the features."""
+        readable, found, outputs = self.passage.readable[batch], list[Features](), list[Tensor]()
 
         def see(_: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
             seen = see_inner(self.layer.experts, run, hidden, index, weight)
-            expert, token = index.reshape(-1)[seen.pair], seen.pair // index.shape[1]
-            exact = torch.promote_types(seen.inner.dtype, torch.float32)
-            values = seen.inner.to(exact) * weight.reshape(-1)[seen.pair].to(exact)[:, None]
-            readable_here = readable.to(token.device)[token]
-            for kept in self.kept:
-                own = (expert == kept) & readable_here
-                found.append(Features(token[own], values[own]))
+            found.extend(features_of(seen, index, weight, self.kept, readable))
+            outputs.append(seen.routed)
             return seen.routed
 
         stream = self.passage.leaving(self.layer.index, PRUNED, batch, see, go=False)
-        return found, stream
+        return _Seen(found, outputs.pop(), stream)
 
     def _solved(self, equations: Equations) -> tuple[float, Tensor]:
         """λ, and the change of all kept experts [K, I, H]."""
@@ -180,3 +217,22 @@ class LayerRefit:
         turned = change if self._transposed else change.transpose(1, 2)
         changed: Tensor = (before.double() + turned).to(before.dtype)
         return changed
+
+    def _trained(
+        self, refitted: dict[str, Tensor], examples: Collected, few: list[int]
+    ) -> tuple[Distilled, dict[str, Tensor]]:
+        """Train the block from its refitted weights on.
+
+        Args:
+            refitted: down projections [K, …] by their name
+            examples: of all batches
+            few: places of experts that stay as they are
+
+        Returns:
+            What it came to, and all that is changed by name [K, …].
+        """
+        assert self.local is not None, "asked before"
+        num_experts = self.passage.anatomy.shape.num_experts
+        with trainable_block(self.layer, self.kept, num_experts, refitted) as block:
+            found, weights = distilled(block, examples.examples(), self.local, few)
+        return found, weights if found.step else refitted

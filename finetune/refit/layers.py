@@ -13,7 +13,8 @@ from finetune.refit.held_out import HeldOut
 from finetune.refit.joint import Joint
 from finetune.refit.layer import LayerRefit
 from finetune.refit.passage import CLEAN, PRUNED, Passage
-from finetune.refit.result import RefittedLayer, swapped
+from finetune.refit.request import Request
+from finetune.refit.result import SCALE, RefittedLayer, swapped
 
 SHARE = 0.25  # of the free memory that the equations of a layer may take to be solved at once
 
@@ -34,13 +35,12 @@ class Traveller:
 
 
 @torch.no_grad()
-def refit_layers(travellers: Sequence[Traveller], ridge: float | None, fewest: int) -> None:
+def refit_layers(travellers: Sequence[Traveller], request: Request) -> None:
     """Refit all MoE layers, one after the other; the weights of a layer are read once for all plans.
 
     Args:
         travellers: plans of one model, in front of the lowest layer
-        ridge: λ; None = chosen in every layer
-        fewest: tokens below which an expert stays as it is
+        request: how
 
     Raises:
         ExciseError: a layer cannot be refitted.
@@ -58,7 +58,7 @@ def refit_layers(travellers: Sequence[Traveller], ridge: float | None, fewest: i
                 for layer in span:
                     if layer in row_of:
                         for one in travellers:
-                            _refit(one, row_of[layer], ridge, fewest, last=layer == highest)
+                            _refit(one, row_of[layer], request, last=layer == highest)
                             bar.update(1)
                     elif layer < highest:
                         _pass(travellers, layer)
@@ -66,13 +66,14 @@ def refit_layers(travellers: Sequence[Traveller], ridge: float | None, fewest: i
                         _end(measured, layer)
 
 
-def _refit(one: Traveller, row: int, ridge: float | None, fewest: int, *, last: bool) -> None:
+def _refit(one: Traveller, row: int, request: Request, *, last: bool) -> None:
     """Refit a layer of one plan."""
-    at_work = LayerRefit(one.passage, row, ridge, fewest, _equations)
+    fewest = 0 if request.form == SCALE else request.fewest
+    at_work = LayerRefit(one.passage, row, request.ridge, fewest, _equations, request.local, request.form)
     found = at_work.run(last=last)
     one.take(found)
     if one.held_out is not None:
-        with swapped(at_work.layer, at_work.kept, found.weights):
+        with swapped(at_work.layer, at_work.kept, found.weights, found.others):
             one.held_out.pass_through(found.layer)
 
 

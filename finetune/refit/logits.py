@@ -41,7 +41,7 @@ class _RefittedStage(Stage):
     def __init__(self, anatomy: Anatomy, refit: Refit) -> None:
         super().__init__(anatomy)
         self.anatomy, self.plan = anatomy, refit.plan
-        self.weights = {layer.layer: layer.weights for layer in refit.layers}
+        self.changes = {layer.layer: layer for layer in refit.layers}
 
     def run_layer(
         self, layer: int, state: State | Tensor | None, inputs: dict[str, Any]
@@ -52,5 +52,6 @@ class _RefittedStage(Stage):
         with ExitStack() as stack:
             for found in part.anatomy.layers:
                 stack.enter_context(restricted(part.anatomy, self.plan.of_layers(part.anatomy.shape.layers)))
-                stack.enter_context(swapped(found, self.plan.kept[layer], self.weights[layer]))
+                change = self.changes[layer]
+                stack.enter_context(swapped(found, self.plan.kept[layer], change.weights, change.others))
             return self.run(part.span, state, inputs)

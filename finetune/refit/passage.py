@@ -30,6 +30,7 @@ class Passage:
         clean: what is the same for every plan; None = it is computed for this one alone
 
     Attributes:
+        windows: N windows of W tokens
         readable: which tokens are no padding, of every batch [B·W]
     """
 
@@ -41,7 +42,8 @@ class Passage:
         batch: int,
         clean: "CleanPassage | None" = None,
     ) -> None:
-        self.anatomy, self.plan, self.stage, self.clean = anatomy, plan, Stage(anatomy), clean
+        self.anatomy, self.plan, self.windows, self.clean = anatomy, plan, windows, clean
+        self.stage = Stage(anatomy)
         starts = range(0, len(windows), batch)
         parts = [windows.select(np.arange(start, min(start + batch, len(windows)))) for start in starts]
         self._inputs = [inputs_of(part, anatomy) for part in parts]

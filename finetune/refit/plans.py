@@ -12,7 +12,7 @@ from finetune.refit.held_out import HeldOut
 from finetune.refit.layers import Traveller, refit_layers
 from finetune.refit.passage import CleanPassage, Passage
 from finetune.refit.request import Request
-from finetune.refit.result import RefittedLayer
+from finetune.refit.result import FULL, RefittedLayer
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ def refit_plans(
         Traveller(Passage(anatomy, plan, request.text, request.per_forward, clean), own.take, one)
         for plan, own, one in zip(plans, rows, measured, strict=True)
     ]
-    refit_layers(travellers, request.ridge, request.fewest)
-    for own in rows:
-        own.check()
+    refit_layers(travellers, request)
+    if request.form == FULL:
+        for own in rows:
+            own.check()
     return [
         RefittedPlan(tuple(own.layers), one.losses if one else None)
         for own, one in zip(rows, measured, strict=True)

@@ -1,11 +1,12 @@
 """How weights were refitted, as every refitted checkpoint says it."""
 
 import math
-from typing import TypedDict
+from dataclasses import asdict
+from typing import Any, TypedDict
 
 from criteria.text.windows import TextJson
-from experts.inner_activations import DOWN
-from finetune.refit.result import Refit
+from finetune.distill.block import ROUTER
+from finetune.refit.result import SCALE, Refit, RefittedLayer
 
 
 class RefittedLayerJson(TypedDict):
@@ -16,12 +17,17 @@ class RefittedLayerJson(TypedDict):
     before: float  # squared distance of the pruned stream after the layer from the clean one, all tokens
     after: float  # the same with the new weights
     unchanged: list[int]  # experts that stayed as they are, because too few tokens go to them
+    trained: (
+        dict[str, float] | None
+    )  # step whose weights were kept, loss before and after; null = not trained
 
 
 class RefitJson(TypedDict):
     """How weights were refitted."""
 
     weights: str  # which
+    form: str  # full: every entry of the down projections; scale: one factor of all of a layer
+    local: dict[str, Any] | None  # how layers were trained after the least squares; null = they were not
     text: TextJson  # windows that made them
     key: str  # identity of model, text and settings
     layers: list[RefittedLayerJson]
@@ -37,34 +43,47 @@ class RefitProvenanceJson(TypedDict):
 
 def refit_provenance(refit: Refit, tensors: dict[str, str]) -> RefitProvenanceJson:
     """What excise_recovery.json of a refitted checkpoint says. tensors: as in `RefitJson`."""
-    layers: list[RefittedLayerJson] = [
-        {
-            "layer": layer.layer,
-            "ridge": layer.ridge if math.isfinite(layer.ridge) else None,
-            "before": layer.before,
-            "after": layer.after,
-            "unchanged": list(layer.unchanged),
-        }
-        for layer in refit.layers
-    ]
-    changed = f"{DOWN} of the kept experts"
+    names = {name: None for layer in refit.layers for name in layer.changed}
+    content: RefitJson = {
+        "weights": ", ".join(_in_words(name) for name in names),
+        "form": refit.form,
+        "local": None if refit.local is None else asdict(refit.local),
+        "text": refit.text,
+        "key": refit.key,
+        "layers": [_layer_json(layer) for layer in refit.layers],
+        "tensors": tensors,
+    }
+    return {"plan": refit.plan.digest, "refit": content}
+
+
+def _in_words(name: str) -> str:
+    return "rows of the router" if name == ROUTER else f"{name} of the kept experts"
+
+
+def _layer_json(layer: RefittedLayer) -> RefittedLayerJson:
     return {
-        "plan": refit.plan.digest,
-        "refit": {
-            "weights": changed,
-            "text": refit.text,
-            "key": refit.key,
-            "layers": layers,
-            "tensors": tensors,
-        },
+        "layer": layer.layer,
+        "ridge": layer.ridge if math.isfinite(layer.ridge) else None,
+        "before": layer.before,
+        "after": layer.after,
+        "unchanged": list(layer.unchanged),
+        "trained": None if layer.distilled is None else asdict(layer.distilled),
     }
 
 
 def refit_in_words(refit: RefitJson) -> str:
     """A sentence for the model card."""
     tokens = refit["text"]["windows"] * refit["text"]["length"]
+    verb = "multiplied by one factor a layer, chosen" if refit["form"] == SCALE else "refitted"
+    how = f"{verb} by least squares on {tokens:,} tokens of text (`excise_recovery.json`)"
+    return f"The down projections of the kept experts were {how}. {_training_in_words(refit['local'])}"
+
+
+def _training_in_words(local: dict[str, Any] | None) -> str:
+    if local is None:
+        return "Nothing was trained; all other tensors are byte-identical to the source."
     return (
-        f"The down projections of the kept experts were refitted by least squares on {tokens:,} tokens "
-        "of text (`excise_recovery.json`). Nothing was trained; all other tensors are byte-identical to the "
-        "source."
+        "Then the matrices of the kept experts and their rows of the routers were trained, layer by layer, "
+        f"for {local['steps']} steps of {local['tokens']:,} tokens of the same text, towards the unpruned "
+        "model's stream. All other tensors are byte-identical to the source."
     )

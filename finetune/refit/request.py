@@ -1,13 +1,15 @@
 """What a refit is asked for: on which text, and how."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 
 from criteria.text.windows import Windows, check_windows
-from experts.arguments import check_count
+from experts.arguments import check_choice, check_count, check_kind
 from experts.errors import ExciseError
 from experts.keys import key_of
+from finetune.distill.settings import Local
+from finetune.refit.result import FULL, SCALE
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,16 @@ class Request:
         ridge: λ above 0; None = chosen
         fewest: an expert that fewer tokens go to stays as it is
         batch: windows per forward
+        form: FULL, or SCALE: one factor a layer
+        local: how every layer is trained afterwards; None = it is not
     """
 
     text: Windows
     ridge: float | None = None
     fewest: int = 16
     batch: int = 8
+    form: str = FULL
+    local: Local | None = None
 
     def check(self) -> None:
         """Refuse what no model could be refitted by.
@@ -35,6 +41,9 @@ class Request:
         check_windows("text", self.text)
         check_count("fewest", self.fewest, 0)
         check_count("batch", self.batch)
+        check_choice("form", self.form, (FULL, SCALE))
+        if self.local is not None:
+            check_kind("local", self.local, Local, "a finetune.Local")
         if self.ridge is not None and not self.ridge > 0:
             raise ExciseError(f"ridge is {self.ridge}; λ is a number above 0, or None to have it chosen")
         if len(self.text) < 2:
@@ -48,7 +57,8 @@ class Request:
     @cached_property
     def key(self) -> str:
         """Identity of the text and of all settings."""
-        return key_of("refit", self.text.hash, self.ridge, self.fewest, self.batch)
+        training = () if self.local is None else astuple(self.local)
+        return key_of("refit", self.text.hash, self.ridge, self.fewest, self.batch, self.form, *training)
 
     def key_on(self, model: Sequence[str]) -> str:
         """Identity of the refit of a model. model: its identity."""

@@ -10,6 +10,20 @@ from pydantic import Field, field_validator
 from experts.settings import Settings
 
 
+class LocalSettings(Settings):
+    """Training of every layer after its least squares (local distillation)."""
+
+    steps: int = Field(default=60, gt=0, description="of every layer")
+    tokens: int = Field(default=2048, gt=0, description="per step")
+    lr: float = Field(
+        default=1e-3,
+        gt=0,
+        description="learning rate of the experts' matrices at the first step; cosine to 0",
+    )
+    router_lr: float = Field(default=2e-3, gt=0, description="the same of the router's rows")
+    seed: int = Field(default=0, ge=0, description="of the tokens that are drawn")
+
+
 class RefitSettings(Settings):
     """Least squares in the kept experts' down projections: of every plan, random ones too."""
 
@@ -20,6 +34,15 @@ class RefitSettings(Settings):
     )
     fewest: int = Field(default=16, ge=0, description="an expert that fewer tokens go to stays as it is")
     batch: int = Field(default=8, gt=0, description="windows per forward")
+
+    form: Literal["full", "scale"] = Field(
+        default="full",
+        description="full: every entry of the down projections; scale: one factor of all of a layer",
+    )
+    local: LocalSettings | None = Field(
+        default=None,
+        description="local distillation: every layer is trained after its least squares; none = nothing is",
+    )
 
     @field_validator("ridge")
     @classmethod

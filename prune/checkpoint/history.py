@@ -53,5 +53,14 @@ def _step_in_words(step: Any) -> str:
     recovery = step.get("recovery")
     if recovery is None:
         return f"{kept}{how}"
-    then = [word for key, word in ((REFIT, "refitted"), ("training", "trained")) if key in recovery]
-    return f"{kept}{how}, then {' and '.join(then) or 'trained'}"
+    return f"{kept}{how}, then {_changes_in_words(recovery)}"
+
+
+def _changes_in_words(recovery: Any) -> str:
+    """What was done to the weights, in its order."""
+    changes = []
+    if REFIT in recovery:
+        changes.append("refitted and trained layer by layer" if recovery[REFIT].get("local") else "refitted")
+    if "training" in recovery or not changes:
+        changes.append("trained")
+    return ", then ".join(changes)

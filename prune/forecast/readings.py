@@ -7,7 +7,7 @@ between the two, counts twice here and is read once.
 from collections.abc import Iterable
 
 from criteria.budget import Budget, deepest
-from criteria.criterion import GRADIENTS, Criterion
+from criteria.criterion import ACTIVATIONS, GRADIENTS, Criterion
 from criteria.experiment import prerequisites
 from prune.forecast.criterion_cost import rounds_of
 from prune.session.prepared import Checked
@@ -62,4 +62,6 @@ def _of_experiment(criterion: Criterion, budget: Budget, checked: Checked) -> in
     assert criterion.measurement is not None, "asked only of those"
     if criterion.needs == GRADIENTS:
         return 2 * int(criterion.measurement.values.get("steps", 1))
+    if criterion.needs == ACTIVATIONS:
+        return 1
     return FAST_PATH + (int(rounds_of(criterion, checked.shape, budget)) if criterion.searches else 1)

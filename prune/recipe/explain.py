@@ -5,6 +5,7 @@ from pydantic_core import ErrorDetails
 
 from criteria.text.sources import Source
 from experts.settings import known_keys, nearest
+from finetune.refit.settings import LocalSettings
 from finetune.settings import TeacherSettings
 from prune.recipe.memory_settings import MemoryTable
 from prune.recipe.schema import (
@@ -33,6 +34,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "finetune": FinetuneSettings,
     "refit": RefitTable,
     "text": TextSettings,
+    "local": LocalSettings,
     "teacher": TeacherSettings,
 }
 

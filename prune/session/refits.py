@@ -4,12 +4,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experts.anatomy import dissect
+from experts.anatomy import MoELayer, dissect
 from experts.errors import settings_of
 from experts.inner_activations import DOWN, check_linear
 from experts.keys import key_of
 from experts.loading import skeleton
 from experts.plan import Plan
+from finetune.distill.settings import Local
 from finetune.refit.request import Request
 from finetune.refit.result import Refit
 from finetune.refit.stored import save_refit, stored_refit
@@ -41,7 +42,10 @@ class Refits:
         settings = session.recipe.refit
         assert settings is not None, "asked for only where there is one"
         self.session = session
-        self.request = Request(session.texts.refit, settings.chosen, settings.fewest, settings.batch)
+        local = None if settings.local is None else Local(**settings.local.model_dump())
+        self.request = Request(
+            session.texts.refit, settings.chosen, settings.fewest, settings.batch, settings.form, local
+        )
         self.request.check()
         self.key = self.request.key_on(session.model.identity)
 
@@ -74,7 +78,14 @@ class Refits:
             return found
         how = self.request
         refit = refit_experts(
-            self.session.model, plan, how.text, ridge=how.ridge, fewest=how.fewest, batch=how.batch
+            self.session.model,
+            plan,
+            how.text,
+            form=how.form,
+            local=how.local,
+            ridge=how.ridge,
+            fewest=how.fewest,
+            batch=how.batch,
         )
         self._save(refit)
         return refit
@@ -95,9 +106,14 @@ class Refits:
         return RefittedItems(self.session.model, self.of, *given)
 
 
+def is_matrix(layer: MoELayer, name: str) -> bool:
+    """Whether a parameter of the experts holds matrices, which training changes; biases stay."""
+    return layer.experts.get_parameter(name).ndim > 2
+
+
 def check_refit(session: Session) -> None:
     """Refuse a model that cannot be refitted, or whose weights could not be written back; without weights."""
-    _ = Refits(session)
+    local = Refits(session).request.local
     prepared = session.prepared
     anatomy = dissect(skeleton(prepared.source, session.recipe.trust_remote_code))
     weights = dict(anatomy.model.named_parameters())
@@ -105,6 +121,10 @@ def check_refit(session: Session) -> None:
     for layer in anatomy.layers:
         with settings_of(f"refit: {layer.name}"):
             check_linear(layer.experts)
-    down = [f"{names[layer.experts]}.{DOWN}" for layer in anatomy.layers]
+    changed: list[str] = []
+    for layer in anatomy.layers:
+        experts = [DOWN] if local is None else [name for name in layer.weights if is_matrix(layer, name)]
+        changed += [f"{names[layer.experts]}.{name}" for name in experts]
+        changed += [] if local is None else [f"{names[layer.router]}.weight"]
     pieces = by_name(slice_layout(prepared.layout, everything(prepared.layout)))
-    StoredWeights(anatomy.model, pieces, "refit").check({name: weights[name] for name in down})
+    StoredWeights(anatomy.model, pieces, "refit").check({name: weights[name] for name in changed})

@@ -56,7 +56,8 @@ def caveat(verdict: Verdict, domains: Sequence[CostJson]) -> str:
 def too_few(domains: Sequence[CostJson]) -> bool:
     """Return whether no p that is counted over these random plans can survive Holm over the domains."""
     needed = random_plans_needed(len(domains), ALPHA)
-    unfound = [domain for domain in domains if domain["smallest_detectable"] is None]
+    counted = [domain for domain in domains if domain["p_corrected"] is not None]  # else there is no spread
+    unfound = [domain for domain in counted if domain["smallest_detectable"] is None]
     return any(len(domain["random"]["values"]) < needed for domain in unfound)
 
 

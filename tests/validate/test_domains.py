@@ -257,6 +257,13 @@ def part(name: str, verdict: str, delta: float, p: float | None) -> Any:
     }
 
 
+def test_without_spread_it_is_not_the_number_of_plans() -> None:
+    """A normal p of random plans that all cost the same is no number, of as many plans as you like."""
+    alike = part("code", "not distinguishable", 0.4, None) | {"smallest_detectable": None}
+    alike["random"]["values"] = [0.5] * 5
+    assert caveat("beats random", [alike, part("prose", "beats random", 0.4, 0.01)]) == "not shown in code"
+
+
 # On a model, and its raw rows.
 
 

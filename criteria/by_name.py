@@ -1,7 +1,7 @@
 """Criteria by the names that recipes write.
 
 A row of the registry, with settings of its experiment (`causal_removal:windows=16`); `reversed:<name>`,
-`random:<seed>`, `family:<α>,<β>,mean|sum`; and `file.py:function`.
+`random:<seed>`, `family:<α>,<β>,mean|sum`, `razor:form=…,over=…`; and `file.py:function`.
 """
 
 import difflib
@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from criteria import formulas
+from criteria import formulas, razor
 from criteria.criterion import OBSERVED, TEXT, Criterion, Score, arxiv
 from criteria.experiment import LEAVE_ONE_OUT, Measurement
 from criteria.registry import CRITERIA, random_scores
@@ -34,6 +34,8 @@ def resolve(name: str) -> Criterion:
         return _random(name, int(rest))
     if kind == "family":
         return _family(name, rest)
+    if kind == "razor" and colon:
+        return razor.with_form(name, rest)
     if colon and kind in CRITERIA and CRITERIA[kind].experiment:
         return _with_settings(CRITERIA[kind], rest)
     if kind.endswith(".py"):
@@ -65,16 +67,21 @@ def _random(name: str, seed: int) -> Criterion:
 def _with_settings(row: Criterion, settings: str) -> Criterion:
     criterion = row.with_settings(settings)
     assert criterion.measurement is not None, "rows with an experiment have one"
-    _check_start(criterion.measurement)
-    return criterion
+    return replace(criterion, forms=_forms_of_start(criterion.measurement))
 
 
-def _check_start(measurement: Measurement) -> None:
-    """Refuse a search that begins with a measured criterion by name, not after the calibration."""
+def _forms_of_start(measurement: Measurement) -> tuple[str, ...]:
+    """What a search that begins with another criterion needs observed for it.
+
+    A measured one is refused by name, not after the calibration.
+    """
     start = measurement.values.get("start", LEAVE_ONE_OUT)
-    if start != LEAVE_ONE_OUT and resolve(start).measurement is not None:
+    if start == LEAVE_ONE_OUT:
+        return ()
+    if resolve(start).measurement is not None:
         ways = f"use {LEAVE_ONE_OUT} or a criterion of observed statistics"
         raise ExciseError(f"causal_greedy: start={start} is measured itself; {ways}")
+    return resolve(start).forms
 
 
 def _family(name: str, rest: str) -> Criterion:

@@ -1,10 +1,10 @@
 """What a criterion is: a function of statistics, and everything that reports and users are told of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from criteria.experiment import GREEDY, Experiment, Measurement
+from criteria.experiment import GREEDY, Experiment, Measurement, Option
 from criteria.statistics import Statistics
 from experts.arrays import Array
 from experts.errors import ExciseError
@@ -43,6 +43,8 @@ class Criterion:
         experiment: the settings it can have; None where observed statistics are enough
         measurement: the experiment with these settings, whose results the score reads
         part: which of the results is the score
+        settings: of a criterion that is no experiment; None where it has none
+        forms: of `criteria.razor.FORMS` whose sums the observing pass has to add up
     """
 
     name: str
@@ -55,6 +57,14 @@ class Criterion:
     experiment: Experiment | None = None
     measurement: Measurement | None = None
     part: str = ""
+    settings: Experiment | None = None
+    forms: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Its settings by name."""
+        owner = self.experiment or self.settings
+        return owner.options if owner else {}
 
     @property
     def searches(self) -> bool:
@@ -76,6 +86,11 @@ class Criterion:
             formula=f"{self.formula} ({settings})",
             measurement=measurement,
         )
+
+
+def forms_of(criteria: Iterable[Criterion]) -> tuple[str, ...]:
+    """Forms of razor that some of the criteria need, sorted."""
+    return tuple(sorted({form for criterion in criteria for form in criterion.forms}))
 
 
 def observed(name: str, score: Score, *, formula: str, source: str, needs: str = TEXT) -> Criterion:

@@ -5,7 +5,7 @@ Baselines are rows like any other, so no report can leave them out.
 
 import numpy as np
 
-from criteria import centrality, formulas
+from criteria import centrality, formulas, razor
 from criteria.criterion import (
     DOMAINS,
     GRADIENTS,
@@ -69,6 +69,7 @@ ROWS = (
         needs=DOMAINS,
         source=arxiv("2601.10159"),
     ),
+    razor.ROW,
     from_weights("router_norm", formulas.router_norm, formula="‖router row‖", source=arxiv("2504.05586")),
     from_weights("weight_norm", formulas.weight_norm, formula="‖w‖ (Frobenius)", source="classic"),
     from_weights("aimer", formulas.aimer, formula="−(‖w‖₁/N) / √(‖w‖₂²/N)", source=arxiv("2603.18492")),

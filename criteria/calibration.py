@@ -1,6 +1,6 @@
 """A model on a calibration text: statistics, experiments and scores, each made once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,10 +10,11 @@ import numpy as np
 
 from criteria.budget import Budget
 from criteria.criterion import Criterion, forms_of
-from criteria.experiment import Measurement, prerequisites
+from criteria.experiment import SEARCHES, Measurement, prerequisites
 from criteria.experiment_context import ExperimentContext
 from criteria.greedy import VERSION
 from criteria.measure import measure
+from criteria.mixture import check_compares, check_domains, mix_of, with_mix
 from criteria.observe import observe
 from criteria.protection import Protection, protects, super_experts
 from criteria.scores import Scores, score
@@ -52,6 +53,8 @@ class Calibration:
         storage: where results are kept; None = in memory
         forms: of razor that the pass over the text adds up (`criteria.criterion.forms_of`); those of a
             criterion that is scored later cost a second pass
+        mix: domain -> weight: observed criteria are of that mixture, without another pass; None = the text
+            as it is
     """
 
     def __init__(
@@ -63,9 +66,11 @@ class Calibration:
         protect: Protection = "auto",
         storage: Storage | None = None,
         forms: tuple[str, ...] = (),
+        mix: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.windows, self.batch, self.protect = model, windows, batch, protect
         self.storage, self.forms = storage, forms
+        self.mix = mix_of(mix) if mix else ()
         self._observed: Statistics | None = None
 
     @property
@@ -125,6 +130,7 @@ class Calibration:
             criteria: rows of the registry (`criteria.by_name.resolve`)
             budget: what a search prunes down to; needed by criteria that search
         """
+        criteria = [with_mix(row, self.mix) for row in criteria] if self.mix else criteria
         statistics = self.measured(criteria, budget)
         model, data = self.model.fingerprint, self.windows.hash
         layers = self.model.shape.layers
@@ -133,6 +139,9 @@ class Calibration:
 
     def measured(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> Statistics:
         """Return the statistics with the results of every experiment that the criteria need."""
+        for row in criteria:
+            check_domains(row.mix, self.windows.domains)
+            check_compares(row, self.windows.domains)
         asked = list(dict.fromkeys(row.measurement for row in criteria if row.measurement))
         first = [needed for measurement in asked for needed in prerequisites(measurement)]
         statistics = self._observed_for(criteria)
@@ -145,7 +154,7 @@ class Calibration:
         self, measurement: Measurement, statistics: Statistics, budget: Budget | None
     ) -> dict[str, Array]:
         """One experiment's results: kept, taken up where it was interrupted, or new."""
-        if measurement.kind == "greedy" and budget is None:
+        if measurement.kind in SEARCHES and budget is None:
             raise ExciseError(
                 f"{measurement.kind}: a search needs the budget it prunes down to; "
                 "give budget=criteria.budget_for(model, fraction=…)"
@@ -165,7 +174,7 @@ class Calibration:
     def _key(self, measurement: Measurement, budget: Budget | None) -> str:
         """Identity of an experiment's results; a search depends on where it ends, too."""
         bound: tuple[object, ...] = ()
-        if measurement.kind == "greedy" and budget is not None:
+        if measurement.kind in SEARCHES and budget is not None:
             protected = self.protected.tobytes().hex()
             bound = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected)
         return key_of("measured", self.model.identity, self.windows.hash, measurement.key, *bound)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from criteria.experiment import GREEDY, Experiment, Measurement, Option
+from criteria.experiment import SEARCHES, Experiment, Measurement, Option
 from criteria.statistics import Statistics
 from experts.arrays import Array
 from experts.errors import ExciseError
 
+Mix = tuple[tuple[str, float], ...]
 Score = Callable[[Statistics], Array]
 
 # What a criterion needs.
@@ -45,6 +46,7 @@ class Criterion:
         part: which of the results is the score
         settings: of a criterion that is no experiment; None where it has none
         forms: of `criteria.razor.FORMS` whose sums the observing pass has to add up
+        mix: (domain, weight) of the text that the score is of; empty = the text as it is
     """
 
     name: str
@@ -59,6 +61,7 @@ class Criterion:
     part: str = ""
     settings: Experiment | None = None
     forms: tuple[str, ...] = ()
+    mix: Mix = ()
 
     @property
     def options(self) -> Mapping[str, Option]:
@@ -69,7 +72,7 @@ class Criterion:
     @property
     def searches(self) -> bool:
         """Whether its scores are those of a search down to one budget; another budget is searched anew."""
-        return self.measurement is not None and self.measurement.kind == GREEDY.kind
+        return self.measurement is not None and self.measurement.kind in SEARCHES
 
     def with_settings(self, settings: str) -> "Criterion":
         """Return the criterion with other settings of its experiment, written name=value,name=value.

@@ -138,6 +138,8 @@ SHORTLIST = Option(
 )
 START = Option(LEAVE_ONE_OUT, "criterion that gives the first estimates")
 PROBES = Option(4, "random-sign probes", least=1)
+OF = Option("reap_sum", "observed criterion whose scores are the mass that is covered")
+PATIENCE = Option(50, "rounds without a gain until the search ends", least=1)
 STEPS = Option(8, "points between α = 1 and α = 0", least=1)
 
 POSITION = Experiment("position", {"mode": _mode("zero"), "windows": WINDOWS})
@@ -156,6 +158,9 @@ GREEDY = Experiment(
 GRADIENT = Experiment("gradient", {"windows": WINDOWS})
 FISHER = Experiment("fisher", {"probes": PROBES, "windows": WINDOWS})
 INTEGRATED = Experiment("integrated", {"steps": STEPS, "windows": WINDOWS})
+
+MAX_MIN = Experiment("max_min", {"of": OF, "patience": PATIENCE})
+SEARCHES = (GREEDY.kind, MAX_MIN.kind)  # whose results depend on the budget
 
 
 def leave_one_out(outcome: str, windows: int) -> Measurement:

@@ -17,7 +17,7 @@ from criteria.criterion import (
     measured,
     observed,
 )
-from criteria.experiment import FISHER, GRADIENT, GREEDY, INTEGRATED, POSITION, REMOVAL
+from criteria.experiment import FISHER, GRADIENT, GREEDY, INTEGRATED, MAX_MIN, POSITION, REMOVAL
 from criteria.statistics import Statistics
 from experts.arrays import Array
 
@@ -140,6 +140,15 @@ ROWS = (
         cost=360.0,
         grows="L·E·rounds",
         source=arxiv("2607.01940"),
+    ),
+    measured(
+        "max_min",
+        MAX_MIN,
+        part="score",
+        formula="Σ_d λ_d s_d / M_d, λ for the largest smallest coverage over domains d",
+        needs=DOMAINS,
+        cost=0.0,
+        source=arxiv("2609.04453"),
     ),
     Criterion(
         "random",

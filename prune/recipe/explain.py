@@ -9,18 +9,18 @@ from finetune.settings import TeacherSettings
 from prune.recipe.memory_settings import MemoryTable
 from prune.recipe.schema import (
     AuditSettings,
+    CalibrationSettings,
     CompareSettings,
     FinetuneSettings,
     ProgressiveSettings,
     PruneSettings,
     Recipe,
     TaskSettings,
-    TextSettings,
     ValidateSettings,
 )
 
 TABLES: dict[str, type[BaseModel]] = {
-    "calibration": TextSettings,
+    "calibration": CalibrationSettings,
     "prune": PruneSettings,
     "validate": ValidateSettings,
     "data": Source,

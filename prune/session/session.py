@@ -100,6 +100,7 @@ class Session:
             protect=self.recipe.prune.protect_super_experts,
             storage=Storage(self.cache, self.folder.path),
             forms=forms_of(self.prepared.criteria),
+            mix=self.recipe.calibration.mix,
         )
 
     def scores(self, budget: Budget) -> list[Scores]:

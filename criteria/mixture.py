@@ -1,4 +1,4 @@
-"""Observed sums on another mixture of the domains, without a second pass (docs/methods.md 1.4)."""
+"""Observed sums on another mixture of the domains, without a second pass (docs/methods.md 1.7)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

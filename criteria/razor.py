@@ -1,4 +1,4 @@
-"""razor: what the routed output changes when the router has to replace an expert (docs/methods.md 1.4)."""
+"""razor: what the routed output changes when the router has to replace an expert (docs/methods.md 1.6)."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""How much a token's routed output changes when one of its experts is removed (docs/methods.md 1.4).
+"""How much a token's routed output changes when one of its experts is removed (docs/methods.md 1.6).
 
 g: gate weights as applied, G their sum over the active set A; f: outputs before weighting; y = Σ_A g f.
 Source: RAZOR, https://arxiv.org/abs/2609.30465

@@ -68,7 +68,10 @@ def tasks(options: argparse.Namespace):
     def calibrate() -> None:
         observe(anatomy, text, batch=len(text))
 
-    return {"plain": plain, "with_head": with_head, "calibrate": calibrate}
+    def with_razor() -> None:
+        observe(anatomy, text, batch=len(text), forms=["reroute"])
+
+    return {"plain": plain, "with_head": with_head, "calibrate": calibrate, "with_razor": with_razor}
 
 
 def seconds(work) -> float:
@@ -84,6 +87,9 @@ def ratios(options: argparse.Namespace) -> dict[str, float]:
     rounds = [{name: seconds(task) for name, task in work.items()} for _ in range(options.rounds)]
     return {
         "ratio_to_plain": round(statistics.median(r["calibrate"] / r["plain"] for r in rounds), 3),
+        "ratio_to_plain_with_razor": round(
+            statistics.median(r["with_razor"] / r["plain"] for r in rounds), 3
+        ),
         "ratio_to_forward_with_head": round(
             statistics.median(r["calibrate"] / r["with_head"] for r in rounds), 3
         ),

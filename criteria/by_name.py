@@ -1,7 +1,8 @@
 """Criteria by the names that recipes write.
 
 A row of the registry, with settings of its experiment (`causal_removal:windows=16`); `reversed:<name>`,
-`random:<seed>`, `family:<α>,<β>,mean|sum`; and `file.py:function`.
+`random:<seed>`, `family:<α>,<β>,mean|sum`, `razor:form=…,over=…`,
+`mix:<domain>=<weight>,…:<name>`; and `file.py:function`.
 """
 
 import difflib
@@ -9,9 +10,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from criteria import formulas
+from criteria import formulas, razor
 from criteria.criterion import OBSERVED, TEXT, Criterion, Score, arxiv
 from criteria.experiment import LEAVE_ONE_OUT, Measurement
+from criteria.mixture import parsed_mix, with_mix
 from criteria.registry import CRITERIA, random_scores
 from criteria.statistics import Statistics
 from criteria.user_function import user_criterion
@@ -34,6 +36,12 @@ def resolve(name: str) -> Criterion:
         return _random(name, int(rest))
     if kind == "family":
         return _family(name, rest)
+    if kind == "mix" and colon:
+        weights, _, base = rest.partition(":")
+        mix = parsed_mix(name, weights if base else "")
+        return replace(with_mix(resolve(base), mix), name=name)
+    if kind == "razor" and colon:
+        return razor.with_form(name, rest)
     if colon and kind in CRITERIA and CRITERIA[kind].experiment:
         return _with_settings(CRITERIA[kind], rest)
     if kind.endswith(".py"):
@@ -65,16 +73,26 @@ def _random(name: str, seed: int) -> Criterion:
 def _with_settings(row: Criterion, settings: str) -> Criterion:
     criterion = row.with_settings(settings)
     assert criterion.measurement is not None, "rows with an experiment have one"
-    _check_start(criterion.measurement)
-    return criterion
+    return replace(criterion, forms=_forms_inside(criterion.measurement))
 
 
-def _check_start(measurement: Measurement) -> None:
-    """Refuse a search that begins with a measured criterion by name, not after the calibration."""
-    start = measurement.values.get("start", LEAVE_ONE_OUT)
-    if start != LEAVE_ONE_OUT and resolve(start).measurement is not None:
-        ways = f"use {LEAVE_ONE_OUT} or a criterion of observed statistics"
-        raise ExciseError(f"causal_greedy: start={start} is measured itself; {ways}")
+def _forms_inside(measurement: Measurement) -> tuple[str, ...]:
+    """What an experiment that takes another criterion's scores needs observed for it.
+
+    Others than observed ones are refused by name, not after the calibration.
+    """
+    start, of = measurement.values.get("start", LEAVE_ONE_OUT), measurement.values.get("of")
+    if start != LEAVE_ONE_OUT:
+        if resolve(start).measurement is not None:
+            ways = f"use {LEAVE_ONE_OUT} or a criterion of observed statistics"
+            raise ExciseError(f"causal_greedy: start={start} is measured itself; {ways}")
+        return resolve(start).forms
+    if of is None:
+        return ()
+    if resolve(of).needs != TEXT or resolve(of).mix:
+        ways = "use a criterion of one pass over the text, such as reap_sum"
+        raise ExciseError(f"max_min: of={of} has no score in each domain; {ways}")
+    return resolve(of).forms
 
 
 def _family(name: str, rest: str) -> Criterion:

@@ -1,6 +1,6 @@
 """A model on a calibration text: statistics, experiments and scores, each made once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from criteria.budget import Budget
-from criteria.criterion import Criterion
-from criteria.experiment import Measurement, prerequisites
+from criteria.criterion import Criterion, forms_of
+from criteria.experiment import SEARCHES, Measurement, prerequisites
 from criteria.experiment_context import ExperimentContext
 from criteria.greedy import VERSION
 from criteria.measure import measure
+from criteria.mixture import check_compares, check_domains, mix_of, with_mix
 from criteria.observe import observe
 from criteria.protection import Protection, protects, super_experts
 from criteria.scores import Scores, score
@@ -50,6 +51,10 @@ class Calibration:
         batch: windows per forward; changes memory and speed only
         protect: keep experts with outlier activations in every plan; auto = in models of 200 experts and more
         storage: where results are kept; None = in memory
+        forms: of razor that the pass over the text adds up (`criteria.criterion.forms_of`); those of a
+            criterion that is scored later cost a second pass
+        mix: domain -> weight: observed criteria are of that mixture, without another pass; None = the text
+            as it is
     """
 
     def __init__(
@@ -60,19 +65,33 @@ class Calibration:
         batch: int = 8,
         protect: Protection = "auto",
         storage: Storage | None = None,
+        forms: tuple[str, ...] = (),
+        mix: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.windows, self.batch, self.protect = model, windows, batch, protect
-        self.storage = storage
+        self.storage, self.forms = storage, forms
+        self.mix = mix_of(mix) if mix else ()
+        self._observed: Statistics | None = None
 
-    @cached_property
+    @property
     def observed(self) -> Statistics:
         """Statistics of one pass over the text: kept ones, an interrupted pass taken up, or a new one."""
-        if self.storage is None:
-            return observe(self.model.anatomy, self.windows, self.batch)
-        return self._stored_observation(self.storage)
+        if self._observed is None or not self._observed.replacement.keys() >= set(self.forms):
+            if self.storage is None:
+                anatomy = self.model.anatomy
+                self._observed = observe(anatomy, self.windows, self.batch, None, None, self.forms)
+            else:
+                self._observed = self._stored_observation(self.storage)
+        return self._observed
+
+    def _observed_for(self, criteria: Sequence[Criterion]) -> Statistics:
+        """Statistics with everything that these criteria and the earlier ones need."""
+        self.forms = tuple(sorted({*self.forms, *forms_of(criteria)}))
+        return self.observed
 
     def _stored_observation(self, storage: Storage) -> Statistics:
-        key = key_of("statistics", self.model.identity, self.windows.hash)
+        text = (self.windows.hash, self.windows.domains)
+        key = key_of("statistics", self.model.identity, *text, *self.forms)
         provenance = {"key": key, "model": self.model.fingerprint, "data": self.windows.hash}
         name, partial = f"{key}.safetensors", storage.folder / "calibration.partial.safetensors"
 
@@ -90,6 +109,7 @@ class Calibration:
             self.batch,
             usable(partial),
             lambda so_far: so_far.save(partial, provenance),
+            self.forms,
         )
         storage.cache.write(name, lambda path: statistics.save(path, provenance))
         partial.unlink(missing_ok=True)
@@ -98,8 +118,9 @@ class Calibration:
     @cached_property
     def protected(self) -> Marks:
         """Experts that are never pruned [L, E]."""
-        if not protects(self.protect, self.observed.count.size):
-            return np.zeros(self.observed.count.shape, dtype=bool)
+        shape = self.model.shape
+        if not protects(self.protect, shape.total):
+            return np.zeros((shape.num_layers, shape.num_experts), dtype=bool)
         return super_experts(self.observed)
 
     def scores(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> list[Scores]:
@@ -109,6 +130,7 @@ class Calibration:
             criteria: rows of the registry (`criteria.by_name.resolve`)
             budget: what a search prunes down to; needed by criteria that search
         """
+        criteria = [with_mix(row, self.mix) for row in criteria] if self.mix else criteria
         statistics = self.measured(criteria, budget)
         model, data = self.model.fingerprint, self.windows.hash
         layers = self.model.shape.layers
@@ -117,9 +139,12 @@ class Calibration:
 
     def measured(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> Statistics:
         """Return the statistics with the results of every experiment that the criteria need."""
+        for row in criteria:
+            check_domains(row.mix, self.windows.domains)
+            check_compares(row, self.windows.domains)
         asked = list(dict.fromkeys(row.measurement for row in criteria if row.measurement))
         first = [needed for measurement in asked for needed in prerequisites(measurement)]
-        statistics = self.observed
+        statistics = self._observed_for(criteria)
         for measurement in dict.fromkeys([*first, *asked]):
             results = self._results(measurement, statistics, budget)
             statistics = replace(statistics, measured={**statistics.measured, measurement.key: results})
@@ -129,7 +154,7 @@ class Calibration:
         self, measurement: Measurement, statistics: Statistics, budget: Budget | None
     ) -> dict[str, Array]:
         """One experiment's results: kept, taken up where it was interrupted, or new."""
-        if measurement.kind == "greedy" and budget is None:
+        if measurement.kind in SEARCHES and budget is None:
             raise ExciseError(
                 f"{measurement.kind}: a search needs the budget it prunes down to; "
                 "give budget=criteria.budget_for(model, fraction=…)"
@@ -149,7 +174,7 @@ class Calibration:
     def _key(self, measurement: Measurement, budget: Budget | None) -> str:
         """Identity of an experiment's results; a search depends on where it ends, too."""
         bound: tuple[object, ...] = ()
-        if measurement.kind == "greedy" and budget is not None:
+        if measurement.kind in SEARCHES and budget is not None:
             protected = self.protected.tobytes().hex()
             bound = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected)
         return key_of("measured", self.model.identity, self.windows.hash, measurement.key, *bound)

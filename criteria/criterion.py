@@ -1,14 +1,15 @@
 """What a criterion is: a function of statistics, and everything that reports and users are told of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from criteria.experiment import GREEDY, Experiment, Measurement
+from criteria.experiment import SEARCHES, Experiment, Measurement, Option
 from criteria.statistics import Statistics
 from experts.arrays import Array
 from experts.errors import ExciseError
 
+Mix = tuple[tuple[str, float], ...]
 Score = Callable[[Statistics], Array]
 
 # What a criterion needs.
@@ -44,6 +45,9 @@ class Criterion:
         experiment: the settings it can have; None where observed statistics are enough
         measurement: the experiment with these settings, whose results the score reads
         part: which of the results is the score
+        settings: of a criterion that is no experiment; None where it has none
+        forms: of `criteria.razor.FORMS` whose sums the observing pass has to add up
+        mix: (domain, weight) of the text that the score is of; empty = the text as it is
     """
 
     name: str
@@ -56,11 +60,20 @@ class Criterion:
     experiment: Experiment | None = None
     measurement: Measurement | None = None
     part: str = ""
+    settings: Experiment | None = None
+    forms: tuple[str, ...] = ()
+    mix: Mix = ()
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Its settings by name."""
+        owner = self.experiment or self.settings
+        return owner.options if owner else {}
 
     @property
     def searches(self) -> bool:
         """Whether its scores are those of a search down to one budget; another budget is searched anew."""
-        return self.measurement is not None and self.measurement.kind == GREEDY.kind
+        return self.measurement is not None and self.measurement.kind in SEARCHES
 
     def with_settings(self, settings: str) -> "Criterion":
         """Return the criterion with other settings of its experiment, written name=value,name=value.
@@ -77,6 +90,11 @@ class Criterion:
             formula=f"{self.formula} ({settings})",
             measurement=measurement,
         )
+
+
+def forms_of(criteria: Iterable[Criterion]) -> tuple[str, ...]:
+    """Forms of razor that some of the criteria need, sorted."""
+    return tuple(sorted({form for criterion in criteria for form in criterion.forms}))
 
 
 def observed(name: str, score: Score, *, formula: str, source: str, needs: str = TEXT) -> Criterion:

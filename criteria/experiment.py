@@ -143,6 +143,8 @@ REROUTED = Option(
     0,
     "candidates per removal that are routed again and solved anew; 0 = features of the unpruned routing",
 )
+OF = Option("reap_sum", "observed criterion whose scores are the mass that is covered")
+PATIENCE = Option(50, "rounds without a gain until the search ends", least=1)
 STEPS = Option(8, "points between α = 1 and α = 0", least=1)
 
 POSITION = Experiment("position", {"mode": _mode("zero"), "windows": WINDOWS})
@@ -162,6 +164,9 @@ GRADIENT = Experiment("gradient", {"windows": WINDOWS})
 FISHER = Experiment("fisher", {"probes": PROBES, "windows": WINDOWS})
 REFIT_RESIDUAL = Experiment("refit_residual", {"tokens": TOKENS, "rerouted": REROUTED, "windows": WINDOWS})
 INTEGRATED = Experiment("integrated", {"steps": STEPS, "windows": WINDOWS})
+
+MAX_MIN = Experiment("max_min", {"of": OF, "patience": PATIENCE})
+SEARCHES = (GREEDY.kind, MAX_MIN.kind)  # whose results depend on the budget
 
 
 def leave_one_out(outcome: str, windows: int) -> Measurement:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from criteria.residual_stream import turn
-from criteria.statistics import Statistics
 from experts.arrays import Array
 from experts.expert_sums import add_by_expert
 from experts.seam import ExpertOutputs
@@ -47,6 +46,7 @@ class Call:
         angle: 1 − cos(h, h + y) of the pair's token [S]
         domain: of the pair's token [S]
         active: the k experts of each of the tokens that are not padding [T', k]
+        active_domain: of those tokens [T']
     """
 
     expert: Tensor
@@ -56,6 +56,7 @@ class Call:
     angle: Tensor
     domain: Tensor
     active: Tensor
+    active_domain: Tensor
 
 
 def measured_call(
@@ -81,10 +82,10 @@ def measured_call(
         "domain": tokens.domain[token],
     }
     if tokens.all_valid:
-        return Call(**pairs, active=index)
+        return Call(**pairs, active=index, active_domain=tokens.domain)
     valid_pair = tokens.valid[token]
     without_padding = {name: values[valid_pair] for name, values in pairs.items()}
-    return Call(**without_padding, active=index[tokens.valid])
+    return Call(**without_padding, active=index[tokens.valid], active_domain=tokens.domain[tokens.valid])
 
 
 def norms(outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,10 +125,6 @@ class LayerSums:
         self.turning = zeros(num_experts)
         self.together = zeros(num_experts, num_experts)
         self.by_domain = zeros(num_experts, domains)
-
-    def resume(self, statistics: Statistics, row: int) -> None:
-        """Take up the sums of an interrupted pass: what comes next is added as it would have been."""
-        self.restore({name: getattr(statistics, name)[row] for name in SUMMED})
 
     def restore(self, earlier: Mapping[str, Array]) -> None:
         """Take up sums by name."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from criteria import causal, gradient, greedy, refit_residual
+from criteria import causal, gradient, greedy, max_min, refit_residual
 from criteria.experiment import Measurement
 from criteria.experiment_context import ExperimentContext
 from experts.arrays import Array
@@ -11,6 +11,7 @@ EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
     "position": causal.position,
     "removal": causal.removal,
     "greedy": greedy.greedy,
+    "max_min": max_min.max_min,
     "gradient": gradient.first_order,
     "fisher": gradient.fisher,
     "integrated": gradient.integrated,

@@ -7,7 +7,7 @@ Each expert runs once per routed token, as in a plain forward. Its output is see
 import functools
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from criteria.layer_sums import SUMMED, LayerSums, Tokens, measured_call
+from criteria.collected import collected, resumed
+from criteria.domain_sums import DomainSums
+from criteria.layer_sums import Tokens, measured_call
+from criteria.replacing import Replacing, check_routes_again, replacing
 from criteria.residual_stream import residual_streams
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
@@ -43,10 +46,11 @@ def observe(
     batch: int = 8,
     done: Statistics | None = None,
     keep: Keep | None = None,
+    forms: Collection[str] = (),
 ) -> Statistics:
     """Return the statistics of a model on a text.
 
-    Costs about 1.1 plain forwards of the text (benchmarks/calibration.py).
+    Costs about 1.1 plain forwards of the text (benchmarks/calibration.py); more with forms of razor.
 
     Args:
         anatomy: the model
@@ -54,13 +58,14 @@ def observe(
         batch: windows per forward; changes memory and speed, never the result
         done: statistics of the first windows, from an interrupted pass
         keep: called with the statistics so far about every minute, where all weights are in memory
+        forms: of `criteria.razor.FORMS` that are summed
 
     Raises:
-        ExciseError: `done` is of another text or another model.
+        ExciseError: `done` is of another text or another model, or a router cannot choose again.
     """
     if anatomy.team.size > 1:
-        return _observe_together(anatomy, windows, batch, done, keep)
-    observation = Observation(anatomy, windows, batch, keep)
+        return _observe_together(anatomy, windows, batch, done, keep, forms)
+    observation = Observation(anatomy, windows, batch, keep, forms)
     if done is not None:
         observation.resume(done)
     with observation.progress_bar():
@@ -72,7 +77,12 @@ def observe(
 
 
 def _observe_together(
-    anatomy: Anatomy, windows: Windows, batch: int, done: Statistics | None, keep: Keep | None
+    anatomy: Anatomy,
+    windows: Windows,
+    batch: int,
+    done: Statistics | None,
+    keep: Keep | None,
+    forms: Collection[str],
 ) -> Statistics:
     """The same by several processes, in rounds of about a minute; in one where the weights are streamed."""
     team, start = anatomy.team, 0 if done is None else _windows_in(done, windows)
@@ -82,7 +92,8 @@ def _observe_together(
             began, stop = time.monotonic(), min(len(windows), start + each * team.size)
             ranges = blocks(stop - start, batch, team.size)
             parts = [np.arange(start + first, start + last) for first, last in ranges]
-            found = team.map(anatomy, observe, [(windows.select(part), batch) for part in parts])
+            given = [(windows.select(part), batch, None, None, forms) for part in parts]
+            found = team.map(anatomy, observe, given)
             done = functools.reduce(operator.add, found if done is None else [done, *found])
             bar.update(stop - start)
             start = stop
@@ -101,6 +112,7 @@ class Observation(Job):
         windows: the text, N windows
         batch: windows per forward
         keep: called with the statistics so far about every minute, where all weights are in memory
+        forms: of `criteria.razor.FORMS` that are summed
 
     Attributes:
         sums: of every MoE layer [L]
@@ -110,12 +122,21 @@ class Observation(Job):
     head = False  # logits are not needed, and are the largest tensor of a forward
     branches = False
 
-    def __init__(self, anatomy: Anatomy, windows: Windows, batch: int = 8, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        windows: Windows,
+        batch: int = 8,
+        keep: Keep | None = None,
+        forms: Collection[str] = (),
+    ) -> None:
+        check_routes_again(anatomy, forms)
         self.anatomy, self.windows, self.size = anatomy, windows, batch
         self.keep = None if anatomy.weights.streamed else keep
         num_experts, domains = anatomy.shape.num_experts, len(windows.domains)
         rows = range(len(anatomy.layers))
-        self.sums = [LayerSums(num_experts, domains, anatomy.device_of(row)) for row in rows]
+        self.sums = [DomainSums(num_experts, domains, forms, anatomy.device_of(row)) for row in rows]
+        self.forms = forms
         self.norms: dict[int, dict[str, Array]] = {}  # of weights, by row
         self.done: Statistics | None = None
         self.start = 0
@@ -124,8 +145,8 @@ class Observation(Job):
     def resume(self, done: Statistics) -> None:
         """Go on where an interrupted pass ended."""
         self.done, self.start = done, _windows_in(done, self.windows)
-        for row, layer_sums in enumerate(self.sums):
-            layer_sums.resume(done, row)
+        for sums, earlier in zip(self.sums, resumed(done), strict=True):
+            sums.restore(earlier)
 
     def progress_bar(self) -> "tqdm[Any]":
         """A bar over the windows, where a sweep does not show its own."""
@@ -138,7 +159,7 @@ class Observation(Job):
 
     @property
     def identity(self) -> str:
-        return key_of("observe", self.windows.hash)
+        return key_of("observe", self.windows.hash, *sorted(self.forms))
 
     def clean(self, batch: int) -> CleanForward:
         windows, device = self._of(batch), self.anatomy.device
@@ -150,6 +171,7 @@ class Observation(Job):
         watcher = _Watcher(part, self.sums, _tokens(self._of(batch)))
         with (
             residual_streams(part.anatomy) as watcher.stream_before,
+            replacing(part.anatomy, self.forms) as watcher.replacing,
             intercepted(part.anatomy, watcher.watch),
         ):
             yield
@@ -158,25 +180,27 @@ class Observation(Job):
         self.bar.update(len(clean.tokens))
         if self.keep and time.monotonic() - self.kept_at > KEEP_EVERY:
             stop = min(self.start + (batch + 1) * self.size, len(self.windows))
-            self.keep(_collect(self.sums, self.windows.select(np.arange(stop)), self._weights()))
+            self.keep(collected(self.sums, self.windows.select(np.arange(stop)), self._weights()))
             self.kept_at = time.monotonic()
 
     def state(self) -> dict[str, Array]:
-        state = {name: np.stack([_array(sums, name) for sums in self.sums]) for name in SUMMED}
+        rows = [sums.arrays() for sums in self.sums]
+        state = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         for row, norms in self.norms.items():
             state |= {f"{row} {name}": values for name, values in norms.items()}
         return state
 
     def restore(self, state: dict[str, Array]) -> None:
+        names = self.sums[0].arrays().keys()
         for row, sums in enumerate(self.sums):
-            sums.restore({name: state[name][row] for name in SUMMED})
-        for key in state.keys() - set(SUMMED):
+            sums.restore({name: state[name][row] for name in names})
+        for key in state.keys() - names:
             number, name = key.split()
             self.norms.setdefault(int(number), {})[name] = state[key]
 
     def statistics(self) -> Statistics:
         """Of all windows."""
-        return _collect(self.sums, self.windows, self._weights())
+        return collected(self.sums, self.windows, self._weights())
 
     def measure_weights_alone(self) -> None:
         """For a pass that had seen all windows."""
@@ -212,18 +236,22 @@ class _Watcher:
 
     Attributes:
         stream_before: row of the part -> the residual stream before that layer's block
+        replacing: what replacing an expert changes, by the forms that are asked for
     """
 
     stream_before: Callable[[int], Tensor | None]
+    replacing: Replacing
 
-    def __init__(self, part: Part, sums: list[LayerSums], tokens: Tokens) -> None:
+    def __init__(self, part: Part, sums: list[DomainSums], tokens: Tokens) -> None:
         self.part, self.sums, self.tokens = part, sums, tokens
 
     def watch(self, row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """Handle an experts call; see `experts.seam.Handler`."""
         seen = see_outputs(self.part.anatomy.layers[row].experts, run, hidden, index, weight)
-        call = measured_call(seen, self.stream_before(row), index, weight, self.tokens.to(index.device))
-        self.sums[self.part.rows[row]].add(call)
+        tokens = self.tokens.to(index.device)
+        call = measured_call(seen, self.stream_before(row), index, weight, tokens)
+        change = self.replacing(row, run, hidden, index, weight, seen, tokens)
+        self.sums[self.part.rows[row]].add(call, change)
         return seen.routed
 
 
@@ -244,32 +272,3 @@ def _windows_in(done: Statistics, windows: Windows) -> int:
     if count > len(windows) or tokens[count - 1] != seen:
         raise ExciseError("the statistics of an interrupted pass are of other windows; begin without them")
     return count
-
-
-def _array(sums: LayerSums, name: str) -> Array:
-    """Sums of one layer as an array."""
-    values: Array = getattr(sums, name).cpu().numpy()
-    return values
-
-
-def _collect(sums: list[LayerSums], seen: Windows, weights: dict[str, Array]) -> Statistics:
-    """The sums of all layers as statistics of the windows that were seen."""
-
-    def stacked(name: str) -> Array:
-        return np.stack([_array(layer_sums, name) for layer_sums in sums])
-
-    lengths = seen.mask.sum(axis=1)
-    tokens = np.bincount(seen.domain, weights=lengths, minlength=len(seen.domains)).astype(np.float64)
-    moments = stacked("moments")
-    return Statistics(
-        tokens=tokens,
-        moments=moments.reshape(*moments.shape[:2], 3, 3),
-        peak=stacked("peak"),
-        turning=stacked("turning"),
-        together=stacked("together"),
-        by_domain=stacked("by_domain"),
-        router_norm=weights["router_norm"],
-        weight_l1=weights["weight_l1"],
-        weight_l2=weights["weight_l2"],
-        weight_count=weights["weight_count"],
-    )

@@ -5,7 +5,7 @@ Baselines are rows like any other, so no report can leave them out.
 
 import numpy as np
 
-from criteria import centrality, formulas
+from criteria import centrality, formulas, razor
 from criteria.criterion import (
     ACTIVATIONS,
     DOMAINS,
@@ -18,7 +18,16 @@ from criteria.criterion import (
     measured,
     observed,
 )
-from criteria.experiment import FISHER, GRADIENT, GREEDY, INTEGRATED, POSITION, REFIT_RESIDUAL, REMOVAL
+from criteria.experiment import (
+    FISHER,
+    GRADIENT,
+    GREEDY,
+    INTEGRATED,
+    MAX_MIN,
+    POSITION,
+    REFIT_RESIDUAL,
+    REMOVAL,
+)
 from criteria.statistics import Statistics
 from experts.arrays import Array
 
@@ -70,6 +79,7 @@ ROWS = (
         needs=DOMAINS,
         source=arxiv("2601.10159"),
     ),
+    razor.ROW,
     from_weights("router_norm", formulas.router_norm, formula="‖router row‖", source=arxiv("2504.05586")),
     from_weights("weight_norm", formulas.weight_norm, formula="‖w‖ (Frobenius)", source="classic"),
     from_weights("aimer", formulas.aimer, formula="−(‖w‖₁/N) / √(‖w‖₂²/N)", source=arxiv("2603.18492")),
@@ -150,6 +160,15 @@ ROWS = (
         cost=3.0,
         grows="L",
         source="backward elimination",
+    ),
+    measured(
+        "max_min",
+        MAX_MIN,
+        part="score",
+        formula="Σ_d λ_d s_d / M_d, λ for the largest smallest coverage over domains d",
+        needs=DOMAINS,
+        cost=0.0,
+        source=arxiv("2609.04453"),
     ),
     Criterion(
         "random",

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from criteria.criterion import Criterion
+from criteria.mixture import mixed
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.arguments import check_kind
@@ -101,6 +102,8 @@ def score(
     Raises:
         ExciseError: the criterion failed, or returned another shape, or a number that is not finite.
     """
+    if criterion.mix:
+        statistics = mixed(statistics, criterion.mix)
     try:
         values = np.asarray(criterion.score(statistics), dtype=np.float64)
     except ExciseError:

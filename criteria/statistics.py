@@ -1,8 +1,10 @@
 """Statistics: what one forward pass over text leaves behind, as mergeable sums and counts."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,7 @@ from experts.errors import ExciseError, one_line
 from experts.stored_arrays import save_arrays
 
 ADDED = ("tokens", "moments", "turning", "together", "by_domain")  # fields that add up when texts are merged
+FORMS = "replacement/"  # before the names of razor's sums in files
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Statistics:
         weight_l1: Σ|w| over the expert's matrices [L, E]
         weight_l2: Σw² over them [L, E]
         weight_count: their number of elements [L, E]
+        replacement: form (`criteria.razor.FORMS`) -> what replacing an expert changes at a token: number
+            of tokens with a finite δ, Σ δ, Σ δ² [L, E, 3]; only the forms that were asked for
+        domains: names of the D domains; empty = not known
+        parts: domain -> the same sums of that domain alone, of which all others are made; empty where D = 1
         measured: results of experiments, by the key of the measurement and by name; they belong to one text
             and one budget, so they are neither merged nor saved with the sums
     """
@@ -47,13 +54,16 @@ class Statistics:
     weight_l1: Array
     weight_l2: Array
     weight_count: Array
+    replacement: Mapping[str, Array] = field(default_factory=dict)
+    domains: tuple[str, ...] = ()
+    parts: "Mapping[str, Statistics]" = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Criteria of users read the same arrays: none may change them for the next.
         for name in ARRAYS:
             getattr(self, name).flags.writeable = False
-        for results in self.measured.values():
+        for results in (self.replacement, *self.measured.values()):
             for array in results.values():
                 array.flags.writeable = False
 
@@ -68,8 +78,19 @@ class Statistics:
             raise ExciseError(f"cannot merge statistics of shapes {shapes}")
         if not np.allclose(self.weight_l2, other.weight_l2):
             raise ExciseError("cannot merge statistics of two models: their expert weights differ")
+        if self.domains != other.domains or self.replacement.keys() != other.replacement.keys():
+            kinds = f"domains {self.domains} and {other.domains}"
+            kinds += f", razor {sorted(self.replacement)} and {sorted(other.replacement)}"
+            raise ExciseError(f"cannot merge statistics of different kinds: {kinds}")
         sums = {name: getattr(self, name) + getattr(other, name) for name in ADDED}
-        return replace(self, measured={}, peak=np.maximum(self.peak, other.peak), **sums)
+        return replace(
+            self,
+            measured={},
+            peak=np.maximum(self.peak, other.peak),
+            replacement={form: sums + other.replacement[form] for form, sums in self.replacement.items()},
+            parts={name: part + other.parts[name] for name, part in self.parts.items()},
+            **sums,
+        )
 
     @property
     def count(self) -> Array:
@@ -90,7 +111,11 @@ class Statistics:
             path: where the file goes
             provenance: text by name, stored in the file's header
         """
-        save_arrays(path, {name: getattr(self, name) for name in ARRAYS}, provenance)
+        arrays = {name: getattr(self, name) for name in ARRAYS} | _of_forms(self)
+        for number, part in enumerate(self.parts.values()):
+            own = {name: getattr(part, name) for name in (*ADDED, "peak")} | _of_forms(part)
+            arrays |= {f"domain {number}/{name}": values for name, values in own.items()}
+        save_arrays(path, arrays, provenance | {"domains": json.dumps(self.domains)})
 
     @classmethod
     def read(cls, path: Path) -> tuple["Statistics", dict[str, str]]:
@@ -101,10 +126,36 @@ class Statistics:
         """
         try:
             with safe_open(path, "numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in ARRAYS}
-                return cls(**arrays), file.metadata() or {}
-        except (SafetensorError, OSError) as error:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            domains = tuple(json.loads(metadata.pop("domains", "[]")))
+            numbers = range(len(domains) if len(domains) > 1 else 0)
+            parts = [_named(cls, arrays, _inside(arrays, f"domain {number}/")) for number in numbers]
+            by_domain = dict(zip(domains, parts, strict=False))
+            return replace(_named(cls, arrays, arrays), domains=domains, parts=by_domain), metadata
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ExciseError(f"{path}: not a statistics file ({one_line(error)})") from error
 
 
-ARRAYS = tuple(part.name for part in fields(Statistics) if part.name != "measured")
+def _of_forms(statistics: Statistics) -> dict[str, Array]:
+    """The sums of razor by the names that they have in a file."""
+    return {f"{FORMS}{form}": sums for form, sums in statistics.replacement.items()}
+
+
+def _inside(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """What a file has under a prefix."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _named(kind: type[Statistics], arrays: Mapping[str, Array], own: Mapping[str, Array]) -> Statistics:
+    """Statistics of the arrays of a file, with the sums of the whole text or of one domain.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    fixed: dict[str, Any] = {name: own[name] if name in (*ADDED, "peak") else arrays[name] for name in ARRAYS}
+    return kind(**fixed, replacement=_inside(own, FORMS))
+
+
+APART = ("measured", "replacement", "domains", "parts")  # fields that are no arrays
+ARRAYS = tuple(part.name for part in fields(Statistics) if part.name not in APART)

@@ -85,7 +85,7 @@ def ablated(
     with ExitStack() as stack:
         if mode is Mode.REROUTE:
             for row in removed:
-                stack.callback(_record_input(anatomy, row, block_inputs))
+                stack.callback(record_input(anatomy, row, block_inputs))
         stack.enter_context(intercepted(anatomy, edit))
         yield
 
@@ -148,7 +148,7 @@ def _rerouted(
     return index, weight
 
 
-def _record_input(anatomy: Anatomy, row: int, block_inputs: dict[int, Tensor]) -> Callable[[], None]:
+def record_input(anatomy: Anatomy, row: int, block_inputs: dict[int, Tensor]) -> Callable[[], None]:
     """Record what enters a block until its experts are called: the router has to see it again.
 
     Returns:

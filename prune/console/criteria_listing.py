@@ -27,7 +27,6 @@ class CriterionJson(TypedDict):
 
 def row_of(criterion: "Criterion") -> CriterionJson:
     """A criterion as it is listed."""
-    options = criterion.experiment.options if criterion.experiment else {}
     return {
         "name": criterion.name,
         "formula": criterion.formula,
@@ -36,6 +35,7 @@ def row_of(criterion: "Criterion") -> CriterionJson:
         "grows": criterion.grows,
         "source": criterion.source,
         "settings": {
-            name: {"default": option.default, "help": option.help} for name, option in options.items()
+            name: {"default": option.default, "help": option.help}
+            for name, option in criterion.options.items()
         },
     }

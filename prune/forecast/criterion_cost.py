@@ -69,7 +69,7 @@ def _growth(criterion: Criterion, shape: Shape, budget: Budget) -> float:
 
 def rounds_of(criterion: Criterion, shape: Shape, budget: Budget) -> float:
     """Rounds of a search: asked for, or as many as its step needs."""
-    if not criterion.searches:
+    if "rounds" not in criterion.grows:
         return DEMO_ROUNDS
     asked, step = _setting(criterion, "rounds"), _setting(criterion, "step")
     removed = shape.total - budget.total

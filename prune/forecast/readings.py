@@ -60,6 +60,8 @@ def _of_criteria(criteria: Iterable[Criterion], budgets: list[Budget], checked: 
 def _of_experiment(criterion: Criterion, budget: Budget, checked: Checked) -> int:
     """Gradients sweep up and down, for every point of a path; a search begins anew in every round."""
     assert criterion.measurement is not None, "asked only of those"
+    if not criterion.cost:
+        return 0  # arithmetic on the observed statistics
     if criterion.needs == GRADIENTS:
         return 2 * int(criterion.measurement.values.get("steps", 1))
     if criterion.needs == ACTIVATIONS:

@@ -10,6 +10,7 @@ from finetune.settings import TeacherSettings
 from prune.recipe.memory_settings import MemoryTable
 from prune.recipe.schema import (
     AuditSettings,
+    CalibrationSettings,
     CompareSettings,
     FinetuneSettings,
     ProgressiveSettings,
@@ -17,12 +18,11 @@ from prune.recipe.schema import (
     Recipe,
     RefitTable,
     TaskSettings,
-    TextSettings,
     ValidateSettings,
 )
 
 TABLES: dict[str, type[BaseModel]] = {
-    "calibration": TextSettings,
+    "calibration": CalibrationSettings,
     "prune": PruneSettings,
     "validate": ValidateSettings,
     "data": Source,

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from experts.settings import OneOrMany, Settings
+from prune.recipe.calibration_settings import CalibrationSettings
 from prune.recipe.compare_settings import CompareSettings
 from prune.recipe.finetune_settings import FinetuneSettings
 from prune.recipe.memory_settings import MemoryTable
@@ -21,6 +22,7 @@ from prune.recipe.validate_settings import (
 __all__ = [
     "BUDGETS",
     "AuditSettings",
+    "CalibrationSettings",
     "CompareSettings",
     "FinetuneSettings",
     "MemoryTable",
@@ -45,7 +47,7 @@ class Recipe(Settings):
         default=False, description="run model code that comes with the checkpoint"
     )
     memory: MemoryTable = Field(default=MemoryTable(), description="whether the weights stay in memory")
-    calibration: TextSettings
+    calibration: CalibrationSettings
     criteria: OneOrMany[str] = Field(
         default=("reap",), min_length=1, description="the first one prunes, the others are tested beside it"
     )

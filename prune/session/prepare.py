@@ -4,6 +4,7 @@ from pathlib import Path
 
 from criteria.by_name import resolve
 from criteria.criterion import DOMAINS, Criterion
+from criteria.mixture import check_domains, mix_of, with_mix
 from experts.disk.find import StoredModel, check_room, find_model
 from experts.disk.layout import lay_out
 from experts.disk.loadable import check_loadable
@@ -31,6 +32,7 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     """
     criteria = tuple(resolve(name) for name in recipe.criteria)
     _check_domains(recipe, criteria)
+    _check_mix(recipe, criteria)
     check_texts(calibration=recipe.calibration, validate=recipe.validation)
     if recipe.refit and recipe.refit.text:
         check_texts(**{"refit.text": recipe.refit.text})
@@ -64,6 +66,14 @@ def _check_domains(recipe: Recipe, criteria: tuple[Criterion, ...]) -> None:
     if comparing and len(domains) < 2:
         needs = "calibration.data needs sources with at least two `domain` labels"
         raise ExciseError(f"{comparing[0]} compares domains: {needs}, found {domains}")
+
+
+def _check_mix(recipe: Recipe, criteria: tuple[Criterion, ...]) -> None:
+    """Mixtures name domains of the text, and belong to criteria that can be mixed."""
+    domains = list(dict.fromkeys(source.label for source in recipe.calibration.data))
+    weights = recipe.calibration.mix
+    for row in criteria:
+        check_domains((with_mix(row, mix_of(weights)) if weights else row).mix, domains)
 
 
 def check_texts(**parts: TextSettings) -> None:

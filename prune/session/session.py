@@ -10,7 +10,7 @@ import xxhash
 
 from criteria.budget import Budget
 from criteria.calibration import Calibration, Storage
-from criteria.criterion import Criterion
+from criteria.criterion import Criterion, forms_of
 from criteria.protection import protection_notes
 from criteria.ranking import score
 from criteria.scores import Scores
@@ -99,6 +99,8 @@ class Session:
             batch=self.recipe.calibration.batch,
             protect=self.recipe.prune.protect_super_experts,
             storage=Storage(self.cache, self.folder.path),
+            forms=forms_of(self.prepared.criteria),
+            mix=self.recipe.calibration.mix,
         )
 
     def scores(self, budget: Budget) -> list[Scores]:

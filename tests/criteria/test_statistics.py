@@ -28,7 +28,18 @@ SUMS = ("tokens", "moments", "peak", "turning", "together", "by_domain")
 # Token 2: y = (−5, −16), h + y = (−2, −12): 1 + 54 / (5√148) = 1 + 27 / (5√37).
 TURN_1, TURN_2 = 1 + 1 / np.sqrt(5), 1 + 27 / (5 * np.sqrt(37))
 
+# Routed again without one expert, y becomes: token 0: (−1, 0) without 0, (2, 0) without 2. Token 1: (0, −4)
+# without 1, (4, 0) without 2. Token 2: (−3, −4) without 1, (34, 36) without 2. So δ = 2, 1; 4, 4; √148, 65.
+# The residual f − y/G: token 0, G = 2: (±1.5, 0). Token 1, G = 4: (1, 1), (−1, −1). Token 2, G = 11:
+# (49, 49)/11 of expert 1, −(28, 28)/11 of expert 2.
+RCS_2 = 196 * np.sqrt(2) / 11
+
 BY_HAND = {
+    "razor": [2, np.sqrt((16 + 148) / 2), np.sqrt((1 + 16 + 65**2) / 3)],
+    "razor:over=mean": [2, (4 + np.sqrt(148)) / 2, (1 + 4 + 65) / 3],
+    "razor:form=frozen,over=sum": [2, 4 + np.sqrt(148), 1 + 4 + 65],
+    "razor:form=rcs,over=sum": [1.5, 2 * np.sqrt(2) + RCS_2, 1.5 + 2 * np.sqrt(2) + RCS_2],
+    "razor:form=loo,over=sum": [3, 32 * np.sqrt(2), 3 + 53 * np.sqrt(2)],
     "utilization": [1 / 3, 2 / 3, 1],
     "routing_mass": [1 / 3, 6 / 3, 10 / 3],
     "routing_weight": [1, 3, 10 / 3],

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.integrations.moe import use_experts_implementation
 
 from criteria.observe import observe
+from criteria.razor import FORMS
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.anatomy import dissect
@@ -110,4 +111,5 @@ def micro_statistics() -> Statistics:
     return observe(
         dissect(MicroModel()),
         Windows(tokens, mask, np.array([0, 1]), np.array([0, 1]), ("a", "b"), ("x", "y")),
+        forms=FORMS,
     )

@@ -15,6 +15,7 @@ from finetune.settings import TeacherSettings
 from prune.recipe.read import read_recipe, recipe_file
 from prune.recipe.schema import (
     AuditSettings,
+    CalibrationSettings,
     CompareSettings,
     FinetuneSettings,
     ProgressiveSettings,
@@ -204,6 +205,7 @@ def test_every_key_is_documented() -> None:
     text = (recipes_folder() / "README.md").read_text()
     for table in (
         Recipe,
+        CalibrationSettings,
         TextSettings,
         PruneSettings,
         ValidateSettings,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from criteria.text.disjoint import check_unseen
-from criteria.text.windows import Windows, check_windows
+from criteria.text.windows import Windows, check_held_out, check_windows
 from experts.arguments import check_count
 from experts.model import Model, check_plan
 from experts.plan import Plan
@@ -82,7 +82,7 @@ def refit_against_random(
     check_plan(model, plan)
     model.check_resident("the refit of random plans")
     model.shape.check_kept(plan.kept)
-    check_windows("held_out", held_out)
+    check_held_out("held_out", held_out)
     check_count("seed", seed, 0)
     check_count("plans", plans, 2)
     _check_unseen(plan, text, held_out)

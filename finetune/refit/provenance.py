@@ -3,6 +3,7 @@
 import math
 from typing import TypedDict
 
+from criteria.text.sampled.settings import in_words
 from criteria.text.windows import TextJson
 from experts.inner_activations import DOWN
 from finetune.refit.result import Refit
@@ -52,8 +53,9 @@ def refit_provenance(refit: Refit) -> RefitProvenanceJson:
 def refit_in_words(refit: Refit) -> str:
     """A sentence for the model card."""
     tokens = refit.text["windows"] * refit.text["length"]
+    sampled = in_words(refit.text.get("sampled", ()))
     return (
         f"The down projections of the kept experts were refitted by least squares on {tokens:,} tokens "
-        "of text (`excise_recovery.json`). Nothing was trained; all other tensors are byte-identical to the "
-        "source."
+        f"of text (`excise_recovery.json`){sampled}. Nothing was trained; all other tensors are "
+        "byte-identical to the source."
     )

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from criteria.text.bos import Bos
 from criteria.text.sampled.draw import continued
 from criteria.text.sampled.openings import Opening, opening_of
-from criteria.text.sampled.settings import Sampled, not_here
+from criteria.text.sampled.settings import GROUP, Sampled, not_here
 from experts.arrays import Array, Ids
 from experts.cache import Cache
 from experts.disk.configuration import positive_int, text_config
@@ -19,10 +19,6 @@ from experts.keys import key_of
 from experts.memory import in_chunks
 from experts.model import Model
 from experts.stored_arrays import StoredArrays
-
-# Windows that are drawn together, always so many: sums of another batch are rounded otherwise, and in
-# bfloat16 that is enough for another token.
-GROUP = 32
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from experts.settings import Settings
 
 DOMAIN = "sampled"  # of windows that a model wrote
+# Windows that are drawn together, always so many: sums of another batch are rounded otherwise, and in
+# bfloat16 that is enough for another token.
+GROUP = 32
 
 
 class Start(StrEnum):

@@ -3,10 +3,10 @@
     python -m benchmarks.sampled [--criterion reap_sum --fraction 0.5 --held-out 32 --randoms 2 --data FOLDER]
         [--text NAME …]
 
-NAME is calibration, mixed, or START:TEMPERATURE:WINDOWS like random:1:64. Every text chooses a plan and refits
-it. What is measured is the rise of the held-out loss over the unpruned model's, in nats per token: on the
-demo's own domains (code, prose), and on files of FOLDER that nothing was fitted to. Random plans of the same
-size are refitted on the first text.
+NAME is calibration, mixed, or START:TEMPERATURE:WINDOWS like random:1:64. Every text chooses a plan, and the
+plan is refitted on it. Measured is the rise of the held-out loss over the unpruned model's, in nats per
+token: on the demo's own domains (code, prose), and on files of FOLDER that nothing was fitted to. Random
+plans of the same size are refitted on the first text.
 """
 
 import argparse

@@ -86,6 +86,12 @@ def memory(command: str, checked: Checked) -> MemoryJson:
     }
 
 
+def fits(checked: Checked) -> bool:
+    """Whether all weights would stay in memory, a GPU's apart."""
+    mode, weights = checked.recipe.memory.model, weights_in(checked.layout, checked.recipe.dtype)
+    return mode == "resident" or (mode == "auto" and weights <= room_for(free_memory(), _limit(checked)))
+
+
 def weights_in(layout: Layout, dtype: str) -> int:
     """Bytes of all weights in memory. dtype: of a recipe; auto = as stored, dequantised."""
     return parts_of(layout, dtype).whole

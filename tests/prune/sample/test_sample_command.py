@@ -17,6 +17,8 @@ from prune.forecast.forecast import forecast
 from prune.recipe.read import read_recipe
 from prune.sample.result import SampleResult
 from prune.session.checked import checked_for
+from prune.session.prepare import prepare
+from prune.session.session import Session
 from prune.typed_json import problems
 from tests.support.recipes import execute
 
@@ -105,9 +107,8 @@ def test_the_forecast(recipe_path: Path, tmp_path: Path) -> None:
 
 def test_another_seed_draws_other_windows(recipe_path: Path, tmp_path: Path) -> None:
     """So that stability over calibration seeds means something."""
-    first = execute(recipe_path, tmp_path / "first", DRAWN)
-    second = execute(recipe_path, tmp_path / "second", DRAWN, "calibration.seed=1")
-    assert first["text"]["calibration"]["hash"] != second["text"]["calibration"]["hash"]
+    texts = Session(prepare(read_recipe(recipe_path, [DRAWN]), tmp_path / "run")).texts
+    assert texts.calibration.hash != texts.reseeded(1).calibration.hash
 
 
 def test_a_killed_command_goes_on(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from criteria.ranking import score as score
     from criteria.ranking import select as select
     from criteria.scores import Scores as Scores
+    from criteria.text.for_model import sampled as sampled
     from criteria.text.for_model import windows as windows
     from criteria.text.sources import Source as Source
     from criteria.text.windows import Windows as Windows
@@ -20,9 +21,10 @@ _PUBLIC = {
     "Source": "criteria.text.sources",
     "Windows": "criteria.text.windows",
     "budget_for": "criteria.budget_request",
+    "sampled": "criteria.text.for_model",
     "score": "criteria.ranking",
     "select": "criteria.ranking",
     "windows": "criteria.text.for_model",
 }
-__all__ = ["Budget", "Scores", "Source", "Windows", "budget_for", "score", "select", "windows"]
+__all__ = ["Budget", "Scores", "Source", "Windows", "budget_for", "sampled", "score", "select", "windows"]
 __getattr__, __dir__ = lazily(__name__, _PUBLIC)

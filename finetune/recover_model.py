@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from criteria.text.disjoint import check_unseen
-from criteria.text.windows import Windows, check_windows
+from criteria.text.windows import Windows, check_held_out, check_windows
 from experts.anatomy import Anatomy
 from experts.arguments import check_count
 from experts.errors import ExciseError
@@ -156,7 +156,7 @@ def recovered_model(
 def _check_texts(plan: Plan, text: Windows, held_out: Windows) -> None:
     """Refuse held-out text that calibration or training has seen."""
     check_windows("text", text)
-    check_windows("held_out", held_out)
+    check_held_out("held_out", held_out)
     check_unseen(text.tokens, held_out, "training", "for held_out")
     if plan.seen is not None:
         check_unseen(plan.seen, held_out, "calibration", "for held_out")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from criteria.text.disjoint import check_unseen
-from criteria.text.windows import Windows, check_windows
+from criteria.text.windows import Windows, check_held_out
 from experts.arguments import check_count
 from experts.model import Model, check_plan
 from experts.plan import Plan
@@ -85,7 +85,7 @@ def refit_against_random(
     model.shape.check_kept(plan.kept)
     request = Request(text, ridge, fewest, batch, form, local)
     request.check()
-    check_windows("held_out", held_out)
+    check_held_out("held_out", held_out)
     check_count("seed", seed, 0)
     check_count("plans", plans, 2)
     _check_unseen(plan, text, held_out)

@@ -253,6 +253,7 @@ COMMANDS = {
     "inspect": "prune",
     "criteria": "prune",
     "init": "prune",
+    "sample": "sample",
     "doctor": "prune",
 }
 

@@ -41,7 +41,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("checkpoint",),
         ("session",),
         ("effects", "compare", "recover"),
-        ("audit", "run", "inspect", "forecast", "doctor"),
+        ("audit", "run", "inspect", "forecast", "doctor", "sample"),
         ("starter",),
         ("console",),
         ("entry",),

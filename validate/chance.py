@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from criteria.text.disjoint import check_unseen
-from criteria.text.windows import Windows, check_windows
+from criteria.text.windows import Windows, check_held_out
 from experts.arguments import check_count, choice_of
 from experts.errors import ExciseError
 from experts.model import Model, check_plan
@@ -67,7 +67,7 @@ def against_random(
     """
     null = choice_of("chance", chance, Null)
     check_plan(model, plan)
-    check_windows("text", text)
+    check_held_out("text", text)
     check_count("plans", plans, 0)
     if plans < 2:
         raise ExciseError(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from criteria.scores import Scores
 from criteria.text.disjoint import check_unseen
-from criteria.text.windows import Windows, check_windows
+from criteria.text.windows import Windows, check_held_out, check_windows
 from experts.arguments import check_choice, check_count, check_kind, choice_of
 from experts.errors import ExciseError
 from experts.interventions import mode_of
@@ -131,7 +131,7 @@ def audit(
         ['reap', 'control:gate_weight', 'control:random_pair']
     """
     check_model(model)
-    check_windows("text", text)
+    check_held_out("text", text)
     table, mode = _scores(scores, text), mode_of(mode)
     check_choice("scope", scope, ("position", "sequence"))
     rows = _rows(model, layers)

@@ -9,6 +9,9 @@ from pydantic import ValidationError
 from criteria.text.bos import Bos
 from criteria.text.context_length import check_vocabulary, context_note
 from criteria.text.reading import read_windows
+from criteria.text.sampled.from_model import SampledFromModel
+from criteria.text.sampled.own_text import SampleStore
+from criteria.text.sampled.settings import Sampled, Start
 from criteria.text.sources import Source
 from criteria.text.windows import Windows
 from experts.arguments import check_count, check_kind, choice_of
@@ -18,6 +21,7 @@ from experts.notes import tell
 from experts.settings import first_problem
 
 EXPECTED = "a path, a criteria.Source, or several of them"
+NOWHERE = SampleStore()
 
 
 def windows(
@@ -34,8 +38,8 @@ def windows(
     """Cut token windows from a text.
 
     Say where the text comes from with a path, with the keys of a recipe's `data` block, or with several
-    paths or `Source`s, which get an equal share of the windows. The same seed takes the same windows on every
-    machine.
+    paths or `Source`s, which share the windows by their weights. The same seed takes the same windows on
+    every machine.
 
     Args:
         model: its tokenizer cuts the text
@@ -46,8 +50,8 @@ def windows(
         bos: begin windows with the token for the beginning of a text: auto (if the tokenizer does), always,
             never
         chat_template: for conversations: true = the tokenizer's own template, or the name of one
-        **keys: instead of `source`: text, jsonl, dataset or stdlib, and what belongs to it (split, field,
-            separator, config, documents, domain), as recipes/README.md documents them
+        **keys: instead of `source`: text, jsonl, dataset, stdlib or sampled, and what belongs to it (split,
+            field, separator, config, documents, domain), as recipes/README.md documents them
 
     Returns:
         Windows [N, W].
@@ -78,6 +82,61 @@ def windows(
     )
 
 
+def sampled(
+    model: Model,
+    *,
+    windows: int = 64,
+    length: int = 256,
+    temperature: float = 1.0,
+    start: Start | str = Start.RANDOM,
+    seed: int = 0,
+    bos: Bos | str = Bos.AUTO,
+) -> Windows:
+    """Let a model write windows of text: what it was trained on, as far as it learnt it, and no data needed.
+
+    Every window begins with some first tokens, and the others are drawn one by one from the model's own
+    probabilities softmax(logits / temperature), nothing cut off. The end token does not end a window. A
+    window depends on seed and number alone: the first 64 of 192 windows are the 64 windows of another call
+    (docs/methods.md 10).
+
+    For calibration and refit; not for tests: a model judged by its own text says nothing of real text.
+
+    Args:
+        model: it writes; all its weights have to be in memory
+        windows: N, number of windows
+        length: W, tokens per window
+        temperature: logits are divided by it
+        start: random (a token of the vocabulary that is not special), bos (the token for the beginning, or
+            the end token), chat (the chat template up to what the user says)
+        seed: of the windows
+        bos: begin windows of start `random` with the token for the beginning of a text: auto (if the
+            tokenizer does), always, never
+
+    Returns:
+        Windows [N, W] of domain `sampled`, each a document of its own.
+
+    Raises:
+        ExciseError: the model is streamed, has no such beginning, or its generation loop cannot be run.
+
+    Example:
+        >>> import criteria, experts
+        >>> model = experts.load("demo")
+        >>> text = criteria.sampled(model, windows=2, length=16)
+        >>> text.tokens.shape, text.domains
+        ((2, 16), ('sampled',))
+    """
+    check_model(model)
+    check_count("windows", windows)
+    check_count("length", length, 2)
+    check_count("seed", seed, 0)
+    how = {"temperature": temperature, "start": choice_of("start", start, Start), "seed": seed}
+    try:
+        source = Source(sampled=Sampled.model_validate(how))
+    except ValidationError as error:
+        raise ExciseError(f"sampled: {first_problem(error, Sampled)}") from error
+    return read_for(model, [source], sequences=windows, length=length, seed=0, bos=choice_of("bos", bos, Bos))
+
+
 def read_for(
     model: Model,
     sources: Sequence[Source],
@@ -88,8 +147,21 @@ def read_for(
     bos: Bos = Bos.AUTO,
     chat_template: bool | str | None = None,
     say: Callable[[str], None] = tell,
+    store: SampleStore = NOWHERE,
 ) -> Windows:
-    """The same from sources alone. say: takes notes on what was read."""
+    """The same as `windows` from sources alone.
+
+    Args:
+        model: as there
+        sources: as there
+        sequences: as there
+        length: as there
+        seed: as there
+        bos: as there
+        chat_template: as there
+        say: takes notes on what was read
+        store: where windows are kept that the model writes itself
+    """
     checkpoint = model.layout.checkpoint
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     if note := context_note(length, checkpoint.config, shapes):
@@ -104,6 +176,7 @@ def read_for(
         bos=bos,
         chat_template=chat_template,
         say=say,
+        sampled=SampledFromModel(model, length, seed, bos, store, say),
     )
     check_vocabulary(int(cut.tokens.max()), checkpoint.config)
     return cut

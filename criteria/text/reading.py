@@ -6,9 +6,10 @@ intervals are clustered by documents. Where the tokenizer begins a text with a t
 begins with it; what follows it counts like any other position.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -20,11 +21,25 @@ from criteria.text.readers.pieces import BLOCK, SMALL
 from criteria.text.readers.plain import PlainText
 from criteria.text.readers_of_sources import source_reader
 from criteria.text.rows import RowText
+from criteria.text.sampled.settings import SampledJson
 from criteria.text.sampling import Sampler, TooFewError, all_pieces
+from criteria.text.shares import shares
 from criteria.text.sources import Source
 from criteria.text.windows import Windows
+from experts.arrays import Ids
 from experts.errors import ExciseError
 from experts.notes import tell
+
+
+class SampledText(Protocol):
+    """Returns windows of a sampled source [count, W], and how they were drawn."""
+
+    def __call__(self, source: Source, count: int, /) -> tuple[Ids, SampledJson]: ...
+
+
+def no_sampled_text(source: Source, _count: int) -> tuple[Ids, SampledJson]:
+    """Where there is no model that could have written it."""
+    raise ExciseError(f"data ({source.label}): text of the model itself (sampled) cannot be used here")
 
 
 def read_windows(
@@ -37,8 +52,9 @@ def read_windows(
     bos: Bos = Bos.AUTO,
     chat_template: bool | str | None = None,
     say: Callable[[str], None] = tell,
+    sampled: SampledText = no_sampled_text,
 ) -> Windows:
-    """Cut windows from sources, an equal share from each.
+    """Cut windows from sources, from each its share.
 
     Args:
         sources: where the text comes from
@@ -49,24 +65,36 @@ def read_windows(
         bos: whether windows begin with the token for the beginning of a text
         chat_template: of sources that do not name one
         say: takes notes on what was read
+        sampled: gives the windows of sampled sources
 
     Raises:
         ExciseError: a source is missing, unreadable or too short.
     """
     sources = list(sources)
-    if sequences < len(sources):
-        few = f"data: {sequences} windows for {len(sources)} sources, which give one each at least"
-        raise ExciseError(f"{few}; raise sequences")
+    counts = shares(sources, sequences)
     cutter = Cutter(tokenizer, length, bos)
-    taken = []
-    for number, source in enumerate(sources):
-        share = sequences // len(sources) + (number < sequences % len(sources))
+    taken: list[list[Window]] = [[] for _ in sources]
+    drawn: list[SampledJson] = []
+    for number in sorted(range(len(sources)), key=lambda number: sources[number].drawn):
+        # What has to be drawn comes last: a file that is missing is refused before.
+        source, share = sources[number], counts[number]
+        if source.sampled:
+            taken[number], how = _sampled(source, share, sampled)
+            drawn.append(how)
+            continue
         template = chat_template if source.chat_template is None else source.chat_template
         row_text = RowText(source, tokenizer, template, say)
-        taken.append(_windows_of(source, cutter, share, (seed, number), row_text))
-    windows = _assemble(sources, taken)
+        taken[number] = _windows_of(source, cutter, share, (seed, number), row_text)
+    windows = _assemble(sources, taken, drawn)
     note_repeats(windows, say)
     return windows
+
+
+def _sampled(source: Source, share: int, sampled: SampledText) -> tuple[list[Window], SampledJson]:
+    """The windows of a sampled source, each a document, and how they were drawn."""
+    tokens, how = sampled(source, share)
+    name = f"{source.label}: start {how['start']}, temperature {how['temperature']:g}, seed {how['seed']}"
+    return [Window(f"{name} #{row}", ids) for row, ids in enumerate(tokens)], how
 
 
 def _windows_of(
@@ -87,7 +115,7 @@ def _windows_of(
     return windows
 
 
-def _assemble(sources: list[Source], taken: list[list[Window]]) -> Windows:
+def _assemble(sources: list[Source], taken: list[list[Window]], drawn: Sequence[SampledJson] = ()) -> Windows:
     """The windows of all sources, in their order. A file that feeds two sources stays one document."""
     domains = tuple(dict.fromkeys(source.label for source in sources))
     rows, document, domain = [], [], []
@@ -99,7 +127,8 @@ def _assemble(sources: list[Source], taken: list[list[Window]]) -> Windows:
             domain.append(domains.index(source.label))
     tokens = np.stack(rows)
     mask = np.ones_like(tokens, bool)
-    return Windows(tokens, mask, np.array(document), np.array(domain), tuple(documents), domains)
+    rows_of = np.array(document), np.array(domain)
+    return Windows(tokens, mask, *rows_of, tuple(documents), domains, tuple(drawn))
 
 
 def consecutive(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from criteria.text.sampled.settings import DOMAIN, Sampled
 from criteria.text.splits import check_split
 from experts.errors import ExciseError
 from experts.settings import OneOrMany, Settings
@@ -16,7 +17,7 @@ TemplateChoice = bool | Annotated[str, Field(min_length=1)]
 
 
 class Source(Settings):
-    """Where text comes from: exactly one of `text`, `jsonl`, `dataset`, `stdlib`."""
+    """Where text comes from: exactly one of `text`, `jsonl`, `dataset`, `stdlib`, `sampled`."""
 
     text: OneOrMany[Path] = Field(
         default=(),
@@ -59,15 +60,19 @@ class Source(Settings):
     stdlib: Literal["code", "prose", ""] = Field(
         default="", description="text of this Python's standard library"
     )
+    sampled: Sampled | None = Field(default=None, description="text that the unpruned model writes itself")
+    weight: float = Field(
+        default=1.0, gt=0, description="of several sources: each gives windows in proportion to its weight"
+    )
     domain: str = Field(
         default="", description="label for criteria and verdicts by domain; default: the kind of source"
     )
 
     @model_validator(mode="after")
     def _check(self) -> "Source":
-        kinds = [self.text, self.jsonl, self.dataset, self.stdlib]
+        kinds = [self.text, self.jsonl, self.dataset, self.stdlib, self.sampled]
         if sum(map(bool, kinds)) != 1:
-            raise ValueError("give exactly one of text, jsonl, dataset, stdlib")
+            raise ValueError("give exactly one of text, jsonl, dataset, stdlib, sampled")
         self._check_keys()
         self._check_split_of_dataset()
         self._check_field()
@@ -120,10 +125,23 @@ class Source(Settings):
         """The domain of the text: as the recipe names it, else the kind of source."""
         dataset = Path(self.dataset).name if Path(self.dataset).is_absolute() else self.dataset
         kind = "jsonl" if self.jsonl else "text"
-        return self.domain or self.stdlib or dataset or kind
+        return self.domain or self.stdlib or dataset or (DOMAIN if self.sampled else kind)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the model has to write this text first."""
+        return self.sampled is not None and self.sampled.file is None
+
+    @property
+    def fixed_windows(self) -> int | None:
+        """Windows that this source gives, however many the block asks for; None = its share."""
+        return self.sampled.windows if self.sampled else None
 
     def anchored(self, folder: Path) -> "Source":
         """Return the same source with absolute paths, see `anchor`."""
+        if self.sampled and self.sampled.file:
+            file = {"file": anchor(self.sampled.file, folder)}
+            return self.model_copy(update={"sampled": self.sampled.model_copy(update=file)})
         paths = {key: tuple(anchor(path, folder) for path in getattr(self, key)) for key in ("text", "jsonl")}
         if not self.dataset:
             return self.model_copy(update=paths)

@@ -2,12 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 
+from criteria.text.sampled.settings import SampledJson
 from experts.arguments import check_kind
 from experts.arrays import Ids, Marks
+from experts.errors import ExciseError
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,7 @@ class TextJson(TypedDict):
     documents: int  # how many the windows were cut from
     domains: list[str]  # labels of the sources
     hash: str  # identity of the tokens
+    sampled: NotRequired[list[SampledJson]]  # of windows that a model wrote: how
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Windows:
         domain: which of `domains` each window is from [N]
         documents: their names
         domains: labels of the sources
+        sampled: how windows were drawn that a model wrote itself
     """
 
     tokens: Ids
@@ -42,6 +46,7 @@ class Windows:
     domain: Ids
     documents: tuple[str, ...]
     domains: tuple[str, ...]
+    sampled: tuple[SampledJson, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -89,15 +94,32 @@ class Windows:
     def summary(self) -> TextJson:
         """Return what reports say of this text."""
         rows, length = self.tokens.shape
-        return {
+        summary: TextJson = {
             "windows": rows,
             "length": length,
             "documents": len(np.unique(self.document)),
             "domains": list(self.domains),
             "hash": self.hash,
         }
+        if self.sampled:
+            summary["sampled"] = list(self.sampled)
+        return summary
 
 
 def check_windows(name: str, text: object) -> None:
     """Refuse what are no windows, where a caller of the public functions passes text."""
     check_kind(name, text, Windows, "token windows of criteria.windows")
+
+
+def check_held_out(name: str, text: object) -> None:
+    """The same for text that something is tested on: it has to be real.
+
+    Raises:
+        ExciseError: no windows, or some of them were written by a model itself.
+    """
+    check_windows(name, text)
+    if isinstance(text, Windows) and text.sampled:
+        raise ExciseError(
+            f"{name}: some of its windows were sampled from a model; a model judged by its own samples says "
+            "nothing of real text: take criteria.windows"
+        )

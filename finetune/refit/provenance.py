@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Any, TypedDict
 
+from criteria.text.sampled.settings import in_words
 from criteria.text.windows import TextJson
 from finetune.distill.block import ROUTER
 from finetune.refit.result import SCALE, Refit, RefittedLayer
@@ -75,7 +76,8 @@ def refit_in_words(refit: RefitJson) -> str:
     """A sentence for the model card."""
     tokens = refit["text"]["windows"] * refit["text"]["length"]
     verb = "multiplied by one factor a layer, chosen" if refit["form"] == SCALE else "refitted"
-    how = f"{verb} by least squares on {tokens:,} tokens of text (`excise_recovery.json`)"
+    sampled = in_words(refit["text"].get("sampled", ()))
+    how = f"{verb} by least squares on {tokens:,} tokens of text (`excise_recovery.json`){sampled}"
     return f"The down projections of the kept experts were {how}. {_training_in_words(refit['local'])}"
 
 

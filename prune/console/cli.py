@@ -15,9 +15,10 @@ from prune.console.commands.finetune import finetune
 from prune.console.commands.init import init
 from prune.console.commands.inspect import inspect
 from prune.console.commands.prune import prune
+from prune.console.commands.sample import sample
 from prune.console.version import print_version
 
-COMMANDS = (prune, compare, audit, finetune, effects, export, inspect, criteria, init, doctor)
+COMMANDS = (prune, compare, audit, finetune, effects, export, inspect, criteria, init, sample, doctor)
 
 # What pydantic, which typer checks values with, says of them, and what a user is told.
 WORDS = {

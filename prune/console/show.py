@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prune.inspect import InspectResult
     from prune.recover.result import RecoveryResult
     from prune.run.result import PruneResult
+    from prune.sample.result import SampleResult
 
 
 def verdicts(result: "PruneResult", as_json: bool) -> None:
@@ -99,6 +100,16 @@ def effects(result: "EffectsResult") -> None:
     if result["rows"]:
         means = f"mean ΔCE {signed(result['mean_delta'], 6)}, mean KL {plain(result['mean_kl'], 6)}"
         print(f"{means} nats per row")
+
+
+def samples(result: "SampleResult") -> None:
+    """Print what `excise sample` wrote, and how it is used."""
+    print(
+        f"{result['samples']}: {result['windows']} windows of {result['length']} tokens "
+        f"(start {result['start']}, temperature {result['temperature']:g}, seed {result['seed']}), "
+        f"drawn in {plain(result['seconds'], 1)} s"
+    )
+    print(f"in a recipe: calibration: {{data: {{sampled: {{file: {result['samples']}}}}}}}")
 
 
 def model(summary: "InspectResult") -> None:

@@ -76,6 +76,9 @@ def _text(part: str, settings: TextSettings) -> ForecastTextJson:
     sources: list[str] = []
     for source in settings.data:
         files = ", ".join(map(str, (*source.text, *source.jsonl)))
+        if source.sampled:
+            sources.append(source.sampled.words)
+            continue
         named = source.dataset or (f"stdlib {source.stdlib}" if source.stdlib else files)
         sources.append(f"{named} ({source.split})" if source.split else named)
     return {

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from criteria.text.sampled.settings import not_here
 from experts.disk.configuration import positive_int, text_config
 from experts.disk.layout import Layout
 from experts.disk.shards import Stored
@@ -85,6 +86,12 @@ def memory(command: str, checked: Checked) -> MemoryJson:
     }
 
 
+def fits(checked: Checked) -> bool:
+    """Whether all weights would stay in memory, a GPU's apart."""
+    mode, weights = checked.recipe.memory.model, weights_in(checked.layout, checked.recipe.dtype)
+    return mode == "resident" or (mode == "auto" and weights <= room_for(free_memory(), _limit(checked)))
+
+
 def weights_in(layout: Layout, dtype: str) -> int:
     """Bytes of all weights in memory. dtype: of a recipe; auto = as stored, dequantised."""
     return parts_of(layout, dtype).whole
@@ -128,10 +135,13 @@ def _is_streamed(checked: Checked, parts: Parts, free: int, limit: int | None) -
         return False
     if streamed_bytes(parts.outside, parts.largest) > room_for(free, limit):
         raise ExciseError(too_large(name, parts.outside, parts.largest, free, limit, "this machine"))
-    if checked.recipe.finetune is not None:
-        why = f"the weights would take {human(parts.whole)}, and {human(room_for(free, limit))} are for them"
-        asked = mode == "streamed"
+    recipe, asked = checked.recipe, mode == "streamed"
+    why = f"the weights would take {human(parts.whole)}, and {human(room_for(free, limit))} are for them"
+    if recipe.finetune is not None:
         raise ExciseError(not_resident(name, "recovery (finetune)", ASKED if asked else why, asked=asked))
+    texts = [recipe.calibration, *([recipe.finetune] if recipe.finetune else [])]
+    if any(source.drawn for text in texts for source in text.data):
+        raise ExciseError(not_here(name, ASKED if asked else why))
     return True
 
 

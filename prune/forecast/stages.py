@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 
 from criteria.budget import Budget, deepest
+from criteria.text.sampled.settings import GROUP
+from criteria.text.shares import shares
 from prune.forecast.criterion_cost import calibration_passes
 from prune.forecast.result import StageJson
 from prune.recipe.schema import TextSettings
@@ -11,6 +13,7 @@ from prune.session.prepared import Checked
 Stages = list[StageJson]
 TEST = "test"  # the stage of all plans on held-out text
 REFIT = 4  # forwards of the text of a refit: the whole model, and the pruned one three times
+DRAW = 8  # a window that the model writes token by token, in plain forwards; on the demo, with one thread
 BACKWARD = 3  # a training step on a window, in plain forwards: forward and backward
 
 
@@ -89,13 +92,28 @@ def _calibration(checked: Checked, budgets: Iterable[Budget]) -> Stages:
     """A row per pass over the calibration text; a search is repeated in every scope."""
     text = checked.recipe.calibration
     windows = text.sequences
+    drawn = _drawn("sampled text", text)
     rows: dict[tuple[str, float], StageJson] = {}
     for budget in budgets:
         for cost in calibration_passes(checked.criteria, checked.shape, budget, windows):
             detail = f"{cost.forwards:.3g} plain forwards of {windows} windows"
             row = _stage(f"calibration: {cost.name}", round(cost.forwards * windows), text, detail)
             rows[cost.name, cost.forwards] = row
-    return list(rows.values())
+    return [*drawn, *rows.values()]
+
+
+def _drawn(name: str, text: TextSettings) -> Stages:
+    """Windows that the model has to write first, in whole groups."""
+    asked = [
+        count
+        for source, count in zip(text.data, shares(text.data, text.sequences), strict=True)
+        if source.drawn
+    ]
+    if not asked:
+        return []
+    windows = sum(-(-count // GROUP) * GROUP for count in asked)
+    detail = f"{windows} windows in groups of {GROUP}, token by token, at about {DRAW} plain forwards each"
+    return [_stage(name, windows * DRAW, text, detail)]
 
 
 def _repeated_calibration(checked: Checked) -> Stages:
@@ -151,7 +169,8 @@ def _training(checked: Checked) -> Stages:
     teacher = 1 if settings.kl else 0
     forwards = models * windows * (BACKWARD + teacher)
     detail = f"{models} models × {windows:,} windows × {BACKWARD + teacher} (forward, backward"
-    rows = [_stage("recovery", forwards, settings, f"{detail}{', teacher' if teacher else ''})")]
+    drawn = _drawn("sampled training text", settings)
+    rows = [*drawn, _stage("recovery", forwards, settings, f"{detail}{', teacher' if teacher else ''})")]
     measured = models * (settings.measure + 2)
     rows.append(
         _stage(

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from criteria.text.sampled.settings import Sampled
 from criteria.text.sources import Source
 from experts.settings import known_keys, nearest
 from finetune.refit.settings import LocalSettings
@@ -18,6 +19,7 @@ from prune.recipe.schema import (
     Recipe,
     RefitTable,
     TaskSettings,
+    TextSettings,
     ValidateSettings,
 )
 
@@ -26,6 +28,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "prune": PruneSettings,
     "validate": ValidateSettings,
     "data": Source,
+    "sampled": Sampled,
     "memory": MemoryTable,
     "compare": CompareSettings,
     "audit": AuditSettings,

@@ -1,6 +1,8 @@
 """`calibration` of a recipe: windows of text. `validate` and `finetune` begin with the same keys."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from criteria.text.bos import Bos
 from criteria.text.sources import Source, TemplateChoice
@@ -11,7 +13,7 @@ class TextSettings(Settings):
     """Windows of text."""
 
     data: OneOrMany[Source] = Field(
-        min_length=1, description="one source or a list; each gives an equal share of the windows"
+        min_length=1, description="one source or a list, which share the windows by `weight`"
     )
     sequences: int = Field(default=128, gt=0, description="windows")
     length: int = Field(default=512, gt=16, description="tokens per window")
@@ -31,3 +33,11 @@ class TextSettings(Settings):
             "none = conversations by the tokenizer's own"
         ),
     )
+
+    @model_validator(mode="after")
+    def _as_many_as_are_named(self) -> Self:
+        """Where every source names its windows, `sequences` need not repeat their sum."""
+        named = [source.fixed_windows for source in self.data]
+        if "sequences" in self.model_fields_set or None in named:
+            return self
+        return self.model_copy(update={"sequences": sum(number or 0 for number in named)})

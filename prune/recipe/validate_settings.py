@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from criteria.text.sources import TemplateChoice
+from criteria.text.sources import Source, TemplateChoice
 from experts.modes import Mode
 from experts.settings import OneOrMany, Settings
 from prune.recipe.text_settings import TextSettings
@@ -95,3 +95,13 @@ class ValidateSettings(TextSettings):
         default=None, description="curves of removal per layer, with `excise audit`"
     )
     tasks: TaskSettings | None = Field(default=None, description="lm-eval tasks, besides the loss")
+
+    @field_validator("data")
+    @classmethod
+    def _real_text(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        if any(source.sampled for source in sources):
+            raise ValueError(
+                "a model judged by its own samples says nothing of real text; "
+                "give text, jsonl, dataset or stdlib"
+            )
+        return sources

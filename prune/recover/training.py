@@ -1,5 +1,6 @@
 """How a model was trained, as a sentence in report and card."""
 
+from criteria.text.sampled.settings import in_words
 from finetune.results import TrainingJson
 
 
@@ -11,7 +12,7 @@ def training_in_words(training: TrainingJson) -> str:
         f"({training['weights']} weights, {training['tuned']:,} trained parameters); "
         f"loss = {_loss_in_words(training)}; "
         f"{training['steps']} steps, {training['tokens']:,} tokens of "
-        f"{text['windows']} windows (hash {text['hash']}), "
+        f"{text['windows']} windows (hash {text['hash']}{in_words(text.get('sampled', ()))}), "
         f"learning rate {training['learning_rate']:g}, seed {training['seed']}."
     )
 

@@ -1,5 +1,6 @@
 """The model card of `excise prune`: what was removed, and whether the choice of experts beat chance."""
 
+from criteria.text.sampled.settings import in_words
 from experts.disk.layout import Layout
 from experts.plan import Plan
 from prune.checkpoint.card import IDS, UNCHANGED_WEIGHTS, front_matter, how_to_load, kept_experts, title
@@ -45,6 +46,7 @@ def _ranking(plan: Plan, result: ValidationResult) -> str:
     text = result["text"]["calibration"]
     return (
         f"Ranked by `{plan.criterion}` = {result['plans'][0]['formula']} on "
-        f"{text['windows']} windows of {text['length']} tokens\n(hash {text['hash']}). "
+        f"{text['windows']} windows of {text['length']} tokens\n"
+        f"(hash {text['hash']}{in_words(text.get('sampled', ()))}). "
         f"Budget: {plan.budget}. Source fingerprint: {result['model']['fingerprint']}."
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from criteria.text.sampled.settings import in_words
 from criteria.text.windows import TextJson
 from prune.domain_table import domain_evidence
 from prune.recipe.schema import Recipe
@@ -78,7 +79,7 @@ def _text(result: ValidationResult) -> str:
 def _text_in_words(text: TextJson) -> str:
     return (
         f"{text['windows']} windows of {text['length']} tokens from {text['documents']} documents "
-        f"({', '.join(text['domains'])}), hash {text['hash']}"
+        f"({', '.join(text['domains'])}), hash {text['hash']}{in_words(text.get('sampled', ()))}"
     )
 
 

@@ -84,7 +84,8 @@ def check_texts(**parts: TextSettings) -> None:
     """
     for key, part in parts.items():
         for source in part.data:
-            for path in (*source.text, *source.jsonl):
+            samples = [source.sampled.file] if source.sampled and source.sampled.file else []
+            for path in (*source.text, *source.jsonl, *samples):
                 if not path.exists():
                     missing = f"{key}.data names {path}: No such file or directory"
                     raise ExciseError(f"{missing}; relative paths start from the recipe's folder")

@@ -1,8 +1,12 @@
 """The refit of a recipe: its text, its measures, and the refitted weights of the plan that is written."""
 
 import shutil
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from experts.anatomy import MoELayer, dissect
 from experts.errors import settings_of
@@ -21,6 +25,7 @@ from prune.checkpoint.stored_weights import StoredWeights
 from prune.recover.targets import everything
 from prune.session.measures import row_key, tasks_of
 from prune.session.session import Session
+from prune.session.texts import is_drawn
 from validate.measure import Measure, loss_measure
 
 if TYPE_CHECKING:
@@ -34,20 +39,26 @@ class Refits:
 
     Attributes:
         session: of a recipe with `refit`
-        request: the text, and how
-        key: identity of model, text and settings
     """
 
     def __init__(self, session: Session) -> None:
-        settings = session.recipe.refit
-        assert settings is not None, "asked for only where there is one"
         self.session = session
+
+    @cached_property
+    def request(self) -> Request:
+        """The text, and how; where the model writes the text, it does so now."""
+        settings = self.session.recipe.refit
+        assert settings is not None, "asked for only where there is one"
         local = None if settings.local is None else Local(**settings.local.model_dump())
-        self.request = Request(
-            session.texts.refit, settings.chosen, settings.fewest, settings.batch, settings.form, local
-        )
-        self.request.check()
-        self.key = self.request.key_on(session.model.identity)
+        text = self.session.texts.refit
+        request = Request(text, settings.chosen, settings.fewest, settings.batch, settings.form, local)
+        request.check()
+        return request
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of model, text and settings."""
+        return self.request.key_on(self.session.model.identity)
 
     def measures(self, written: Plan | None = None) -> list[Measure]:
         """The recipe's measures after the refit, the held-out loss first.
@@ -106,14 +117,13 @@ class Refits:
         return RefittedItems(self.session.model, self.of, *given)
 
 
-def is_matrix(layer: MoELayer, name: str) -> bool:
-    """Whether a parameter of the experts holds matrices, which training changes; biases stay."""
-    return layer.experts.get_parameter(name).ndim > 2
-
-
 def check_refit(session: Session) -> None:
     """Refuse a model that cannot be refitted, or whose weights could not be written back; without weights."""
-    local = Refits(session).request.local
+    settings = session.recipe.refit
+    assert settings is not None, "asked for only where there is one"
+    text = settings.text or session.recipe.calibration
+    if not is_drawn(text):
+        _ = Refits(session).request
     prepared = session.prepared
     anatomy = dissect(skeleton(prepared.source, session.recipe.trust_remote_code))
     weights = dict(anatomy.model.named_parameters())
@@ -121,10 +131,16 @@ def check_refit(session: Session) -> None:
     for layer in anatomy.layers:
         with settings_of(f"refit: {layer.name}"):
             check_linear(layer.experts)
-    changed: list[str] = []
-    for layer in anatomy.layers:
-        experts = [DOWN] if local is None else [name for name in layer.weights if is_matrix(layer, name)]
-        changed += [f"{names[layer.experts]}.{name}" for name in experts]
-        changed += [] if local is None else [f"{names[layer.router]}.weight"]
+    changed = [
+        name for layer in anatomy.layers for name in _changed(layer, names, settings.local is not None)
+    ]
     pieces = by_name(slice_layout(prepared.layout, everything(prepared.layout)))
     StoredWeights(anatomy.model, pieces, "refit").check({name: weights[name] for name in changed})
+
+
+def _changed(layer: MoELayer, names: Mapping[nn.Module, str], trained: bool) -> list[str]:
+    """Names of the weights of a layer that change; training changes all matrices, and leaves biases."""
+    if not trained:
+        return [f"{names[layer.experts]}.{DOWN}"]
+    matrices = [name for name in layer.weights if layer.experts.get_parameter(name).ndim > 2]
+    return [f"{names[layer.router]}.weight", *(f"{names[layer.experts]}.{name}" for name in matrices)]

@@ -16,6 +16,7 @@ from criteria.ranking import score
 from criteria.scores import Scores
 from criteria.selection import check_protected
 from criteria.text.chat_template import ChatTemplate
+from criteria.text.sampled.own_text import SampleStore
 from experts.anatomy import Anatomy
 from experts.cache import Cache
 from experts.disk.fingerprint import digest_files
@@ -55,7 +56,8 @@ class Session:
         self.shape, self.fingerprint = prepared.shape, prepared.fingerprint
         self.cache: Cache = shared.cache if shared else Cache(self.folder.path)
         self.model: Model = shared.model if shared else self._new_model()
-        self.texts = texts or Texts(self.model, self.recipe)
+        own_text = SampleStore(self.cache, self.folder.path / "samples.partial.safetensors")
+        self.texts = texts or Texts(self.model, self.recipe, own_text)
 
     def _new_model(self) -> Model:
         return Model(

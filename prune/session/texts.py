@@ -5,6 +5,8 @@ from functools import cached_property
 
 from criteria.text.disjoint import check_disjoint
 from criteria.text.for_model import read_for
+from criteria.text.sampled.from_model import SampledFromModel
+from criteria.text.sampled.own_text import SampleStore
 from criteria.text.windows import Windows
 from experts.model import Model
 from experts.notes import tell
@@ -12,10 +14,16 @@ from prune.recipe.schema import Recipe, TextSettings
 
 
 class Texts:
-    """Calibration, validation and training text of a recipe, cut by the model's tokenizer."""
+    """Calibration, validation and training text of a recipe, cut by the model's tokenizer.
 
-    def __init__(self, model: Model, recipe: Recipe) -> None:
-        self.model, self.recipe = model, recipe
+    Attributes:
+        model: its tokenizer cuts the text, and it writes what is sampled
+        recipe: names the sources
+        store: where windows are kept that the model writes itself
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, store: SampleStore | None = None) -> None:
+        self.model, self.recipe, self.store = model, recipe, store or SampleStore()
 
     @cached_property
     def calibration(self) -> Windows:
@@ -48,17 +56,31 @@ class Texts:
         return windows
 
     def check(self, *, training: bool = False) -> None:
-        """Read them now: what cannot be used is refused before any work."""
-        _ = self.calibration
-        if self.recipe.refit is not None:
-            _ = self.refit
-        if training:
-            _ = self.training
+        """Read them now: what cannot be used is refused before any work.
+
+        Text that the model writes itself is work: it is drawn when something needs it, and only whether it
+        can be is asked here.
+        """
+        self._check("calibration", self.recipe.calibration)
+        if self.recipe.refit and self.recipe.refit.text:
+            self._check("refit", self.recipe.refit.text)
+        if training and self.recipe.finetune:
+            self._check("training", self.recipe.finetune)
+
+    def _check(self, name: str, settings: TextSettings) -> None:
+        if not is_drawn(settings):
+            getattr(self, name)
+            return
+        _ = self.validation
+        writer = SampledFromModel(self.model, settings.length, settings.seed, settings.bos)
+        for source in settings.data:
+            writer.check(source)
 
     def reseeded(self, seed: int) -> "Texts":
         """The same with calibration windows of another seed, for plans that are not tested."""
         calibration = self.recipe.calibration.model_copy(update={"seed": seed})
-        other = Texts(self.model, self.recipe.model_copy(update={"calibration": calibration}))
+        recipe = self.recipe.model_copy(update={"calibration": calibration})
+        other = Texts(self.model, recipe, self.store)
         other.calibration = self.read(calibration, _silent)
         other.validation = self.validation
         return other
@@ -74,8 +96,14 @@ class Texts:
             bos=settings.bos,
             chat_template=settings.chat_template,
             say=say,
+            store=self.store,
         )
 
 
 def _silent(_: str) -> None:
     """Takes notes on a text that was told of before."""
+
+
+def is_drawn(settings: TextSettings) -> bool:
+    """Whether the model has to write some of a text itself."""
+    return any(source.drawn for source in settings.data)

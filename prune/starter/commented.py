@@ -53,14 +53,16 @@ dtype: auto
 
 def _calibration(facts: Facts) -> str:
     return f"""\
-# The text that criteria see. It should be like what the model is for: the ranking follows it.
+# The text that criteria see: the ranking follows it.
 calibration:
-  # The standard library of Python needs no download. Your own text instead:
+  # The model writes it, so that it is like all it was trained on. start: random, bos, or chat (its template).
+  # Too large for memory: `excise sample` elsewhere, and {{sampled: {{file: samples.jsonl}}}} here.
+  # Text of the use at hand instead, or beside it, as a list with weights:
   #   data: {{text: calibration.txt, separator: "^# "}}    (separator: what begins a document)
   #   data: {{jsonl: rows.jsonl, field: text}}
-  #   data: {{dataset: allenai/c4, config: en, split: train}}
-  data:
-{_sources("calibration")}
+  #   data: [{{sampled: {{}}, weight: 2}}, {{dataset: allenai/c4, config: en, split: train}}]
+  #   data: [{{stdlib: code, split: calibration}}, {{stdlib: prose, split: calibration}}]
+  data: {{sampled: {{start: random, temperature: 1}}}}
   sequences: {CALIBRATION}    # windows
   length: {facts.length}       # tokens per window; more than the model was made for is of no use
   batch: {BATCH}          # windows per forward; the logits of {BATCH} take {human(facts.logits(BATCH))}

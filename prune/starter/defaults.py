@@ -1,13 +1,18 @@
-"""The recipe of a model that has none: half the experts, by reap, on text that needs no download."""
+"""The recipe of a model that has none: half the experts, by reap, on text that the model writes itself."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from criteria.by_name import resolve
+from criteria.criterion import DOMAINS as COMPARES_DOMAINS
 from criteria.text.context_length import learned_positions, most_positions
+from criteria.text.sampled.settings import Sampled
 from criteria.text.sources import Source
 from experts.disk.layout import Layout
+from experts.notes import tell
+from prune.forecast.memory import fits
 from prune.recipe.overrides import override
 from prune.recipe.read import parse_recipe
 from prune.recipe.schema import Recipe
@@ -19,6 +24,12 @@ CALIBRATION, VALIDATION = 128, 64  # windows
 LENGTH = 512  # tokens per window
 SHORTEST = 17  # which a recipe allows
 DOMAINS = ("code", "prose")
+OWN = (Source(sampled=Sampled()),)
+NO_ROOM = (
+    "{}: read layer by layer, so it cannot write its own calibration text, and the standard library of "
+    "Python takes its place; `excise sample` on a machine where it fits writes a file for "
+    "--set 'calibration.data={{sampled: {{file: samples.jsonl}}}}'"
+)
 
 
 def starter_recipe(model: str, wishes: Wishes, overrides: Sequence[str] = ()) -> Recipe:
@@ -34,21 +45,31 @@ def starter_recipe(model: str, wishes: Wishes, overrides: Sequence[str] = ()) ->
     data: dict[str, Any] = {
         "model": model,
         "calibration": {
-            "data": _source(wishes.text, "calibration"),
             "sequences": CALIBRATION,
             "length": LENGTH,
         },
         "criteria": [CRITERION if wishes.criterion is None else wishes.criterion],
         "prune": _budget(wishes),
         "validate": {
-            "data": _source(wishes.text, "test"),
+            "data": _library("test") if wishes.text is None else _file(wishes.text),
             "sequences": VALIDATION,
             "length": LENGTH,
         },
     }
     for assignment in overrides:
         override(data, assignment)
+    if isinstance(data["calibration"], dict) and "data" not in data["calibration"]:
+        data["calibration"]["data"] = _calibration(wishes.text, data["criteria"])
     return parse_recipe(data, model, Path.cwd())
+
+
+def _calibration(text: Path | None, criteria: object) -> list[dict[str, Any]]:
+    """Text of the model itself, unless there is other text or a criterion compares domains of text."""
+    if text is not None:
+        return _file(text)
+    names = [name for name in criteria if isinstance(name, str)] if isinstance(criteria, list) else []
+    compares = any(resolve(name).needs == COMPARES_DOMAINS for name in names)
+    return _library("calibration") if compares else [{"sampled": {}}]
 
 
 def window_length(layout: Layout) -> int:
@@ -59,12 +80,20 @@ def window_length(layout: Layout) -> int:
 
 
 def fitted(checked: Checked) -> Checked:
-    """The same with windows that fit the model, now that its headers are read; a length by hand stays."""
+    """The same with windows that fit the model, now that its headers are read; a length by hand stays.
+
+    A model that would be read layer by layer cannot write its own text: the standard library takes its place.
+    """
     length = window_length(checked.layout)
     recipe = checked.recipe
     changes: dict[str, Any] = {}
     if recipe.calibration.length == LENGTH:
         changes["calibration"] = recipe.calibration.model_copy(update={"length": length})
+    if recipe.calibration.data == OWN and not fits(checked):
+        tell(NO_ROOM.format(recipe.model))
+        library = tuple(Source.model_validate(source) for source in _library("calibration"))
+        text = changes.get("calibration", recipe.calibration)
+        changes["calibration"] = text.model_copy(update={"data": library})
     if recipe.validation.length == LENGTH:
         changes["validation"] = recipe.validation.model_copy(update={"length": length})
     return replace(checked, recipe=recipe.model_copy(update=changes))
@@ -85,9 +114,12 @@ def _whole(text: Path) -> tuple[Source, ...]:
     return (Source(text=(text.absolute(),)),)
 
 
-def _source(text: Path | None, split: str) -> list[dict[str, Any]]:
-    if text is not None:
-        return [{"text": [str(text.absolute())]}]
+def _file(text: Path) -> list[dict[str, Any]]:
+    return [{"text": [str(text.absolute())]}]
+
+
+def _library(split: str) -> list[dict[str, Any]]:
+    """The standard library of Python."""
     return [{"stdlib": domain, "split": split} for domain in DOMAINS]
 
 

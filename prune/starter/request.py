@@ -16,7 +16,8 @@ class Wishes:
         keep: experts kept per layer.
         target_size: largest size of all weights together, for example 8GB.
         criterion: name of the criterion that prunes.
-        text: file of plain text, for calibration and for the test; None = the standard library of Python.
+        text: file of plain text, for calibration and for the test; None = the model's own text, and the
+            standard library of Python.
     """
 
     fraction: float | None = None

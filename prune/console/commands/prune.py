@@ -58,7 +58,8 @@ TextFile = Annotated[
     Path | None,
     typer.Option(
         "--text",
-        help="Plain text, of which a third is held out; default the standard library of Python.",
+        help="Plain text, of which a third is held out; default: the model's own text to calibrate on, "
+        "the standard library of Python to test on.",
         rich_help_panel=PANEL,
     ),
 ]

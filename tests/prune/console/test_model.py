@@ -77,9 +77,32 @@ def test_text_parts_are_disjoint_and_no_run_begins_without_them(
 def test_defaults_need_no_download(saved: dict[str, Path]) -> None:
     result = excise("prune", saved["olmoe"], "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "stdlib code (calibration)" in result.stdout
+    assert "written by the model itself: start random, temperature 1" in result.stdout
+    assert "stdlib code (test)" in result.stdout
     assert "runs/olmoe-reap-0.5-layer" in result.stdout
     assert not Path("runs").exists()
+
+
+def test_a_model_that_cannot_write_or_a_criterion_that_compares_domains(saved: dict[str, Path]) -> None:
+    for options, told in (
+        (["--set", "memory.model=streamed"], True),
+        (["--criterion", "specialization"], False),
+    ):
+        result = excise("prune", saved["olmoe"], "--dry-run", *options)
+        assert result.exit_code == 0, result.output
+        assert "stdlib code (calibration)" in result.stdout
+        assert ("it cannot write its own calibration text" in result.stderr) is told
+
+
+@pytest.mark.slow
+def test_a_model_by_its_own_text(saved: dict[str, Path]) -> None:
+    """The whole run, with the recipe that was made; its samples are drawn once."""
+    small = [*SMALL, "--set", "calibration.length=32", "--set", "validate.length=32"]
+    result = excise("prune", saved["olmoe"], "-o", "run", *small)
+    assert result.exit_code == 0, result.output
+    kept = yaml.safe_load(Path("run/recipe.yaml").read_text())
+    assert kept["calibration"]["data"] == [{"sampled": {}}]
+    assert "8 of the windows were sampled from the model itself" in Path("run/report.md").read_text()
 
 
 @pytest.mark.parametrize(

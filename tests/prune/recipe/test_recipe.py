@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
+from criteria.text.sampled.settings import Sampled
 from criteria.text.sources import Source
 from experts.disk.find import model_folder
 from experts.disk.names import recipes_folder
 from experts.errors import ExciseError
 from experts.units import parse_size
 from finetune.settings import TeacherSettings
-from prune.recipe.read import read_recipe, recipe_file
+from prune.recipe.read import parse_recipe, read_recipe, recipe_file
 from prune.recipe.schema import (
     AuditSettings,
     CalibrationSettings,
@@ -108,6 +109,24 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
         ),
         ({"prune": {"fraction": 0.5, "floor": 4}}, "floor belongs to scope: global"),
         ({"calibration": {"data": []}}, r"calibration\.data: .*at least 1 item"),
+        (
+            {"validate": {"data": {"sampled": {}}}},
+            r"validate\.data: a model judged by its own samples says nothing of real text",
+        ),
+        (
+            {"calibration": {"data": {"sampled": {"start": "middle"}}}},
+            r"calibration\.data\.0\.sampled\.start: .*'random', 'bos' or 'chat'",
+        ),
+        ({"calibration": {"data": {"sampled": {"temperature": 0}}}}, r"temperature: .*greater than 0"),
+        ({"calibration": {"data": {"sampled": {"temp": 1}}}}, r"unknown key .*did you mean 'temperature'\?"),
+        (
+            {"calibration": {"data": {"sampled": {"file": "s.jsonl", "seed": 1}}}},
+            "seed belongs to text that is drawn now",
+        ),
+        (
+            {"calibration": {"data": {"sampled": {}, "text": ["a"]}}},
+            "give exactly one of text, jsonl, dataset, stdlib, sampled",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -216,6 +235,7 @@ def test_every_key_is_documented() -> None:
         FinetuneSettings,
         TeacherSettings,
         Source,
+        Sampled,
     ):
         for name, field in table.model_fields.items():
             assert f"| `{field.alias or name}` |" in text
@@ -246,3 +266,25 @@ def test_budgets_that_are_set_and_taken_away(order: tuple[str, ...]) -> None:
 def test_sizes_that_are_none(size: str) -> None:
     with pytest.raises(ValueError, match="is not a size; write for example 8GB"):
         parse_size(size)
+
+
+def test_sampled_text(tmp_path: Path) -> None:
+    """Their windows, where all sources name them, are the block's; a file's path is made absolute."""
+    named = read_recipe(write(tmp_path, calibration={"data": {"sampled": {"windows": 48}}}))
+    assert named.calibration.sequences == 48
+    both = [{"sampled": {"windows": 48}}, {"stdlib": "code", "split": "train"}]
+    assert read_recipe(write(tmp_path, calibration={"data": both})).calibration.sequences == 128
+    (tmp_path / "s.jsonl").write_text("")
+    filed = read_recipe(write(tmp_path, calibration={"data": {"sampled": {"file": "s.jsonl"}}}))
+    (source,) = filed.calibration.data
+    assert source.sampled is not None
+    assert source.sampled.file == tmp_path / "s.jsonl"
+    assert not source.drawn
+
+
+def test_a_kept_recipe_still_asks_for_samples(tmp_path: Path) -> None:
+    """Defaults are not written down; an empty table is."""
+    recipe = read_recipe(write(tmp_path, calibration={"data": {"sampled": {}}}))
+    kept = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    assert kept["calibration"]["data"] == [{"sampled": {}}]
+    assert parse_recipe(kept, "kept", tmp_path) == recipe

@@ -1,0 +1,1 @@
+"""`excise sample`: a model writes text of its own into a file, which other machines calibrate on."""

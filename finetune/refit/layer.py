@@ -78,7 +78,7 @@ class LayerRefit:
                 the equations have no solution.
         """
         examples = Collected(len(self.passage.windows), self.passage.windows.tokens.shape[1])
-        equations = self._filled(self._checked(), examples, go=not last)
+        equations = self._filled(self.factor(), examples, go=not last)
         few = [place for place, rows in enumerate(equations.rows.tolist()) if rows < self.fewest]
         for place in few:
             equations.leave(place)
@@ -105,8 +105,12 @@ class LayerRefit:
             others={name: values.cpu() for name, values in others.items()},
         )
 
-    def _checked(self) -> float:
-        """What the block multiplies its experts' sum with before it adds that to the stream."""
+    def factor(self) -> float:
+        """What the block multiplies its experts' sum with before it adds that to the stream.
+
+        Raises:
+            ExciseError: inner activations cannot be seen, or the sum does not simply add to the stream.
+        """
         try:
             check_inner(self.layer.experts)
             return self._factor()

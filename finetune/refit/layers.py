@@ -3,10 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from criteria.text.windows import Windows
+from experts.anatomy import Anatomy
 from experts.memory import free_bytes
+from experts.plan import Plan
 from finetune.refit.blocks import Blocks
 from finetune.refit.equations import Equations
 from finetune.refit.held_out import HeldOut
@@ -64,6 +68,28 @@ def refit_layers(travellers: Sequence[Traveller], request: Request) -> None:
                         _pass(travellers, layer)
                     else:
                         _end(measured, layer)
+
+
+@torch.no_grad()
+def check_refittable(anatomy: Anatomy, windows: Windows) -> None:
+    """Refuse a model that cannot be refitted, by what its layers do with one window.
+
+    Raises:
+        ExciseError: inner activations of a layer cannot be seen, or its experts' sum does not simply add to
+            the residual stream.
+    """
+    everything = tuple(range(anatomy.shape.num_experts))
+    plan = Plan(anatomy.shape.num_experts, dict.fromkeys(anatomy.shape.layers, everything))
+    passage = Passage(anatomy, plan, windows.select(np.array([0])), 1)
+    row_of = {layer.index: row for row, layer in enumerate(anatomy.layers)}
+    for span in anatomy.weights.spans():
+        if span.start > anatomy.layers[-1].index:
+            return
+        with anatomy.weights.loaded(span):
+            for layer in span:
+                if layer in row_of:
+                    LayerRefit(passage, row_of[layer], None, 0, _equations).factor()
+                passage.leaving(layer, PRUNED, 0, go=True)
 
 
 def _refit(one: Traveller, row: int, request: Request, *, last: bool) -> None:

@@ -20,7 +20,7 @@ from prune.compare.result import (
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepared import Prepared
-from prune.session.refits import Refits, check_refit
+from prune.session.refits import Refits, check_refit, settled
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
@@ -41,8 +41,12 @@ class ComparisonRun:
     """All criteria of a recipe × its budgets. No plan is measured twice, also where two criteria share it."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
-        self.shape, self.session = prepared.shape, Session(prepared)
+        self.folder, self.shape = prepared.folder, prepared.shape
+        self._use(Session(prepared))
+
+    def _use(self, session: Session) -> None:
+        """Work with this session; its recipe may have lost what its model cannot have."""
+        self.session, self.prepared, self.recipe = session, session.prepared, session.recipe
 
     def execute(self) -> ComparisonResult:
         """Write comparison.json, .csv and .md, and the raw rows; return the content of comparison.json."""
@@ -50,9 +54,10 @@ class ComparisonRun:
             tell(note)
         self.session.check_texts()
         check_rows(self.session, self._pairs)
-        if self.recipe.refit:
+        if self.recipe.refit and not self.recipe.refit.if_possible:
             check_refit(self.session)
         with self.folder.held():
+            self._use(settled(self.session))
             return self._compared()
 
     def _notes(self) -> list[str]:

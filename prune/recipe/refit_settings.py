@@ -9,6 +9,10 @@ from prune.recipe.text_settings import TextSettings
 class RefitTable(RefitSettings):
     """The refit of the pruned model, and of random plans of its size."""
 
+    if_possible: bool = Field(
+        default=False,
+        description="where the model cannot be refitted it is pruned without, and a note says why",
+    )
     text: TextSettings | None = Field(
         default=None, description="windows to refit on, with the keys of `calibration`; none = those of it"
     )

@@ -24,7 +24,7 @@ from prune.run.report import markdown
 from prune.run.result import PruneResult
 from prune.session.measures import check_rows
 from prune.session.prepared import Prepared
-from prune.session.refits import check_refit
+from prune.session.refits import check_refit, settled, without_refit
 from prune.session.refusals import check_pruning
 from prune.session.run_folder import CHECKPOINT, write_json, write_text
 from prune.session.session import Session
@@ -52,8 +52,12 @@ class Run:
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
         self.layout, self.shape = prepared.layout, prepared.shape
-        self.session = Session(prepared)
-        self.pruned = PrunedFolder(self.session, self.folder.path / CHECKPOINT)
+        self._use(Session(prepared))
+
+    def _use(self, session: Session) -> None:
+        """Work with this session; its recipe may have lost what its model cannot have."""
+        self.session, self.prepared, self.recipe = session, session.prepared, session.recipe
+        self.pruned = PrunedFolder(session, self.folder.path / CHECKPOINT)
 
     @property
     def budget(self) -> Budget:
@@ -72,6 +76,7 @@ class Run:
             tell(note)
         self._check()
         with self.folder.held():
+            self._use(settled(self.session))
             return self._stages(notes)
 
     def _notes(self) -> list[str]:
@@ -96,7 +101,15 @@ class Run:
         if self.recipe.finetune:
             check_targets(self.session)
         if self.recipe.refit:
+            self._check_refit(self.recipe.refit.if_possible)
+
+    def _check_refit(self, if_possible: bool) -> None:
+        try:
             check_refit(self.session)
+        except ExciseError as refusal:
+            if not if_possible:
+                raise
+            self._use(without_refit(self.session, str(refusal)))
 
     def _stages(self, notes: list[str]) -> RunResult:
         keep_recipe(self.prepared)

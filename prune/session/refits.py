@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from experts.anatomy import MoELayer, dissect
-from experts.errors import settings_of
+from experts.errors import ExciseError, settings_of
 from experts.inner_activations import DOWN, check_linear
 from experts.keys import key_of
 from experts.loading import skeleton
+from experts.notes import tell
 from experts.plan import Plan
 from finetune.distill.settings import Local
+from finetune.refit.layers import check_refittable
 from finetune.refit.request import Request
 from finetune.refit.result import Refit
 from finetune.refit.stored import save_refit, stored_refit
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from validate.tasks import ItemEvaluator
 
 FOLDER, PREFIX = "refit", "refitted_"
+REFITTABLE = "refittable"  # what the record of a run folder says of its model
 
 
 class Refits:
@@ -115,6 +118,44 @@ class Refits:
         from prune.session.refitted_items import RefittedItems  # lm-eval takes seconds to import
 
         return RefittedItems(self.session.model, self.of, *given)
+
+
+def settled(session: Session) -> Session:
+    """The session, or the same without a refit that its model cannot have, where the recipe allows that.
+
+    What its layers do with a window decides; the run folder remembers it, so that a finished run needs no
+    model.
+
+    Raises:
+        ExciseError: the model cannot be refitted, and the recipe does not say `if_possible`.
+    """
+    settings, key = session.recipe.refit, key_of(REFITTABLE, session.model.identity)
+    if settings is None:
+        return session
+    known, _, why = session.folder.record.get(REFITTABLE, "").partition(" ")
+    if known != key:
+        why = _refusal(session)
+        session.folder.finish(REFITTABLE, f"{key} {why}".strip())
+    if why and not settings.if_possible:
+        raise ExciseError(why)
+    return without_refit(session, why) if why else session
+
+
+def _refusal(session: Session) -> str:
+    """Why a loaded model cannot be refitted; empty where it can be."""
+    try:
+        check_refittable(session.anatomy, session.texts.validation)
+    except ExciseError as refusal:
+        return str(refusal)
+    return ""
+
+
+def without_refit(session: Session, why: str) -> Session:
+    """The same session and model without a refit."""
+    tell(f"pruned without a refit (refit.if_possible): {why}")
+    recipe = session.recipe.model_copy(update={"refit": None})
+    prepared = session.prepared.with_recipe(recipe, session.prepared.criteria)
+    return Session(prepared, shared=session)
 
 
 def check_refit(session: Session) -> None:

@@ -23,6 +23,7 @@ def commented_recipe(facts: Facts, file: str) -> str:
         _calibration(facts),
         _criteria(),
         _prune(facts),
+        _refit(),
         _validate(facts),
     )
     return "\n".join(blocks)
@@ -104,6 +105,15 @@ def _multiple(facts: Facts) -> str:
     return f"""\
   # Every count is a multiple of it, as expert-parallel serving may want: {_counts(counts)}.
   # multiple_of: {multiple}
+"""
+
+
+def _refit() -> str:
+    return """\
+# The kept experts' down projections are refitted by least squares, without training, those of random plans too.
+refit:
+  if_possible: true    # a model that cannot be refitted is pruned without; `refit: null` leaves it out for any
+  # text: {data: {text: refit.txt}, sequences: 512, length: 512}    # default: the text of calibration
 """
 
 

@@ -1,4 +1,4 @@
-"""The recipe of a model that has none: half the experts, by reap, on text that the model writes itself."""
+"""The recipe of a model that has none: half the experts, by reap, calibrated and refitted on its own text."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,6 +55,7 @@ def starter_recipe(model: str, wishes: Wishes, overrides: Sequence[str] = ()) ->
             "sequences": VALIDATION,
             "length": LENGTH,
         },
+        "refit": {"if_possible": True},
     }
     for assignment in overrides:
         override(data, assignment)

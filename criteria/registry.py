@@ -157,7 +157,7 @@ ROWS = (
         part="score",
         formula="what a refit of the others leaves of the output, e removed after the earlier ones",
         needs=ACTIVATIONS,
-        cost=3.0,
+        cost=4.0,
         grows="L",
         source="backward elimination",
     ),

@@ -11,7 +11,7 @@ from experts.anatomy import MoELayer, expert_rows
 from experts.disk.configuration import COUNT_KEYS
 from experts.errors import ExciseError
 from experts.routing import shrink_router
-from experts.seam import replaced
+from experts.seam import ROUNDING, replaced
 from experts.undo import Undo
 
 ROUTER = "router"  # key of the router's rows beside the names of the experts' parameters
@@ -82,6 +82,34 @@ def trainable_block(
         leaves[ROUTER] = layer.router.get_parameter("weight")
         leaves[ROUTER].requires_grad_()
         yield Block(layer, leaves)
+
+
+@torch.no_grad()
+def check_block(
+    layer: MoELayer, kept: tuple[int, ...], num_experts: int, entering: Tensor, routed: Tensor
+) -> None:
+    """Refuse a block that computes something else on its own than inside the pruned model.
+
+    Most tokens are compared: where two experts are as good as level, rounding may choose either.
+
+    Args:
+        layer: the MoE layer, its weights in memory
+        kept: sorted ids of K experts
+        num_experts: E
+        entering: what enters the block in the pruned model [T, H]
+        routed: what its experts add up to there [T, H]
+
+    Raises:
+        ExciseError: it does.
+    """
+    with trainable_block(layer, kept, num_experts, {}) as block:
+        gap = torch.linalg.vector_norm(block(entering).double() - routed.double(), dim=1)
+    size = torch.linalg.vector_norm(routed.double(), dim=1)
+    if gap.median() > ROUNDING[routed.dtype] * size.median():
+        raise ExciseError(
+            f"{layer.name}: cannot be trained: the block computes something else on its own than in the "
+            "model; refit without local"
+        )
 
 
 def matrices(values: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from experts.anatomy import MoELayer
 from experts.errors import ExciseError
 from experts.inner_activations import DOWN, Features, check_inner, features_of, see_inner
 from experts.seam import Forward
-from finetune.distill.block import trainable_block
+from finetune.distill.block import check_block, trainable_block
 from finetune.distill.examples import Collected, entering_block
 from finetune.distill.settings import Local
 from finetune.distill.train import Distilled, distilled
@@ -158,6 +158,9 @@ class LayerRefit:
             lacking = (clean.double() - seen.stream.double()) * readable[:, None] / factor
             equations.add(batch % 2, seen.features, lacking)
             if entering is not None:
+                if batch == 0:
+                    num_experts = self.passage.anatomy.shape.num_experts
+                    check_block(self.layer, self.kept, num_experts, entering[0], seen.routed)
                 examples.add(entering.pop(), seen.routed + lacking, readable)
         return equations
 

@@ -13,7 +13,14 @@ from tests.support.tasks import task_file
 
 LIMIT = "900kB"  # weights take 0.6 MB at a time; less than the states of all plans is left
 OWN = ("recipe.yaml", "environment.json", "stages.json", ".lock")  # name the settings, folders and times
-CRITERIA = ["reap", "gradient", "fisher", "causal_removal:outcome=kl", "causal_greedy:rounds=2,outcome=kl"]
+CRITERIA = [
+    "reap",
+    "gradient",
+    "fisher",
+    "refit_residual",
+    "causal_removal:outcome=kl",
+    "causal_greedy:rounds=2,outcome=kl",
+]
 SETTINGS: dict[str, dict[str, Any]] = {
     # Scope global is tested in scope layer, too.
     "prune": {"criteria": CRITERIA, "prune": {"fraction": 0.5, "scope": "global"}},

@@ -13,7 +13,7 @@ from experts.errors import ExciseError
 from experts.inner_activations import DOWN
 from experts.plan import Plan
 from experts.seam import Forward, intercepted
-from finetune.distill.block import ROUTER, trainable_block
+from finetune.distill.block import ROUTER, check_block, trainable_block
 from finetune.distill.examples import Collected, Examples, entering_block
 from finetune.distill.settings import Local
 from finetune.distill.train import distilled
@@ -57,6 +57,9 @@ def test_the_block_is_that_of_the_restricted_model(family: str) -> None:
             tiny.logits(anatomy.model)
         with trainable_block(anatomy.layers[0], KEPT, 8, {}) as block:
             torch.testing.assert_close(block(entering[0]), outputs[0])
+        check_block(anatomy.layers[0], KEPT, 8, entering[0], outputs[0])
+        with pytest.raises(ExciseError, match="computes something else on its own"):
+            check_block(anatomy.layers[0], KEPT, 8, entering[0], 1.01 * outputs[0])
     after = anatomy.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 import prune
 from experts.errors import ExciseError
+from finetune.distill.settings import Local
 from finetune.refit_model import refit_experts, refitted
 from prune.checkpoint.export_model import refitted_weights
 from tests.finetune.refit.test_refit import opened
@@ -27,16 +28,22 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "local", [None, Local(steps=10, tokens=64, lr=1e-4, router_lr=2e-4)], ids=["refitted", "trained"]
+)
 @pytest.mark.parametrize("name", TYPES)
-def test_written(name: str, tmp_path: Path) -> None:
+def test_written(name: str, local: Local | None, tmp_path: Path) -> None:
     model = opened(tiny.save(architectures.build(name).eval(), tmp_path / "model"))
     plan = random_plans(model.anatomy, 1)[0]
+    ridge = None if local is None else 30.0  # leaves the training something to do on so little text
     try:
-        refit = refit_experts(model, plan, windows(8, 32), fewest=0)
+        refit = refit_experts(model, plan, windows(8, 32), fewest=0, ridge=ridge, local=local)
     except ExciseError as refusal:
         if CANNOT not in str(refusal):
             raise
         pytest.skip(str(refusal))
+    if local is not None:
+        assert any(layer.others for layer in refit.layers)
     with refitted(model, refit):
         expected = tiny.logits(model.network)
     prune.export(model, plan, tmp_path / "refitted", refit=refit)

@@ -105,7 +105,7 @@ def test_reroute_is_what_removal_changes(name: str, implementation: str, active:
 def test_tokens_are_routed_twice_where_a_rule_is_proven(
     name: str, renormalised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Softmax and sigmoid, renormalised or not; where nothing can be proven, k times more, to the same end."""
+    """Softmax and sigmoid, renormalised or not; where nothing is proven, k times more, to the same end."""
     anatomy = dissect(tiny.build(name, num_experts_per_tok=5, norm_topk_prob=renormalised))
     text, routed = windows(count=2), []
 

@@ -14,7 +14,7 @@ from experts.rerouting import Entering, Rerouted
 from experts.seam import ExpertOutputs
 
 ROUTED_AGAIN = frozenset({"reroute", "frozen"})  # need the output of the expert that enters
-BLOCK = 512  # tokens whose changes are in memory at once
+BLOCK = 256  # tokens whose changes are in memory at once
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def changes(routed: Routed, forms: Collection[str], num_experts: int) -> dict[st
         num_experts: E
     """
     found: dict[str, list[Tensor]] = {form: [] for form in forms}
-    for block in _blocks(routed, num_experts):
+    for block in _blocks(routed, num_experts, forms):
         for form in found:
             found[form].append(block.change(form))
     return {form: torch.cat(parts) for form, parts in found.items()}
@@ -67,14 +67,14 @@ class _Block:
         features: outputs f of the active experts, then of those that enter; 0 in unused columns [b, k + M, H]
         gate: g of the active ones, then 0 [b, k + M]
         again: gate weight of every column when the i-th active expert is removed [b, k, k + M]
-        chosen: whether it is chosen then [b, k, k + M]
+        chosen: whether it is chosen then [b, k, k + M]; None where no form needs it
         k: active experts
     """
 
     features: Tensor
     gate: Tensor
     again: Tensor
-    chosen: Tensor
+    chosen: Tensor | None
     k: int
 
     def change(self, form: str) -> Tensor:
@@ -91,6 +91,7 @@ class _Block:
     def _frozen(self) -> Tensor:
         """Coefficients [b, k, k + M] where the experts that stay keep their gate weight."""
         active = torch.arange(self.gate.shape[1], device=self.gate.device) < self.k
+        assert self.chosen is not None, "made for this form"
         stay = self.chosen & active
         gate = self.gate[:, None].expand_as(self.again)
         scale = (gate * stay).sum(dim=2, keepdim=True) / (self.again * stay).sum(dim=2, keepdim=True)
@@ -103,41 +104,63 @@ class _Block:
         return norm
 
 
-def _blocks(routed: Routed, num_experts: int) -> Iterator[_Block]:
+def _blocks(routed: Routed, num_experts: int, forms: Collection[str]) -> Iterator[_Block]:
     wide = torch.promote_types(routed.seen.outputs.dtype, torch.float32)
+    marked = "frozen" in forms
     for start in range(0, len(routed.index), BLOCK):
-        yield _block(routed, slice(start, start + BLOCK), num_experts, wide)
+        tokens = slice(start, start + BLOCK)
+        if routed.again is None or routed.entering is None:
+            yield _active_alone(routed, tokens, wide)
+        else:
+            yield _with_entering(routed, routed.again, routed.entering, tokens, num_experts, wide, marked)
 
 
-def _block(routed: Routed, tokens: slice, num_experts: int, wide: torch.dtype) -> _Block:
-    index, gate = routed.index[tokens], routed.weight[tokens].to(wide)
-    features = routed.seen.outputs[routed.outputs[tokens]].to(wide)
-    count, k = index.shape
-    if routed.again is None or routed.entering is None:
-        nothing = gate.new_zeros(count, k, k)
-        return _Block(features, gate, nothing, nothing.bool(), k)
-    columns, features = _with_entering(index, features, routed.entering, tokens)
-    gate = nn.functional.pad(gate, (0, columns.shape[1] - k))
-    ids = routed.again.index[tokens]
-    every = gate.new_zeros(count, k, num_experts).scatter_(2, ids, routed.again.weight[tokens].to(wide))
-    marks = torch.zeros_like(every, dtype=torch.bool).scatter_(2, ids, True)
-    places = columns[:, None].expand(-1, k, -1)
-    return _Block(features, gate, every.gather(2, places), marks.gather(2, places), k)
+def _active_alone(routed: Routed, tokens: slice, wide: torch.dtype) -> _Block:
+    gate = routed.weight[tokens].to(wide)
+    nothing = gate.new_zeros(*gate.shape, gate.shape[1])
+    return _Block(routed.seen.outputs[routed.outputs[tokens]].to(wide), gate, nothing, None, gate.shape[1])
 
 
 def _with_entering(
-    index: Tensor, features: Tensor, entering: Entering, tokens: slice
-) -> tuple[Tensor, Tensor]:
-    """Columns for the experts that enter: ids [b, k + M] and outputs [b, k + M, H]; unused ones are 0."""
-    k = index.shape[1]
-    ends = torch.tensor([tokens.start, tokens.start + len(index)], device=index.device)
+    routed: Routed,
+    again: Rerouted,
+    entering: Entering,
+    tokens: slice,
+    num_experts: int,
+    wide: torch.dtype,
+    marked: bool,
+) -> _Block:
+    index, gate = routed.index[tokens], routed.weight[tokens].to(wide)
+    count, k = index.shape
+    token, place, part = _places(entering, tokens.start, count)
+    width = int(place.max()) + 1 if len(place) else 0
+    # One copy of the outputs: the rows of the further columns are overwritten.
+    features = routed.seen.outputs[nn.functional.pad(routed.outputs[tokens], (0, width))].to(wide)
+    features[:, k:] = 0
+    features[token, k + place] = entering.outputs[part].to(wide)
+    columns = nn.functional.pad(index, (0, width))
+    columns[token, k + place] = entering.expert[part].to(index.dtype)
+    ids, places = again.index[tokens], columns[:, None].expand(-1, k, -1)
+    every = gate.new_zeros(count, k, num_experts).scatter_(2, ids, again.weight[tokens].to(wide))
+    chosen = torch.zeros_like(every, dtype=torch.bool).scatter_(2, ids, True) if marked else None
+    return _Block(
+        features,
+        nn.functional.pad(gate, (0, width)),
+        every.gather(2, places),
+        None if chosen is None else chosen.gather(2, places),
+        k,
+    )
+
+
+def _places(entering: Entering, start: int, count: int) -> tuple[Tensor, Tensor, slice]:
+    """Where experts enter among `count` tokens from `start` on.
+
+    Returns:
+        Token [P] and column [P], counted from 0, and which of the pairs they are.
+    """
+    ends = torch.tensor([start, start + count], device=entering.token.device)
     first, last = torch.searchsorted(entering.token, ends).tolist()
-    token = entering.token[first:last] - tokens.start
-    counts = torch.bincount(token, minlength=len(index))
-    place = k + torch.arange(len(token), device=index.device) - (counts.cumsum(0) - counts)[token]
-    width = k + (int(counts.max()) if len(token) else 0)
-    ids = nn.functional.pad(index, (0, width - k))
-    ids[token, place] = entering.expert[first:last].to(ids.dtype)
-    features = nn.functional.pad(features, (0, 0, 0, width - k))
-    features[token, place] = entering.outputs[first:last].to(features.dtype)
-    return ids, features
+    token = entering.token[first:last] - start
+    counts = torch.bincount(token, minlength=count)
+    place = torch.arange(len(token), device=token.device) - (counts.cumsum(0) - counts)[token]
+    return token, place, slice(first, last)

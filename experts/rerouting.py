@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from experts.anatomy import Anatomy
-from experts.routing import routing_without
+from experts.replacement_rule import agrees, by_rule
+from experts.routing import routing_without_one
 from experts.seam import Forward, see_outputs
+
+FEWEST = 4  # active experts from which on a rule saves routing
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,10 @@ def rerouted_without_each(
 ) -> Rerouted:
     """Route every token k times, each time without one of its experts.
 
-    The model's own block decides, as in `experts.routing.routing_without`; tokens that lose the same expert
-    are routed together. Costs k times the router's product.
+    The model's own block decides (`experts.routing.routing_without_one`); it takes tokens that lose the same
+    expert together. From k = 4 on, without router groups, it decides for two of the k experts of a token. The
+    others follow from the first by rule (experts/replacement_rule.py), where the second proves the rule for
+    this token; all other tokens are routed k times.
 
     Args:
         anatomy: the model
@@ -57,18 +62,43 @@ def rerouted_without_each(
     Raises:
         ExciseError: the router cannot choose again.
     """
-    k, num_experts = index.shape[1], anatomy.shape.num_experts
-    expert = index.reshape(-1)
-    counts = torch.bincount(expert, minlength=num_experts).tolist()
-    pairs_of = torch.split(torch.argsort(expert, stable=True), counts)
-    ids, gates = index.new_empty(len(expert), k), weight.new_empty(len(expert), k)
-    removed = torch.zeros(num_experts, dtype=torch.bool, device=index.device)
-    for gone, pairs in enumerate(pairs_of):
-        if len(pairs):
-            removed.zero_()[gone] = True
-            found, given = routing_without(anatomy, row, hidden[pairs // k], removed)
-            ids[pairs], gates[pairs] = found.to(ids.dtype), given.to(gates.dtype)
+    if anatomy.shape.groups > 1 or index.shape[1] < FEWEST:
+        return _one_by_one(anatomy, row, hidden, index, weight)
+    slots = weight.topk(2, dim=1).indices
+    first, second = slots.unbind(dim=1)
+    every = torch.arange(len(index), device=index.device)
+    token = every.repeat_interleave(2)
+    expert = index.gather(1, slots).reshape(-1)
+    routed = _routed_without(anatomy, row, hidden, expert, token, weight, index.shape[1])
+    ids, gates = by_rule(index, weight, first, second, routed[0][::2], routed[1][::2])
+    proven = agrees(ids[every, second], gates[every, second], routed[0][1::2], routed[1][1::2])
+    found = Rerouted(ids, gates.to(torch.promote_types(weight.dtype, torch.float32)))
+    if not proven.all():
+        left = ~proven
+        rest = _one_by_one(anatomy, row, hidden[left], index[left], weight[left])
+        found.index[left], found.weight[left] = rest.index, rest.weight.to(found.weight.dtype)
+    return found
+
+
+def _one_by_one(anatomy: Anatomy, row: int, hidden: Tensor, index: Tensor, weight: Tensor) -> Rerouted:
+    """Every token routed k times by the block."""
+    k = index.shape[1]
+    token = torch.arange(len(index), device=index.device).repeat_interleave(k)
+    ids, gates = _routed_without(anatomy, row, hidden, index.reshape(-1), token, weight, k)
     return Rerouted(ids.view(*index.shape, k), gates.view(*index.shape, k))
+
+
+def _routed_without(
+    anatomy: Anatomy, row: int, hidden: Tensor, expert: Tensor, token: Tensor, weight: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Ids and gate weights [P, k] of P pairs of a token [P] and the expert [P] that it cannot choose."""
+    counts = torch.bincount(expert, minlength=anatomy.shape.num_experts).tolist()
+    ids, gates = expert.new_empty(len(expert), k), weight.new_empty(len(expert), k)
+    for gone, pairs in enumerate(torch.split(torch.argsort(expert, stable=True), counts)):
+        if len(pairs):
+            found, given = routing_without_one(anatomy, row, hidden[token[pairs]], gone)
+            ids[pairs], gates[pairs] = found.to(ids.dtype), given.to(gates.dtype)
+    return ids, gates
 
 
 @torch.no_grad()
@@ -90,7 +120,7 @@ def entering(
     token, expert = marks.nonzero(as_tuple=True)
     if not len(token):
         return Entering(token, expert, hidden.new_empty(0, hidden.shape[1]))
-    ones = torch.ones(len(token), 1, dtype=rerouted.weight.dtype, device=index.device)
+    ones = torch.ones(len(token), 1, dtype=hidden.dtype, device=index.device)
     seen = see_outputs(experts, run, hidden[token], expert[:, None].to(index.dtype), ones)
     outputs = torch.empty_like(seen.outputs)
     outputs[seen.pair] = seen.outputs

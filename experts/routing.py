@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.anatomy import Anatomy, MoELayer, expert_rows
+from experts.disk.tensors import expert_axis
 from experts.errors import ExciseError
 from experts.seam import replaced
 from experts.undo import Undo
@@ -82,6 +83,38 @@ def routing_without(anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor)
         return torch.tensor(kept, device=index.device)[index], weight
     with _barred(layer, removed):
         return _route(layer, hidden)
+
+
+@torch.no_grad()
+def routing_without_one(anatomy: Anatomy, row: int, hidden: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+    """Route tokens once more without one expert: `routing_without`, in less time than a router takes itself.
+
+    Args:
+        anatomy: the model
+        row: place of the layer among the L MoE layers
+        hidden: what enters the block [T, H]
+        expert: id of the expert that cannot be chosen
+    """
+    layer, num_experts = anatomy.layers[row], anatomy.shape.num_experts
+    if anatomy.shape.groups > 1 or num_experts <= anatomy.shape.top_k:
+        removed = torch.zeros(num_experts, dtype=torch.bool, device=hidden.device)
+        removed[expert] = True
+        return routing_without(anatomy, row, hidden, removed)
+    with Undo() as undo:
+        for module, key in layer.router_tensors:
+            _replace(module, key, _without(getattr(module, key), expert, num_experts), undo)
+        for module, key in layer.counters:
+            undo.replace(vars(module), key, num_experts - 1)
+        index, weight = _route(layer, hidden)
+    return index + (index >= expert), weight
+
+
+def _without(tensor: Tensor, expert: int, num_experts: int) -> Tensor:
+    """A tensor without one expert's part of its expert axis."""
+    axis = expert_axis(tensor.shape, num_experts)
+    assert axis is not None, "found by structure"
+    before, after = tensor.narrow(axis, 0, expert), tensor.narrow(axis, expert + 1, num_experts - expert - 1)
+    return torch.cat([before, after], dim=axis).detach()
 
 
 def _route(layer: MoELayer, hidden: Tensor) -> tuple[Tensor, Tensor]:

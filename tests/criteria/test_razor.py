@@ -19,6 +19,7 @@ from criteria.statistics import Statistics
 from experts.anatomy import Anatomy, dissect
 from experts.cache import Cache
 from experts.errors import ExciseError
+from experts.routing import routing_without_one
 from tests.support import architectures, tiny
 from tests.support.inputs import windows
 from tests.support.masking import masked
@@ -80,18 +81,47 @@ def plain_loop(model: Any, anatomy: Anatomy, tokens: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "implementation"),
-    [*((name, "eager") for name in TYPES), ("olmoe", "grouped_mm"), ("deepseek_v3", "grouped_mm")],
+    ("name", "implementation", "active"),
+    [
+        *((name, "eager", None) for name in TYPES),
+        ("olmoe", "grouped_mm", None),
+        ("deepseek_v3", "grouped_mm", None),
+        *((name, "eager", 4) for name in ("olmoe", "mixtral", "deepseek_v2", "glm4_moe", "gpt_oss")),
+    ],
 )
-def test_reroute_is_what_removal_changes(name: str, implementation: str) -> None:
+def test_reroute_is_what_removal_changes(name: str, implementation: str, active: int | None) -> None:
     """For every router: groups, bias and scaling are the model's own. Batches and domains do not matter."""
-    model = build(name)
+    model = build(name) if active is None else tiny.build(name, num_experts_per_tok=active)
     model.set_experts_implementation(implementation)
     anatomy, text = dissect(model), windows(count=2, length=10)
     found = observe(anatomy, text, batch=1, forms=["reroute"])
     expected = plain_loop(model, anatomy, torch.from_numpy(text.tokens))
     np.testing.assert_array_equal(found.replacement["reroute"][..., 0], expected[..., 0])
     np.testing.assert_allclose(found.replacement["reroute"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("renormalised", [False, True])
+@pytest.mark.parametrize("name", ["olmoe", "glm4_moe"])
+def test_tokens_are_routed_twice_where_a_rule_is_proven(
+    name: str, renormalised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Softmax and sigmoid, renormalised or not; where nothing is proven, k times more, to the same end."""
+    anatomy = dissect(tiny.build(name, num_experts_per_tok=5, norm_topk_prob=renormalised))
+    text, routed = windows(count=2), []
+
+    def counting(anatomy: Anatomy, row: int, hidden: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+        routed.append(len(hidden))
+        return routing_without_one(anatomy, row, hidden, expert)
+
+    monkeypatch.setattr("experts.rerouting.routing_without_one", counting)
+    by_rule = observe(anatomy, text, forms=["reroute"]).replacement["reroute"]
+    tokens = len(anatomy.layers) * text.tokens.size
+    assert 2 * tokens <= sum(routed) < 2.2 * tokens
+    routed.clear()
+    monkeypatch.setattr("experts.replacement_rule.TOLERANCE", -1.0)
+    one_by_one = observe(anatomy, text, forms=["reroute"]).replacement["reroute"]
+    assert sum(routed) == 7 * tokens
+    np.testing.assert_allclose(by_rule, one_by_one, rtol=1e-5)
 
 
 class Alone:

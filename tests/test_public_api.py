@@ -36,7 +36,7 @@ from validate.chance import contest_of
 PACKAGES = (experts, criteria, validate, finetune, prune)
 FUNCTIONS = {
     "experts": ("load", "restricted", "ablated"),
-    "criteria": ("windows", "score", "select", "budget_for"),
+    "criteria": ("windows", "sampled", "score", "select", "budget_for"),
     "validate": ("against_random", "audit", "effects"),
     "finetune": ("recover", "refit_against_random", "refit_experts", "refitted"),
     "prune": ("export",),
@@ -395,6 +395,12 @@ def test_no_command_goes_below_them() -> None:
         (
             lambda m, t: finetune.recover(m, half(m), t, held_out=other(m), targets="attn").__enter__(),
             "^targets: 'attn' matches nothing",
+        ),
+        (lambda m, t: criteria.sampled(m, windows=0), "windows is 0; it is a whole number of at least 1"),
+        (lambda m, t: criteria.sampled(m, start="middle"), "start 'middle': expected one of random"),
+        (
+            lambda m, t: validate.against_random(m, half(m), replace(t, sampled=({"windows": 1},))),
+            "text: some of its windows were sampled from a model",
         ),
         # Text that was seen.
         (

@@ -53,7 +53,7 @@ def test_successors_follow_the_softmax(model: experts.Model) -> None:
     count, temperature = 4000, 0.7
     numbers = np.random.default_rng(0).random((count, 1))
     first = np.full((count, 1), 65)
-    found = continued(model.network, first, numbers, temperature, tell=lambda tokens: None)[:, 1]
+    found = continued(model.network, first, numbers, temperature, tell=lambda _: None)[:, 1]
     with torch.no_grad():
         logits = model.network(input_ids=torch.tensor([[65]])).logits[0, -1].double().numpy()
     expected = count * np.exp(logits / temperature) / np.exp(logits / temperature).sum()

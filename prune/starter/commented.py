@@ -110,9 +110,9 @@ def _multiple(facts: Facts) -> str:
 
 def _refit() -> str:
     return """\
-# The kept experts' down projections are refitted by least squares, without training, those of random plans too.
+# The kept experts' down projections are refitted by least squares, without training; random plans' too.
 refit:
-  if_possible: true    # a model that cannot be refitted is pruned without; `refit: null` leaves it out for any
+  if_possible: true    # a model that cannot be refitted is pruned without it; `refit: null` leaves it out
   # text: {data: {text: refit.txt}, sequences: 512, length: 512}    # default: the text of calibration
 """
 

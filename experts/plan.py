@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,3 +155,8 @@ class Plan:
 
 def _are_integers(values: list[Any]) -> bool:
     return all(type(value) is int for value in values)  # no truth values
+
+
+def whole_plan(num_experts: int, layers: Iterable[int]) -> Plan:
+    """The plan that keeps every expert of these decoder layers."""
+    return Plan(num_experts, dict.fromkeys(layers, tuple(range(num_experts))))

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from criteria.text.windows import Windows
 from experts.anatomy import Anatomy
 from experts.memory import free_bytes
-from experts.plan import Plan
+from experts.plan import whole_plan
 from finetune.refit.blocks import Blocks
 from finetune.refit.equations import Equations
 from finetune.refit.held_out import HeldOut
@@ -78,8 +78,7 @@ def check_refittable(anatomy: Anatomy, windows: Windows) -> None:
         ExciseError: inner activations of a layer cannot be seen, or its experts' sum does not simply add to
             the residual stream.
     """
-    everything = tuple(range(anatomy.shape.num_experts))
-    plan = Plan(anatomy.shape.num_experts, dict.fromkeys(anatomy.shape.layers, everything))
+    plan = whole_plan(anatomy.shape.num_experts, anatomy.shape.layers)
     passage = Passage(anatomy, plan, windows.select(np.array([0])), 1)
     row_of = {layer.index: row for row, layer in enumerate(anatomy.layers)}
     for span in anatomy.weights.spans():

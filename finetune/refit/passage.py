@@ -12,7 +12,7 @@ from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
 from experts.decoder import Part, decoder_layers, part_of
-from experts.plan import Plan
+from experts.plan import Plan, whole_plan
 from experts.seam import Handler, intercepted
 from experts.sweep.stage import Stage, State
 
@@ -100,8 +100,7 @@ class CleanPassage:
     """
 
     def __init__(self, anatomy: Anatomy, windows: Windows, batch: int) -> None:
-        everything = tuple(range(anatomy.shape.num_experts))
-        plan = Plan(anatomy.shape.num_experts, dict.fromkeys(anatomy.shape.layers, everything))
+        plan = whole_plan(anatomy.shape.num_experts, anatomy.shape.layers)
         self._passage = Passage(anatomy, plan, windows, batch)
         self._layer, self._left = -1, dict[int, Tensor]()
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from experts.errors import ExciseError
 from experts.keys import environment
-from experts.plan import Plan
+from experts.plan import Plan, whole_plan
 from finetune.recover_model import recovered_model
 from finetune.recovery import ADAPTER, Job, is_trained
 from finetune.results import TeacherJson
@@ -23,7 +23,7 @@ from prune.recover.report import markdown
 from prune.recover.result import PlacesJson, RecoveryResult
 from prune.recover.students import FromDisk, InMemory, choose_students
 from prune.recover.summary import recovery_csv, recovery_summary
-from prune.recover.targets import check_targets, everything
+from prune.recover.targets import check_targets
 from prune.session.measures import measures_of
 from prune.session.prepared import Prepared
 from prune.session.refits import Refits
@@ -81,7 +81,7 @@ class Recovery:
         for number, plan in enumerate(self.known[: self.settings.random_plans]):
             plans[f"random-{number}"] = plan
         if self.settings.unpruned:
-            kept = everything(self.session.prepared.layout).kept
+            kept = whole_plan(self.session.shape.num_experts, self.session.shape.layers).kept
             plans["unpruned"] = Plan(self.plan.num_experts, kept, self.plan.model, "unpruned", "")
         return plans
 

@@ -4,7 +4,7 @@ from experts.anatomy import Anatomy, dissect
 from experts.disk.layout import Layout
 from experts.errors import settings_of
 from experts.loading import skeleton
-from experts.plan import Plan
+from experts.plan import whole_plan
 from finetune.targets import find_targets
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import StoredWeights
@@ -30,10 +30,7 @@ def check_stored(anatomy: Anatomy, layout: Layout, targets: tuple[str, ...]) -> 
     """
     weights = dict(anatomy.model.named_parameters())
     chosen = {name: weights[name] for name in find_targets(anatomy, targets).weights}
-    StoredWeights(anatomy.model, by_name(slice_layout(layout, everything(layout)))).check(chosen)
-
-
-def everything(layout: Layout) -> Plan:
-    """The plan that keeps all experts."""
-    ids = tuple(range(layout.shape.num_experts))
-    return Plan(layout.shape.num_experts, dict.fromkeys(layout.shape.layers, ids))
+    StoredWeights(
+        anatomy.model,
+        by_name(slice_layout(layout, whole_plan(layout.shape.num_experts, layout.shape.layers))),
+    ).check(chosen)

@@ -14,7 +14,7 @@ from experts.inner_activations import DOWN, check_linear
 from experts.keys import key_of
 from experts.loading import skeleton
 from experts.notes import tell
-from experts.plan import Plan
+from experts.plan import Plan, whole_plan
 from finetune.distill.settings import Local
 from finetune.refit.layers import check_refittable
 from finetune.refit.request import Request
@@ -24,7 +24,6 @@ from finetune.refit_losses import RefittedLosses
 from finetune.refit_model import refit_experts
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import StoredWeights
-from prune.recover.targets import everything
 from prune.session.measures import row_key, tasks_of
 from prune.session.session import Session
 from prune.session.texts import is_drawn
@@ -175,7 +174,9 @@ def check_refit(session: Session) -> None:
     changed = [
         name for layer in anatomy.layers for name in _changed(layer, names, settings.local is not None)
     ]
-    pieces = by_name(slice_layout(prepared.layout, everything(prepared.layout)))
+    pieces = by_name(
+        slice_layout(prepared.layout, whole_plan(prepared.shape.num_experts, prepared.shape.layers))
+    )
     StoredWeights(anatomy.model, pieces, "refit").check({name: weights[name] for name in changed})
 
 

@@ -41,10 +41,13 @@ def calibration_passes(
         The observed statistics first, which every run takes, then a row per experiment.
     """
     experiments: dict[str, Criterion] = {}
+    observed = OBSERVED
     for criterion in criteria:
         if criterion.measurement is not None:
             experiments.setdefault(criterion.measurement.key, criterion)
-    rows = [CalibrationPass("observed statistics", OBSERVED)]
+        else:
+            observed = max(observed, criterion.cost)
+    rows = [CalibrationPass("observed statistics", observed)]
     for criterion in experiments.values():
         share = _share_of_windows(criterion, windows)
         rows.append(

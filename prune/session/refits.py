@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from experts.anatomy import MoELayer, dissect
-from experts.errors import ExciseError, settings_of
+from experts.errors import ExciseError
 from experts.inner_activations import DOWN, check_linear
 from experts.keys import key_of
 from experts.loading import skeleton
@@ -169,8 +169,10 @@ def check_refit(session: Session) -> None:
     weights = dict(anatomy.model.named_parameters())
     names = {module: name for name, module in anatomy.model.named_modules()}
     for layer in anatomy.layers:
-        with settings_of(f"refit: {layer.name}"):
+        try:
             check_linear(layer.experts)
+        except ExciseError as error:
+            raise ExciseError(f"refit: {layer.name}: {error}; leave `refit` out of the recipe") from error
     changed = [
         name for layer in anatomy.layers for name in _changed(layer, names, settings.local is not None)
     ]

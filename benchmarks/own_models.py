@@ -132,7 +132,8 @@ def train(network: PreTrainedModel, streams: list[Array], options: Namespace) ->
     network.train()
     for step, tokens in batches(streams, options, begin):
         falling = 0.5 * (1 + np.cos(np.pi * max(0, step - warm) / (options.steps - warm)))
-        adam.param_groups[0]["lr"] = options.rate * min((step + 1) / warm, 0.05 + 0.95 * falling)
+        rate = options.rate * min((step + 1) / warm, 0.05 + 0.95 * falling)
+        adam.param_groups[0]["lr"] = float(rate)
         loss = network(input_ids=tokens, labels=tokens).loss
         loss.backward()  # with the load-balancing loss
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

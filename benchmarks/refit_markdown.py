@@ -35,11 +35,11 @@ def _losses(row: Row) -> str:
 def _of(key: tuple[Any, ...], rows: list[Row]) -> str:
     """Plans first, with their random plans under them."""
     model, seed, fraction, scope = key
-    domains = [name for name in rows[0]["before"] if name != "seen"]
+    domains = list(rows[0]["before"])
     named = [row for row in rows if not row["plan"].startswith(RANDOM)]
-    holm = _holm(named, rows, domains)
-    head = ["plan", "chosen on", "refitted on", *domains, "mean", "worst", "p before", "p after", "Holm"]
-    body = [_line(row, rows, domains, holm.get(id(row))) for row in named]
+    holm = _holm(named, rows)
+    head = ["plan", "chosen on", "refitted on", *domains, "p before", "p after", "Holm"]
+    body = [_line(row, rows, domains, holm[id(row)]) for row in named]
     body += [_random_line(group, domains) for group in _random_groups(rows)]
     title = f"{Path(model).name}, {fraction:.0%} removed, scope {scope}, seed {seed}"
     return "\n".join([f"**{title}**", "", *_markdown(head, body)])
@@ -50,16 +50,12 @@ def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in [head, rule, *body]]
 
 
-def _line(row: Row, rows: list[Row], domains: list[str], holm: float | None) -> list[str]:
+def _line(row: Row, rows: list[Row], domains: list[str], holm: float) -> list[str]:
     last = _when(row)
     cells = [_cell(row[last][name], row["before"][name] if last == "after" else None) for name in domains]
-    p = [chance(row, rows, domains, when) for when in ("before", last)]
-    if last == "before":
-        p[1] = np.nan
-    means = f"{_mean(row, last, domains):.3f}"
-    worst = f"{max(row[last][name][0] for name in domains):.3f}"
-    shown = [_p(one) for one in [*p, np.nan if holm is None else holm]]
-    return [f"`{row['plan']}`", row["chosen"], row["refitted"] or "–", *cells, means, worst, *shown]
+    p = [chance(row, rows, when) for when in ("before", "after")]
+    shown = [_p(one) for one in [*p, holm]]
+    return [f"`{row['plan']}`", row["chosen"], row["refitted"] or "–", *cells, *shown]
 
 
 def _cell(last: Sequence[float], before: Sequence[float] | None) -> str:
@@ -76,10 +72,6 @@ def _when(row: Row) -> str:
     return "after" if row["refitted"] else "before"
 
 
-def _mean(row: Row, when: str, domains: Iterable[str]) -> float:
-    return float(mean(row[when][name][0] for name in domains))
-
-
 def peers(row: Row, rows: Iterable[Row], when: str) -> list[Row]:
     """Random plans of the same counts; after a refit those with the same one."""
     counts = ",".join(map(str, row["kept"])) if row["scope"] == "global" else ""
@@ -89,20 +81,19 @@ def peers(row: Row, rows: Iterable[Row], when: str) -> list[Row]:
     return list({one["plan"]: one for one in same}.values())
 
 
-def chance(row: Row, rows: Iterable[Row], domains: Iterable[str], when: str) -> float:
-    """How often random plans do as well, by the mean over domains; nan without random plans."""
-    names = list(domains)
-    null = [_mean(other, when, names) for other in peers(row, rows, when)]
-    return permutation_p(_mean(row, when, names), np.array(null)) if null else float("nan")
+def chance(row: Row, rows: Iterable[Row], when: str) -> float:
+    """How often random plans do as well, over all domains; nan without random plans, or without a refit."""
+    null = [other[when]["all"][0] for other in peers(row, rows, when) if when in row]
+    return permutation_p(row[when]["all"][0], np.array(null)) if null else float("nan")
 
 
-def _holm(named: list[Row], rows: list[Row], domains: list[str]) -> dict[int, float]:
-    """p after the refit, adjusted over the plans that were chosen and refitted on the same texts."""
+def _holm(named: list[Row], rows: list[Row]) -> dict[int, float]:
+    """The last p, adjusted over the plans that were chosen and refitted on the same texts."""
     found = {}
     kinds = sorted({(row["chosen"], row["refitted"]) for row in named})
     for kind in kinds:
         family = [row for row in named if (row["chosen"], row["refitted"]) == kind]
-        p = [chance(row, rows, domains, _when(row)) for row in family]
+        p = [chance(row, rows, _when(row)) for row in family]
         adjusted = corrected(p, Correction.HOLM)
         found.update({id(row): float(one) for row, one in zip(family, adjusted, strict=True)})
     return found
@@ -123,8 +114,6 @@ def _random_line(group: list[Row], domains: list[str]) -> list[str]:
         first = f"{mean(row['before'][name][0] for row in group):.3f} → " if last == "after" else ""
         spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
         cells.append(f"{first}**{mean(values):.3f}**{spread}")
-    means = f"{mean(_mean(row, last, domains) for row in group):.3f}"
-    worst = f"{mean(max(row[last][name][0] for name in domains) for row in group):.3f}"
     counts = f" of counts {group[0]['counts']}" if group[0]["counts"] else ""
     title = f"{len(group)} random{counts}"
-    return [title, "", group[0]["refitted"] or "–", *cells, means, worst, "–", "–", "–"]
+    return [title, "", group[0]["refitted"] or "–", *cells, "–", "–", "–"]

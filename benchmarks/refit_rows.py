@@ -29,7 +29,7 @@ from validate.rows import LossEvaluator
 from validate.statistics import clustered_interval
 
 Row = dict[str, Any]
-SEEN = "seen"  # the domains of the texts a plan was chosen and refitted on, together
+ALL = "all"  # the domains together
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class Bench:
             rises = {"before": self._rises(plan)}
             if case.refitted:
                 rises["after"] = self._refitted_rises(plan, case.refitted)
-            shown = set(f"{case.chosen}+{case.refitted}".split("+"))
-            found = {when: self._by_domain(rise, shown) for when, rise in rises.items()}
+            found = {when: self._by_domain(rise) for when, rise in rises.items()}
             seconds = round(time.process_time() - began, 1)
             counts = [len(plan.kept[layer]) for layer in self.model.shape.layers]
             self.rows.add(case, {"kept": counts, "cpu_seconds": seconds, **found})
@@ -120,7 +119,7 @@ class Bench:
         """The losses that all rises are over, as a row."""
         case = Case(self.name, 0, 0.0, "layer", "", "unpruned")
         if case not in self.rows.known:
-            losses = {name: found[0] for name, found in self._by_domain(self.clean, set()).items()}
+            losses = {name: found[0] for name, found in self._by_domain(self.clean).items()}
             self.rows.add(case, {"loss": losses})
 
     def _chosen(self, case: Case) -> Plan:
@@ -153,12 +152,10 @@ class Bench:
         with finetune.refitted(self.model, finetune.refit_experts(self.model, plan, text)):
             return window_losses(self.model.network, self.held_out) - self.clean
 
-    def _by_domain(self, rises: Array, seen: set[str]) -> dict[str, list[float]]:
-        """Mean, and its 95 % interval, in every domain and in those that were seen."""
+    def _by_domain(self, rises: Array) -> dict[str, list[float]]:
+        """Mean, and its 95 % interval, in every domain and in all of them."""
         weights, names = LossEvaluator(self.held_out).weights, self.held_out.domains
-        groups = {name: [name] for name in names}
-        if together := [name for name in names if name in seen]:
-            groups[SEEN] = together
+        groups = {**{name: [name] for name in names}, ALL: list(names)}
         found = {}
         for group, members in groups.items():
             own = np.isin(self.held_out.domain, [names.index(name) for name in members])

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import refit_rows, refit_tables
@@ -14,12 +15,12 @@ HEAD = {"model": "m", "seed": 0, "fraction": 0.5, "scope": "layer", "counts": ""
 
 
 def row(plan: str, before: float, after: float | None, refitted: str = "x", **changes: Any) -> dict[str, Any]:
-    """A plan that costs as much in domain x as it is told, and .2 more in domain y."""
+    """A plan that costs as much in domain x as it is told, .2 more in domain y, .1 more over both."""
     chosen = "" if plan.startswith("random") else "x"
     found = {**HEAD, "plan": plan, "chosen": chosen, "refitted": refitted, **changes}
     for when, value in ("before", before), ("after", after):
         if value is not None:
-            found[when] = {"x": [value, 0, 1], "y": [value + 0.2, 0, 1], "seen": [value, 0, 1]}
+            found[when] = {"x": [value, 0, 1], "y": [value + 0.2, 0, 1], "all": [value + 0.1, 0, 1]}
     return found
 
 
@@ -27,10 +28,14 @@ RANDOMS = [row(f"random {n}", 0.4 + n / 10, 0.1 + n / 10) for n in range(4)]
 
 
 def test_chance_is_counted() -> None:
-    """.55 before has two of four random plans below it: p = 3/5; .05 after has none: p = 1/5."""
+    """.55 before has two of four random plans below it: p = 3/5; .05 after has none: p = 1/5.
+
+    Without a refit there is no p after it.
+    """
     plan = row("reap", 0.55, 0.05)
-    assert chance(plan, RANDOMS, ["x", "y"], "before") == 3 / 5
-    assert chance(plan, RANDOMS, ["x", "y"], "after") == 1 / 5
+    assert chance(plan, RANDOMS, "before") == 3 / 5
+    assert chance(plan, RANDOMS, "after") == 1 / 5
+    assert np.isnan(chance(row("reap", 0.55, None, ""), RANDOMS, "after"))
 
 
 def test_peers_have_the_same_refit() -> None:
@@ -57,8 +62,8 @@ def test_table() -> None:
     lines = table.splitlines()
     assert lines[0] == "**m, 50% removed, scope layer, seed 0**"
     assert lines[4].startswith("| `a` | x | x | 0.200 → **0.050** [0.000, 1.000] | 0.400 → **0.250** ")
-    assert lines[4].endswith("| 0.150 | 0.250 | 0.200 | 0.200 | 0.400 |")
-    assert lines[5].endswith("| 0.350 | 0.450 | 0.200 | 0.600 | 0.600 |")
+    assert lines[4].endswith("| 0.300 → **0.150** [0.000, 1.000] | 0.200 | 0.200 | 0.400 |")
+    assert lines[5].endswith("| 0.400 → **0.350** [0.000, 1.000] | 0.200 | 0.600 | 0.600 |")
     assert lines[6].startswith("| 4 random |  | x | 0.550 → **0.250** ± 0.129 | 0.750 → **0.450** ± 0.129 |")
 
 

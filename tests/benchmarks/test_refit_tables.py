@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import refit_rows, refit_tables
+import experts
+from benchmarks import refit_tables
 from benchmarks.refit_markdown import chance, peers, tables
 from benchmarks.refit_rows import Case, Rows, randoms_of
 
@@ -105,7 +106,7 @@ def test_measured_once(
     [_, plan, first, second] = Rows(rows).known.values()
     for one in (plan, first, second):
         assert one["after"]["code"][0] < one["before"]["code"][0]
-    monkeypatch.setattr(refit_rows.experts, "load", None)
+    monkeypatch.setattr(experts, "load", None)
     refit_tables.main()
     assert rows.read_text() == made
     monkeypatch.setattr(sys, "argv", ["refit_tables", str(rows), "print"])

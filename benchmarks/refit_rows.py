@@ -142,15 +142,17 @@ class Bench:
 
     def _rises(self, plan: Plan) -> Array:
         if plan.digest not in self._before:
+            clean = self.clean  # measured before anything is removed
             with experts.restricted(self.model, plan):
-                self._before[plan.digest] = window_losses(self.model.network, self.held_out) - self.clean
+                self._before[plan.digest] = window_losses(self.model.network, self.held_out) - clean
         return self._before[plan.digest]
 
     def _refitted_rises(self, plan: Plan, names: str) -> Array:
         text = self.texts.calibration(names, self.model, self.seed)
         check_unseen(text.tokens, self.held_out, "the refit", "for the test")
+        clean = self.clean
         with finetune.refitted(self.model, finetune.refit_experts(self.model, plan, text)):
-            return window_losses(self.model.network, self.held_out) - self.clean
+            return window_losses(self.model.network, self.held_out) - clean
 
     def _by_domain(self, rises: Array) -> dict[str, list[float]]:
         """Mean, and its 95 % interval, in every domain and in all of them."""

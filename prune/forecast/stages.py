@@ -12,7 +12,7 @@ from prune.session.prepared import Checked
 
 Stages = list[StageJson]
 TEST = "test"  # the stage of all plans on held-out text
-DRAW = 8  # a window that the model writes token by token, in plain forwards; on the demo, with one thread
+DRAW = 6  # a window that the model writes token by token, in plain forwards; on the demo, with one thread
 BACKWARD = 3  # a training step on a window, in plain forwards: forward and backward
 
 

@@ -127,7 +127,9 @@ def measure(options: Namespace) -> dict[str, Any]:
         if number == 0:
             nothing = np.zeros((model.shape.num_layers, model.shape.num_experts), dtype=bool)
             for draw, other in enumerate(random_plans(plan, model.shape, nothing, options.randoms, seed=0)):
-                found[f"random plan {draw} on {name}"] = judge.before_and_after(other, text)
+                control = f"random plan {draw} on {name}"
+                found[control] = judge.before_and_after(other, text)
+                print(json.dumps({control: found[control]}), flush=True)
     return found
 
 

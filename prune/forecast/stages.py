@@ -13,7 +13,7 @@ from prune.session.prepared import Checked
 Stages = list[StageJson]
 TEST = "test"  # the stage of all plans on held-out text
 REFIT = 4  # forwards of the text of a refit: the whole model, and the pruned one three times
-DRAW = 8  # a window that the model writes token by token, in plain forwards; on the demo, with one thread
+DRAW = 6  # a window that the model writes token by token, in plain forwards; on the demo, with one thread
 BACKWARD = 3  # a training step on a window, in plain forwards: forward and backward
 
 
@@ -156,7 +156,11 @@ def _refits(checked: Checked, tested: int, random_sets: int) -> Stages:
     text = settings.text or checked.recipe.calibration
     plans = 2 * tested + random_sets * validation.random_plans
     each = f"{REFIT} forwards of {text.sequences} windows, and the solving, which is not timed"
-    return [_stage("refit", None, text, f"at most {plans} plans × ({each}; {validation.sequences} windows)")]
+    drawn = _drawn("sampled refit text", settings.text) if settings.text else []
+    return [
+        *drawn,
+        _stage("refit", None, text, f"at most {plans} plans × ({each}; {validation.sequences} windows)"),
+    ]
 
 
 def _training(checked: Checked) -> Stages:

@@ -98,7 +98,7 @@ def test_the_forecast(recipe_path: Path, tmp_path: Path) -> None:
     said = forecast("prune", checked)
     assert said["texts"][0]["sources"] == ["written by the model itself: start random, temperature 0.8"]
     assert said["stages"][0]["stage"] == "sampled text"
-    assert said["stages"][0]["windows"] == 32 * 8, "a group is 32 windows, at 8 plain forwards each"
+    assert said["stages"][0]["windows"] == 32 * 6, "a group is 32 windows, at 6 plain forwards each"
     streamed = read_recipe(recipe_path, [DRAWN, "memory.model=streamed"])
     checked = checked_for("prune", streamed, tmp_path / "run")
     with pytest.raises(ExciseError, match="`excise sample` on a machine where it fits"):

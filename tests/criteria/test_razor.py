@@ -134,6 +134,11 @@ class Alone:
         scores: softmax of the router's logits [T, E]
     """
 
+    index: Tensor
+    gate: Tensor
+    every: Tensor
+    scores: Tensor
+
     def __init__(self, model: Any, anatomy: Anatomy, tokens: Tensor) -> None:
         layer, seen = anatomy.layers[-1], []
         hook = layer.experts.register_forward_pre_hook(
@@ -147,7 +152,7 @@ class Alone:
         one = torch.ones(len(hidden), 1, dtype=hidden.dtype)
         alone = [layer.experts(hidden, torch.full_like(self.index[:, :1], int(e)), one) for e in ids]
         self.every = torch.stack(alone, dim=1).detach()
-        self.scores = (hidden @ layer.router.weight.T).softmax(dim=-1).detach()  # type: ignore[operator]
+        self.scores = (hidden @ layer.router.weight.T).softmax(dim=-1).detach()
 
     def sums(self, change: Callable[[int, int, Tensor], Tensor]) -> np.ndarray:
         """Σδ of every expert [E], δ = ‖change(token, slot, y)‖."""
@@ -274,7 +279,7 @@ def test_all_experts_active() -> None:
 
 
 def test_groups_without_a_bias() -> None:
-    changes = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
+    changes: dict[str, Any] = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
     anatomy = dissect(tiny.build("deepseek_v2", **changes))
     with pytest.raises(
         ExciseError, match="2 groups without a correction bias, and cannot lose a single expert"

@@ -10,7 +10,7 @@ import numpy as np
 
 from criteria.budget import Budget
 from criteria.criterion import Criterion
-from criteria.experiment import Measurement, prerequisites
+from criteria.experiment import SEARCHES, Measurement, prerequisites
 from criteria.experiment_context import ExperimentContext
 from criteria.greedy import VERSION
 from criteria.measure import measure
@@ -50,6 +50,7 @@ class Calibration:
         batch: windows per forward; changes memory and speed only
         protect: keep experts with outlier activations in every plan; auto = in models of 200 experts and more
         storage: where results are kept; None = in memory
+        pairs: sum over pairs of experts in the first pass; otherwise they take another one when asked for
     """
 
     def __init__(
@@ -60,19 +61,21 @@ class Calibration:
         batch: int = 8,
         protect: Protection = "auto",
         storage: Storage | None = None,
+        pairs: bool = False,
     ) -> None:
         self.model, self.windows, self.batch, self.protect = model, windows, batch, protect
-        self.storage = storage
+        self.storage, self.pairs = storage, pairs
 
     @cached_property
     def observed(self) -> Statistics:
         """Statistics of one pass over the text: kept ones, an interrupted pass taken up, or a new one."""
         if self.storage is None:
-            return observe(self.model.anatomy, self.windows, self.batch)
+            return observe(self.model.anatomy, self.windows, self.batch, pairs=self.pairs)
         return self._stored_observation(self.storage)
 
     def _stored_observation(self, storage: Storage) -> Statistics:
-        key = key_of("statistics", self.model.identity, self.windows.hash)
+        more = ["pairs"] if self.pairs else []
+        key = key_of("statistics", self.model.identity, self.windows.hash, *more)
         provenance = {"key": key, "model": self.model.fingerprint, "data": self.windows.hash}
         name, partial = f"{key}.safetensors", storage.folder / "calibration.partial.safetensors"
 
@@ -90,6 +93,7 @@ class Calibration:
             self.batch,
             usable(partial),
             lambda so_far: so_far.save(partial, provenance),
+            self.pairs,
         )
         storage.cache.write(name, lambda path: statistics.save(path, provenance))
         partial.unlink(missing_ok=True)
@@ -119,6 +123,9 @@ class Calibration:
         """Return the statistics with the results of every experiment that the criteria need."""
         asked = list(dict.fromkeys(row.measurement for row in criteria if row.measurement))
         first = [needed for measurement in asked for needed in prerequisites(measurement)]
+        if not self.pairs and any(row.of_pairs for row in criteria):
+            self.pairs = True
+            self.__dict__.pop("observed", None)  # without those sums
         statistics = self.observed
         for measurement in dict.fromkeys([*first, *asked]):
             results = self._results(measurement, statistics, budget)
@@ -129,7 +136,7 @@ class Calibration:
         self, measurement: Measurement, statistics: Statistics, budget: Budget | None
     ) -> dict[str, Array]:
         """One experiment's results: kept, taken up where it was interrupted, or new."""
-        if measurement.kind == "greedy" and budget is None:
+        if measurement.kind in SEARCHES and budget is None:
             raise ExciseError(
                 f"{measurement.kind}: a search needs the budget it prunes down to; "
                 "give budget=criteria.budget_for(model, fraction=…)"
@@ -149,9 +156,10 @@ class Calibration:
     def _key(self, measurement: Measurement, budget: Budget | None) -> str:
         """Identity of an experiment's results; a search depends on where it ends, too."""
         bound: tuple[object, ...] = ()
-        if measurement.kind == "greedy" and budget is not None:
+        if measurement.kind in SEARCHES and budget is not None:
             protected = self.protected.tobytes().hex()
-            bound = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected)
+            counts = (budget.total, budget.scope, budget.floor, budget.counts, budget.multiple)
+            bound = (VERSION, *counts, protected)
         return key_of("measured", self.model.identity, self.windows.hash, measurement.key, *bound)
 
     def _context(

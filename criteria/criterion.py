@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from criteria.experiment import GREEDY, Experiment, Measurement
+from criteria.experiment import GREEDY, OF_PAIRS, SEARCHES, Experiment, Measurement
 from criteria.statistics import Statistics
 from experts.arrays import Array
 from experts.errors import ExciseError
@@ -59,7 +59,17 @@ class Criterion:
     @property
     def searches(self) -> bool:
         """Whether its scores are those of a search down to one budget; another budget is searched anew."""
+        return self.measurement is not None and self.measurement.kind in SEARCHES
+
+    @property
+    def by_rounds(self) -> bool:
+        """Whether that search measures anew in every round."""
         return self.measurement is not None and self.measurement.kind == GREEDY.kind
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it reads sums over pairs of experts, which the observing pass keeps only for such ones."""
+        return self.measurement is not None and self.measurement.kind in OF_PAIRS
 
     def with_settings(self, settings: str) -> "Criterion":
         """Return the criterion with other settings of its experiment, written name=value,name=value.

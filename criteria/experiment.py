@@ -156,6 +156,21 @@ GREEDY = Experiment(
 GRADIENT = Experiment("gradient", {"windows": WINDOWS})
 FISHER = Experiment("fisher", {"probes": PROBES, "windows": WINDOWS})
 INTEGRATED = Experiment("integrated", {"steps": STEPS, "windows": WINDOWS})
+MEAN = Option(
+    "both",
+    "tokens a pair is averaged over: both = those routed to both experts, all = all tokens",
+    choices=("both", "all"),
+)
+UNITS = Option(
+    "stream",
+    "how layers are added up in scope global: stream = as they are, relative = each divided by its whole",
+    choices=("stream", "relative"),
+)
+HOPE = Experiment("hope", {"mean": MEAN, "units": UNITS})
+GRAM = Experiment("gram", {"units": UNITS})
+
+OF_PAIRS = (HOPE.kind, GRAM.kind)  # they read sums over pairs, which the observing pass keeps for them alone
+SEARCHES = (GREEDY.kind, *OF_PAIRS)  # their results belong to one budget
 
 
 def leave_one_out(outcome: str, windows: int) -> Measurement:

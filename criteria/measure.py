@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from criteria import causal, gradient, greedy
+from criteria import causal, gradient, greedy, pairs
 from criteria.experiment import Measurement
 from criteria.experiment_context import ExperimentContext
 from experts.arrays import Array
@@ -14,6 +14,8 @@ EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
     "gradient": gradient.first_order,
     "fisher": gradient.fisher,
     "integrated": gradient.integrated,
+    "hope": pairs.hope,
+    "gram": pairs.gram,
 }
 
 

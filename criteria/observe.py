@@ -43,6 +43,7 @@ def observe(
     batch: int = 8,
     done: Statistics | None = None,
     keep: Keep | None = None,
+    pairs: bool = False,
 ) -> Statistics:
     """Return the statistics of a model on a text.
 
@@ -54,13 +55,14 @@ def observe(
         batch: windows per forward; changes memory and speed, never the result
         done: statistics of the first windows, from an interrupted pass
         keep: called with the statistics so far about every minute, where all weights are in memory
+        pairs: also sum over pairs of experts, for `hope` and `gram`
 
     Raises:
         ExciseError: `done` is of another text or another model.
     """
     if anatomy.team.size > 1:
-        return _observe_together(anatomy, windows, batch, done, keep)
-    observation = Observation(anatomy, windows, batch, keep)
+        return _observe_together(anatomy, windows, batch, done, keep, pairs)
+    observation = Observation(anatomy, windows, batch, keep, pairs=pairs)
     if done is not None:
         observation.resume(done)
     with observation.progress_bar():
@@ -72,7 +74,12 @@ def observe(
 
 
 def _observe_together(
-    anatomy: Anatomy, windows: Windows, batch: int, done: Statistics | None, keep: Keep | None
+    anatomy: Anatomy,
+    windows: Windows,
+    batch: int,
+    done: Statistics | None,
+    keep: Keep | None,
+    pairs: bool,
 ) -> Statistics:
     """The same by several processes, in rounds of about a minute; in one where the weights are streamed."""
     team, start = anatomy.team, 0 if done is None else _windows_in(done, windows)
@@ -82,7 +89,8 @@ def _observe_together(
             began, stop = time.monotonic(), min(len(windows), start + each * team.size)
             ranges = blocks(stop - start, batch, team.size)
             parts = [np.arange(start + first, start + last) for first, last in ranges]
-            found = team.map(anatomy, observe, [(windows.select(part), batch) for part in parts])
+            arguments = [(windows.select(part), batch, None, None, pairs) for part in parts]
+            found = team.map(anatomy, observe, arguments)
             done = functools.reduce(operator.add, found if done is None else [done, *found])
             bar.update(stop - start)
             start = stop
@@ -101,6 +109,7 @@ class Observation(Job):
         windows: the text, N windows
         batch: windows per forward
         keep: called with the statistics so far about every minute, where all weights are in memory
+        pairs: also sum over pairs of experts
 
     Attributes:
         sums: of every MoE layer [L]
@@ -110,12 +119,21 @@ class Observation(Job):
     head = False  # logits are not needed, and are the largest tensor of a forward
     branches = False
 
-    def __init__(self, anatomy: Anatomy, windows: Windows, batch: int = 8, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        windows: Windows,
+        batch: int = 8,
+        keep: Keep | None = None,
+        *,
+        pairs: bool = False,
+    ) -> None:
         self.anatomy, self.windows, self.size = anatomy, windows, batch
         self.keep = None if anatomy.weights.streamed else keep
+        self.pairs = pairs
         num_experts, domains = anatomy.shape.num_experts, len(windows.domains)
         rows = range(len(anatomy.layers))
-        self.sums = [LayerSums(num_experts, domains, anatomy.device_of(row)) for row in rows]
+        self.sums = [LayerSums(num_experts, domains, anatomy.device_of(row), pairs=pairs) for row in rows]
         self.norms: dict[int, dict[str, Array]] = {}  # of weights, by row
         self.done: Statistics | None = None
         self.start = 0
@@ -124,6 +142,8 @@ class Observation(Job):
     def resume(self, done: Statistics) -> None:
         """Go on where an interrupted pass ended."""
         self.done, self.start = done, _windows_in(done, self.windows)
+        if bool(done.pair_norms.size) != self.pairs:
+            raise ExciseError("the statistics of an interrupted pass have other sums; begin without them")
         for row, layer_sums in enumerate(self.sums):
             layer_sums.resume(done, row)
 
@@ -138,7 +158,7 @@ class Observation(Job):
 
     @property
     def identity(self) -> str:
-        return key_of("observe", self.windows.hash)
+        return key_of("observe", self.windows.hash, *(["pairs"] if self.pairs else []))
 
     def clean(self, batch: int) -> CleanForward:
         windows, device = self._of(batch), self.anatomy.device
@@ -222,8 +242,9 @@ class _Watcher:
     def watch(self, row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """Handle an experts call; see `experts.seam.Handler`."""
         seen = see_outputs(self.part.anatomy.layers[row].experts, run, hidden, index, weight)
-        call = measured_call(seen, self.stream_before(row), index, weight, self.tokens.to(index.device))
-        self.sums[self.part.rows[row]].add(call)
+        tokens, sums = self.tokens.to(index.device), self.sums[self.part.rows[row]]
+        sums.add(measured_call(seen, self.stream_before(row), index, weight, tokens))
+        sums.add_pairs(seen, index, weight, None if tokens.all_valid else tokens.valid)
         return seen.routed
 
 
@@ -272,4 +293,6 @@ def _collect(sums: list[LayerSums], seen: Windows, weights: dict[str, Array]) ->
         weight_l1=weights["weight_l1"],
         weight_l2=weights["weight_l2"],
         weight_count=weights["weight_count"],
+        pair_norms=stacked("pair_norms"),
+        pair_outputs=stacked("pair_outputs"),
     )

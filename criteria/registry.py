@@ -11,13 +11,14 @@ from criteria.criterion import (
     GRADIENTS,
     INTERVENTIONS,
     NOTHING,
+    TEXT,
     Criterion,
     arxiv,
     from_weights,
     measured,
     observed,
 )
-from criteria.experiment import FISHER, GRADIENT, GREEDY, INTEGRATED, POSITION, REMOVAL
+from criteria.experiment import FISHER, GRADIENT, GRAM, GREEDY, HOPE, INTEGRATED, POSITION, REMOVAL
 from criteria.statistics import Statistics
 from experts.arrays import Array
 
@@ -139,6 +140,24 @@ ROWS = (
         cost=360.0,
         grows="L·E·rounds",
         source=arxiv("2607.01940"),
+    ),
+    measured(
+        "hope",
+        HOPE,
+        part="score",
+        formula="min pᵀFp, F_ij = mean over t of g_i‖f_i‖·g_j‖f_j‖, both active; p = 1 on removed",
+        needs=TEXT,
+        cost=0.1,
+        source=arxiv("2609.18916"),
+    ),
+    measured(
+        "gram",
+        GRAM,
+        part="score",
+        formula="min pᵀGp, G_ij = Σ_t g_i g_j⟨f_i, f_j⟩ / T; p = 1 on removed",
+        needs=TEXT,
+        cost=0.1,
+        source="mean squared change of y in mode zero",
     ),
     Criterion(
         "random",

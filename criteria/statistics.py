@@ -11,7 +11,19 @@ from experts.arrays import Array, Marks
 from experts.errors import ExciseError, one_line
 from experts.stored_arrays import save_arrays
 
-ADDED = ("tokens", "moments", "turning", "together", "by_domain")  # fields that add up when texts are merged
+PAIRS = ("pair_norms", "pair_outputs")  # kept only where a criterion of pairs is asked for
+ADDED = (
+    "tokens",
+    "moments",
+    "turning",
+    "together",
+    "by_domain",
+    *PAIRS,
+)  # fields that add up when texts are merged
+
+
+def _nothing() -> Array:
+    return np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,9 @@ class Statistics:
         weight_l1: Σ|w| over the expert's matrices [L, E]
         weight_l2: Σw² over them [L, E]
         weight_count: their number of elements [L, E]
+        pair_norms: Σ_t g_i ‖f_i‖₂ · g_j ‖f_j‖₂ over tokens that activate both [L, E, E]; empty where no
+            criterion of pairs was asked for
+        pair_outputs: likewise Σ_t g_i g_j ⟨f_i, f_j⟩ [L, E, E]
         measured: results of experiments, by the key of the measurement and by name; they belong to one text
             and one budget, so they are neither merged nor saved with the sums
     """
@@ -47,6 +62,8 @@ class Statistics:
     weight_l1: Array
     weight_l2: Array
     weight_count: Array
+    pair_norms: Array = field(default_factory=_nothing)
+    pair_outputs: Array = field(default_factory=_nothing)
     measured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,6 +83,8 @@ class Statistics:
         if self.together.shape != other.together.shape or self.tokens.shape != other.tokens.shape:
             shapes = f"{self.by_domain.shape} and {other.by_domain.shape} [L, E, D]"
             raise ExciseError(f"cannot merge statistics of shapes {shapes}")
+        if self.pair_norms.size != other.pair_norms.size:
+            raise ExciseError("cannot merge statistics with sums over pairs and statistics without them")
         if not np.allclose(self.weight_l2, other.weight_l2):
             raise ExciseError("cannot merge statistics of two models: their expert weights differ")
         sums = {name: getattr(self, name) + getattr(other, name) for name in ADDED}

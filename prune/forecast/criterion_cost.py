@@ -69,7 +69,7 @@ def _growth(criterion: Criterion, shape: Shape, budget: Budget) -> float:
 
 def rounds_of(criterion: Criterion, shape: Shape, budget: Budget) -> float:
     """Rounds of a search: asked for, or as many as its step needs."""
-    if not criterion.searches:
+    if not criterion.by_rounds:
         return DEMO_ROUNDS
     asked, step = _setting(criterion, "rounds"), _setting(criterion, "step")
     removed = shape.total - budget.total
@@ -83,5 +83,6 @@ def _setting(criterion: Criterion, name: str) -> int:
 
 
 def _share_of_windows(criterion: Criterion, windows: int) -> float:
-    used = _setting(criterion, "windows")
+    assert criterion.measurement is not None, "only measured criteria have settings"
+    used = int(criterion.measurement.values.get("windows", 0))  # sums over pairs are of all
     return min(1.0, used / windows) if used else 1.0

@@ -58,6 +58,8 @@ def _of_criteria(criteria: Iterable[Criterion], budgets: list[Budget], checked: 
 def _of_experiment(criterion: Criterion, budget: Budget, checked: Checked) -> int:
     """Gradients sweep up and down, for every point of a path; a search begins anew in every round."""
     assert criterion.measurement is not None, "asked only of those"
+    if criterion.of_pairs:
+        return 0  # the calibration has seen everything
     if criterion.needs == GRADIENTS:
         return 2 * int(criterion.measurement.values.get("steps", 1))
-    return FAST_PATH + (int(rounds_of(criterion, checked.shape, budget)) if criterion.searches else 1)
+    return FAST_PATH + (int(rounds_of(criterion, checked.shape, budget)) if criterion.by_rounds else 1)

@@ -99,6 +99,7 @@ class Session:
             batch=self.recipe.calibration.batch,
             protect=self.recipe.prune.protect_super_experts,
             storage=Storage(self.cache, self.folder.path),
+            pairs=any(criterion.of_pairs for criterion in self.prepared.criteria),
         )
 
     def scores(self, budget: Budget) -> list[Scores]:

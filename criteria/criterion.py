@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from criteria.experiment import GREEDY, OF_PAIRS, SEARCHES, Experiment, Measurement
+from criteria.experiment import FISHER_PAIRS, GREEDY, OF_PAIRS, SEARCHES, Experiment, Measurement
 from criteria.statistics import Statistics
 from experts.arrays import Array
 from experts.errors import ExciseError
@@ -65,6 +65,12 @@ class Criterion:
     def by_rounds(self) -> bool:
         """Whether that search measures anew in every round."""
         return self.measurement is not None and self.measurement.kind == GREEDY.kind
+
+    @property
+    def in_numbers(self) -> bool:
+        """Whether that search needs numbers alone, which were measured before it begins."""
+        kinds = (*OF_PAIRS, FISHER_PAIRS.kind)
+        return self.measurement is not None and self.measurement.kind in kinds
 
     @property
     def of_pairs(self) -> bool:

@@ -168,9 +168,12 @@ UNITS = Option(
 )
 HOPE = Experiment("hope", {"mean": MEAN, "units": UNITS})
 GRAM = Experiment("gram", {"units": UNITS})
+DRAWS = Option(1, "labels drawn from the model per token", least=1)
+FISHER_PAIRS = Experiment("fisher_pairs", {"draws": DRAWS, "windows": WINDOWS})
+PAIR_SLOPES = Experiment("pair_slopes", {"draws": DRAWS, "windows": WINDOWS})  # what it begins with
 
 OF_PAIRS = (HOPE.kind, GRAM.kind)  # they read sums over pairs, which the observing pass keeps for them alone
-SEARCHES = (GREEDY.kind, *OF_PAIRS)  # their results belong to one budget
+SEARCHES = (GREEDY.kind, FISHER_PAIRS.kind, *OF_PAIRS)  # their results belong to one budget
 
 
 def leave_one_out(outcome: str, windows: int) -> Measurement:
@@ -178,9 +181,16 @@ def leave_one_out(outcome: str, windows: int) -> Measurement:
     return REMOVAL.measurement(LEAVE_ONE_OUT, f"outcome={outcome},windows={windows}")
 
 
+def pair_slopes(draws: int, windows: int) -> Measurement:
+    """Return the products of slopes, which serve every budget of `fisher_pairs`."""
+    return PAIR_SLOPES.measurement("fisher_pairs", f"draws={draws},windows={windows}")
+
+
 def prerequisites(measurement: Measurement) -> tuple[Measurement, ...]:
     """Return the experiments whose results another one begins with: they are kept and shared on their own."""
     values = measurement.values
     if measurement.kind == GREEDY.kind and values["start"] == LEAVE_ONE_OUT:
         return (leave_one_out(values["outcome"], values["windows"]),)
+    if measurement.kind == FISHER_PAIRS.kind:
+        return (pair_slopes(values["draws"], values["windows"]),)
     return ()

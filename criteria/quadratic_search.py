@@ -54,7 +54,8 @@ def cheapest_set(pairs: Array, room: Room, name: str) -> FoundSet:
         before = _State(pairs, room, removed)
         start = before.cost
         ends.append((_improved(before), start, before))
-    swaps, _, best = min(ends, key=lambda end: end[2].cost)
+    lowest = min(end[2].cost for end in ends) + ROUNDING * float(np.abs(pairs).sum())
+    swaps, _, best = next(end for end in ends if end[2].cost <= lowest)  # the first of equals
     return FoundSet(_order(pairs, best.removed, room), ends[0][1], best.cost, swaps)
 
 

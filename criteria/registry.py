@@ -18,7 +18,17 @@ from criteria.criterion import (
     measured,
     observed,
 )
-from criteria.experiment import FISHER, GRADIENT, GRAM, GREEDY, HOPE, INTEGRATED, POSITION, REMOVAL
+from criteria.experiment import (
+    FISHER,
+    FISHER_PAIRS,
+    GRADIENT,
+    GRAM,
+    GREEDY,
+    HOPE,
+    INTEGRATED,
+    POSITION,
+    REMOVAL,
+)
 from criteria.statistics import Statistics
 from experts.arrays import Array
 
@@ -158,6 +168,16 @@ ROWS = (
         needs=TEXT,
         cost=0.1,
         source="mean squared change of y in mode zero",
+    ),
+    measured(
+        "fisher_pairs",
+        FISHER_PAIRS,
+        part="score",
+        formula="min pᵀFp, F_ij = Σ_t s_i s_j / T over all layers, s = g f·∂L/∂y of sampled labels",
+        needs=GRADIENTS,
+        cost=3.6,
+        grows="draws",
+        source="Fisher information, pairs included",
     ),
     Criterion(
         "random",

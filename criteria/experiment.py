@@ -171,9 +171,11 @@ GRAM = Experiment("gram", {"units": UNITS})
 DRAWS = Option(1, "labels drawn from the model per token", least=1)
 FISHER_PAIRS = Experiment("fisher_pairs", {"draws": DRAWS, "windows": WINDOWS})
 PAIR_SLOPES = Experiment("pair_slopes", {"draws": DRAWS, "windows": WINDOWS})  # what it begins with
+TOKENS = Option(4096, "calibration tokens used, evenly spread; 0 = all")
+RECON = Experiment("recon", {"tokens": TOKENS, "windows": WINDOWS})
 
 OF_PAIRS = (HOPE.kind, GRAM.kind)  # they read sums over pairs, which the observing pass keeps for them alone
-SEARCHES = (GREEDY.kind, FISHER_PAIRS.kind, *OF_PAIRS)  # their results belong to one budget
+SEARCHES = (GREEDY.kind, FISHER_PAIRS.kind, RECON.kind, *OF_PAIRS)  # their results belong to one budget
 
 
 def leave_one_out(outcome: str, windows: int) -> Measurement:

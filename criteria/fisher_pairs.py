@@ -44,7 +44,7 @@ def fisher_pairs(context: ExperimentContext, draws: int, windows: int) -> dict[s
     pairs = (measured or slope_products(context.without_partial(), draws, windows))["pairs"]
     found = cheapest_set(pairs, room, "fisher_pairs")
     objective = np.array([[found.greedy, found.swapped]])
-    tell_objective("fisher_pairs", objective, found.swaps)
+    tell_objective("fisher_pairs", objective, f"{found.swaps} swaps")
     return {"score": found.score, "objective": objective}
 
 

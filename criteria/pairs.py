@@ -95,7 +95,7 @@ def search(pairs: Array, context: ExperimentContext, name: str) -> dict[str, Arr
         rooms, blocks = [_one_layer(room, row) for row in range(len(pairs))], list(pairs)
     found = [cheapest_set(block, where, name) for block, where in zip(blocks, rooms, strict=True)]
     objective = np.array([[one.greedy, one.swapped] for one in found])
-    tell_objective(name, objective, sum(one.swaps for one in found))
+    tell_objective(name, objective, f"{sum(one.swaps for one in found)} swaps")
     return {"score": np.concatenate([one.score for one in found]), "objective": objective}
 
 
@@ -109,10 +109,10 @@ def room_of(context: ExperimentContext) -> Room:
     return Room(context.shape, context.budget, context.protected)
 
 
-def tell_objective(name: str, objective: Array, swaps: int) -> None:
+def tell_objective(name: str, objective: Array, after: str) -> None:
     """Say what the search came to."""
     greedy, swapped = objective.sum(axis=0)
-    tell(f"{name}: pᵀFp = {greedy:.6g} of the greedy set, {swapped:.6g} after {swaps} swaps")
+    tell(f"{name}: it minimises {greedy:.6g} with the greedy set, {swapped:.6g} after {after}")
 
 
 def _one_layer(room: Room, row: int) -> Room:

@@ -27,6 +27,7 @@ from criteria.experiment import (
     HOPE,
     INTEGRATED,
     POSITION,
+    RECON,
     REMOVAL,
 )
 from criteria.statistics import Statistics
@@ -178,6 +179,16 @@ ROWS = (
         cost=3.6,
         grows="draws",
         source="Fisher information, pairs included",
+    ),
+    measured(
+        "recon",
+        RECON,
+        part="score",
+        formula="min Σ_l σ_l² mean ‖y_l(kept) − y_l‖², re-routed at clean inputs, 8 projections of y",
+        needs=INTERVENTIONS,
+        cost=12.0,
+        grows="E",
+        source="reconstruction of the routed outputs",
     ),
     Criterion(
         "random",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from criteria import formulas
 from criteria.criterion import OBSERVED, TEXT, Criterion, Score, arxiv
-from criteria.experiment import LEAVE_ONE_OUT, Measurement
+from criteria.experiment import GREEDY, LEARNED_MASK, LEAVE_ONE_OUT, Measurement
 from criteria.registry import CRITERIA, random_scores
 from criteria.statistics import Statistics
 from criteria.user_function import user_criterion
@@ -72,9 +72,12 @@ def _with_settings(row: Criterion, settings: str) -> Criterion:
 def _check_start(measurement: Measurement) -> None:
     """Refuse a search that begins with a measured criterion by name, not after the calibration."""
     start = measurement.values.get("start", LEAVE_ONE_OUT)
-    if start != LEAVE_ONE_OUT and resolve(start).measurement is not None:
-        ways = f"use {LEAVE_ONE_OUT} or a criterion of observed statistics"
-        raise ExciseError(f"causal_greedy: start={start} is measured itself; {ways}")
+    begins = start == LEAVE_ONE_OUT and measurement.kind != LEARNED_MASK.kind
+    if not begins and resolve(start).measurement is not None:
+        greedy = f"{LEAVE_ONE_OUT} or " if measurement.kind == GREEDY.kind else ""
+        name = "causal_greedy" if greedy else measurement.kind
+        ways = f"use {greedy}a criterion of observed statistics"
+        raise ExciseError(f"{name}: start={start} is measured itself; {ways}")
 
 
 def _family(name: str, rest: str) -> Criterion:

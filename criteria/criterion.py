@@ -4,7 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from criteria.experiment import FISHER_PAIRS, GREEDY, OF_PAIRS, SEARCHES, Experiment, Measurement
+from criteria.experiment import (
+    FISHER_PAIRS,
+    GREEDY,
+    LEARNED_MASK,
+    OF_PAIRS,
+    SEARCHES,
+    Experiment,
+    Measurement,
+)
 from criteria.statistics import Statistics
 from experts.arrays import Array
 from experts.errors import ExciseError
@@ -71,6 +79,11 @@ class Criterion:
         """Whether that search needs numbers alone, which were measured before it begins."""
         kinds = (*OF_PAIRS, FISHER_PAIRS.kind)
         return self.measurement is not None and self.measurement.kind in kinds
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains through the whole model, which then has to be in memory."""
+        return self.measurement is not None and self.measurement.kind == LEARNED_MASK.kind
 
     @property
     def of_pairs(self) -> bool:

@@ -173,9 +173,21 @@ FISHER_PAIRS = Experiment("fisher_pairs", {"draws": DRAWS, "windows": WINDOWS})
 PAIR_SLOPES = Experiment("pair_slopes", {"draws": DRAWS, "windows": WINDOWS})  # what it begins with
 TOKENS = Option(4096, "calibration tokens used, evenly spread; 0 = all")
 RECON = Experiment("recon", {"tokens": TOKENS, "windows": WINDOWS})
+UPDATES = Option(100, "steps of training at most", least=1)
+PATIENCE = Option(5, "checks (every 10 steps) without a lower KL after which training ends", least=1)
+FIRST = Option("reap_sum", "criterion of observed statistics that training begins with")
+LEARNED_MASK = Experiment(
+    "learned_mask", {"updates": UPDATES, "patience": PATIENCE, "start": FIRST, "windows": WINDOWS}
+)
 
 OF_PAIRS = (HOPE.kind, GRAM.kind)  # they read sums over pairs, which the observing pass keeps for them alone
-SEARCHES = (GREEDY.kind, FISHER_PAIRS.kind, RECON.kind, *OF_PAIRS)  # their results belong to one budget
+SEARCHES = (
+    GREEDY.kind,
+    FISHER_PAIRS.kind,
+    RECON.kind,
+    LEARNED_MASK.kind,
+    *OF_PAIRS,
+)  # their results belong to one budget
 
 
 def leave_one_out(outcome: str, windows: int) -> Measurement:

@@ -115,7 +115,7 @@ class Slopes:
         down = [(place, part) for place, part in enumerate(self.parts) if part.span.stop > first][::-1]
         steps = len(up) + len(down)
         count = len(self.batches)
-        with _frozen(self.anatomy), way(self.anatomy, self.stage, self.batches, work, steps * count) as found:
+        with frozen(self.anatomy), way(self.anatomy, self.stage, self.batches, work, steps * count) as found:
             for place, part in up[found.place :]:
                 with self.anatomy.weights.loaded(part.span), torch.no_grad():
                     self._up(found.streams, multiplier, place, part)
@@ -229,7 +229,7 @@ def token_count(tokens: Tensor) -> int:
 
 
 @contextmanager
-def _frozen(anatomy: Anatomy) -> Iterator[None]:
+def frozen(anatomy: Anatomy) -> Iterator[None]:
     """Inside the block autograd is on, and the model's own weights get no gradients."""
     trainable = [parameter for parameter in anatomy.model.parameters() if parameter.requires_grad]
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from criteria import causal, fisher_pairs, gradient, greedy, pairs, recon
+from criteria import causal, fisher_pairs, gradient, greedy, learned_mask, pairs, recon
 from criteria.experiment import Measurement
 from criteria.experiment_context import ExperimentContext
 from experts.arrays import Array
@@ -17,6 +17,7 @@ EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
     "hope": pairs.hope,
     "gram": pairs.gram,
     "pair_slopes": fisher_pairs.slope_products,
+    "learned_mask": learned_mask.learned_mask,
     "recon": recon.recon,
     "fisher_pairs": fisher_pairs.fisher_pairs,
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from criteria.budget import Budget, deepest
 from criteria.criterion import GRADIENTS, Criterion
-from criteria.experiment import PAIR_SLOPES, prerequisites
+from criteria.experiment import PAIR_SLOPES, RECON, prerequisites
 from prune.forecast.criterion_cost import rounds_of
 from prune.session.prepared import Checked
 
@@ -61,6 +61,8 @@ def _of_experiment(criterion: Criterion, budget: Budget, checked: Checked) -> in
     assert criterion.measurement is not None, "asked only of those"
     if criterion.in_numbers:
         return 0
+    if criterion.measurement.kind == RECON.kind:  # outputs, greedy, swaps; in scope global slopes too
+        return 3 if budget.scope == "layer" else 5
     if criterion.needs == GRADIENTS:
         return 2 * int(criterion.measurement.values.get("steps", 1))
     return FAST_PATH + (int(rounds_of(criterion, checked.shape, budget)) if criterion.by_rounds else 1)

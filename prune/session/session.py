@@ -80,6 +80,9 @@ class Session:
         """Texts and tasks that cannot be used, here or at all, are refused before anything is written."""
         if training:
             self.model.check_resident(RECOVERY)
+        for criterion in self.prepared.criteria:
+            if criterion.trains:
+                self.model.check_resident(f"training a mask ({criterion.name})")
         self.texts.check(training=training)
         if self.recipe.validation.tasks:
             _ = self.benchmark.parts

@@ -138,7 +138,8 @@ class _Training:
         self.moments = [first, second]
         count = self.step + 1
         mean, square = first / (1 - FIRST_MOMENT**count), second / (1 - SECOND_MOMENT**count)
-        return RATE * mean / (square.sqrt() + 1e-8)
+        step: Tensor = RATE * mean / (square.sqrt() + 1e-8)
+        return step
 
     def _slopes(self, windows: Windows, noise: Tensor, temperature: float) -> Tensor:
         """Slope of the mean KL in every logit, the mean of a noise and its negative [L·E]."""

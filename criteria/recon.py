@@ -142,8 +142,8 @@ class ReconInputs(Job):
 def _projection(outputs: Tensor) -> Tensor:
     """A Gaussian matrix [H, 8], the same for all layers: the mean of ‖vP‖² is ‖v‖²."""
     generator = torch.Generator().manual_seed(SEED)
-    matrix = torch.randn(outputs.shape[1], WIDTH, generator=generator, dtype=torch.float64) / WIDTH**0.5
-    return matrix.to(outputs.dtype).to(outputs.device)
+    matrix = torch.randn(outputs.shape[1], WIDTH, generator=generator, dtype=torch.float64)
+    return (matrix / float(np.sqrt(WIDTH))).to(outputs.dtype).to(outputs.device)
 
 
 class _Searches:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from criteria import formulas, razor
 from criteria.criterion import OBSERVED, TEXT, Criterion, Score, arxiv
-from criteria.experiment import LEAVE_ONE_OUT, Measurement
+from criteria.experiment import GREEDY, LEARNED_MASK, LEAVE_ONE_OUT, Measurement
 from criteria.mixture import parsed_mix, with_mix
 from criteria.registry import CRITERIA, random_scores
 from criteria.statistics import Statistics
@@ -82,10 +82,8 @@ def _forms_inside(measurement: Measurement) -> tuple[str, ...]:
     Others than observed ones are refused by name, not after the calibration.
     """
     start, of = measurement.values.get("start", LEAVE_ONE_OUT), measurement.values.get("of")
-    if start != LEAVE_ONE_OUT:
-        if resolve(start).measurement is not None:
-            ways = f"use {LEAVE_ONE_OUT} or a criterion of observed statistics"
-            raise ExciseError(f"causal_greedy: start={start} is measured itself; {ways}")
+    if start != LEAVE_ONE_OUT or measurement.kind == LEARNED_MASK.kind:
+        _check_start(start, measurement)
         return resolve(start).forms
     if of is None:
         return ()
@@ -93,6 +91,15 @@ def _forms_inside(measurement: Measurement) -> tuple[str, ...]:
         ways = "use a criterion of one pass over the text, such as reap_sum"
         raise ExciseError(f"max_min: of={of} has no score in each domain; {ways}")
     return resolve(of).forms
+
+
+def _check_start(start: str, measurement: Measurement) -> None:
+    """Refuse a search that begins with a measured criterion by name, not after the calibration."""
+    if resolve(start).measurement is not None:
+        greedy = f"{LEAVE_ONE_OUT} or " if measurement.kind == GREEDY.kind else ""
+        name = "causal_greedy" if greedy else measurement.kind
+        ways = f"use {greedy}a criterion of observed statistics"
+        raise ExciseError(f"{name}: start={start} is measured itself; {ways}")
 
 
 def _family(name: str, rest: str) -> Criterion:

@@ -55,6 +55,7 @@ class Calibration:
             criterion that is scored later cost a second pass
         mix: domain -> weight: observed criteria are of that mixture, without another pass; None = the text
             as it is
+        pairs: sum over pairs of experts in the first pass; otherwise they take another one when asked for
     """
 
     def __init__(
@@ -67,31 +68,40 @@ class Calibration:
         storage: Storage | None = None,
         forms: tuple[str, ...] = (),
         mix: Mapping[str, float] | None = None,
+        pairs: bool = False,
     ) -> None:
         self.model, self.windows, self.batch, self.protect = model, windows, batch, protect
-        self.storage, self.forms = storage, forms
+        self.storage, self.forms, self.pairs = storage, forms, pairs
         self.mix = mix_of(mix) if mix else ()
         self._observed: Statistics | None = None
 
     @property
     def observed(self) -> Statistics:
         """Statistics of one pass over the text: kept ones, an interrupted pass taken up, or a new one."""
-        if self._observed is None or not self._observed.replacement.keys() >= set(self.forms):
+        if self._observed is None or not self._has_all(self._observed):
             if self.storage is None:
-                anatomy = self.model.anatomy
-                self._observed = observe(anatomy, self.windows, self.batch, None, None, self.forms)
+                self._observed = observe(
+                    self.model.anatomy, self.windows, self.batch, None, None, self.forms, self.pairs
+                )
             else:
                 self._observed = self._stored_observation(self.storage)
         return self._observed
 
+    def _has_all(self, statistics: Statistics) -> bool:
+        """Whether statistics hold every sum that is asked for by now."""
+        pairs = bool(statistics.pair_norms.size) or not self.pairs
+        return pairs and statistics.replacement.keys() >= set(self.forms)
+
     def _observed_for(self, criteria: Sequence[Criterion]) -> Statistics:
         """Statistics with everything that these criteria and the earlier ones need."""
         self.forms = tuple(sorted({*self.forms, *forms_of(criteria)}))
+        self.pairs = self.pairs or any(row.of_pairs for row in criteria)
         return self.observed
 
     def _stored_observation(self, storage: Storage) -> Statistics:
         text = (self.windows.hash, self.windows.domains)
-        key = key_of("statistics", self.model.identity, *text, *self.forms)
+        more = [*self.forms, *(["pairs"] if self.pairs else [])]
+        key = key_of("statistics", self.model.identity, *text, *more)
         provenance = {"key": key, "model": self.model.fingerprint, "data": self.windows.hash}
         name, partial = f"{key}.safetensors", storage.folder / "calibration.partial.safetensors"
 
@@ -110,6 +120,7 @@ class Calibration:
             usable(partial),
             lambda so_far: so_far.save(partial, provenance),
             self.forms,
+            self.pairs,
         )
         storage.cache.write(name, lambda path: statistics.save(path, provenance))
         partial.unlink(missing_ok=True)
@@ -176,7 +187,8 @@ class Calibration:
         bound: tuple[object, ...] = ()
         if measurement.kind in SEARCHES and budget is not None:
             protected = self.protected.tobytes().hex()
-            bound = (VERSION, budget.total, budget.scope, budget.floor, budget.counts, protected)
+            counts = (budget.total, budget.scope, budget.floor, budget.counts, budget.multiple)
+            bound = (VERSION, *counts, protected)
         return key_of("measured", self.model.identity, self.windows.hash, measurement.key, *bound)
 
     def _context(

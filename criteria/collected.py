@@ -69,6 +69,8 @@ def _statistics(
         weight_l1=weights["weight_l1"],
         weight_l2=weights["weight_l2"],
         weight_count=weights["weight_count"],
+        pair_norms=sums["pair_norms"],
+        pair_outputs=sums["pair_outputs"],
         replacement={
             name.removeprefix(prefix): values for name, values in sums.items() if name.startswith(prefix)
         },

@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from criteria.experiment import SEARCHES, Experiment, Measurement, Option
+from criteria.experiment import (
+    FISHER_PAIRS,
+    GREEDY,
+    LEARNED_MASK,
+    OF_PAIRS,
+    SEARCHES,
+    Experiment,
+    Measurement,
+    Option,
+)
 from criteria.statistics import Statistics
 from experts.arrays import Array
 from experts.errors import ExciseError
@@ -74,6 +83,27 @@ class Criterion:
     def searches(self) -> bool:
         """Whether its scores are those of a search down to one budget; another budget is searched anew."""
         return self.measurement is not None and self.measurement.kind in SEARCHES
+
+    @property
+    def by_rounds(self) -> bool:
+        """Whether that search measures anew in every round."""
+        return self.measurement is not None and self.measurement.kind == GREEDY.kind
+
+    @property
+    def in_numbers(self) -> bool:
+        """Whether that search needs numbers alone, which were measured before it begins."""
+        kinds = (*OF_PAIRS, FISHER_PAIRS.kind)
+        return self.measurement is not None and self.measurement.kind in kinds
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains through the whole model, which then has to be in memory."""
+        return self.measurement is not None and self.measurement.kind == LEARNED_MASK.kind
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it reads sums over pairs of experts, which the observing pass keeps only for such ones."""
+        return self.measurement is not None and self.measurement.kind in OF_PAIRS
 
     def with_settings(self, settings: str) -> "Criterion":
         """Return the criterion with other settings of its experiment, written name=value,name=value.

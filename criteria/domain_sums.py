@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from criteria.layer_sums import SUMMED, Call, LayerSums
+from criteria.layer_sums import SUMMED, Call, LayerSums, Tokens
 from criteria.replacement_sums import ReplacementSums
 from experts.arrays import Array
+from experts.seam import ExpertOutputs
 
 
 class DomainSums:
@@ -20,14 +21,22 @@ class DomainSums:
         domains: D
         forms: of `criteria.razor.FORMS` that are summed
         device: where the sums are
+        pairs: also sum over pairs of experts
 
     Attributes:
         layers: what the experts do, of every domain [D]
         replacements: what replacing them changes, of every domain [D]
     """
 
-    def __init__(self, num_experts: int, domains: int, forms: Collection[str], device: torch.device) -> None:
-        self.layers = [LayerSums(num_experts, domains, device) for _ in range(domains)]
+    def __init__(
+        self,
+        num_experts: int,
+        domains: int,
+        forms: Collection[str],
+        device: torch.device,
+        pairs: bool = False,
+    ) -> None:
+        self.layers = [LayerSums(num_experts, domains, device, pairs=pairs) for _ in range(domains)]
         self.replacements = [ReplacementSums(forms, num_experts, device) for _ in range(domains)]
 
     def add(self, call: Call, change: Mapping[str, Tensor]) -> None:
@@ -48,6 +57,21 @@ class DomainSums:
     def _add(self, domain: int, call: Call, change: Mapping[str, Tensor]) -> None:
         self.layers[domain].add(call)
         self.replacements[domain].add(call.expert, change)
+
+    def add_pairs(self, seen: ExpertOutputs, index: Tensor, weight: Tensor, tokens: Tokens) -> None:
+        """Add what pairs of experts did together, where that is asked for.
+
+        Args:
+            seen: the experts' outputs
+            index: expert ids [T, k]
+            weight: gate weights [T, k]
+            tokens: which are no padding, and their domains
+        """
+        if len(self.layers) == 1:
+            self.layers[0].add_pairs(seen, index, weight, None if tokens.all_valid else tokens.valid)
+            return
+        for domain, layer in enumerate(self.layers):
+            layer.add_pairs(seen, index, weight, tokens.valid & (tokens.domain == domain))
 
     def arrays(self) -> dict[str, Array]:
         """The sums by name [D, …]."""

@@ -144,7 +144,7 @@ REROUTED = Option(
     "candidates per removal that are routed again and solved anew; 0 = features of the unpruned routing",
 )
 OF = Option("reap_sum", "observed criterion whose scores are the mass that is covered")
-PATIENCE = Option(50, "rounds without a gain until the search ends", least=1)
+ROUNDS_OF_WEIGHTS = Option(50, "rounds without a gain until the search ends", least=1)
 STEPS = Option(8, "points between α = 1 and α = 0", least=1)
 
 POSITION = Experiment("position", {"mode": _mode("zero"), "windows": WINDOWS})
@@ -164,9 +164,41 @@ GRADIENT = Experiment("gradient", {"windows": WINDOWS})
 FISHER = Experiment("fisher", {"probes": PROBES, "windows": WINDOWS})
 REFIT_RESIDUAL = Experiment("refit_residual", {"tokens": TOKENS, "rerouted": REROUTED, "windows": WINDOWS})
 INTEGRATED = Experiment("integrated", {"steps": STEPS, "windows": WINDOWS})
+MEAN = Option(
+    "both",
+    "tokens a pair is averaged over: both = those routed to both experts, all = all tokens",
+    choices=("both", "all"),
+)
+UNITS = Option(
+    "stream",
+    "how layers are added up in scope global: stream = as they are, relative = each divided by its whole",
+    choices=("stream", "relative"),
+)
+HOPE = Experiment("hope", {"mean": MEAN, "units": UNITS})
+GRAM = Experiment("gram", {"units": UNITS})
+DRAWS = Option(1, "labels drawn from the model per token", least=1)
+FISHER_PAIRS = Experiment("fisher_pairs", {"draws": DRAWS, "windows": WINDOWS})
+PAIR_SLOPES = Experiment("pair_slopes", {"draws": DRAWS, "windows": WINDOWS})  # what it begins with
+OUTPUT_TOKENS = Option(4096, "calibration tokens used, evenly spread; 0 = all")
+RECON = Experiment("recon", {"tokens": OUTPUT_TOKENS, "windows": WINDOWS})
+UPDATES = Option(100, "steps of training at most", least=1)
+PATIENCE = Option(5, "checks (every 10 steps) without a lower KL after which training ends", least=1)
+FIRST = Option("reap_sum", "criterion of observed statistics that training begins with")
+LEARNED_MASK = Experiment(
+    "learned_mask", {"updates": UPDATES, "patience": PATIENCE, "start": FIRST, "windows": WINDOWS}
+)
 
-MAX_MIN = Experiment("max_min", {"of": OF, "patience": PATIENCE})
-SEARCHES = (GREEDY.kind, MAX_MIN.kind)  # whose results depend on the budget
+MAX_MIN = Experiment("max_min", {"of": OF, "patience": ROUNDS_OF_WEIGHTS})
+
+OF_PAIRS = (HOPE.kind, GRAM.kind)  # they read sums over pairs, which the observing pass keeps for them alone
+SEARCHES = (
+    GREEDY.kind,
+    FISHER_PAIRS.kind,
+    RECON.kind,
+    LEARNED_MASK.kind,
+    MAX_MIN.kind,
+    *OF_PAIRS,
+)  # their results belong to one budget
 
 
 def leave_one_out(outcome: str, windows: int) -> Measurement:
@@ -174,9 +206,16 @@ def leave_one_out(outcome: str, windows: int) -> Measurement:
     return REMOVAL.measurement(LEAVE_ONE_OUT, f"outcome={outcome},windows={windows}")
 
 
+def pair_slopes(draws: int, windows: int) -> Measurement:
+    """Return the products of slopes, which serve every budget of `fisher_pairs`."""
+    return PAIR_SLOPES.measurement("fisher_pairs", f"draws={draws},windows={windows}")
+
+
 def prerequisites(measurement: Measurement) -> tuple[Measurement, ...]:
     """Return the experiments whose results another one begins with: they are kept and shared on their own."""
     values = measurement.values
     if measurement.kind == GREEDY.kind and values["start"] == LEAVE_ONE_OUT:
         return (leave_one_out(values["outcome"], values["windows"]),)
+    if measurement.kind == FISHER_PAIRS.kind:
+        return (pair_slopes(values["draws"], values["windows"]),)
     return ()

@@ -45,7 +45,18 @@ def summed(
     settings: tuple[Any, ...],
     title: str,
 ) -> Array:
-    """Sum what is measured of every batch of windows, in their order.
+    """Sum what is measured of every batch of windows, in their order; see `of_batches`."""
+    return functools.reduce(np.add, of_batches(context, windows, measured, settings, title))
+
+
+def of_batches(
+    context: ExperimentContext,
+    windows: Sequence[Tensor],
+    measured: Callable[..., list[Array]],
+    settings: tuple[Any, ...],
+    title: str,
+) -> list[Array]:
+    """Return what is measured of every batch of windows, in their order.
 
     Args:
         context: the model
@@ -68,7 +79,7 @@ def summed(
     at_once = num_windows if anatomy.weights.streamed else context.batch * team.size
     with bar_around_sweeps(anatomy, title, "window", num_windows) as bar:
         in_chunks(num_windows, at_once, work, "window")
-    return functools.reduce(np.add, totals)
+    return totals
 
 
 @dataclass
@@ -78,10 +89,13 @@ class Slopes:
     Attributes:
         anatomy: the model
         batches: windows [B, W] of every forward
+        losses: what totals are made of, from the number of a batch and its logits [B, W, V]; None = the
+            loss of the next token [B, W − 1]
     """
 
     anatomy: Anatomy
     batches: Sequence[Tensor]
+    losses: Callable[[int, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.stage = Stage(self.anatomy)
@@ -101,7 +115,7 @@ class Slopes:
         down = [(place, part) for place, part in enumerate(self.parts) if part.span.stop > first][::-1]
         steps = len(up) + len(down)
         count = len(self.batches)
-        with _frozen(self.anatomy), way(self.anatomy, self.stage, self.batches, work, steps * count) as found:
+        with frozen(self.anatomy), way(self.anatomy, self.stage, self.batches, work, steps * count) as found:
             for place, part in up[found.place :]:
                 with self.anatomy.weights.loaded(part.span), torch.no_grad():
                     self._up(found.streams, multiplier, place, part)
@@ -172,7 +186,8 @@ class Slopes:
     ) -> list[tuple[list[Tensor], list[Tensor] | None]]:
         """What is differentiated: tensors, and slopes of a total in them; None for the totals themselves."""
         if isinstance(output, Tensor):
-            losses = token_losses(output, self.batches[batch])
+            of_next = functools.partial(token_losses, tokens=self.batches[batch])
+            losses = of_next(output) if self.losses is None else self.losses(batch, output)
             return [([total], None) for total in totals(batch, losses)]
         assert output is not None, "slopes need a head"
         assert later is not None, "the parts above were done"
@@ -214,7 +229,7 @@ def token_count(tokens: Tensor) -> int:
 
 
 @contextmanager
-def _frozen(anatomy: Anatomy) -> Iterator[None]:
+def frozen(anatomy: Anatomy) -> Iterator[None]:
     """Inside the block autograd is on, and the model's own weights get no gradients."""
     trainable = [parameter for parameter in anatomy.model.parameters() if parameter.requires_grad]
     try:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from criteria.pair_sums import add_pairs
 from criteria.residual_stream import turn
+from criteria.statistics import PAIRS
 from experts.arrays import Array
 from experts.expert_sums import add_by_expert
 from experts.seam import ExpertOutputs
 
-SUMMED = ("moments", "peak", "turning", "together", "by_domain")
+SUMMED = ("moments", "peak", "turning", "together", "by_domain", *PAIRS)
 BLOCK = 4096  # rows of expert outputs whose norms are taken at once
 
 
@@ -114,9 +116,11 @@ class LayerSums:
         turning: Σ g ‖f‖ · max(angle, 0) [E]
         together: tokens that activate both experts [E, E]
         by_domain: tokens of each domain [E, D]
+        pair_norms: Σ g_i ‖f_i‖ · g_j ‖f_j‖ [E, E]; empty where it is not asked for
+        pair_outputs: Σ g_i g_j ⟨f_i, f_j⟩ likewise
     """
 
-    def __init__(self, num_experts: int, domains: int, device: torch.device) -> None:
+    def __init__(self, num_experts: int, domains: int, device: torch.device, *, pairs: bool = False) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
@@ -125,6 +129,9 @@ class LayerSums:
         self.turning = zeros(num_experts)
         self.together = zeros(num_experts, num_experts)
         self.by_domain = zeros(num_experts, domains)
+        self.pairs = pairs
+        square = (num_experts, num_experts) if pairs else (0,)
+        self.pair_norms, self.pair_outputs = zeros(*square), zeros(*square)
 
     def restore(self, earlier: Mapping[str, Array]) -> None:
         """Take up sums by name."""
@@ -143,6 +150,11 @@ class LayerSums:
         self.by_domain.view(-1).index_add_(
             0, cell, torch.ones_like(norm)
         )  # whole numbers: exact in any order
+
+    def add_pairs(self, seen: ExpertOutputs, index: Tensor, weight: Tensor, valid: Tensor | None) -> None:
+        """Add what pairs of experts did together, where that is asked for; see `criteria.pair_sums`."""
+        if self.pairs:
+            add_pairs(self.pair_norms, self.pair_outputs, seen, index, weight, valid)
 
 
 def _powers(gate: Tensor, norm: Tensor) -> Tensor:

@@ -2,7 +2,17 @@
 
 from collections.abc import Callable, Mapping
 
-from criteria import causal, gradient, greedy, max_min, refit_residual
+from criteria import (
+    causal,
+    fisher_pairs,
+    gradient,
+    greedy,
+    learned_mask,
+    max_min,
+    pairs,
+    recon,
+    refit_residual,
+)
 from criteria.experiment import Measurement
 from criteria.experiment_context import ExperimentContext
 from experts.arrays import Array
@@ -16,6 +26,12 @@ EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
     "fisher": gradient.fisher,
     "integrated": gradient.integrated,
     "refit_residual": refit_residual.refit_residual,
+    "hope": pairs.hope,
+    "gram": pairs.gram,
+    "pair_slopes": fisher_pairs.slope_products,
+    "learned_mask": learned_mask.learned_mask,
+    "recon": recon.recon,
+    "fisher_pairs": fisher_pairs.fisher_pairs,
 }
 
 

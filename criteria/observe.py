@@ -47,6 +47,7 @@ def observe(
     done: Statistics | None = None,
     keep: Keep | None = None,
     forms: Collection[str] = (),
+    pairs: bool = False,
 ) -> Statistics:
     """Return the statistics of a model on a text.
 
@@ -59,13 +60,14 @@ def observe(
         done: statistics of the first windows, from an interrupted pass
         keep: called with the statistics so far about every minute, where all weights are in memory
         forms: of `criteria.razor.FORMS` that are summed
+        pairs: also sum over pairs of experts, for `hope` and `gram`
 
     Raises:
         ExciseError: `done` is of another text or another model, or a router cannot choose again.
     """
     if anatomy.team.size > 1:
-        return _observe_together(anatomy, windows, batch, done, keep, forms)
-    observation = Observation(anatomy, windows, batch, keep, forms)
+        return _observe_together(anatomy, windows, batch, done, keep, forms, pairs)
+    observation = Observation(anatomy, windows, batch, keep, forms, pairs)
     if done is not None:
         observation.resume(done)
     with observation.progress_bar():
@@ -83,6 +85,7 @@ def _observe_together(
     done: Statistics | None,
     keep: Keep | None,
     forms: Collection[str],
+    pairs: bool,
 ) -> Statistics:
     """The same by several processes, in rounds of about a minute; in one where the weights are streamed."""
     team, start = anatomy.team, 0 if done is None else _windows_in(done, windows)
@@ -92,7 +95,7 @@ def _observe_together(
             began, stop = time.monotonic(), min(len(windows), start + each * team.size)
             ranges = blocks(stop - start, batch, team.size)
             parts = [np.arange(start + first, start + last) for first, last in ranges]
-            given = [(windows.select(part), batch, None, None, forms) for part in parts]
+            given = [(windows.select(part), batch, None, None, forms, pairs) for part in parts]
             found = team.map(anatomy, observe, given)
             done = functools.reduce(operator.add, found if done is None else [done, *found])
             bar.update(stop - start)
@@ -113,6 +116,7 @@ class Observation(Job):
         batch: windows per forward
         keep: called with the statistics so far about every minute, where all weights are in memory
         forms: of `criteria.razor.FORMS` that are summed
+        pairs: also sum over pairs of experts
 
     Attributes:
         sums: of every MoE layer [L]
@@ -129,13 +133,15 @@ class Observation(Job):
         batch: int = 8,
         keep: Keep | None = None,
         forms: Collection[str] = (),
+        pairs: bool = False,
     ) -> None:
         check_routes_again(anatomy, forms)
         self.anatomy, self.windows, self.size = anatomy, windows, batch
         self.keep = None if anatomy.weights.streamed else keep
+        self.pairs = pairs
         num_experts, domains = anatomy.shape.num_experts, len(windows.domains)
         rows = range(len(anatomy.layers))
-        self.sums = [DomainSums(num_experts, domains, forms, anatomy.device_of(row)) for row in rows]
+        self.sums = [DomainSums(num_experts, domains, forms, anatomy.device_of(row), pairs) for row in rows]
         self.forms = forms
         self.norms: dict[int, dict[str, Array]] = {}  # of weights, by row
         self.done: Statistics | None = None
@@ -145,6 +151,8 @@ class Observation(Job):
     def resume(self, done: Statistics) -> None:
         """Go on where an interrupted pass ended."""
         self.done, self.start = done, _windows_in(done, self.windows)
+        if bool(done.pair_norms.size) != self.pairs:
+            raise ExciseError("the statistics of an interrupted pass have other sums; begin without them")
         for sums, earlier in zip(self.sums, resumed(done), strict=True):
             sums.restore(earlier)
 
@@ -159,7 +167,7 @@ class Observation(Job):
 
     @property
     def identity(self) -> str:
-        return key_of("observe", self.windows.hash, *sorted(self.forms))
+        return key_of("observe", self.windows.hash, *sorted(self.forms), *(["pairs"] if self.pairs else []))
 
     def clean(self, batch: int) -> CleanForward:
         windows, device = self._of(batch), self.anatomy.device
@@ -248,10 +256,10 @@ class _Watcher:
     def watch(self, row: int, run: Forward, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """Handle an experts call; see `experts.seam.Handler`."""
         seen = see_outputs(self.part.anatomy.layers[row].experts, run, hidden, index, weight)
-        tokens = self.tokens.to(index.device)
+        tokens, sums = self.tokens.to(index.device), self.sums[self.part.rows[row]]
         call = measured_call(seen, self.stream_before(row), index, weight, tokens)
-        change = self.replacing(row, run, hidden, index, weight, seen, tokens)
-        self.sums[self.part.rows[row]].add(call, change)
+        sums.add(call, self.replacing(row, run, hidden, index, weight, seen, tokens))
+        sums.add_pairs(seen, index, weight, tokens)
         return seen.routed
 
 

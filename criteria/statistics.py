@@ -13,8 +13,14 @@ from experts.arrays import Array, Marks
 from experts.errors import ExciseError, one_line
 from experts.stored_arrays import save_arrays
 
-ADDED = ("tokens", "moments", "turning", "together", "by_domain")  # fields that add up when texts are merged
+PAIRS = ("pair_norms", "pair_outputs")  # kept only where a criterion of pairs is asked for
+# Fields that add up when texts are merged.
+ADDED = ("tokens", "moments", "turning", "together", "by_domain", *PAIRS)
 FORMS = "replacement/"  # before the names of razor's sums in files
+
+
+def _nothing() -> Array:
+    return np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,9 @@ class Statistics:
             of tokens with a finite δ, Σ δ, Σ δ² [L, E, 3]; only the forms that were asked for
         domains: names of the D domains; empty = not known
         parts: domain -> the same sums of that domain alone, of which all others are made; empty where D = 1
+        pair_norms: Σ_t g_i ‖f_i‖₂ · g_j ‖f_j‖₂ over tokens that activate both [L, E, E]; empty where no
+            criterion of pairs was asked for
+        pair_outputs: likewise Σ_t g_i g_j ⟨f_i, f_j⟩ [L, E, E]
         measured: results of experiments, by the key of the measurement and by name; they belong to one text
             and one budget, so they are neither merged nor saved with the sums
     """
@@ -57,6 +66,8 @@ class Statistics:
     replacement: Mapping[str, Array] = field(default_factory=dict)
     domains: tuple[str, ...] = ()
     parts: "Mapping[str, Statistics]" = field(default_factory=dict)
+    pair_norms: Array = field(default_factory=_nothing)
+    pair_outputs: Array = field(default_factory=_nothing)
     measured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +87,8 @@ class Statistics:
         if self.together.shape != other.together.shape or self.tokens.shape != other.tokens.shape:
             shapes = f"{self.by_domain.shape} and {other.by_domain.shape} [L, E, D]"
             raise ExciseError(f"cannot merge statistics of shapes {shapes}")
+        if self.pair_norms.size != other.pair_norms.size:
+            raise ExciseError("cannot merge statistics with sums over pairs and statistics without them")
         if not np.allclose(self.weight_l2, other.weight_l2):
             raise ExciseError("cannot merge statistics of two models: their expert weights differ")
         if self.domains != other.domains or self.replacement.keys() != other.replacement.keys():

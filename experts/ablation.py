@@ -1,6 +1,6 @@
 """Interventions: context managers that change a model for a while and leave it bit-equal to before."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -88,6 +88,20 @@ def ablated(
                 stack.callback(record_input(anatomy, row, block_inputs))
         stack.enter_context(intercepted(anatomy, edit))
         yield
+
+
+@contextmanager
+def block_inputs(anatomy: Anatomy, rows: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Inside the block, what enters the blocks of some MoE layers is recorded until their experts are called.
+
+    Yields:
+        row -> the block's input, T tokens of width H; whoever takes it out leaves room for the next.
+    """
+    inputs: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for row in rows:
+            stack.callback(record_input(anatomy, row, inputs))
+        yield inputs
 
 
 def _check_unrestricted(anatomy: Anatomy) -> None:

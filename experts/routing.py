@@ -50,8 +50,9 @@ def shrink_router(layer: MoELayer, kept: tuple[int, ...], num_experts: int, undo
         undo.replace(vars(module), key, len(kept))
 
 
-@torch.no_grad()
-def routing_without(anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+def routing_without(
+    anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor, *, slopes: bool = False
+) -> tuple[Tensor, Tensor]:
     """Route tokens once more, as if some experts of a layer could not be chosen.
 
     The model's own block runs up to the call of its experts, so groups, correction bias, normalisation and
@@ -62,6 +63,7 @@ def routing_without(anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor)
         row: place of the layer among the L MoE layers
         hidden: what enters the block [T, H]
         removed: True at the experts that cannot be chosen, bool [E]
+        slopes: whether the gate weights have slopes in what enters the block
 
     Returns:
         Expert ids (of the whole model) and gate weights, [T, k] each.
@@ -77,12 +79,13 @@ def routing_without(anatomy: Anatomy, row: int, hidden: Tensor, removed: Tensor)
             f"{layer.name}: {len(kept)} of {num_experts} experts would be left, "
             f"but every token uses top_k = {top_k}; remove fewer, or use mode zero"
         )
-    if _is_even(anatomy, kept):
-        with small_router(layer, kept, num_experts):
-            index, weight = _route(layer, hidden)
-        return torch.tensor(kept, device=index.device)[index], weight
-    with _barred(layer, removed):
-        return _route(layer, hidden)
+    with torch.set_grad_enabled(slopes):
+        if _is_even(anatomy, kept):
+            with small_router(layer, kept, num_experts):
+                index, weight = _route(layer, hidden)
+            return torch.tensor(kept, device=index.device)[index], weight
+        with _barred(layer, removed):
+            return _route(layer, hidden)
 
 
 @torch.no_grad()

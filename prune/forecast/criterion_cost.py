@@ -12,7 +12,8 @@ from experts.shape import Shape
 
 DEMO = Shape(layers=tuple(range(6)), num_experts=16, top_k=4)
 DEMO_ROUNDS = 8  # of a search down to half of the demo's experts
-DEFAULTS = {"probes": 4, "steps": 8}  # settings of the rows whose cost grows with them
+# Settings of the rows whose cost grows with them.
+DEFAULTS = {"probes": 4, "steps": 8, "draws": 1, "updates": 100}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _growth(criterion: Criterion, shape: Shape, budget: Budget) -> float:
 
 def rounds_of(criterion: Criterion, shape: Shape, budget: Budget) -> float:
     """Rounds of a search: asked for, or as many as its step needs."""
-    if "rounds" not in criterion.grows:
+    if not criterion.by_rounds:
         return DEMO_ROUNDS
     asked, step = _setting(criterion, "rounds"), _setting(criterion, "step")
     removed = shape.total - budget.total
@@ -86,5 +87,6 @@ def _setting(criterion: Criterion, name: str) -> int:
 
 
 def _share_of_windows(criterion: Criterion, windows: int) -> float:
-    used = _setting(criterion, "windows")
+    assert criterion.measurement is not None, "only measured criteria have settings"
+    used = int(criterion.measurement.values.get("windows", 0))  # sums over pairs are of all
     return min(1.0, used / windows) if used else 1.0

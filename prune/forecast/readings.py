@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from criteria.budget import Budget, deepest
 from criteria.criterion import ACTIVATIONS, GRADIENTS, Criterion
-from criteria.experiment import prerequisites
+from criteria.experiment import PAIR_SLOPES, RECON, prerequisites
 from prune.forecast.criterion_cost import rounds_of
 from prune.session.prepared import Checked
 
@@ -50,7 +50,8 @@ def _of_criteria(criteria: Iterable[Criterion], budgets: list[Budget], checked: 
     for criterion in criteria:
         if criterion.measurement is not None:
             for needed in prerequisites(criterion.measurement):
-                readings.setdefault(needed.key, 1 + FAST_PATH)
+                up_and_down = needed.kind == PAIR_SLOPES.kind
+                readings.setdefault(needed.key, 2 if up_and_down else 1 + FAST_PATH)
             for_budgets = budgets if criterion.searches else budgets[:1]
             counts = [_of_experiment(criterion, budget, checked) for budget in for_budgets]
             readings.setdefault(criterion.measurement.key, sum(counts))
@@ -60,10 +61,12 @@ def _of_criteria(criteria: Iterable[Criterion], budgets: list[Budget], checked: 
 def _of_experiment(criterion: Criterion, budget: Budget, checked: Checked) -> int:
     """Gradients sweep up and down, for every point of a path; a search begins anew in every round."""
     assert criterion.measurement is not None, "asked only of those"
-    if not criterion.cost:
-        return 0  # arithmetic on the observed statistics
+    if criterion.in_numbers or not criterion.cost:
+        return 0  # arithmetic on what was measured before
+    if criterion.measurement.kind == RECON.kind:  # outputs, greedy, swaps; in scope global slopes too
+        return 3 if budget.scope == "layer" else 5
     if criterion.needs == GRADIENTS:
         return 2 * int(criterion.measurement.values.get("steps", 1))
     if criterion.needs == ACTIVATIONS:
         return 1
-    return FAST_PATH + (int(rounds_of(criterion, checked.shape, budget)) if criterion.searches else 1)
+    return FAST_PATH + (int(rounds_of(criterion, checked.shape, budget)) if criterion.by_rounds else 1)

@@ -82,6 +82,9 @@ class Session:
         """Texts and tasks that cannot be used, here or at all, are refused before anything is written."""
         if training:
             self.model.check_resident(RECOVERY)
+        for criterion in self.prepared.criteria:
+            if criterion.trains:
+                self.model.check_resident(f"training a mask ({criterion.name})")
         self.texts.check(training=training)
         if self.recipe.validation.tasks:
             _ = self.benchmark.parts
@@ -103,6 +106,7 @@ class Session:
             storage=Storage(self.cache, self.folder.path),
             forms=forms_of(self.prepared.criteria),
             mix=self.recipe.calibration.mix,
+            pairs=any(criterion.of_pairs for criterion in self.prepared.criteria),
         )
 
     def scores(self, budget: Budget) -> list[Scores]:

@@ -53,3 +53,22 @@ def test_plans_that_do_not_fit_together(recipe_path: Path, tmp_path: Path, read:
     assert readings.count("plans") > 2
     assert invoke(*arguments).exit_code == 0
     assert len(read) == (len(readings) + 1) * (max(read) + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_sets_of_experts(scope: str, recipe_path: Path, tmp_path: Path, read: list[int]) -> None:
+    """Sums over pairs come from the calibration; recon visits the layers for outputs, greedy and swaps."""
+    recipe = yaml.safe_load(recipe_path.read_text())
+    recipe["criteria"] = ["hope", "fisher_pairs:windows=2", "recon:tokens=32", "random"]
+    recipe["prune"] |= {"scope": scope}
+    recipe_path.write_text(yaml.safe_dump(recipe))
+    arguments = ("prune", recipe_path, "-o", tmp_path / "run", "--set", "memory.model=streamed")
+    forecast = invoke(*arguments, "--dry-run", "--json")
+    assert forecast.exit_code == 0, forecast.output
+    readings = json.loads(forecast.stdout)["memory"]["readings"]
+    result = invoke(*arguments)
+    assert result.exit_code in (0, 3), result.output
+    num_layers = max(read) + 1
+    stays = 1 if scope == "layer" else 2  # the top layer, between the way up and the way down
+    assert len(read) == (len(readings) + 1) * num_layers - stays

@@ -15,11 +15,14 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python
 EXCISE = ("-m", "tests.support.two_ranks", "prune")
 
 
-def run(recipe: Path, out: Path, *launcher: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    recipe: Path, out: Path, *launcher: str, options: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Streamed, with nothing known from an earlier run of another folder."""
     known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "EXCISE_CACHE": f"{out}-cache"}
+    command = [*EXCISE, str(recipe), "-o", str(out), "--set", "memory.model=streamed", *options]
     return subprocess.run(
-        [sys.executable, *launcher, *EXCISE, str(recipe), "-o", str(out), "--set", "memory.model=streamed"],
+        [sys.executable, *launcher, *command],
         cwd=ROOT,
         env={**os.environ, **known, **environment},
         capture_output=True,
@@ -44,4 +47,14 @@ def test_killed_ranks_and_a_rerun(recipe_path: Path, tmp_path: Path) -> None:
     again = run(recipe_path, together, *TORCHRUN)
     assert again.returncode == 0, again.stderr
     shutil.rmtree(together / "spill", ignore_errors=True)
+    assert contents(together) == contents(alone)
+
+
+@pytest.mark.slow
+def test_a_refit_in_two_processes(recipe_path: Path, tmp_path: Path) -> None:
+    """Plans are dealt out; figures and checkpoint are those of one process."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert run(recipe_path, alone, options=("--refit",)).returncode == 0
+    shared = run(recipe_path, together, *TORCHRUN, options=("--refit",))
+    assert shared.returncode == 0, shared.stderr
     assert contents(together) == contents(alone)

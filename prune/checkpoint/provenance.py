@@ -47,7 +47,7 @@ def promised_plan(folder: Path, layout: Layout, fingerprint: str = "", *, refitt
 def _check_changes(folder: Path, refitted: bool) -> None:
     """Refuse a folder whose weights were changed in another way than the recipe says."""
     changes = read_json(folder / RECOVERY) if (folder / RECOVERY).is_file() else {}
-    if "training" in changes:
+    if (folder / RECOVERY).is_file() and ("training" in changes or REFIT not in changes):
         raise ExciseError(
             f"{folder}: was recovered already ({RECOVERY} is there); "
             "recover the pruned folder it was made from"

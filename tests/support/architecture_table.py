@@ -118,7 +118,7 @@ def refit(anatomy: Anatomy) -> str:
     """Whether a plan can be refitted; asserts that every layer comes closer to the whole model."""
     [plan] = random_plans(anatomy, 1)
     try:
-        [found] = refit_plans(anatomy, [plan], Request(windows(4, 16), 0.1, 0, batch=2), {plan.digest})
+        [found] = refit_plans(anatomy, [plan], Request(windows(8, 32), 0.1, 0, batch=4), {plan.digest})
     except ExciseError as refusal:
         return f"refused: {str(refusal).partition(CANNOT)[2]}"
     assert all(layer.after < layer.before for layer in found.layers)

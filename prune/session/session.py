@@ -92,6 +92,8 @@ class Session:
             if self.benchmark.generates:
                 writing = f"writing text ({', '.join(self.benchmark.generates)} of validate.tasks)"
                 self.model.check_resident(writing)
+            if self.recipe.refit:
+                self.model.check_resident("the answers of refitted plans (validate.tasks with refit)")
 
     # Ranking.
 

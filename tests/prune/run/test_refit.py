@@ -26,6 +26,7 @@ from prune.session.session import Session
 from tests.support import tiny
 from tests.support.interruptions import killed
 from tests.support.recipes import execute
+from tests.support.tasks import task_file
 from validate.loss import window_losses
 
 
@@ -129,3 +130,23 @@ def test_streamed_is_resident(recipe_path: Path, tmp_path: Path) -> None:
     runs = (tmp_path / "resident", tmp_path / "streamed")
     weights = [load_file(run / "checkpoint" / "model.safetensors") for run in runs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_tasks_after_the_refit(recipe_path: Path, tmp_path: Path) -> None:
+    """Items are answered by the refitted models; streamed, that is refused before the work."""
+    folder = task_file(tmp_path / "task")
+    tasks = [
+        "refit.lambda=0.1",
+        "validate.tasks.names=[guess]",
+        f"validate.tasks.include={folder}",
+        "validate.tasks.random_plans=5",
+    ]
+    with pytest.raises(ExciseError, match="answers of refitted plans .* needs the whole model"):
+        execute(recipe_path, tmp_path / "streamed", *tasks, "memory.model=streamed")
+    first = execute(recipe_path, tmp_path / "run", *tasks)["plans"][0]
+    (before,), (after,) = first["tasks"], first["refit"]["tasks"]
+    assert (before["name"], before["full"]) == (after["name"], after["full"])
+    assert len(after["random"]["values"]) == 5
+    rows = (tmp_path / "run" / "refitted_items.csv").read_text().splitlines()
+    own = [float(row.rpartition(",")[2]) for row in rows[1:] if f",{first['digest']}," in row]
+    assert np.mean(own) == pytest.approx(after["value"])

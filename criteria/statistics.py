@@ -146,7 +146,7 @@ class Statistics:
             parts = [_named(cls, arrays, _inside(arrays, f"domain {number}/")) for number in numbers]
             by_domain = dict(zip(domains, parts, strict=False))
             return replace(_named(cls, arrays, arrays), domains=domains, parts=by_domain), metadata
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
             raise ExciseError(f"{path}: not a statistics file ({one_line(error)})") from error
 
 

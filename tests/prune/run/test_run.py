@@ -217,7 +217,7 @@ def test_interrupted_calibration_resumes_in_the_middle(
     monkeypatch.setattr("criteria.observe.KEEP_EVERY", 0.0)
     whole = execute(recipe_path, tmp_path / "whole", "calibration.batch=2")
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "fresh"))
-    collect, calls = observe_module._collect, []
+    collect, calls = observe_module.collected, []
 
     def third_time(*args: Any) -> Any:
         calls.append(args)
@@ -226,7 +226,7 @@ def test_interrupted_calibration_resumes_in_the_middle(
         return collect(*args)
 
     with monkeypatch.context() as broken:
-        broken.setattr("criteria.observe._collect", third_time)
+        broken.setattr("criteria.observe.collected", third_time)
         with pytest.raises(KeyboardInterrupt):
             execute(recipe_path, tmp_path / "run", "calibration.batch=2")
     assert (tmp_path / "run" / "calibration.partial.safetensors").exists()

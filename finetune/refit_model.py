@@ -101,7 +101,7 @@ def refitted(model: Model, refit: Refit) -> Iterator[None]:
         >>> model = experts.load("demo")
         >>> text = criteria.windows(model, stdlib="code", split="calibration", sequences=8, length=64)
         >>> plan = experts.Plan(16, {layer: tuple(range(8)) for layer in model.shape.layers})
-        >>> with finetune.refitted(model, finetune.refit_experts(model, plan, text)):
+        >>> with finetune.refitted(model, finetune.refit_experts(model, plan, text, ridge=0.1)):
         ...     again = model.generate("def ", max_new_tokens=4)
     """
     check_kind("refit", refit, Refit, "what finetune.refit_experts returns")

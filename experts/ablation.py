@@ -104,6 +104,19 @@ def block_inputs(anatomy: Anatomy, rows: Iterable[int]) -> Iterator[dict[int, Te
         yield inputs
 
 
+def check_untouched(anatomy: Anatomy) -> None:
+    """Refuse a model that is under an intervention: what is made of it now would pass for the model's own.
+
+    Raises:
+        ExciseError: it is restricted, or its experts' calls are edited.
+    """
+    _check_unrestricted(anatomy)
+    for layer in anatomy.layers:
+        # accelerate patches modules, too, to move what enters them to their GPU.
+        if "forward" in vars(layer.experts) and not hasattr(layer.experts, "_hf_hook"):
+            raise ExciseError("this model is under an intervention; leave its `with` block first")
+
+
 def _check_unrestricted(anatomy: Anatomy) -> None:
     for layer in anatomy.layers:
         rows = getattr(layer.router, "weight")  # noqa: B009 - typed as Module or Tensor

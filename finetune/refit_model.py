@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from criteria.text.windows import Windows
-from experts.ablation import restricted
+from experts.ablation import check_untouched, restricted
 from experts.arguments import check_kind
 from experts.errors import ExciseError
 from experts.model import Model, check_plan
@@ -71,6 +71,7 @@ def refit_experts(
     model.shape.check_kept(plan.kept)
     request = Request(text, ridge, fewest, batch, form, local)
     request.check()
+    check_untouched(model.anatomy)
     [found] = refit_plans(model.anatomy, [plan], request, {plan.digest})
     return refit_of(model, plan, request, found.layers)
 
@@ -87,7 +88,10 @@ def refit_of(model: Model, plan: Plan, request: Request, layers: tuple[RefittedL
 
 @contextmanager
 def refitted(model: Model, refit: Refit) -> Iterator[None]:
-    """Inside the `with` block the model is the pruned and refitted one: plain forwards, and all functions.
+    """Inside the `with` block the model is the pruned and refitted one, for forwards and generation.
+
+    What measures or changes plans starts from the unpruned model and is refused inside. `prune.export` reads
+    the source's files, inside as outside: give it the refit.
 
     Args:
         model: the model that was refitted, resident

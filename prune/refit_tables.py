@@ -69,7 +69,7 @@ def _row(plan: EvidenceJson) -> tuple[str, ...]:
         plan["scope"],
         f"{plan['fraction']:g}",
         f"{signed(plan['delta'])} → {signed(after['delta'])} [{signed(low, 3)}, {signed(high, 3)}]",
-        percent(after["share"]),
+        "–" if after["share"] is None else percent(after["share"]),
         spread(after["random"]["mean"], after["random"]["sd"]),
         signed(after["reversed_delta"]),
         probability(after["p"]),

@@ -41,5 +41,6 @@ class Local:
         check_count("local: tokens", self.tokens)
         check_count("local: seed", self.seed, 0)
         for name, rate in (("lr", self.lr), ("router_lr", self.router_lr)):
-            if not (0 < rate < math.inf):
+            number = isinstance(rate, int | float) and not isinstance(rate, bool)
+            if not (number and 0 < rate < math.inf):
                 raise ExciseError(f"local: {name} is {rate}; a learning rate is a number above 0")

@@ -44,7 +44,8 @@ class Request:
         check_choice("form", self.form, (FULL, SCALE))
         if self.local is not None:
             check_kind("local", self.local, Local, "a finetune.Local")
-        if self.ridge is not None and not self.ridge > 0:
+        number = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
+        if self.ridge is not None and not (number and self.ridge > 0):
             raise ExciseError(f"ridge is {self.ridge}; λ is a number above 0, or None to have it chosen")
         if len(self.text) < 2:
             raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")

@@ -64,7 +64,7 @@ class Refit:
         plan: the experts that are kept
         layers: every MoE layer, in the order of the decoder [L]
         text: the windows that made it
-        key: identity of model, plan, text and settings
+        key: identity of model, text and settings; with the plan's, `digest` is that of the weights
         fingerprint: of the unpruned model
         local: how layers were trained after the least squares; None = they were not
         form: FULL or SCALE

@@ -44,11 +44,12 @@ class RefitSettings(Settings):
         description="local distillation: every layer is trained after its least squares; none = nothing is",
     )
 
-    @field_validator("ridge")
+    @field_validator("ridge", mode="before")
     @classmethod
     def _above_zero(cls, ridge: Any) -> Any:
-        if ridge != "auto" and not ridge > 0:
-            raise ValueError(f"{ridge} is not above 0; take a number like 0.1, or auto")
+        number = isinstance(ridge, int | float) and not isinstance(ridge, bool)
+        if ridge != "auto" and not (number and ridge > 0):
+            raise ValueError(f"{ridge} is no number above 0; take one like 0.1, or auto")
         return ridge
 
     @property

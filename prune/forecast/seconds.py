@@ -58,4 +58,4 @@ def _source(speed: Speed) -> str:
 
 def _left_out(stages: Sequence[StageJson]) -> str:
     names = [stage["stage"] for stage in stages if stage["windows"] is None]
-    return f"; without {', '.join(names)}" if names else ""
+    return f"; not counted: {', '.join(names)}" if names else ""

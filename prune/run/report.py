@@ -16,10 +16,8 @@ P_RULES = {
     "counted": "p = (1 + #random plans at least as good) / (R + 1).",
     "normal": "p: one-sided t of (plan − mean random) / (sd·√(1 + 1/R)), R − 1 degrees of freedom.",
 }
-RAW_ROWS = (
-    "Raw rows, one per plan and window: `losses.csv`; of tasks, per plan and item: `items.csv`; "
-    "after a refit: `refitted_losses.csv`, `refitted_items.csv`.\n"
-)
+RAW_ROWS = "Raw rows, one per plan and window: `losses.csv`; of tasks, per plan and item: `items.csv`.\n"
+AFTER_REFIT = "After the refit: `refitted_losses.csv`, `refitted_items.csv`.\n"
 
 
 def markdown(recipe: Recipe, result: PruneResult) -> str:
@@ -32,6 +30,7 @@ def markdown(recipe: Recipe, result: PruneResult) -> str:
         _nulls(result),
         f"## Evidence\n{evidence(result)}\n",
         RAW_ROWS,
+        *([AFTER_REFIT] if recipe.refit else []),
     ]
     if result["agreement"]:
         parts.append(_agreement(result["agreement"]))

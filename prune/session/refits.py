@@ -130,6 +130,7 @@ def settled(session: Session) -> Session:
     """
     settings, key = session.recipe.refit, key_of(REFITTABLE, session.model.identity)
     if settings is None:
+        _forget_all(session.folder.path)
         return session
     known, _, why = session.folder.record.get(REFITTABLE, "").partition(" ")
     if known != key:
@@ -138,6 +139,13 @@ def settled(session: Session) -> Session:
     if why and not settings.if_possible:
         raise ExciseError(why)
     return without_refit(session, why) if why else session
+
+
+def _forget_all(run: Path) -> None:
+    """Take away what a run with a refit left in a folder that goes on without one."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
+    for name in ("losses.csv", "items.csv"):
+        (run / f"{PREFIX}{name}").unlink(missing_ok=True)
 
 
 def _refusal(session: Session) -> str:

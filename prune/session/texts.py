@@ -8,6 +8,7 @@ from criteria.text.for_model import read_for
 from criteria.text.sampled.from_model import SampledFromModel
 from criteria.text.sampled.own_text import SampleStore
 from criteria.text.windows import Windows
+from experts.errors import ExciseError
 from experts.model import Model
 from experts.notes import tell
 from prune.recipe.schema import Recipe, TextSettings
@@ -51,7 +52,10 @@ class Texts:
         assert self.recipe.refit is not None, "asked for only where there is one"
         if self.recipe.refit.text is None:
             return self.calibration
-        windows = self.read(self.recipe.refit.text)
+        try:
+            windows = self.read(self.recipe.refit.text)
+        except ExciseError as error:
+            raise ExciseError(f"refit.text: {error}") from error
         check_disjoint(windows, self.validation, "refit")
         return windows
 

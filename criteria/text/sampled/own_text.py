@@ -11,6 +11,7 @@ from criteria.text.bos import Bos
 from criteria.text.sampled.draw import continued
 from criteria.text.sampled.openings import Opening, opening_of
 from criteria.text.sampled.settings import GROUP, Sampled, not_here
+from experts.ablation import check_untouched
 from experts.arrays import Array, Ids
 from experts.cache import Cache
 from experts.disk.configuration import positive_int, text_config
@@ -113,6 +114,7 @@ class OwnText:
 
     def _drawn(self, opening: Opening, kept: Ids, wanted: int, partial: StoredArrays) -> Ids:
         """All windows up to the end of the group that the last wanted one is in."""
+        check_untouched(self.model.anatomy)
         done: list[Any] = [kept]
         groups = range(len(kept) // self.group, -(-wanted // self.group))
         tokens = len(groups) * self.group * (self.length - opening.length)

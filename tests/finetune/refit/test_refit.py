@@ -18,6 +18,7 @@ from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.inner_activations import DOWN
+from experts.interventions import ablated
 from experts.memory_settings import MemorySettings
 from experts.model import Model
 from experts.plan import Plan
@@ -241,6 +242,8 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         ({"ridge": 0.0}, "ridge is 0.0; λ is a number above 0"),
         ({"ridge": float("nan")}, "ridge is nan; λ is a number above 0"),
+        ({"ridge": "auto"}, "ridge is auto; λ is a number above 0, or None"),
+        ({"ridge": True}, "ridge is True; λ is a number above 0"),
         ({"text": windows(1)}, "text has 1 window; a refit needs at least 2"),
         ({"text": windows(2, 4)}, r"text: no expert gets as many tokens as it has inner units \(\d of 24\)"),
         ({"plan": Plan(16, {0: (1,), 1: (2,)})}, "experts"),
@@ -289,3 +292,12 @@ def test_the_held_out_loss_is_measured_inside(olmoe: Model, refit: Refit) -> Non
         inside = window_losses(olmoe.network, TEXT)
     assert not np.array_equal(plain, inside)
     assert np.array_equal(plain, window_losses(olmoe.network, TEXT))
+
+
+def test_a_model_under_an_intervention_is_refused(olmoe: Model) -> None:
+    """What is fitted to it would pass for a refit of the model itself."""
+    plan = plan_of(olmoe)
+    with ablated(olmoe, {0: [0, 1]}), pytest.raises(ExciseError, match="under an intervention"):
+        refit_experts(olmoe, plan, TEXT)
+    with restricted(olmoe.anatomy, plan), pytest.raises(ExciseError, match="already restricted"):
+        refit_experts(olmoe, plan, TEXT)

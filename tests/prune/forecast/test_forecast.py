@@ -83,7 +83,7 @@ def test_time_is_windows_by_the_speed_of_an_earlier_run(recipe_path: Path, tmp_p
 def test_an_audit_says_what_its_time_leaves_out(recipe_path: Path, tmp_path: Path) -> None:
     checked = checked_for("audit", read_recipe(recipe_path), tmp_path / "run")
     keep_speed(checked.layout.checkpoint, checked.folder.path, SPEED)
-    assert forecast("audit", checked)["seconds_from"].endswith("; without audit")
+    assert forecast("audit", checked)["seconds_from"].endswith("; not counted: audit")
 
 
 SPEED: Speed = {

@@ -1,6 +1,7 @@
 """A recipe with `refit`: every plan before and after it, and the refitted checkpoint."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def test_nothing_is_refitted_again(
         return execute(recipe_path, out, "refit={}")
 
     killed(monkeypatch, run, pruned_folder, "export", lambda *_: True)
+    plain = shutil.copytree(out, tmp_path / "plain")
+    execute(recipe_path, plain)
+    assert not list(plain.glob("refit*")), "what is left of the refit says nothing of this run"
     assert len(list((out / "refit").iterdir())) == 1
     monkeypatch.setattr(refit_losses, "refit_plans", None)
     monkeypatch.setattr(refits, "refit_experts", None)
@@ -99,6 +103,7 @@ def test_nothing_is_refitted_again(
 
 def test_a_folder_of_the_plan_without_a_refit(recipe_path: Path, tmp_path: Path) -> None:
     execute(recipe_path, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("refit*"))
     with pytest.raises(ExciseError, match=r"holds a checkpoint made with refit: None, now \{\}"):
         execute(recipe_path, tmp_path / "run", "refit={}")
     forced = execute(recipe_path, tmp_path / "run", "refit={}", force=True)
@@ -109,10 +114,12 @@ def test_a_folder_of_the_plan_without_a_refit(recipe_path: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["refit.lambda=0"], "refit.lambda.*above 0"),
+        (["refit.lambda=0"], "refit.lambda.*0 is no number above 0"),
+        (["refit.lambda=x"], "refit.lambda.*x is no number above 0; take one like 0.1, or auto"),
         (["refit.lamda=1"], "unknown key 'refit.lamda'; did you mean 'lambda'?"),
         (["refit.text.data.text=[nowhere.txt]"], "refit.text.data names .*nowhere.txt: No such file"),
         (["refit.text.data.text=[test.txt]", "refit.text.sequences=8"], "refit and validation text overlap"),
+        (["refit.text.data.text=[calibration.txt]"], "refit.text: data .* 128 windows of 512 tokens asked"),
         (["refit={}", "calibration.sequences=1"], "text has 1 window; a refit needs at least 2"),
     ],
 )

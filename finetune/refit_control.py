@@ -77,7 +77,7 @@ def refit_against_random(
         >>> text = criteria.windows(model, stdlib="code", split="calibration", sequences=8, length=64)
         >>> held_out = criteria.windows(model, stdlib="code", split="test", sequences=8, length=64)
         >>> plan = criteria.select(criteria.score(model, "reap_sum", text), fraction=0.5)
-        >>> judged = finetune.refit_against_random(model, plan, text, held_out=held_out, plans=2, ridge=0.1)
+        >>> judged = finetune.refit_against_random(model, plan, text, held_out=held_out, plans=2)
         >>> judged.cost.after < judged.cost.before
         True
     """

@@ -1,6 +1,6 @@
 """Train two small MoE language models of other shapes and text than the demo, to judge what was tuned on it.
 
-    python -m benchmarks.own_models A --out models/A [--data shared/data --steps 400 --seed 0]
+    python -m benchmarks.own_models A --out models/A [--data shared/data --steps 1200 --seed 0]
     python -m benchmarks.own_models B --out models/B
 
 A is an OLMoE of 6 layers × 16 experts, B a Qwen2-MoE of 6 × 24 with a shared expert, both top-4 without
@@ -12,7 +12,6 @@ second run goes on from the last save, with the same result.
 
 import argparse
 import json
-import os
 import re
 from argparse import Namespace
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
+from benchmarks.refit_texts import default_data
 from criteria.text.standard_library import documents
 from experts.arrays import Array
 
@@ -38,10 +38,10 @@ END = "<|endoftext|>"
 DOMAINS = ("wiki", "maths", "code")
 SPLITS = ("train", "calibration", "test")
 COMMON: dict[str, Any] = {
-    "hidden_size": 96,
+    "hidden_size": 160,
     "num_hidden_layers": 6,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
     "num_experts_per_tok": 4,
     "norm_topk_prob": False,
     "max_position_embeddings": 512,
@@ -51,8 +51,8 @@ COMMON: dict[str, Any] = {
     "router_aux_loss_coef": 0.01,
     "output_router_logits": True,
 }
-A = {"num_experts": 16, "intermediate_size": 64}
-B = {"num_experts": 24, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 96}
+A = {"num_experts": 16, "intermediate_size": 96}
+B = {"num_experts": 24, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 128}
 
 
 def texts_of(domain: str, split: str, data: Path) -> list[str]:
@@ -171,13 +171,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("name", choices=["A", "B"])
     parser.add_argument("--out", type=Path, required=True)
-    shared = Path(os.environ.get("EXCISE_SHARED", "shared"))
-    parser.add_argument("--data", type=Path, default=shared / "data")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--data", type=Path, default=default_data())
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument("--save", type=int, default=50, help="steps between two saves")
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--save", type=int, default=100, help="steps between two saves")
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

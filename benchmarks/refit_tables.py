@@ -12,7 +12,6 @@ again, so an interrupted run goes on; random plans serve all criteria with the s
 
 import argparse
 import itertools
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.refit_markdown import tables
 from benchmarks.refit_rows import Bench, Case, Rows, randoms_of
-from benchmarks.refit_texts import Texts
+from benchmarks.refit_texts import Texts, default_data
 
 
 def measure(options: Namespace, rows: Rows) -> None:
@@ -57,9 +56,8 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("print", help="Markdown tables of all rows")
     work = verbs.add_parser("measure", help="add rows")
-    shared = Path(os.environ.get("EXCISE_SHARED", "shared"))
     work.add_argument("--model", default="demo")
-    work.add_argument("--data", type=Path, default=shared / "data")
+    work.add_argument("--data", type=Path, default=default_data())
     work.add_argument("--criterion", nargs="+", default=["reap", "reap_sum"])
     work.add_argument("--fraction", type=float, nargs="+", default=[0.5])
     work.add_argument("--scope", nargs="+", choices=["layer", "global"], default=["layer"])

@@ -1,6 +1,7 @@
 """The texts that plans are chosen by, refitted on and judged on, by their short names."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from experts.model import Model
 
 SAMPLES = "samples"  # text that the unpruned model drew itself
 LENGTH = 256
+
+
+def default_data() -> Path:
+    """The folder of WikiText-2 and GSM8K: of EXCISE_SHARED, or beside the checkout, as in the tests."""
+    return Path(os.environ.get("EXCISE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from criteria.gate_slopes import frozen
 from criteria.mask_budget import MaskBudget
 from criteria.mask_gates import masked_gates
 from criteria.pairs import room_of
+from criteria.text.halves import in_halves
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.arrays import Array
@@ -206,5 +207,5 @@ def halves(windows: Windows) -> tuple[Windows, Windows]:
     """
     if len(windows) < 2:
         raise ExciseError("learned_mask needs two windows or more: to train on, and to choose the step by")
-    order = np.argsort(windows.domain, kind="stable")
-    return windows.select(np.sort(order[::2])), windows.select(np.sort(order[1::2]))
+    half = in_halves(windows)
+    return windows.select(np.flatnonzero(half == 0)), windows.select(np.flatnonzero(half == 1))

@@ -98,6 +98,17 @@ def check_writable(folder: Path, key: str) -> None:
         ) from error
 
 
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder inside `folder`, removed at the end, or by `remove_leftovers` after a kill."""
+    fresh = temporary_name(folder / "temporary")
+    fresh.mkdir()
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:
     """Remove temporary files and folders that killed processes left.
 

@@ -67,10 +67,15 @@ def refit_experts(
         >>> all(layer.after <= layer.before for layer in refit.layers)
         True
     """
-    check_plan(model, plan)
-    model.shape.check_kept(plan.kept)
     request = Request(text, ridge, fewest, batch, form, local)
     request.check()
+    return refit_by(request, model, plan)
+
+
+def refit_by(request: Request, model: Model, plan: Plan) -> Refit:
+    """The refit of a plan as a checked request asks for it."""
+    check_plan(model, plan)
+    model.shape.check_kept(plan.kept)
     check_untouched(model.anatomy)
     [found] = refit_plans(model.anatomy, [plan], request, {plan.digest})
     return refit_of(model, plan, request, found.layers)

@@ -142,7 +142,7 @@ class LayerRefit:
         return factor
 
     def _filled(self, factor: float, examples: Collected, *, go: bool) -> Equations:
-        """The equations of all batches; every second one is in the other fold.
+        """The equations of all batches, each in its half of the text.
 
         Args:
             factor: of the experts' sum in the stream
@@ -156,7 +156,7 @@ class LayerRefit:
                 seen = self._seen(batch)
             readable = self.passage.readable[batch].to(clean.device)
             lacking = (clean.double() - seen.stream.double()) * readable[:, None] / factor
-            equations.add(batch % 2, seen.features, lacking)
+            equations.add(self.passage.folds[batch], seen.features, lacking)
             if entering is not None:
                 if batch == 0:
                     num_experts = self.passage.anatomy.shape.num_experts

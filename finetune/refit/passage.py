@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from criteria.text.halves import in_halves
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
+from experts.arrays import Array
 from experts.decoder import Part, decoder_layers, part_of
 from experts.plan import Plan, whole_plan
 from experts.seam import Handler, intercepted
@@ -32,6 +34,7 @@ class Passage:
     Attributes:
         windows: N windows of W tokens
         readable: which tokens are no padding, of every batch [B·W]
+        folds: half of the text that every batch is of, 0 or 1; λ is chosen on each by the other
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class Passage:
     ) -> None:
         self.anatomy, self.plan, self.windows, self.clean = anatomy, plan, windows, clean
         self.stage = Stage(anatomy)
-        starts = range(0, len(windows), batch)
-        parts = [windows.select(np.arange(start, min(start + batch, len(windows)))) for start in starts]
+        batches = _batches(windows, batch)
+        self.folds = [fold for fold, _ in batches]
+        parts = [windows.select(rows) for _, rows in batches]
         self._inputs = [inputs_of(part, anatomy) for part in parts]
         self.readable = [torch.from_numpy(part.mask.reshape(-1)).to(anatomy.device) for part in parts]
         self._states: dict[tuple[str, int], State | None] = {}
@@ -111,6 +115,16 @@ class CleanPassage:
         if batch not in self._left:
             self._left[batch] = self._passage.leaving(layer, CLEAN, batch, go=True)
         return self._left[batch]
+
+
+def _batches(windows: Windows, size: int) -> list[tuple[int, Array]]:
+    """(half, its windows), batch by batch: a batch is of one half, whatever its size."""
+    half = in_halves(windows)
+    found = []
+    for fold in (0, 1):
+        rows = np.flatnonzero(half == fold)
+        found += [(fold, rows[start : start + size]) for start in range(0, len(rows), size)]
+    return found
 
 
 def inputs_of(windows: Windows, anatomy: Anatomy) -> dict[str, Any]:

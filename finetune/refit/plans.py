@@ -49,11 +49,11 @@ def refit_plans(
     Raises:
         ExciseError: a layer cannot be refitted, or no expert has as many tokens as inner units.
     """
-    clean = CleanPassage(anatomy, request.text, request.per_forward) if len(plans) > 1 else None
+    clean = CleanPassage(anatomy, request.text, request.batch) if len(plans) > 1 else None
     rows = [_Rows(plan.digest in wanted) for plan in plans]
     measured = [HeldOut(anatomy, plan, held_out, batch) if held_out else None for plan in plans]
     travellers = [
-        Traveller(Passage(anatomy, plan, request.text, request.per_forward, clean), own.take, one)
+        Traveller(Passage(anatomy, plan, request.text, request.batch, clean), own.take, one)
         for plan, own, one in zip(plans, rows, measured, strict=True)
     ]
     refit_layers(travellers, request)

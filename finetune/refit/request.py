@@ -50,11 +50,6 @@ class Request:
         if len(self.text) < 2:
             raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")
 
-    @property
-    def per_forward(self) -> int:
-        """Windows per forward; every second batch chooses λ by the others, so there are two at least."""
-        return min(self.batch, -(-len(self.text) // 2))
-
     @cached_property
     def key(self) -> str:
         """Identity of the text and of all settings."""

@@ -20,7 +20,7 @@ from prune.compare.result import (
 from prune.compare.stability import stabilities
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepared import Prepared
-from prune.session.refits import Refits, check_refit, settled
+from prune.session.refits import Refits, check_refit, forget_refits, settled
 from prune.session.run_folder import write_json, write_text
 from prune.session.session import Session
 from validate import pairs
@@ -72,6 +72,8 @@ class ComparisonRun:
 
     def _compared(self) -> ComparisonResult:
         write_json(self.folder.path / "environment.json", environment())
+        if self.recipe.refit is None:
+            forget_refits(self.folder.path)
         for budget in self.prepared.compared:
             self.session.check_room(budget)
         searched = deepest(self.prepared.compared).items()

@@ -1,7 +1,6 @@
 """Pruned models to be recovered, and their teacher: shared weights in memory, or models from disk."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from experts.anatomy import dissect
 from experts.disk.fingerprint import fingerprint
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
+from experts.files import temporary_folder
 from experts.keys import key_of
 from experts.loading import load_network
 from experts.notes import tell
@@ -90,8 +90,8 @@ class FromDisk:
         if self.refits is None:
             export(layout, plan, place, force=True)
             return
-        with tempfile.TemporaryDirectory(prefix=".refit-", dir=self.session.folder.path) as folder:
-            changed = refitted_weights(self.session.model, self.refits.of(plan), Path(folder))
+        with temporary_folder(self.session.folder.path) as folder:
+            changed = refitted_weights(self.session.model, self.refits.of(plan), folder)
             export(layout, plan, place, force=True, recovered=changed)
         self.refits.forget()
 

@@ -24,7 +24,7 @@ from prune.run.report import markdown
 from prune.run.result import PruneResult
 from prune.session.measures import check_rows
 from prune.session.prepared import Prepared
-from prune.session.refits import check_refit, settled, without_refit
+from prune.session.refits import check_refit, forget_refits, settled, without_refit
 from prune.session.refusals import check_pruning
 from prune.session.run_folder import CHECKPOINT, write_json, write_text
 from prune.session.session import Session
@@ -113,6 +113,8 @@ class Run:
 
     def _stages(self, notes: list[str]) -> RunResult:
         keep_recipe(self.prepared)
+        if self.recipe.refit is None:
+            forget_refits(self.folder.path)
         table = self._ranked()
         candidates = self._candidates(table)
         plan = candidates[0].plan

@@ -1,7 +1,6 @@
 """The checkpoint of a run: refuses that of another model or plan; written once, proven by a reload."""
 
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from experts.disk.companions import PLAN, RECOVERY
 from experts.disk.shards import open_checkpoint, read_json
 from experts.errors import ExciseError
+from experts.files import temporary_folder
 from experts.keys import key_of
 from experts.plan import Plan
 from finetune.refit.logits import refitted_logits
@@ -96,8 +96,8 @@ class PrunedFolder:
     def _export(self, recipe: Recipe, plan: Plan, result: ValidationResult, refit: Refit | None) -> None:
         # This very checkpoint, but no longer whole, may be replaced.
         damaged = self.path.exists() and self.folder.valid(STAGE, self._key(plan))
-        with tempfile.TemporaryDirectory(prefix=".refit-", dir=self.folder.path) as place:
-            changed = refitted_weights(self.session.model, refit, Path(place)) if refit else None
+        with temporary_folder(self.folder.path) as place:
+            changed = refitted_weights(self.session.model, refit, place) if refit else None
             words = changed.words if changed else UNCHANGED_WEIGHTS
             card = model_card(recipe, self.layout, plan, result, words)
             fingerprint, force = self.session.fingerprint, self.force or damaged

@@ -21,7 +21,7 @@ from finetune.refit.request import Request
 from finetune.refit.result import Refit
 from finetune.refit.stored import save_refit, stored_refit
 from finetune.refit_losses import RefittedLosses
-from finetune.refit_model import refit_experts
+from finetune.refit_model import refit_by
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import StoredWeights
 from prune.session.measures import row_key, tasks_of
@@ -89,17 +89,7 @@ class Refits:
         path, fingerprint = self._path(plan), self.session.fingerprint
         if found := stored_refit(path, plan, self.key, fingerprint):
             return found
-        how = self.request
-        refit = refit_experts(
-            self.session.model,
-            plan,
-            how.text,
-            form=how.form,
-            local=how.local,
-            ridge=how.ridge,
-            fewest=how.fewest,
-            batch=how.batch,
-        )
+        refit = refit_by(self.request, self.session.model, plan)
         self._save(refit)
         return refit
 
@@ -130,7 +120,6 @@ def settled(session: Session) -> Session:
     """
     settings, key = session.recipe.refit, key_of(REFITTABLE, session.model.identity)
     if settings is None:
-        _forget_all(session.folder.path)
         return session
     known, _, why = session.folder.record.get(REFITTABLE, "").partition(" ")
     if known != key:
@@ -141,8 +130,11 @@ def settled(session: Session) -> Session:
     return without_refit(session, why) if why else session
 
 
-def _forget_all(run: Path) -> None:
-    """Take away what a run with a refit left in a folder that goes on without one."""
+def forget_refits(run: Path) -> None:
+    """Take away what a run with a refit left in a folder that goes on without one.
+
+    Only where nothing can refuse the folder any more: its rows are of the checkpoint that is there.
+    """
     shutil.rmtree(run / FOLDER, ignore_errors=True)
     for name in ("losses.csv", "items.csv"):
         (run / f"{PREFIX}{name}").unlink(missing_ok=True)

@@ -84,7 +84,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_measured_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The refit gives something back; a second call takes all rows over and loads no model.
 
@@ -93,6 +93,8 @@ def test_measured_once(
     rows = tmp_path / "rows.jsonl"
     measure = [
         "measure",
+        "--data",
+        str(shared / "data"),
         "--chosen",
         "code",
         "--criterion",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from experts.files import replacing, replacing_folder
+from experts.files import remove_leftovers, replacing, replacing_folder, temporary_folder
 from experts.stored_arrays import StoredArrays
 
 
@@ -50,6 +50,17 @@ def test_a_full_disk_names_the_file_and_not_its_temporary_name(tmp_path: Path) -
     with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "gone" / "result"):
         pass
     assert caught.value.filename == str(tmp_path / "gone" / "result")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_is_gone_at_the_end_or_after_a_kill(tmp_path: Path) -> None:
+    with suppress(KeyboardInterrupt), temporary_folder(tmp_path) as fresh:
+        (fresh / "weights").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    never_ended = temporary_folder(tmp_path)
+    (never_ended.__enter__() / "weights").touch()
+    remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

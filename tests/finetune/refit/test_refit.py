@@ -130,6 +130,16 @@ def test_the_stream_comes_closer(olmoe: Model, refit: Refit) -> None:
         assert layer.after <= layer.before
 
 
+def test_the_batch_moves_rounding_only(olmoe: Model) -> None:
+    """The halves on which λ is chosen are those of the text, however many windows a forward takes."""
+    one, *others = [refit_experts(olmoe, plan_of(olmoe), TEXT, batch=batch) for batch in (1, 2, 8)]
+    assert len({layer.ridge for layer in one.layers} - {np.inf}) > 0
+    for other in others:
+        assert [layer.ridge for layer in other.layers] == [layer.ridge for layer in one.layers]
+        for found, expected in zip(other.layers, one.layers, strict=True):
+            torch.testing.assert_close(found.weights, expected.weights, rtol=1e-4, atol=1e-6)
+
+
 def test_nothing_else_is_touched(olmoe: Model) -> None:
     before = state(olmoe)
     refit = refit_experts(olmoe, plan_of(olmoe), TEXT)

@@ -59,6 +59,16 @@ def test_before_and_after(recipe_path: Path, tmp_path: Path) -> None:
     assert not (out / "refit").exists()
 
 
+def test_a_refused_run_takes_nothing_away(recipe_path: Path, tmp_path: Path) -> None:
+    """The folder holds a refitted checkpoint: a run without a refit is refused, and its rows stay."""
+    out = tmp_path / "run"
+    execute(recipe_path, out, "refit={}")
+    rows = (out / "refitted_losses.csv").read_bytes()
+    with pytest.raises(ExciseError, match=r"holds a checkpoint made with refit: \{\}, now None"):
+        execute(recipe_path, out)
+    assert (out / "refitted_losses.csv").read_bytes() == rows
+
+
 def test_what_is_printed_and_written(recipe_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     printed = CliRunner().invoke(app, ["prune", str(recipe_path), "-o", str(out), "--refit"])
@@ -94,7 +104,7 @@ def test_nothing_is_refitted_again(
     assert not list(plain.glob("refit*")), "what is left of the refit says nothing of this run"
     assert len(list((out / "refit").iterdir())) == 1
     monkeypatch.setattr(refit_losses, "refit_plans", None)
-    monkeypatch.setattr(refits, "refit_experts", None)
+    monkeypatch.setattr(refits, "refit_by", None)
     again = run()
     assert again["plans"] == whole["plans"]
     weights = [load_file(run / "checkpoint" / "model.safetensors") for run in (out, tmp_path / "whole")]

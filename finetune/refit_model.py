@@ -12,6 +12,7 @@ from experts.notes import tell
 from experts.plan import Plan
 from finetune.distill.settings import Local
 from finetune.refit.plans import refit_plans
+from finetune.refit.precision import precisions_of
 from finetune.refit.request import Request
 from finetune.refit.result import FULL, Refit, RefittedLayer, swapped
 
@@ -67,7 +68,7 @@ def refit_experts(
         >>> all(layer.after <= layer.before for layer in refit.layers)
         True
     """
-    request = Request(text, ridge, fewest, batch, form, local)
+    request = Request(text, ridge, fewest, batch, form, local, precisions_of(model.layout))
     request.check()
     return refit_by(request, model, plan)
 

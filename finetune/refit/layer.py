@@ -17,6 +17,7 @@ from finetune.distill.settings import Local
 from finetune.distill.train import Distilled, distilled
 from finetune.refit.equations import Equations, NoSolution
 from finetune.refit.passage import CLEAN, PRUNED, Passage
+from finetune.refit.precision import Precision
 from finetune.refit.result import FULL, SCALE, RefittedLayer, swapped
 from finetune.refit.scale import Scale
 
@@ -47,6 +48,7 @@ class LayerRefit:
         equations: makes those of the layer
         local: how the layer is trained afterwards; None = it is not
         form: FULL or SCALE
+        precision: in which the checkpoint stores the layer; None = as it is in memory
     """
 
     passage: Passage
@@ -56,6 +58,7 @@ class LayerRefit:
     equations: NewEquations
     local: Local | None = None
     form: str = FULL
+    precision: Precision | None = None
 
     @property
     def layer(self) -> MoELayer:
@@ -87,6 +90,8 @@ class LayerRefit:
         trained = None
         if self.local is not None:
             trained, weights = self._trained(weights, examples, few)
+        if self.precision is not None:
+            weights = {name: self.precision.rounded(name, values) for name, values in weights.items()}
         down, others = weights.pop(DOWN), weights
         if not last:
             with swapped(self.layer, self.kept, down, others):

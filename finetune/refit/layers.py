@@ -94,7 +94,16 @@ def check_refittable(anatomy: Anatomy, windows: Windows) -> None:
 def _refit(one: Traveller, row: int, request: Request, *, last: bool) -> None:
     """Refit a layer of one plan."""
     fewest = 0 if request.form == SCALE else request.fewest
-    at_work = LayerRefit(one.passage, row, request.ridge, fewest, _equations, request.local, request.form)
+    at_work = LayerRefit(
+        one.passage,
+        row,
+        request.ridge,
+        fewest,
+        _equations,
+        request.local,
+        request.form,
+        request.precisions.get(one.passage.anatomy.layers[row].index),
+    )
     found = at_work.run(last=last)
     one.take(found)
     if one.held_out is not None:

@@ -1,7 +1,7 @@
 """What a refit is asked for: on which text, and how."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 
 from criteria.text.windows import Windows, check_windows
@@ -9,6 +9,7 @@ from experts.arguments import check_choice, check_count, check_kind
 from experts.errors import ExciseError
 from experts.keys import key_of
 from finetune.distill.settings import Local
+from finetune.refit.precision import Precision
 from finetune.refit.result import FULL, SCALE
 
 
@@ -23,6 +24,7 @@ class Request:
         batch: windows per forward
         form: FULL, or SCALE: one factor a layer
         local: how every layer is trained afterwards; None = it is not
+        precisions: in which the checkpoint stores the layers, by decoder layer; what has none stays as solved
     """
 
     text: Windows
@@ -31,6 +33,7 @@ class Request:
     batch: int = 8
     form: str = FULL
     local: Local | None = None
+    precisions: Mapping[int, Precision] = field(default_factory=dict, compare=False)
 
     def check(self) -> None:
         """Refuse what no model could be refitted by.

@@ -12,10 +12,10 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from experts.disk.shards import Stored, read_header
 from experts.errors import ExciseError, naming
+from finetune.refit.precision import FLOATS
 from prune.checkpoint.slices import NewTensor
 
 LOADED = "_weight_conversions"  # where transformers keeps the conversion that a model was loaded with
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class StoredWeights:

@@ -17,6 +17,7 @@ from experts.notes import tell
 from experts.plan import Plan, whole_plan
 from finetune.distill.settings import Local
 from finetune.refit.layers import check_refittable
+from finetune.refit.precision import precisions_of
 from finetune.refit.request import Request
 from finetune.refit.result import Refit
 from finetune.refit.stored import save_refit, stored_refit
@@ -53,7 +54,10 @@ class Refits:
         assert settings is not None, "asked for only where there is one"
         local = None if settings.local is None else Local(**settings.local.model_dump())
         text = self.session.texts.refit
-        request = Request(text, settings.chosen, settings.fewest, settings.batch, settings.form, local)
+        stored = precisions_of(self.session.model.layout)
+        request = Request(
+            text, settings.chosen, settings.fewest, settings.batch, settings.form, local, stored
+        )
         request.check()
         return request
 

@@ -30,6 +30,7 @@ from validate.statistics import clustered_interval
 
 Row = dict[str, Any]
 ALL = "all"  # the domains together
+TRAINED = ", trained"  # behind the text of a refit with local training
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Case:
         chosen: names of texts joined by +; empty = of random plans
         plan: a criterion, or `random N`
         counts: experts kept in every layer, of random plans in scope global; else empty
-        refitted: names of texts joined by +; empty = no refit
+        refitted: names of texts joined by +, and TRAINED where every layer is trained; empty = no refit
     """
 
     model: str
@@ -148,10 +149,10 @@ class Bench:
         return self._before[plan.digest]
 
     def _refitted_rises(self, plan: Plan, names: str) -> Array:
-        text = self.texts.calibration(names, self.model, self.seed)
+        text = self.texts.calibration(names.removesuffix(TRAINED), self.model, self.seed)
         check_unseen(text.tokens, self.held_out, "the refit", "for the test")
-        clean = self.clean
-        with finetune.refitted(self.model, finetune.refit_experts(self.model, plan, text)):
+        clean, local = self.clean, finetune.Local() if names.endswith(TRAINED) else None
+        with finetune.refitted(self.model, finetune.refit_experts(self.model, plan, text, local=local)):
             return window_losses(self.model.network, self.held_out) - clean
 
     def _by_domain(self, rises: Array) -> dict[str, list[float]]:

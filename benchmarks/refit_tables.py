@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.refit_markdown import tables
-from benchmarks.refit_rows import Bench, Case, Rows, randoms_of
+from benchmarks.refit_rows import TRAINED, Bench, Case, Rows, randoms_of
 from benchmarks.refit_texts import Texts, default_data
 
 
@@ -45,7 +45,8 @@ def cases_of(options: Namespace) -> list[Case]:
     return [
         Case(options.model, options.seed, fraction, scope, chosen, criterion, "", refitted)
         for fraction, scope, chosen, asked, criterion in crossed
-        for refitted in [{"none": "", "same": chosen}.get(asked, asked)]
+        for text in [{"none": "", "same": chosen}.get(asked, asked)]
+        for refitted in [text + TRAINED if text and options.local else text]
     ]
 
 
@@ -63,6 +64,7 @@ def main() -> None:
     work.add_argument("--scope", nargs="+", choices=["layer", "global"], default=["layer"])
     work.add_argument("--chosen", nargs="+", required=True)
     work.add_argument("--refitted", nargs="+", default=["same"], help="names of texts, same or none")
+    work.add_argument("--local", action="store_true", help="every layer is trained after its refit")
     work.add_argument("--randoms", type=int, default=20)
     work.add_argument("--seed", type=int, default=0)
     work.add_argument("--samples", type=Path)

@@ -1,6 +1,7 @@
 """The evidence on the refit: counted p, Holm, which random plans belong to a plan, and rows made once."""
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_random_plans_of_a_row() -> None:
     assert randoms_of(case, {"kept": [2, 2]}, 1) == [Case("m", 0, 0.5, "layer", "", "random 0", "", "x")]
     case = Case("m", 0, 0.5, "global", "x", "reap", "", "")
     assert randoms_of(case, {"kept": [1, 3]}, 1) == [Case("m", 0, 0.5, "global", "", "random 0", "1,3", "")]
+
+
+def test_local_training_is_said_of_the_refit() -> None:
+    """It belongs to a refit: a plan without one has none."""
+    given = {"model": "m", "seed": 0, "fraction": [0.5], "scope": ["layer"], "criterion": ["reap"]}
+    options = Namespace(**given, chosen=["x"], refitted=["same", "none", "y"], local=True)
+    assert [case.refitted for case in refit_tables.cases_of(options)] == ["x, trained", "", "y, trained"]
 
 
 def test_rows_come_back(tmp_path: Path) -> None:

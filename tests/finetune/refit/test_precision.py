@@ -21,7 +21,7 @@ def test_stored_in_bfloat16_and_loaded_in_float32(tmp_path: Path, local: finetun
     """Bit-equal after it was reloaded: the refit is rounded to what the file can hold."""
     tiny.save(tiny.build("olmoe").to(torch.bfloat16), tmp_path / "model")
     model = experts.load(tmp_path / "model", dtype="float32", memory="resident")
-    plan = Plan(8, {layer: (0, 2, 3, 5) for layer in model.shape.layers})
+    plan = Plan(8, dict.fromkeys(model.shape.layers, (0, 2, 3, 5)))
     refit = finetune.refit_experts(model, plan, windows(8), local=local)
     with finetune.refitted(model, refit):
         logits = tiny.logits(model.network)

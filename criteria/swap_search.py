@@ -84,9 +84,9 @@ class SwapSearch:
 
     def _accept(self, swaps: list[Swap]) -> None:
         """Make swaps one after another as long as each lowers the KL on top of the earlier ones."""
-        costs = (
-            self._costs([swaps[: count + 1] for count in range(len(swaps))]) if swaps else np.zeros((1, 0))
-        )
+        if not swaps:
+            return
+        costs = self._costs([swaps[: count + 1] for count in range(len(swaps))])
         for number, (back, out) in enumerate(swaps):
             change = costs[number + 1] - costs[number]
             if not self._falls(change):

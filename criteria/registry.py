@@ -164,7 +164,7 @@ ROWS = (
         part="score",
         formula="min KL(unpruned ‖ pruned), swaps accepted where it falls in both halves of the text",
         needs=INTERVENTIONS,
-        cost=220.0,
+        cost=360.0,
         grows="L·shortlist·passes",
         source="local search, ours",
     ),

@@ -1,11 +1,12 @@
 """What the refit gives back, and what it gives to random plans: held-out loss before and after, by domain.
 
     python -m benchmarks.refit [--fraction 0.5 --criterion reap --randoms 20 --scope layer --windows 64]
-        [--elsewhere FILE] [--local] [--scale]
+        [--elsewhere FILE] [--local] [--scale] [--dtype float32]
 
 The demo, scored and refitted on its calibration text, judged on its test text: the rise of the mean loss over
 the unpruned model in nats per token, with a bootstrap interval over documents; p counted among random plans
-that got the same refit. --elsewhere: a text file of another domain, that nothing was fitted to.
+that got the same refit. lead: by how much the first criterion is worse, window by window, with its interval.
+--elsewhere: a text file of another domain, that nothing was fitted to.
 --local: every plan is refitted once more, with every layer trained after its least squares ("trained").
 --scale: with one factor a layer instead ("scaled").
 """
@@ -71,24 +72,30 @@ class Judge:
             found[name] = round(float(np.average(rises[own], weights=self.weights[own])), 4)
         return found
 
-    def summary(self, rises: Array, randoms: list[Array]) -> dict[str, Any]:
-        """Of a plan beside random plans."""
+    def interval(self, rises: Array) -> list[float]:
+        """95 %, over documents."""
+        found = clustered_interval(rises, self.weights, self.text.document, 0)
+        return [round(found.low, 4), round(found.high, 4)]
+
+    def summary(self, rises: Array, first: Array, randoms: list[Array]) -> dict[str, Any]:
+        """Of a plan beside the first one and random plans."""
         delta, others = self.mean(rises), [self.mean(one) for one in randoms]
-        interval = clustered_interval(rises, self.weights, self.text.document, 0)
-        better = sum(other <= delta for other in others)
-        return {
+        found: dict[str, Any] = {
             "delta": round(delta, 4),
-            "interval": [round(interval.low, 4), round(interval.high, 4)],
+            "interval": self.interval(rises),
+            "lead": [round(self.mean(first - rises), 4), *self.interval(first - rises)],
             "domains": self.by_domain(rises),
-            "random_mean": round(float(np.mean(others)), 4),
-            "random_sd": round(float(np.std(others, ddof=1)), 4),
-            "p": (1 + better) / (1 + len(others)),
         }
+        if len(others) > 1:
+            found["random_mean"] = round(float(np.mean(others)), 4)
+            found["random_sd"] = round(float(np.std(others, ddof=1)), 4)
+            found["p"] = (1 + sum(other <= delta for other in others)) / (1 + len(others))
+        return found
 
 
 def measure(options: Namespace) -> dict[str, Any]:
     """All criteria at one fraction, and the random plans of its sizes."""
-    model = experts.load("demo", memory="resident")
+    model = experts.load("demo", memory="resident", dtype=options.dtype)
     both = [
         criteria.Source(stdlib="code", split="calibration"),
         criteria.Source(stdlib="prose", split="calibration"),
@@ -105,10 +112,12 @@ def measure(options: Namespace) -> dict[str, Any]:
     nothing = np.zeros((model.shape.num_layers, model.shape.num_experts), dtype=bool)
     drawn = random_plans(first, model.shape, nothing, options.randoms, seed=0)
     randoms = [judge.rises(plan, calibration) for plan in drawn]
-    found: dict[str, Any] = {}
-    for name, plan in plans.items():
-        own = judge.rises(plan, calibration)
-        found[name] = {way: judge.summary(own[way], [one[way] for one in randoms]) for way in own}
+    measured = {name: judge.rises(plan, calibration) for name, plan in plans.items()}
+    best = next(iter(measured.values()))
+    found = {
+        name: {way: judge.summary(own[way], best[way], [one[way] for one in randoms]) for way in own}
+        for name, own in measured.items()
+    }
     plans_tried = len(drawn) + len(plans)
     seconds = {way: round(spent / plans_tried, 1) for way, spent in judge.seconds.items()}
     return {
@@ -126,8 +135,8 @@ def _held_out(model: Model, options: Namespace) -> Windows:
 
 
 def _plan(model: Model, name: str, calibration: Windows, options: Namespace) -> Plan:
-    scores = criteria.score(model, name, calibration)
-    return criteria.select(scores, fraction=options.fraction, scope=options.scope)
+    budget = criteria.budget_for(model, fraction=options.fraction, scope=options.scope)
+    return criteria.select(criteria.score(model, name, calibration, budget=budget), budget=budget)
 
 
 def main() -> None:
@@ -139,6 +148,7 @@ def main() -> None:
     parser.add_argument("--scope", choices=["layer", "global"], default="layer")
     parser.add_argument("--randoms", type=int, default=20)
     parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--dtype", default="auto", help="numbers of the model")
     parser.add_argument("--elsewhere", type=Path)
     parser.add_argument("--local", action="store_true")
     parser.add_argument("--scale", action="store_true")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from criteria import formulas, razor
 from criteria.criterion import OBSERVED, TEXT, Criterion, Score, arxiv
-from criteria.experiment import GREEDY, LEARNED_MASK, LEAVE_ONE_OUT, Measurement
+from criteria.experiment import GREEDY, LEAVE_ONE_OUT, Measurement
 from criteria.mixture import parsed_mix, with_mix
 from criteria.registry import CRITERIA, random_scores
 from criteria.statistics import Statistics
@@ -81,8 +81,8 @@ def _forms_inside(measurement: Measurement) -> tuple[str, ...]:
 
     Others than observed ones are refused by name, not after the calibration.
     """
-    start, of = measurement.values.get("start", LEAVE_ONE_OUT), measurement.values.get("of")
-    if start != LEAVE_ONE_OUT or measurement.kind == LEARNED_MASK.kind:
+    start, of = measurement.values.get("start"), measurement.values.get("of")
+    if start is not None and not (start == LEAVE_ONE_OUT and measurement.kind == GREEDY.kind):
         _check_start(start, measurement)
         return resolve(start).forms
     if of is None:

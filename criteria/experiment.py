@@ -187,6 +187,15 @@ FIRST = Option("reap_sum", "criterion of observed statistics that training begin
 LEARNED_MASK = Experiment(
     "learned_mask", {"updates": UPDATES, "patience": PATIENCE, "start": FIRST, "windows": WINDOWS}
 )
+BEGUN_WITH = Option("reap_sum", "criterion of observed statistics whose plan is changed")
+SWAPPED = Option(
+    16, "swaps measured per pass: of every layer in scope layer, of the whole model in scope global", least=1
+)
+PASSES = Option(4, "passes over the layers at most", least=1)
+SWAPS = Experiment(
+    "causal_swaps",
+    {"start": BEGUN_WITH, "shortlist": SWAPPED, "passes": PASSES, "windows": WINDOWS},
+)
 
 MAX_MIN = Experiment("max_min", {"of": OF, "patience": ROUNDS_OF_WEIGHTS})
 
@@ -196,6 +205,7 @@ SEARCHES = (
     FISHER_PAIRS.kind,
     RECON.kind,
     LEARNED_MASK.kind,
+    SWAPS.kind,
     MAX_MIN.kind,
     *OF_PAIRS,
 )  # their results belong to one budget

@@ -12,6 +12,7 @@ from criteria import (
     pairs,
     recon,
     refit_residual,
+    swaps,
 )
 from criteria.experiment import Measurement
 from criteria.experiment_context import ExperimentContext
@@ -30,6 +31,7 @@ EXPERIMENTS: Mapping[str, Callable[..., dict[str, Array]]] = {
     "gram": pairs.gram,
     "pair_slopes": fisher_pairs.slope_products,
     "learned_mask": learned_mask.learned_mask,
+    "causal_swaps": swaps.swaps,
     "recon": recon.recon,
     "fisher_pairs": fisher_pairs.fisher_pairs,
 }

@@ -33,6 +33,7 @@ from criteria.experiment import (
     RECON,
     REFIT_RESIDUAL,
     REMOVAL,
+    SWAPS,
 )
 from criteria.statistics import Statistics
 from experts.arrays import Array
@@ -156,6 +157,16 @@ ROWS = (
         cost=360.0,
         grows="L·E·rounds",
         source=arxiv("2607.01940"),
+    ),
+    measured(
+        "causal_swaps",
+        SWAPS,
+        part="score",
+        formula="min KL(unpruned ‖ pruned), swaps accepted where it falls in both halves of the text",
+        needs=INTERVENTIONS,
+        cost=360.0,
+        grows="L·shortlist·passes",
+        source="local search, ours",
     ),
     measured(
         "refit_residual",

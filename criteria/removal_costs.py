@@ -118,7 +118,7 @@ class _Round(Measurement):
             def keep_cost(cost: float) -> None:
                 self.cost_before[batch] = cost
 
-            yield _Unpruned(row=None, is_reference=True, keep=keep_cost)
+            yield Unpruned(row=None, is_reference=True, keep=keep_cost)
 
     def removals(self, batch: int, row: int, clean: CleanForward) -> Iterator[Removal]:  # noqa: ARG002
         for expert in np.flatnonzero(self.candidates[row]).tolist():
@@ -145,14 +145,14 @@ class _Round(Measurement):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Unpruned(Branch):
+class Unpruned(Branch):
     """The unpruned model, which KL is taken from: its log p replaces that of the clean forward.
 
     Attributes:
-        keep: called with what the earlier removals cost, summed over the tokens
+        keep: called with what the earlier removals cost, summed over the tokens; None = nobody asks
     """
 
-    keep: Callable[[float], None]
+    keep: Callable[[float], None] | None = None
 
     def change(self, part: Part) -> AbstractContextManager[None]:  # noqa: ARG002
         return nullcontext()
@@ -160,9 +160,10 @@ class _Unpruned(Branch):
     def arrived(self, clean: CleanForward, logits: Tensor) -> None:
         unpruned = log_probabilities(logits)
         assert clean.log_probabilities is not None, "asked for"
-        cost = sum(
-            float((full.exp() * (full - pruned))[:-1].sum())
-            for full, pruned in zip(unpruned, clean.log_probabilities, strict=True)
-        )
+        if self.keep:
+            cost = sum(
+                float((full.exp() * (full - pruned))[:-1].sum())
+                for full, pruned in zip(unpruned, clean.log_probabilities, strict=True)
+            )
+            self.keep(cost)
         clean.log_probabilities = unpruned
-        self.keep(cost)

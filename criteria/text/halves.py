@@ -1,9 +1,10 @@
-"""Windows dealt in two halves, domain by domain: one is fitted, the other judges."""
+"""The two halves of a text, domain by domain: a choice or a fit, and its proof, are kept apart."""
 
 import numpy as np
 
 from criteria.text.windows import Windows
-from experts.arrays import Ids
+from experts.arrays import Ids, Marks
+from experts.errors import ExciseError
 
 
 def in_halves(windows: Windows) -> Ids:
@@ -16,3 +17,18 @@ def in_halves(windows: Windows) -> Ids:
     half = np.zeros(len(windows), dtype=np.int64)
     half[order[1::2]] = 1
     return half
+
+
+def first_half(windows: Windows, refusal: str) -> Marks:
+    """Mark the windows of one half [N].
+
+    Args:
+        windows: N of them
+        refusal: what is said where there are fewer than two
+
+    Raises:
+        ExciseError: there are fewer than two.
+    """
+    if len(windows) < 2:
+        raise ExciseError(refusal)
+    return in_halves(windows) == 0

@@ -13,7 +13,7 @@ from experts.shape import Shape
 DEMO = Shape(layers=tuple(range(6)), num_experts=16, top_k=4)
 DEMO_ROUNDS = 8  # of a search down to half of the demo's experts
 # Settings of the rows whose cost grows with them.
-DEFAULTS = {"probes": 4, "steps": 8, "draws": 1, "updates": 100}
+DEFAULTS = {"probes": 4, "steps": 8, "draws": 1, "updates": 100, "shortlist": 16, "passes": 4}
 
 
 @dataclass(frozen=True)

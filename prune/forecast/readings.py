@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from criteria.budget import Budget, deepest
 from criteria.criterion import ACTIVATIONS, GRADIENTS, Criterion
-from criteria.experiment import PAIR_SLOPES, RECON, prerequisites
+from criteria.experiment import PAIR_SLOPES, RECON, SWAPS, prerequisites
 from prune.forecast.criterion_cost import rounds_of
 from prune.session.prepared import Checked
 
@@ -65,6 +65,8 @@ def _of_experiment(criterion: Criterion, budget: Budget, checked: Checked) -> in
         return 0  # arithmetic on what was measured before
     if criterion.measurement.kind == RECON.kind:  # outputs, greedy, swaps; in scope global slopes too
         return 3 if budget.scope == "layer" else 5
+    if criterion.measurement.kind == SWAPS.kind:  # swaps one by one, then together; fewer where none is left
+        return FAST_PATH + 2 * int(criterion.measurement.values["passes"])
     if criterion.needs == GRADIENTS:
         return 2 * int(criterion.measurement.values.get("steps", 1))
     if criterion.needs == ACTIVATIONS:

@@ -20,6 +20,7 @@ CRITERIA = [
     "refit_residual",
     "causal_removal:outcome=kl",
     "causal_greedy:rounds=2,outcome=kl",
+    "causal_swaps:shortlist=3,passes=2",
 ]
 SETTINGS: dict[str, dict[str, Any]] = {
     # Scope global is tested in scope layer, too.

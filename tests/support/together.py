@@ -36,6 +36,7 @@ NAMES = (
     "causal_removal",
     "causal_position",
     "causal_greedy:rounds=2,outcome=kl",
+    "causal_swaps:shortlist=3,passes=2",
     "gradient",
     "fisher",
     "integrated:steps=2",

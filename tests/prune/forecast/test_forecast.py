@@ -152,7 +152,8 @@ def test_refusals_come_as_in_the_run(recipe_path: Path, tmp_path: Path) -> None:
 
 
 def test_costs_of_the_demo_are_those_of_the_registry() -> None:
-    names = ("reap", "random", "causal_removal", "causal_position", "causal_greedy", "fisher", "integrated")
+    searches = ("causal_greedy", "causal_swaps")
+    names = ("reap", "random", "causal_removal", "causal_position", "fisher", "integrated", *searches)
     budget = from_keep(DEMO, 8, "layer")
     rows = {cost.name: cost.forwards for cost in calibration_passes(map(resolve, names), DEMO, budget, 64)}
     assert rows.pop("observed statistics") == 1.1
@@ -163,12 +164,15 @@ def test_costs_of_the_demo_are_those_of_the_registry() -> None:
 def test_costs_grow() -> None:
     twice = Shape(tuple(range(12)), 16, 4)
     budget = from_keep(twice, 8, "layer")
-    criteria = map(resolve, ("causal_removal", "fisher:probes=8", "gradient:windows=16", "gradient_abs"))
+    swaps = "causal_swaps:passes=2,shortlist=4,windows=32"
+    names = ("causal_removal", "fisher:probes=8", "gradient:windows=16", "gradient_abs", swaps)
+    criteria = map(resolve, names)
     rows = {cost.name: cost.forwards for cost in calibration_passes(criteria, twice, budget, 64)}
     assert rows["causal_removal"] == 100
     assert rows["fisher:probes=8"] == pytest.approx(10.4)
     assert rows["gradient:windows=16"] == pytest.approx(3.4 / 4)
     assert rows["gradient_abs"] == 3.4
+    assert rows[swaps] == pytest.approx(resolve("causal_swaps").cost * 2 / 2 / 4 / 2)
 
 
 def test_experiments_that_are_shared_cost_once() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +28,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", SETTINGS)
 def test_readings(command: str, recipe_path: Path, tmp_path: Path, read: list[int]) -> None:
-    write(recipe_path, tmp_path, SETTINGS[command])
+    write(recipe_path, tmp_path, without_swaps(SETTINGS[command]))
     arguments = (command, recipe_path, "-o", tmp_path / "run", "--set", "memory.model=streamed")
     forecast = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)
     readings = forecast["memory"]["readings"]
@@ -39,6 +40,26 @@ def test_readings(command: str, recipe_path: Path, tmp_path: Path, read: list[in
     # The top layer stays in memory between the way up and the way down.
     gradients = sum(name.startswith(("gradient", "fisher")) for name in readings) // 2
     assert len(read) == expected - gradients
+
+
+def without_swaps(settings: dict[str, Any]) -> dict[str, Any]:
+    """How many readings they take depends on what they find; see `test_swaps_read_no_more_than_said`."""
+    names = [name for name in settings["criteria"] if not name.startswith("causal_swaps")]
+    return settings | {"criteria": names}
+
+
+@pytest.mark.slow
+def test_swaps_read_no_more_than_said(recipe_path: Path, tmp_path: Path, read: list[int]) -> None:
+    """Two readings a pass; one where no swap helps, or a single one."""
+    recipe = yaml.safe_load(recipe_path.read_text())
+    recipe["criteria"] = ["causal_swaps:shortlist=3,passes=3", "random"]
+    recipe_path.write_text(yaml.safe_dump(recipe))
+    arguments = ("prune", recipe_path, "-o", tmp_path / "run", "--set", "memory.model=streamed")
+    readings = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)["memory"]["readings"]
+    assert invoke(*arguments).exit_code == 0
+    assert sum(name.startswith("causal_swaps") for name in readings) == 3 + 2 * 3
+    most, num_layers = (len(readings) + 1), max(read) + 1
+    assert (most - 3) * num_layers <= len(read) <= most * num_layers
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from finetune.refit.logits import refitted_logits
 from finetune.refit.provenance import refit_in_words
 from finetune.refit.result import Refit
 from prune.checkpoint.card import UNCHANGED_WEIGHTS
-from prune.checkpoint.export_model import refitted_weights
+from prune.checkpoint.refitted import refitted_weights
 from prune.checkpoint.slices import removed_bytes
 from prune.checkpoint.write import export
 from prune.recipe.schema import Recipe

@@ -28,7 +28,9 @@ class RefitJson(TypedDict):
 
     weights: str  # which
     form: str  # full: every entry of the down projections; scale: one factor of all of a layer
-    dequantised: NotRequired[bool]  # all matrices of the kept experts are in bfloat16, quantised in the source
+    dequantised: NotRequired[
+        bool
+    ]  # all matrices of the kept experts are in bfloat16, quantised in the source
     local: dict[str, Any] | None  # how layers were trained after the least squares; null = they were not
     text: TextJson  # windows that made them
     key: str  # identity of model, text and settings

@@ -17,14 +17,13 @@ from experts.model import Model
 from finetune.refit.provenance import refit_in_words, refit_provenance
 from finetune.refit.result import Refit, weights_by_name
 from prune.checkpoint.provenance import digest_of
+from prune.checkpoint.refit_storage import check_storable
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import StoredWeights
 from prune.checkpoint.write import TrainedWeights
 
 
-def refitted_weights(
-    model: Model, refit: Refit, folder: Path, *, dequantise: bool = False
-) -> TrainedWeights:
+def refitted_weights(model: Model, refit: Refit, folder: Path, *, dequantise: bool = False) -> TrainedWeights:
     """Write the refitted tensors as the checkpoint stores them.
 
     Args:
@@ -37,6 +36,7 @@ def refitted_weights(
         ExciseError: experts are stored quantised and not to be dequantised, or the model computes in another
             precision than bfloat16.
     """
+    check_storable(model.layout, dequantise=dequantise)
     dequantise = dequantise and quantised_expert(model.layout) is not None
     pieces = by_name(slice_layout(model.layout, refit.plan, dequantise=dequantise))
     storage = StoredWeights(unquantised_network(model), pieces, "refit")

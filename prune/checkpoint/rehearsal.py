@@ -16,6 +16,7 @@ from experts.shape import Shape
 from prune.checkpoint.config import patched_config
 from prune.checkpoint.output import check_space, is_foreign
 from prune.checkpoint.quantization import renumber
+from prune.checkpoint.refit_storage import check_settings_beside
 from prune.checkpoint.slices import pruned_size
 from prune.checkpoint.source_files import other_files
 from prune.checkpoint.unequal import modeling_source
@@ -65,6 +66,8 @@ def check_export(
         )
     for file in other_files(layout.checkpoint.folder):
         _check_readable(file)
+    if dequantise:
+        check_settings_beside(layout)
     for plan in plans:
         size = pruned_size(layout, plan, dequantise=dequantise)
         if not out.exists():

@@ -132,7 +132,9 @@ def _check_bytes(shards: Shards) -> None:
     """Every tensor that is written in another form than the source's has bytes of its own."""
     for piece in by_name(shards).values():
         if piece.dtype != piece.source.dtype:
-            raise ExciseError(f"{piece.source.file}: {piece.name} was not dequantised, so it cannot be written")
+            raise ExciseError(
+                f"{piece.source.file}: {piece.name} was not dequantised, so it cannot be written"
+            )
 
 
 def export_notes(layout: Layout, plan: Plan) -> list[str]:

@@ -28,9 +28,7 @@ class RefitJson(TypedDict):
 
     weights: str  # which
     form: str  # full: every entry of the down projections; scale: one factor of all of a layer
-    dequantised: NotRequired[
-        bool
-    ]  # all matrices of the kept experts are in bfloat16, quantised in the source
+    dequantised: NotRequired[bool]  # experts, quantised in the source, are in bfloat16
     local: dict[str, Any] | None  # how layers were trained after the least squares; null = they were not
     text: TextJson  # windows that made them
     key: str  # identity of model, text and settings
@@ -111,6 +109,6 @@ def _others_in_words(dequantised: bool) -> str:
     if not dequantised:
         return "all other tensors are byte-identical to the source."
     return (
-        "the source stores its experts quantised, and here their matrices are in bfloat16. All tensors outside "
-        "the experts and routers are byte-identical to the source."
+        "the source stores its experts quantised, and here their matrices are in bfloat16. All tensors "
+        "outside the experts and routers are byte-identical to the source."
     )

@@ -91,7 +91,7 @@ def _missing(
             continue
         if matrices.dtype != torch.bfloat16:
             raise ExciseError(
-                f"refit: the model computes in {matrices.dtype}, and its experts would be written dequantised "
-                "in bfloat16; load it with dtype: bfloat16"
+                f"refit: the model computes in {matrices.dtype}, and its experts would be written in "
+                "bfloat16; load it with dtype: bfloat16"
             )
         yield f"{experts}.{name}", matrices[list(kept)]

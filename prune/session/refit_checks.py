@@ -50,10 +50,11 @@ def _check(recipe: Recipe, layout: Layout) -> None:
 
 def _check_dequantised(recipe: Recipe, layout: Layout) -> None:
     """What does not go together with experts that are written in bfloat16."""
-    if precision(recipe, layout) != "bfloat16":
+    if (computes := precision(recipe, layout)) != "bfloat16":
+        found = computes or "a dtype that config.json does not name"
         raise ExciseError(
-            f"refit.dequantise: the model would compute in {precision(recipe, layout) or 'an unnamed dtype'}, "
-            "and is written in bfloat16; set dtype: bfloat16"
+            f"refit.dequantise: the model would compute in {found}, and its experts be written in bfloat16; "
+            "set dtype: bfloat16"
         )
     if recipe.prune.target_size is not None:
         raise ExciseError(

@@ -1,7 +1,7 @@
 """Room on disk that refitted weights take beside the checkpoint, until it is proven: from headers alone."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from experts.disk.layout import Layout
@@ -27,12 +27,19 @@ def refit_room(layout: Layout, plan: Plan, recipe: Recipe, *, plans: int, dequan
     """
     if recipe.refit is None:
         return 0
+    pieces = {
+        piece.source.name: piece
+        for piece in by_name(slice_layout(layout, plan, dequantise=dequantise)).values()
+    }
     kept = written = 0
-    for matrices in _matrices(layout, plan, dequantise):
+    for matrices in _matrices(layout, pieces):
         down = min(matrices, key=lambda piece: math.prod(piece.shape))  # no wider than what enters it
         changed = matrices if recipe.refit.local else [down]
         kept += sum(_in_memory(piece, recipe.dtype) for piece in changed)
         written += sum(piece.size for piece in (matrices if dequantise else changed))
+    for router in _routers(layout, pieces) if recipe.refit.local else ():
+        kept += _in_memory(router, recipe.dtype)
+        written += router.size
     return plans * kept + written
 
 
@@ -41,16 +48,26 @@ def refits_there(run: Path) -> int:
     return sum(file.stat().st_size for file in (run / FOLDER).glob("*.safetensors"))
 
 
-def _matrices(layout: Layout, plan: Plan, dequantise: bool) -> Iterator[list[NewTensor]]:
-    """The matrices of each kept expert that is stored alone, or of all experts of a layer together."""
-    pieces = by_name(slice_layout(layout, plan, dequantise=dequantise)).values()
-    by_source = {piece.source.name: piece for piece in pieces}
+def _matrices(layout: Layout, pieces: Mapping[str, NewTensor]) -> Iterator[list[NewTensor]]:
+    """The matrices of each kept expert that is stored alone, or of all experts of a layer together.
+
+    Args:
+        layout: of the source
+        pieces: what is left of its tensors, by their names there
+    """
     for block in layout.blocks.values():
         for tensors in (*block.single.values(), block.fused):
-            found = [by_source[tensor.name] for tensor in tensors if tensor.name in by_source]
+            found = [pieces[tensor.name] for tensor in tensors if tensor.name in pieces]
             axes = 3 if tensors is block.fused else 2
             if matrices := [piece for piece in found if len(piece.shape) == axes]:
                 yield matrices
+
+
+def _routers(layout: Layout, pieces: Mapping[str, NewTensor]) -> Iterator[NewTensor]:
+    """The rows of the routers. pieces: as above."""
+    for block in layout.blocks.values():
+        found = [pieces[tensor.name] for tensor in block.router if tensor.name in pieces]
+        yield from (piece for piece in found if len(piece.shape) == 2 and piece.shape[0] > 1)
 
 
 def _in_memory(piece: NewTensor, dtype: str) -> int:

@@ -43,8 +43,9 @@ def _drawn(checked: Checked) -> Iterable[tuple[TextSettings, Source]]:
     """Sources that the model writes itself, and that not every tokenizer has a beginning for."""
     recipe = checked.recipe
     of_refit = recipe.refit.text if recipe.refit else None
-    for settings in (recipe.calibration, of_refit, recipe.finetune):
-        for source in settings.data if settings else ():
+    texts = [text for text in (recipe.calibration, of_refit, recipe.finetune) if text is not None]
+    for settings in texts:
+        for source in settings.data:
             if source.drawn and source.sampled and source.sampled.start != Start.RANDOM:
                 yield settings, source
 

@@ -164,14 +164,16 @@ def test_tasks_after_the_refit(recipe_path: Path, tmp_path: Path) -> None:
 def test_a_quantised_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes are those of the checkpoint that is written, which is proven, and not written twice."""
     folder = tmp_path / "model"
-    tiny.save(tiny.build("gpt_oss", hidden_size=64, intermediate_size=32, head_dim=16), folder)
+    tiny.save(
+        tiny.build("gpt_oss", num_hidden_layers=1, hidden_size=64, intermediate_size=32, head_dim=16), folder
+    )
     to_mxfp4(folder)
     recipe = write_recipe(tmp_path, folder)
     asked = [
         "refit={dequantise: true, lambda: 0.1}",
         "dtype=auto",
         "criteria=[reap]",
-        "validate.random_plans=2",
+        "calibration.sequences=4",
     ]
     result = execute(recipe, tmp_path / "run", *asked)
     size, before = (open_checkpoint(place).size for place in (tmp_path / "run" / "checkpoint", folder))

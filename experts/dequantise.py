@@ -8,9 +8,8 @@ from typing import Any
 
 from transformers.quantizers.auto import AutoQuantizationConfig
 
+from experts.disk.quantised import METHODS
 from experts.fp8_blocks import mend
-
-METHODS = ("fp8", "mxfp4")
 
 
 def dequantising(config: Any) -> dict[str, Any]:

@@ -31,4 +31,5 @@ def first_half(windows: Windows, refusal: str) -> Marks:
     """
     if len(windows) < 2:
         raise ExciseError(refusal)
-    return in_halves(windows) == 0
+    first: Marks = in_halves(windows) == 0
+    return first

@@ -12,7 +12,7 @@ from criteria.text.halves import in_halves
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.anatomy import Anatomy
-from experts.arrays import Array
+from experts.arrays import Ids
 from experts.decoder import Part, decoder_layers, part_of
 from experts.plan import Plan, whole_plan
 from experts.seam import Handler, intercepted
@@ -117,7 +117,7 @@ class CleanPassage:
         return self._left[batch]
 
 
-def _batches(windows: Windows, size: int) -> list[tuple[int, Array]]:
+def _batches(windows: Windows, size: int) -> list[tuple[int, Ids]]:
     """(half, its windows), batch by batch: a batch is of one half, whatever its size."""
     half = in_halves(windows)
     found = []

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from criteria.text.sampled.settings import in_words
 from criteria.text.windows import TextJson
@@ -28,6 +28,7 @@ class RefitJson(TypedDict):
 
     weights: str  # which
     form: str  # full: every entry of the down projections; scale: one factor of all of a layer
+    dequantised: NotRequired[bool]  # experts, quantised in the source, are in bfloat16
     local: dict[str, Any] | None  # how layers were trained after the least squares; null = they were not
     text: TextJson  # windows that made them
     key: str  # identity of model, text and settings
@@ -42,8 +43,16 @@ class RefitProvenanceJson(TypedDict):
     refit: RefitJson
 
 
-def refit_provenance(refit: Refit, tensors: dict[str, str]) -> RefitProvenanceJson:
-    """What excise_recovery.json of a refitted checkpoint says. tensors: as in `RefitJson`."""
+def refit_provenance(
+    refit: Refit, tensors: dict[str, str], *, dequantised: bool = False
+) -> RefitProvenanceJson:
+    """What excise_recovery.json of a refitted checkpoint says.
+
+    Args:
+        refit: of its plan
+        tensors: as in `RefitJson`
+        dequantised: as in `RefitJson`
+    """
     names = {name: None for layer in refit.layers for name in layer.changed}
     content: RefitJson = {
         "weights": ", ".join(_in_words(name) for name in names),
@@ -54,6 +63,8 @@ def refit_provenance(refit: Refit, tensors: dict[str, str]) -> RefitProvenanceJs
         "layers": [_layer_json(layer) for layer in refit.layers],
         "tensors": tensors,
     }
+    if dequantised:
+        content["dequantised"] = True
     return {"plan": refit.plan.digest, "refit": content}
 
 
@@ -78,14 +89,26 @@ def refit_in_words(refit: RefitJson) -> str:
     verb = "multiplied by one factor a layer, chosen" if refit["form"] == SCALE else "refitted"
     sampled = in_words(refit["text"].get("sampled", ()))
     how = f"{verb} by least squares on {tokens:,} tokens of text (`excise_recovery.json`){sampled}"
-    return f"The down projections of the kept experts were {how}. {_training_in_words(refit['local'])}"
+    sentences = [
+        f"The down projections of the kept experts were {how}.",
+        "Nothing was trained;" if refit["local"] is None else _training_in_words(refit["local"]),
+        _others_in_words(refit.get("dequantised", False)),
+    ]
+    return " ".join(sentences)
 
 
-def _training_in_words(local: dict[str, Any] | None) -> str:
-    if local is None:
-        return "Nothing was trained; all other tensors are byte-identical to the source."
+def _training_in_words(local: dict[str, Any]) -> str:
     return (
         "Then the matrices of the kept experts and their rows of the routers were trained, layer by layer, "
         f"for {local['steps']} steps of {local['tokens']:,} tokens of the same text, towards the unpruned "
-        "model's stream. All other tensors are byte-identical to the source."
+        "model's stream;"
+    )
+
+
+def _others_in_words(dequantised: bool) -> str:
+    if not dequantised:
+        return "all other tensors are byte-identical to the source."
+    return (
+        "the source stores its experts quantised, and here their matrices are in bfloat16. All tensors "
+        "outside the experts and routers are byte-identical to the source."
     )

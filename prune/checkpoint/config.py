@@ -8,19 +8,23 @@ from experts.disk.configuration import COUNT_KEYS, PREDICTING_KEYS, UNEQUAL, pos
 from experts.disk.layout import Layout
 from experts.errors import ExciseError
 from experts.plan import Plan
-from prune.checkpoint.quantization import QUANTIZATION_KEYS, renumber
+from prune.checkpoint.quantization import QUANTIZATION_KEYS, renumber, without
 from prune.checkpoint.run_options import corrected_options
+from prune.checkpoint.slices import by_name, slice_layout
 
 # transformers files some language models under the second one only.
 READERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 
 
-def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
+def patched_config(layout: Layout, plan: Plan, *, dequantise: bool = False) -> dict[str, Any]:
     """The source's configuration as the pruned model needs it.
 
     Equal counts change the number of experts; unequal ones are listed per layer and point to
     modeling_excise.py. Quantisation settings get the experts' new numbers, prediction layers that are gone
     are counted as 0, and options under which the pruned model could not run are corrected.
+
+    Args:
+        dequantise: experts that the source stores quantised are written in bfloat16.
 
     Raises:
         ExciseError: unequal counts without an architecture to build on, or a quantisation pattern that names
@@ -35,6 +39,8 @@ def patched_config(layout: Layout, plan: Plan) -> dict[str, Any]:
         config[UNEQUAL] = {str(layer): count for layer, count in sorted(plan.counts.items())}
         config["auto_map"] = _auto_map(config, layout.checkpoint.folder)
     _renumber_quantization(tables, plan, layout.checkpoint.folder)
+    if dequantise:
+        _exempt_experts(tables, layout, plan)
     if layout.predicting:
         _drop_prediction_layers(tables)
     for key, value in corrected_options(config, plan).items():
@@ -80,6 +86,20 @@ def _renumber_quantization(tables: list[Any], plan: Plan, folder: Path) -> None:
             settings = table.get(key)
             if isinstance(settings, dict):
                 table[key] = renumber(settings, plan, f"{folder}/config.json: {key}")
+
+
+def _exempt_experts(tables: list[Any], layout: Layout, plan: Plan) -> None:
+    """Quantisation settings no longer mean the experts; where nothing else is quantised they go."""
+    pieces = by_name(slice_layout(layout, plan, dequantise=True)).values()
+    modules = [f"{block.prefix}.experts" for _, block in sorted(layout.blocks.items())]
+    for table in tables:
+        for key in QUANTIZATION_KEYS:
+            if not isinstance(table.get(key), dict):
+                continue
+            if left := without(table[key], modules, pieces):
+                table[key] = left
+            else:
+                del table[key]
 
 
 def _drop_prediction_layers(tables: list[Any]) -> None:

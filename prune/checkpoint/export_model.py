@@ -9,11 +9,10 @@ from experts.errors import ExciseError
 from experts.model import Model, check_plan
 from experts.plan import Plan
 from finetune.recover_model import RecoveredModel
-from finetune.refit.provenance import refit_in_words, refit_provenance
-from finetune.refit.result import Refit, weights_by_name
+from finetune.refit.result import Refit
 from finetune.results import RecoveryJson
 from prune.checkpoint.export_plan import export_plan
-from prune.checkpoint.provenance import digest_of
+from prune.checkpoint.refitted import refitted_weights
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import StoredWeights
 from prune.checkpoint.write import Exported, TrainedWeights
@@ -27,6 +26,7 @@ def export(
     force: bool = False,
     recovered: RecoveredModel | None = None,
     refit: Refit | None = None,
+    dequantise: bool = False,
 ) -> Exported:
     """Write the checkpoint that keeps what a plan keeps.
 
@@ -41,6 +41,8 @@ def export(
         recovered: of `finetune.recover`, inside its block or after it: the trained weights are written
             instead of the source's
         refit: of `finetune.refit_experts`: the refitted weights are written instead of the source's
+        dequantise: with `refit`, of a model that stores its experts quantised: all matrices of the kept
+            experts are written in bfloat16, the precision that it has to compute in
 
     Returns:
         The folder, its bytes, the bytes that went, and notes.
@@ -64,13 +66,15 @@ def export(
     check_kind("out", out, (str, Path), "the path of a folder")
     known = model.fingerprint if plan.model else ""
     _check_changes(model, plan, recovered, refit)
+    if dequantise and refit is None:
+        raise ExciseError("dequantise is for a refit; without one experts stay as they are stored")
     with tempfile.TemporaryDirectory(prefix="excise-") as folder:
         merged = Path(folder) / "merged"
         trained = None
         if recovered is not None:
             trained = trained_weights(model.layout, recovered, merged)
         elif refit is not None:
-            trained = refitted_weights(model, refit, merged)
+            trained = refitted_weights(model, refit, merged, dequantise=dequantise)
         return export_plan(
             model.layout,
             plan,
@@ -95,21 +99,6 @@ def trained_weights(layout: Layout, recovered: RecoveredModel, folder: Path) -> 
     provenance: RecoveryJson = {"plan": recovered.plan.digest, "training": recovered.training}
     words = "Then its weights were trained with LoRA, as `excise_recovery.json` says."
     return TrainedWeights(changed, provenance, words)
-
-
-def refitted_weights(model: Model, refit: Refit, folder: Path) -> TrainedWeights:
-    """Write the refitted tensors as the checkpoint stores them.
-
-    Args:
-        model: the unpruned one
-        refit: of its plan
-        folder: where the tensors go; it has to stay until they are exported
-    """
-    network = model.anatomy.model
-    storage = StoredWeights(network, by_name(slice_layout(model.layout, refit.plan)), "refit")
-    changed = storage.write(weights_by_name(model.anatomy, refit), folder)
-    provenance = refit_provenance(refit, {name: digest_of(stored) for name, stored in changed.items()})
-    return TrainedWeights(changed, provenance, refit_in_words(provenance["refit"]))
 
 
 def _check_changes(model: Model, plan: Plan, recovered: RecoveredModel | None, refit: Refit | None) -> None:

@@ -16,7 +16,8 @@ from experts.shape import Shape
 from prune.checkpoint.config import patched_config
 from prune.checkpoint.output import check_space, is_foreign
 from prune.checkpoint.quantization import renumber
-from prune.checkpoint.slices import slice_layout, total_size
+from prune.checkpoint.refit_storage import check_settings_beside
+from prune.checkpoint.slices import pruned_size
 from prune.checkpoint.source_files import other_files
 from prune.checkpoint.unequal import modeling_source
 
@@ -42,8 +43,17 @@ def _first_of_each_group(shape: Shape, counts: Iterable[int]) -> Plan:
     return Plan(shape.num_experts, {layer: shape.first_of_each_group(count) for layer, count in counted})
 
 
-def check_export(layout: Layout, plans: Iterable[Plan], out: Path) -> None:
+def check_export(
+    layout: Layout, plans: Iterable[Plan], out: Path, *, dequantise: bool = False, beside: int = 0
+) -> None:
     """Refuse whatever the export of such plans would be refused for. This needs no torch.
+
+    Args:
+        layout: of the source
+        plans: like the one that will be written
+        out: folder of the checkpoint
+        dequantise: experts that the source stores quantised are written in bfloat16
+        beside: bytes that lie on the same disk meanwhile
 
     Raises:
         ExciseError: the output is taken, a file of the source cannot be read, the disk is too small, or the
@@ -56,11 +66,13 @@ def check_export(layout: Layout, plans: Iterable[Plan], out: Path) -> None:
         )
     for file in other_files(layout.checkpoint.folder):
         _check_readable(file)
+    if dequantise:
+        check_settings_beside(layout)
     for plan in plans:
-        shards = slice_layout(layout, plan)
+        size = pruned_size(layout, plan, dequantise=dequantise)
         if not out.exists():
-            check_space(out, total_size(shards))
-        patched_config(layout, plan)
+            check_space(out, size + beside)
+        patched_config(layout, plan, dequantise=dequantise)
         _check_quantization(layout, plan)
 
 
@@ -81,7 +93,9 @@ def _check_quantization(layout: Layout, plan: Plan) -> None:
             renumber(read_object(path, "no such file"), plan, str(path))
 
 
-def check_reload(layout: Layout, plans: Iterable[Plan], trust_remote_code: bool) -> None:
+def check_reload(
+    layout: Layout, plans: Iterable[Plan], trust_remote_code: bool, *, dequantise: bool = False
+) -> None:
     """Build each pruned model from its configuration, without weights. This needs torch.
 
     Raises:
@@ -92,12 +106,12 @@ def check_reload(layout: Layout, plans: Iterable[Plan], trust_remote_code: bool)
             # transformers keeps code by the name of its folder: always the same one.
             folder = Path(name) / "rehearsal"
             folder.mkdir()
-            _write_model_without_weights(layout, plan, folder)
+            _write_model_without_weights(layout, plan, folder, dequantise)
             _check_builds(layout.checkpoint.folder, folder, plan.uniform, trust_remote_code)
 
 
-def _write_model_without_weights(layout: Layout, plan: Plan, folder: Path) -> None:
-    config = patched_config(layout, plan)
+def _write_model_without_weights(layout: Layout, plan: Plan, folder: Path, dequantise: bool) -> None:
+    config = patched_config(layout, plan, dequantise=dequantise)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for code in layout.checkpoint.folder.glob("*.py"):
         shutil.copyfile(code, folder / code.name)

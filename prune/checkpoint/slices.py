@@ -1,12 +1,14 @@
 """Which bytes of a checkpoint a plan keeps: kept experts, their router rows, everything else."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from types import MappingProxyType
 
 from experts.disk.blocks import Block
 from experts.disk.layout import Layout
+from experts.disk.quantised import PLAIN, experts_of, plain_form
 from experts.disk.shards import Stored
 from experts.disk.tensors import ONE_EXPERT, expert_axis
 from experts.errors import ExciseError
@@ -40,14 +42,20 @@ class NewTensor:
 
 
 Shards = dict[str, list[NewTensor]]  # shard file name -> its tensors
+WRITTEN = "BF16"  # what experts are written in that were dequantised
+WIDTH = 2  # bytes of such a number
 
 
-def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = UNCHANGED) -> Shards:
+def slice_layout(
+    layout: Layout, plan: Plan, changed: Mapping[str, Stored] = UNCHANGED, *, dequantise: bool = False
+) -> Shards:
     """Cut a checkpoint to what a plan keeps. Multi-token-prediction layers are left out.
 
     Args:
         changed: recovered weights: tensors of the new checkpoint by their names there, with their bytes in
             other files.
+        dequantise: experts that are stored quantised become plain matrices in bfloat16. Their bytes have to
+            come with `changed`; without them sizes and names are right, and nothing can be copied.
 
     Returns:
         Shard file name -> pieces, in the order of the source's bytes.
@@ -57,7 +65,8 @@ def slice_layout(layout: Layout, plan: Plan, changed: Mapping[str, Stored] = UNC
     """
     plan.check_model(layout.shape.layers, layout.shape.num_experts)
     shards: Shards = {}
-    for piece in _pieces(layout, plan):
+    pieces = _pieces(layout, plan)
+    for piece in _dequantised(pieces, layout) if dequantise else pieces:
         shard = piece.source.file.name
         shards.setdefault(shard, []).append(_replaced(piece, changed.get(piece.name)))
     if unknown := changed.keys() - by_name(shards).keys():
@@ -76,6 +85,13 @@ def by_name(shards: Shards) -> dict[str, NewTensor]:
 def total_size(shards: Shards) -> int:
     """Bytes of all tensors of the new checkpoint."""
     return sum(piece.size for piece in chain.from_iterable(shards.values()))
+
+
+def pruned_size(layout: Layout, plan: Plan, *, dequantise: bool = False) -> int:
+    """Bytes of all tensors that the checkpoint of a plan has. dequantise: as in `slice_layout`."""
+    if dequantise:
+        return total_size(slice_layout(layout, plan, dequantise=True))
+    return layout.checkpoint.size - removed_bytes(layout, plan)
 
 
 def removed_bytes(layout: Layout, plan: Plan) -> int:
@@ -104,6 +120,21 @@ def _pieces(layout: Layout, plan: Plan) -> Iterator[NewTensor]:
             yield _whole(tensor, tensor.name)
         elif piece := _cut(tensor, plan.kept[owner.layer], layout.shape.num_experts):
             yield piece
+
+
+def _dequantised(pieces: Iterable[NewTensor], layout: Layout) -> Iterator[NewTensor]:
+    """The pieces with plain matrices in the place of quantised experts, and without their scales."""
+    experts = {tensor.name for block in layout.blocks.values() for tensor in experts_of(block)}
+    for piece in pieces:
+        if piece.source.name not in experts:
+            yield piece
+            continue
+        plain = plain_form(piece.name, piece.dtype, piece.shape)
+        if plain == (piece.name, piece.shape) and piece.dtype in PLAIN:
+            yield piece
+        elif plain is not None:
+            name, shape = plain
+            yield NewTensor(name, WRITTEN, shape, piece.source, ((0, math.prod(shape) * WIDTH),))
 
 
 def _names(block: Block) -> Iterator[str]:

@@ -24,7 +24,7 @@ from prune.checkpoint.json_files import write_checkpoint_json
 from prune.checkpoint.output import check_output, check_space
 from prune.checkpoint.run_options import option_notes
 from prune.checkpoint.shard_files import verify_shapes, write_shards
-from prune.checkpoint.slices import UNCHANGED, Shards, removed_bytes, slice_layout, total_size
+from prune.checkpoint.slices import UNCHANGED, Shards, by_name, removed_bytes, slice_layout, total_size
 from prune.checkpoint.source_card import read_source_card
 from prune.checkpoint.source_files import check_unchanged, copy_other, other_files, states_of
 from prune.checkpoint.unequal import modeling_source
@@ -57,22 +57,30 @@ class TrainedWeights:
         changed: stored tensors by their names in the new checkpoint; their bytes are in files of their own.
         provenance: how they came about; becomes excise_recovery.json.
         words: the same in a sentence, for the card of a plan.
+        dequantised: experts that the source stores quantised are among `changed`, in bfloat16.
     """
 
     changed: Mapping[str, Stored]
     provenance: Mapping[str, Any]
     words: str = "Weights were changed since, as `excise_recovery.json` says."
+    dequantised: bool = False
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """Everything that a new checkpoint is made of. provenance: of training; None = no weight was changed."""
+    """Everything that a new checkpoint is made of.
+
+    Attributes:
+        provenance: of training; None = no weight was changed.
+        dequantised: as in `TrainedWeights`.
+    """
 
     layout: Layout
     plan: Plan
     shards: Shards
     card: str
     provenance: Mapping[str, Any] | None
+    dequantised: bool
 
 
 def export(
@@ -100,8 +108,12 @@ def export(
     plan.check_model(layout.shape.layers, layout.shape.num_experts, fingerprint)
     layout.shape.check_kept(plan.kept)
     check_output(layout.checkpoint.folder, out, force)
-    shards = slice_layout(layout, plan, recovered.changed if recovered else UNCHANGED)
-    contents = _Contents(layout, plan, shards, card, recovered.provenance if recovered else None)
+    dequantised = recovered is not None and recovered.dequantised
+    changed = recovered.changed if recovered else UNCHANGED
+    shards = slice_layout(layout, plan, changed, dequantise=dequantised)
+    _check_bytes(shards)
+    provenance = recovered.provenance if recovered else None
+    contents = _Contents(layout, plan, shards, card, provenance, dequantised)
     place = Path(os.path.realpath(out))  # a link stays one
     remove_abandoned(place, "partial")
     check_space(place, total_size(shards))
@@ -114,6 +126,15 @@ def export(
     # Left by an export with --force that was killed: only now is there something better.
     remove_abandoned(place, "replaced")
     return Exported(out, total_size(shards), removed_bytes(layout, plan), tuple(export_notes(layout, plan)))
+
+
+def _check_bytes(shards: Shards) -> None:
+    """Every tensor that is written in another form than the source's has bytes of its own."""
+    for piece in by_name(shards).values():
+        if piece.dtype != piece.source.dtype:
+            raise ExciseError(
+                f"{piece.source.file}: {piece.name} was not dequantised, so it cannot be written"
+            )
 
 
 def export_notes(layout: Layout, plan: Plan) -> list[str]:
@@ -157,7 +178,7 @@ def _write_new_files(contents: _Contents, partial: Path) -> None:
     """Index, modelling code, model card, provenance and configuration."""
     layout, plan = contents.layout, contents.plan
     _write_index(contents, partial)
-    config = patched_config(layout, plan)
+    config = patched_config(layout, plan, dequantise=contents.dequantised)
     if not plan.uniform:
         source = modeling_source(config["architectures"][0], layout.shape.num_experts)
         (partial / MODELING).write_text(source, encoding="utf-8")

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
 
 
 def show_forecast(command: str, checked: "Checked", as_json: bool) -> None:
-    """What a command will read, compute and write, and what it takes."""
+    """What a command will read, compute and write, and what it takes; what it would refuse is refused."""
     from prune.forecast.forecast import forecast
     from prune.forecast.words import words
+    from prune.session.text_rehearsal import rehearse_texts
 
+    rehearse_texts(command, checked)
     result = forecast(command, checked)
     if as_json:
         show.print_json(result)

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from criteria.budget import Budget
-from experts.disk.layout import Layout
 from prune.checkpoint.rehearsal import trial_plans
-from prune.checkpoint.slices import removed_bytes
+from prune.checkpoint.slices import pruned_size
 from prune.forecast.memory import memory
 from prune.forecast.result import DiskJson, ForecastJson, ForecastTextJson
 from prune.forecast.seconds import seconds_of
@@ -112,6 +110,7 @@ def _disk(command: str, checked: Checked) -> DiskJson:
     return {
         "run": str(folder),
         "checkpoint": _checkpoint(command, checked),
+        "refit": checked.refit_room() if command in ("prune", "finetune") else 0,
         "free": free_disk(Path(folder)),
     }
 
@@ -120,16 +119,11 @@ def _checkpoint(command: str, checked: Checked) -> int | None:
     """Bytes of the checkpoints: the pruned one, and after recovery the recovered one too."""
     if command not in ("prune", "finetune"):
         return None
-    size = pruned_size(checked.layout, checked.budgets[checked.recipe.prune.scope])
+    plan = trial_plans(checked.shape, checked.budgets[checked.recipe.prune.scope])[0]
+    size = pruned_size(checked.layout, plan, dequantise=checked.dequantises)
     finetune = checked.recipe.finetune
     pruned_already = finetune is not None and finetune.checkpoint is not None
     return size * 2 if finetune and not pruned_already else size
-
-
-def pruned_size(layout: Layout, budget: Budget) -> int:
-    """Bytes of all tensors after pruning; in scope global, where scores decide, of one possible plan."""
-    plan = trial_plans(layout.shape, budget)[0]
-    return layout.checkpoint.size - removed_bytes(layout, plan)
 
 
 def _notes(command: str, checked: Checked) -> list[str]:

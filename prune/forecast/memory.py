@@ -13,7 +13,7 @@ from experts.memory_rule import ASKED, limit_too_small, not_resident, room_for, 
 from experts.sweep.waiting import Waiting, no_room
 from experts.units import human, parse_size
 from prune.checkpoint.rehearsal import trial_plans
-from prune.checkpoint.slices import removed_bytes
+from prune.checkpoint.slices import pruned_size
 from prune.forecast.loading import loading_seconds
 from prune.forecast.readings import readings_of
 from prune.forecast.result import MemoryJson
@@ -173,4 +173,5 @@ def _reads(command: str, checked: Checked, readings: int) -> int:
     if command not in ("prune", "finetune"):
         return reads
     plan = trial_plans(checked.shape, checked.budgets[checked.recipe.prune.scope])[0]
-    return reads + CHECKPOINT_READINGS * (size - removed_bytes(checked.layout, plan))
+    written = pruned_size(checked.layout, plan, dequantise=checked.dequantises)
+    return reads + CHECKPOINT_READINGS * written

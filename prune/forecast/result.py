@@ -51,6 +51,7 @@ class DiskJson(TypedDict):
 
     run: str
     checkpoint: int | None  # bytes of what is written; None = no checkpoint
+    refit: int  # bytes of refitted weights that lie beside it until it is proven; 0 = none
     free: int  # bytes free there
 
 

@@ -27,12 +27,7 @@ def stages_of(command: str, checked: Checked) -> Stages:
 
 def _pruning(checked: Checked) -> Stages:
     own = checked.budgets[checked.recipe.prune.scope]
-    criteria = len(checked.criteria)
-    tested = criteria + len(checked.budgets) - 1  # the first criterion in its other scope too
-    # In scope global every plan has counts, and so random plans, of its own.
-    sets = len({budget.kept(checked.shape) for budget in checked.budgets.values()})
-    if own.scope == "global":
-        sets = tested
+    tested, sets = checked.tested
     return [
         *_calibration(checked, [own]),
         *_tests(checked, tested, sets),

@@ -20,7 +20,10 @@ def words(forecast: ForecastJson) -> Facts:
     lines.append(("all stages", _total(forecast["stages"])))
     lines.append(("writes", f"{disk['run']}: {', '.join(forecast['writes'])}"))
     if disk["checkpoint"] is not None:
-        lines.append(("checkpoint", f"{human(disk['checkpoint'])} of tensors"))
+        beside = f", and {human(disk['refit'])} of refitted weights beside them until they are proven"
+        lines.append(
+            ("checkpoint", f"{human(disk['checkpoint'])} of tensors{beside if disk['refit'] else ''}")
+        )
     lines.append(("disk", f"{human(disk['free'])} free there"))
     weights = f"{human(memory['weights'])} of weights"
     if memory["model"] == "streamed":

@@ -13,6 +13,11 @@ class RefitTable(RefitSettings):
         default=False,
         description="where the model cannot be refitted it is pruned without, and a note says why",
     )
+    dequantise: bool = Field(
+        default=False,
+        description="experts that are stored quantised (fp8, mxfp4) are written in bfloat16; otherwise they "
+        "are refused",
+    )
     text: TextSettings | None = Field(
         default=None, description="windows to refit on, with the keys of `calibration`; none = those of it"
     )

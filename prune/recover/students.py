@@ -17,8 +17,8 @@ from experts.notes import tell
 from experts.plan import Plan
 from finetune.students import Student, shared_student
 from finetune.teacher import CachedTeacher, Teacher, cache_teacher, is_cached
-from prune.checkpoint.export_model import refitted_weights
 from prune.checkpoint.provenance import pruned_plan
+from prune.checkpoint.refitted import refitted_weights
 from prune.checkpoint.write import export
 from prune.recipe.schema import FinetuneSettings
 from prune.recover.memory_estimate import missing_memory

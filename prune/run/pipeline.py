@@ -13,7 +13,7 @@ from experts.notes import tell
 from experts.plan import Plan
 from experts.units import human, parse_size
 from prune.checkpoint.rehearsal import check_reload, trial_plans
-from prune.checkpoint.slices import removed_bytes
+from prune.checkpoint.slices import pruned_size
 from prune.checkpoint.write import export_notes
 from prune.recover.recovery import Recovery
 from prune.recover.targets import check_targets
@@ -93,7 +93,8 @@ class Run:
     def _check(self) -> None:
         """Texts, tasks and names that cannot be used are refused before the work."""
         self.pruned.check_model()
-        check_reload(self.layout, trial_plans(self.shape, self.budget), self.recipe.trust_remote_code)
+        plans, trust = trial_plans(self.shape, self.budget), self.recipe.trust_remote_code
+        check_reload(self.layout, plans, trust, dequantise=self.prepared.dequantises)
         if self.recipe.finetune:
             check_pruning(self.recipe)
         self.session.check_texts(training=self.recipe.finetune is not None)
@@ -185,7 +186,7 @@ class Run:
 
     def _check_size(self, plan: Plan) -> None:
         """The last look at a promise that was made before the scores were known."""
-        size = self.layout.checkpoint.size - removed_bytes(self.layout, plan)
+        size = pruned_size(self.layout, plan, dequantise=self.prepared.dequantises)
         target = self.recipe.prune.target_size
         if target is not None and size > parse_size(target):
             raise ExciseError(

@@ -6,7 +6,7 @@ from criteria.scores import Scores
 from criteria.text.windows import Windows
 from experts.keys import key_of
 from experts.plan import Plan
-from prune.checkpoint.slices import removed_bytes
+from prune.checkpoint.slices import pruned_size
 from prune.run.result import ValidationResult
 from prune.session.measures import measures_of, row_key
 from prune.session.refits import Refits
@@ -70,6 +70,7 @@ class PlanTests:
 
     def _result(self) -> ValidationResult:
         texts, plan = self.session.texts, self.candidates[0].plan
+        before = self.layout.checkpoint.size
         measures = measures_of(self.session)
         after = self.refits.measures(plan) if self.refits else []
         judgement = self._judgement(measures, after)
@@ -86,7 +87,7 @@ class PlanTests:
             "text": {"calibration": texts.calibration.summary(), "validation": texts.validation.summary()},
             "shared_documents": len(_documents(texts.calibration) & _documents(texts.validation)),
             "model": self.session.prepared.model,
-            "size": {"before": self.layout.checkpoint.size, "removed": removed_bytes(self.layout, plan)},
+            "size": {"before": before, "removed": before - self._size(plan)},
             "agreement": agreement(self.table),
             "without_data": int(self.session.calibration.observed.unreached.sum()),
             "protected": int(self.table[0].protected.sum()),
@@ -107,7 +108,7 @@ class PlanTests:
 
     def _size(self, plan: Plan) -> int:
         """Bytes of the pruned checkpoint."""
-        return self.layout.checkpoint.size - removed_bytes(self.layout, plan)
+        return pruned_size(self.layout, plan, dequantise=self.session.prepared.dequantises)
 
 
 def _rule(evidence: list[Evidence[Judged]]) -> str:

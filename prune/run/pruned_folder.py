@@ -18,8 +18,8 @@ from finetune.refit.logits import refitted_logits
 from finetune.refit.provenance import refit_in_words
 from finetune.refit.result import Refit
 from prune.checkpoint.card import UNCHANGED_WEIGHTS
-from prune.checkpoint.export_model import refitted_weights
-from prune.checkpoint.slices import removed_bytes
+from prune.checkpoint.refitted import refitted_weights
+from prune.checkpoint.slices import pruned_size
 from prune.checkpoint.write import export
 from prune.recipe.schema import Recipe
 from prune.run.card import model_card
@@ -97,7 +97,10 @@ class PrunedFolder:
         # This very checkpoint, but no longer whole, may be replaced.
         damaged = self.path.exists() and self.folder.valid(STAGE, self._key(plan))
         with temporary_folder(self.folder.path) as place:
-            changed = refitted_weights(self.session.model, refit, place) if refit else None
+            changed = None
+            if refit is not None:
+                dequantise = self.session.prepared.dequantises
+                changed = refitted_weights(self.session.model, refit, place, dequantise=dequantise)
             words = changed.words if changed else UNCHANGED_WEIGHTS
             card = model_card(recipe, self.layout, plan, result, words)
             fingerprint, force = self.session.fingerprint, self.force or damaged
@@ -144,7 +147,7 @@ class PrunedFolder:
     def _is_intact(self, plan: Plan) -> bool:
         """Whether the folder holds this plan's checkpoint, every tensor in its place, proven or not."""
         with suppress(ExciseError):
-            size = self.layout.checkpoint.size - removed_bytes(self.layout, plan)
+            size = pruned_size(self.layout, plan, dequantise=self.session.prepared.dequantises)
             whole = Plan.read(self.path / PLAN) == plan and open_checkpoint(self.path).size == size
             provenance, refit = self._provenance(), self.refits.key if self.refits else None
             return whole and (provenance["refit"]["key"] if provenance else None) == refit

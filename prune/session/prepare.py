@@ -14,6 +14,7 @@ from prune.checkpoint.provenance import check_teacher
 from prune.recipe.budget import compared_budgets, distinct, tested_budgets
 from prune.recipe.schema import Recipe, TextSettings
 from prune.session.prepared import Checked, Prepared
+from prune.session.refit_checks import with_possible_refit
 from prune.session.run_folder import RunFolder
 
 
@@ -44,6 +45,7 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     budgets = tested_budgets(recipe, layout)
     compared, merged = distinct(compared_budgets(recipe, layout), layout.shape)
     check_loadable(layout.checkpoint.config, model.names, model.name, recipe.trust_remote_code)
+    recipe = with_possible_refit(recipe, layout)
     teacher = _teacher(recipe)
     check_room(model, *[teacher] if teacher else [])
     if teacher:

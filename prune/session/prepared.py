@@ -9,10 +9,12 @@ from experts.disk.find import StoredModel, layout_in
 from experts.disk.fingerprint import fingerprint
 from experts.disk.layout import Layout
 from experts.disk.names import hub_name
+from experts.disk.quantised import quantised_expert
 from experts.shape import Shape
 from prune.checkpoint.rehearsal import check_export, trial_plans
 from prune.recipe.schema import Recipe
 from prune.results import ModelJson
+from prune.session.refit_room import refit_room, refits_there
 from prune.session.run_folder import CHECKPOINT, RunFolder
 
 
@@ -49,13 +51,37 @@ class Checked:
         """Of the model."""
         return self.layout.shape
 
+    @property
+    def dequantises(self) -> bool:
+        """Whether experts that are stored quantised are written in bfloat16."""
+        return _dequantises(self.recipe, self.layout)
+
     def rehearse_export(self) -> None:
         """Refuses what the export would be refused for at the end, with plans of the recipe's own budget."""
         layout = replace(
             self.layout, checkpoint=replace(self.layout.checkpoint, folder=self.model.companions())
         )
         plans = trial_plans(self.shape, self.budgets[self.recipe.prune.scope])
-        check_export(layout, plans, self.folder.path / CHECKPOINT)
+        beside = max(0, self.refit_room() - refits_there(self.folder.path))
+        check_export(layout, plans, self.folder.path / CHECKPOINT, dequantise=self.dequantises, beside=beside)
+
+    @property
+    def tested(self) -> tuple[int, int]:
+        """Plans that `excise prune` tests, and sets of random plans that they are compared with, at most."""
+        tested = len(self.criteria) + len(self.budgets) - 1  # the first criterion in its other scope too
+        if self.budgets[self.recipe.prune.scope].scope == "global":
+            return tested, tested  # every plan has counts, and so random plans, of its own
+        return tested, len({budget.kept(self.shape) for budget in self.budgets.values()})
+
+    def refit_room(self) -> int:
+        """Bytes of refitted weights that lie beside the checkpoint until it is proven."""
+        tested, sets = self.tested
+        settings = self.recipe.validation
+        plans = 1
+        if settings.tasks:  # they ask for the refits of all plans
+            plans = 2 * tested + sets * (settings.tasks.random_plans or settings.random_plans)
+        like = trial_plans(self.shape, self.budgets[self.recipe.prune.scope])[0]
+        return refit_room(self.layout, like, self.recipe, plans=plans, dequantise=self.dequantises)
 
     def fetch(self) -> "Prepared":
         """The same with the weights here: downloaded now, if they are on the hub, the teacher's too."""
@@ -115,6 +141,11 @@ class Prepared:
         """Of the model."""
         return self.layout.shape
 
+    @property
+    def dequantises(self) -> bool:
+        """As in `Checked`."""
+        return _dequantises(self.recipe, self.layout)
+
     def with_recipe(self, recipe: Recipe, criteria: tuple[Criterion, ...]) -> "Prepared":
         """The same model and folders for another recipe, of some of the criteria."""
         return replace(self, recipe=recipe, criteria=criteria)
@@ -135,6 +166,11 @@ class Prepared:
         """The model's name in a recipe to be run again: a branch may move, a commit does not."""
         named = hub_name(self.recipe.model) if self.commit else None
         return f"{named.id}@{self.commit}" if named else self.recipe.model
+
+
+def _dequantises(recipe: Recipe, layout: Layout) -> bool:
+    wanted = recipe.refit is not None and recipe.refit.dequantise
+    return wanted and quantised_expert(layout) is not None
 
 
 def _pinned_teacher(recipe: Recipe, teacher: StoredModel | None) -> Recipe:

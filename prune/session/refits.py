@@ -26,6 +26,8 @@ from finetune.refit_model import refit_by
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import StoredWeights
 from prune.session.measures import row_key, tasks_of
+from prune.session.refit_checks import pruned_without
+from prune.session.refit_room import FOLDER
 from prune.session.session import Session
 from prune.session.texts import is_drawn
 from validate.measure import Measure, loss_measure
@@ -33,7 +35,7 @@ from validate.measure import Measure, loss_measure
 if TYPE_CHECKING:
     from validate.tasks import ItemEvaluator
 
-FOLDER, PREFIX = "refit", "refitted_"
+PREFIX = "refitted_"
 REFITTABLE = "refittable"  # what the record of a run folder says of its model
 
 
@@ -155,7 +157,7 @@ def _refusal(session: Session) -> str:
 
 def without_refit(session: Session, why: str) -> Session:
     """The same session and model without a refit."""
-    tell(f"pruned without a refit (refit.if_possible): {why}")
+    tell(pruned_without(why))
     recipe = session.recipe.model_copy(update={"refit": None})
     prepared = session.prepared.with_recipe(recipe, session.prepared.criteria)
     return Session(prepared, shared=session)
@@ -180,9 +182,8 @@ def check_refit(session: Session) -> None:
     changed = [
         name for layer in anatomy.layers for name in _changed(layer, names, settings.local is not None)
     ]
-    pieces = by_name(
-        slice_layout(prepared.layout, whole_plan(prepared.shape.num_experts, prepared.shape.layers))
-    )
+    whole = whole_plan(prepared.shape.num_experts, prepared.shape.layers)
+    pieces = by_name(slice_layout(prepared.layout, whole, dequantise=prepared.dequantises))
     StoredWeights(anatomy.model, pieces, "refit").check({name: weights[name] for name in changed})
 
 

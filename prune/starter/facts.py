@@ -7,7 +7,8 @@ from experts.disk.configuration import positive_int, text_config
 from experts.disk.find import find_model
 from experts.disk.layout import Layout, lay_out
 from experts.errors import ExciseError
-from prune.forecast.forecast import pruned_size
+from prune.checkpoint.rehearsal import trial_plans
+from prune.checkpoint.slices import pruned_size
 from prune.forecast.memory import weights_in
 from prune.starter.defaults import FRACTION, window_length
 from prune.starter.request import model_name
@@ -40,7 +41,8 @@ class Facts:
 
     def size(self, keep: int) -> int:
         """Bytes of all tensors with so many experts in every layer."""
-        return pruned_size(self.layout, from_keep(self.layout.shape, keep, "layer"))
+        plan = trial_plans(self.layout.shape, from_keep(self.layout.shape, keep, "layer"))[0]
+        return pruned_size(self.layout, plan)
 
     def weights(self, dtype: str) -> int:
         """Bytes of the unpruned weights in memory."""

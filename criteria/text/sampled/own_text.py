@@ -68,6 +68,14 @@ class OwnText:
         """
         if self.model.streamed:
             raise ExciseError(not_here(str(self.model.folder), self.model.choice.why))
+        return self.opening()
+
+    def opening(self) -> Opening:
+        """What windows begin with.
+
+        Raises:
+            ExciseError: the tokenizer has no such beginning.
+        """
         config = text_config(self.model.layout.checkpoint.config)
         vocabulary = positive_int(config, "vocab_size")
         opening = opening_of(self.model.tokenizer, self.settings.start, self.bos, vocabulary)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from experts.ablation import restricted
+from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
 from experts.plan import Plan
 from finetune import refit_losses
@@ -26,7 +27,8 @@ from prune.session.prepare import prepare
 from prune.session.session import Session
 from tests.support import tiny
 from tests.support.interruptions import killed
-from tests.support.recipes import execute
+from tests.support.quantised import to_mxfp4
+from tests.support.recipes import execute, write_recipe
 from tests.support.tasks import task_file
 from validate.loss import window_losses
 
@@ -167,3 +169,26 @@ def test_tasks_after_the_refit(recipe_path: Path, tmp_path: Path) -> None:
     rows = (tmp_path / "run" / "refitted_items.csv").read_text().splitlines()
     own = [float(row.rpartition(",")[2]) for row in rows[1:] if f",{first['digest']}," in row]
     assert np.mean(own) == pytest.approx(after["value"])
+
+
+def test_a_quantised_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are those of the checkpoint that is written, which is proven, and not written twice."""
+    folder = tmp_path / "model"
+    tiny.save(
+        tiny.build("gpt_oss", num_hidden_layers=1, hidden_size=64, intermediate_size=32, head_dim=16), folder
+    )
+    to_mxfp4(folder)
+    recipe = write_recipe(tmp_path, folder)
+    asked = [
+        "refit={dequantise: true, lambda: 0.1}",
+        "dtype=auto",
+        "criteria=[reap]",
+        "calibration.sequences=4",
+    ]
+    result = execute(recipe, tmp_path / "run", *asked)
+    size, before = (open_checkpoint(place).size for place in (tmp_path / "run" / "checkpoint", folder))
+    assert result["plans"][0]["size"] == size > before
+    assert result["size"] == {"before": before, "removed": before - size}
+    assert "here their matrices are in bfloat16" in card(tmp_path / "run").read_text()
+    monkeypatch.setattr(pruned_folder, "export", None)
+    assert execute(recipe, tmp_path / "run", *asked)["plans"] == result["plans"]

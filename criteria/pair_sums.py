@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from experts.expert_sums import add_by_expert
+from experts.rows import places, take_rows
 from experts.seam import ExpertOutputs
 
 BLOCK = 1024  # tokens whose outputs are put in order at once
@@ -31,13 +32,12 @@ def add_pairs(
         valid: False on padding [T]; None = nothing is padding
     """
     tokens, k = index.shape
-    place = torch.empty_like(seen.pair)
-    place[seen.pair] = torch.arange(len(place), device=place.device)  # of every pair, its row of the outputs
+    place = places(seen.pair).view(tokens, k)  # of every pair, its row of the outputs
     counted = torch.arange(tokens, device=index.device)
     if valid is not None:
         counted = counted[valid]
     for token in torch.split(counted, BLOCK):
-        rows = seen.outputs[place.view(tokens, k)[token]]  # [t, k, H]
+        rows = take_rows(seen.outputs, place[token])  # [t, k, H]
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
         gate, ids = weight[token].double(), index[token]
         inner = torch.bmm(wide, wide.transpose(1, 2)).double()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.rerouting import Entering, Rerouted
+from experts.rows import take_rows
 from experts.seam import ExpertOutputs
 
 ROUTED_AGAIN = frozenset({"reroute", "frozen"})  # need the output of the expert that enters
@@ -106,61 +107,74 @@ class _Block:
 
 def _blocks(routed: Routed, num_experts: int, forms: Collection[str]) -> Iterator[_Block]:
     wide = torch.promote_types(routed.seen.outputs.dtype, torch.float32)
-    marked = "frozen" in forms
-    for start in range(0, len(routed.index), BLOCK):
-        tokens = slice(start, start + BLOCK)
-        if routed.again is None or routed.entering is None:
-            yield _active_alone(routed, tokens, wide)
-        else:
-            yield _with_entering(routed, routed.again, routed.entering, tokens, num_experts, wide, marked)
+    starts = range(0, len(routed.index), BLOCK)
+    if routed.again is None or routed.entering is None:
+        for start in starts:
+            yield _active_alone(routed, slice(start, start + BLOCK), wide)
+        return
+    column, width = _columns(routed.entering, len(routed.index))
+    ends = torch.tensor([*starts, len(routed.index)], device=column.device)
+    pairs = torch.searchsorted(routed.entering.token, ends).tolist()
+    for start, first, last in zip(starts, pairs[:-1], pairs[1:], strict=True):
+        own = routed.entering.token[first:last] - start
+        part = _Part(slice(start, start + BLOCK), slice(first, last), own, column[first:last], width)
+        yield _with_entering(routed, routed.again, routed.entering, part, num_experts, "frozen" in forms)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some tokens, and the p pairs of one of them and an expert that enters.
+
+    Attributes:
+        tokens: which
+        pairs: which
+        token: of every pair, counted in this part [p]
+        column: of every pair, counted in its token [p]
+        width: M, columns for experts that enter
+    """
+
+    tokens: slice
+    pairs: slice
+    token: Tensor
+    column: Tensor
+    width: int
+
+
+def _columns(entering: Entering, tokens: int) -> tuple[Tensor, int]:
+    """The column of every expert that enters, counted from 0 in its token [P], and how many they are."""
+    counts = torch.bincount(entering.token, minlength=tokens)
+    first = counts.cumsum(0) - counts
+    column = torch.arange(len(entering.token), device=counts.device) - first[entering.token]
+    return column, int(counts.max()) if tokens else 0
 
 
 def _active_alone(routed: Routed, tokens: slice, wide: torch.dtype) -> _Block:
     gate = routed.weight[tokens].to(wide)
     nothing = gate.new_zeros(*gate.shape, gate.shape[1])
-    return _Block(routed.seen.outputs[routed.outputs[tokens]].to(wide), gate, nothing, None, gate.shape[1])
+    features = take_rows(routed.seen.outputs, routed.outputs[tokens]).to(wide)
+    return _Block(features, gate, nothing, None, gate.shape[1])
 
 
 def _with_entering(
-    routed: Routed,
-    again: Rerouted,
-    entering: Entering,
-    tokens: slice,
-    num_experts: int,
-    wide: torch.dtype,
-    marked: bool,
+    routed: Routed, again: Rerouted, entering: Entering, part: _Part, num_experts: int, marked: bool
 ) -> _Block:
-    index, gate = routed.index[tokens], routed.weight[tokens].to(wide)
-    count, k = index.shape
-    token, place, part = _places(entering, tokens.start, count)
-    width = int(place.max()) + 1 if len(place) else 0
+    wide = torch.promote_types(routed.seen.outputs.dtype, torch.float32)
+    index, gate = routed.index[part.tokens], routed.weight[part.tokens].to(wide)
+    (count, k), more = index.shape, (0, part.width)
+    place = part.token, k + part.column
     # One copy of the outputs: the rows of the further columns are overwritten.
-    features = routed.seen.outputs[nn.functional.pad(routed.outputs[tokens], (0, width))].to(wide)
+    features = take_rows(routed.seen.outputs, nn.functional.pad(routed.outputs[part.tokens], more)).to(wide)
     features[:, k:] = 0
-    features[token, k + place] = entering.outputs[part].to(wide)
-    columns = nn.functional.pad(index, (0, width))
-    columns[token, k + place] = entering.expert[part].to(index.dtype)
-    ids, places = again.index[tokens], columns[:, None].expand(-1, k, -1)
-    every = gate.new_zeros(count, k, num_experts).scatter_(2, ids, again.weight[tokens].to(wide))
+    features[place] = entering.outputs[part.pairs].to(wide)
+    columns = nn.functional.pad(index, more)
+    columns[place] = entering.expert[part.pairs].to(index.dtype)
+    ids, places = again.index[part.tokens], columns[:, None].expand(-1, k, -1)
+    every = gate.new_zeros(count, k, num_experts).scatter_(2, ids, again.weight[part.tokens].to(wide))
     chosen = torch.zeros_like(every, dtype=torch.bool).scatter_(2, ids, True) if marked else None
     return _Block(
         features,
-        nn.functional.pad(gate, (0, width)),
+        nn.functional.pad(gate, more),
         every.gather(2, places),
         None if chosen is None else chosen.gather(2, places),
         k,
     )
-
-
-def _places(entering: Entering, start: int, count: int) -> tuple[Tensor, Tensor, slice]:
-    """Where experts enter among `count` tokens from `start` on.
-
-    Returns:
-        Token [P] and column [P], counted from 0, and which of the pairs they are.
-    """
-    ends = torch.tensor([start, start + count], device=entering.token.device)
-    first, last = torch.searchsorted(entering.token, ends).tolist()
-    token = entering.token[first:last] - start
-    counts = torch.bincount(token, minlength=count)
-    place = torch.arange(len(token), device=token.device) - (counts.cumsum(0) - counts)[token]
-    return token, place, slice(first, last)

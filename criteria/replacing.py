@@ -13,6 +13,7 @@ from experts.anatomy import Anatomy
 from experts.errors import ExciseError
 from experts.rerouting import entering, rerouted_without_each
 from experts.routing import CORRECTION_BIAS
+from experts.rows import places
 from experts.seam import ExpertOutputs, Forward
 
 WAY_OUT = "use razor:form=loo or razor:form=rcs, for which nobody enters"
@@ -76,10 +77,8 @@ class Replacing:
         if not self.forms:
             return {}
         k, num_experts = index.shape[1], self.anatomy.shape.num_experts
-        rows = torch.empty_like(seen.pair)
-        rows[seen.pair] = torch.arange(len(rows), device=rows.device)
         valid = slice(None) if tokens.all_valid else tokens.valid
-        routed = Routed(index[valid], weight[valid], rows.view(-1, k)[valid], seen)
+        routed = Routed(index[valid], weight[valid], places(seen.pair).view(-1, k)[valid], seen)
         if ROUTED_AGAIN.intersection(self.forms):
             block_input = self.block_inputs.pop(row)
             entered = block_input.reshape(len(index), -1)[valid]

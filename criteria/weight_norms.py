@@ -1,7 +1,6 @@
 """Norms of weights, for criteria that need no text."""
 
-from collections.abc import Callable, Sequence
-
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +20,15 @@ def layer_norms(layer: MoELayer) -> dict[str, Array]:
         ExciseError: the experts are quantised in memory.
     """
     matrices = _expert_matrices(layer)
+    sums = torch.stack([_sums(matrix) for matrix in matrices]).sum(dim=0).T.cpu().numpy()
+    elements = sum(matrix[0].numel() for matrix in matrices)
     router = layer.router.weight
     assert isinstance(router, Tensor)
     return {
         "router_norm": torch.linalg.vector_norm(router, dim=1, dtype=torch.float64).cpu().numpy(),
-        "weight_l1": _per_expert(matrices, _sum_of_sizes),
-        "weight_l2": _per_expert(matrices, _sum_of_squares),
-        "weight_count": _per_expert(matrices, _elements),
+        "weight_l1": sums[0],
+        "weight_l2": sums[1],
+        "weight_count": np.full(len(sums[0]), float(elements)),
     }
 
 
@@ -40,30 +41,16 @@ def _expert_matrices(layer: MoELayer) -> list[Tensor]:
     return matrices
 
 
-def _per_expert(matrices: Sequence[Tensor], measure: Callable[[Tensor], Tensor]) -> Array:
-    """The sum over an expert's matrices [E]; the device is asked once."""
-    experts = range(len(matrices[0]))
-    sums = [torch.stack([measure(matrix[expert]) for matrix in matrices]).sum() for expert in experts]
-    found: Array = torch.stack(sums).cpu().numpy()
-    return found
+def _sums(matrices: Tensor) -> Tensor:
+    """Σ|w| and Σw² of every expert [E, 2], in float64 over sums of rows in float32.
 
-
-def _sum_of_sizes(matrix: Tensor) -> Tensor:
-    """Σ|w|."""
-    return _row_norms(matrix, 1).sum()
-
-
-def _sum_of_squares(matrix: Tensor) -> Tensor:
-    """Σw²."""
-    return _row_norms(matrix, 2).square().sum()
-
-
-def _row_norms(matrix: Tensor, order: int) -> Tensor:
-    """Norms of the rows [rows], in float64, of sums in float32: float64 throughout takes 8 times as long."""
-    precision = torch.promote_types(matrix.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(matrix.to(precision), ord=order, dim=-1)
-    return norms.double()
-
-
-def _elements(matrix: Tensor) -> Tensor:
-    return torch.tensor(matrix.numel(), dtype=torch.float64, device=matrix.device)
+    float64 throughout takes 8 times as long. Both are taken while an expert's matrix is in the processor's
+    cache, and Σ|w| as a plain sum, in a third of the time of the norm of order 1 (CPU).
+    """
+    precision = torch.promote_types(matrices.dtype, torch.float32)
+    found = []
+    for matrix in matrices:
+        wide = matrix.to(precision)
+        sizes, norms = wide.abs().sum(dim=-1), torch.linalg.vector_norm(wide, dim=-1)
+        found.append(torch.stack([sizes.double().sum(), norms.double().square().sum()]))
+    return torch.stack(found)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from experts.anatomy import Anatomy
 from experts.replacement_rule import agrees, by_rule
 from experts.routing import routing_without_one
+from experts.rows import places, take_rows
 from experts.seam import Forward, see_outputs
 
 FEWEST = 4  # active experts from which on a rule saves routing
@@ -93,12 +94,16 @@ def _routed_without(
 ) -> tuple[Tensor, Tensor]:
     """Ids and gate weights [P, k] of P pairs of a token [P] and the expert [P] that it cannot choose."""
     counts = torch.bincount(expert, minlength=anatomy.shape.num_experts).tolist()
+    order = torch.argsort(expert, stable=True)
     ids, gates = expert.new_empty(len(expert), k), weight.new_empty(len(expert), k)
-    for gone, pairs in enumerate(torch.split(torch.argsort(expert, stable=True), counts)):
-        if len(pairs):
-            found, given = routing_without_one(anatomy, row, hidden[token[pairs]], gone)
-            ids[pairs], gates[pairs] = found.to(ids.dtype), given.to(gates.dtype)
-    return ids, gates
+    of_expert = zip(*(torch.split(pairs, counts) for pairs in (token[order], ids, gates)), strict=True)
+    for gone, (tokens, own_ids, own_gates) in enumerate(of_expert):
+        if len(tokens):
+            found, given = routing_without_one(anatomy, row, take_rows(hidden, tokens), gone)
+            own_ids.copy_(found)
+            own_gates.copy_(given)
+    place = places(order)
+    return take_rows(ids, place), take_rows(gates, place)
 
 
 @torch.no_grad()
@@ -121,7 +126,5 @@ def entering(
     if not len(token):
         return Entering(token, expert, hidden.new_empty(0, hidden.shape[1]))
     ones = torch.ones(len(token), 1, dtype=hidden.dtype, device=index.device)
-    seen = see_outputs(experts, run, hidden[token], expert[:, None].to(index.dtype), ones)
-    outputs = torch.empty_like(seen.outputs)
-    outputs[seen.pair] = seen.outputs
-    return Entering(token, expert, outputs)
+    seen = see_outputs(experts, run, take_rows(hidden, token), expert[:, None].to(index.dtype), ones)
+    return Entering(token, expert, take_rows(seen.outputs, places(seen.pair)))

@@ -14,9 +14,10 @@ on one core:
     python -m tests.compatibility.llamacpp /tmp/vgguf/bin/python /tmp/llama_cpp_python-0.3.36/vendor/llama.cpp
 
 transformers 4 makes small random checkpoints (beside them, the demo model); Excise, on transformers 5,
-restricts and exports them; the converter turns the originals and the exports into float32 GGUF files;
-llama.cpp reads those, and its next-token probabilities are compared with those of the original and of the
-restricted model. What an original differs by is llama.cpp's own difference.
+restricts and exports them, and refits the pruned demo; the converter turns the originals and the exports
+into float32 GGUF files; llama.cpp reads those, and its next-token probabilities are compared with those of
+the original, of the restricted and of the refitted model. What an original differs by is llama.cpp's own
+difference.
 
 The converter knows a tokenizer by a hash of what it makes of one text, and refuses all others, the demo's
 among them. Here it is told "gpt-2": the name of the demo's way to split text before its BPE. Nothing else
@@ -145,7 +146,23 @@ def prune(folder: Path) -> None:
             export(layout, plan, source.parent / name)
             with torch.no_grad(), restricted(anatomy, plan):
                 found[name] = model(input_ids=tokens).logits[0].double().log_softmax(-1)
+        if source.parent.name == "demo":
+            found |= refitted(source.parent, tokens)
         torch.save(found, source.parent / "expected.pt")
+
+
+def refitted(demo: Path, tokens: Any) -> dict[str, Any]:
+    """The demo with equal counts, refitted and exported.
+
+    Returns:
+        Its log-probabilities [W, V], and what they are without the refit.
+    """
+    from tests.compatibility.refitted import write_refitted
+
+    kept = {layer: tuple(e for e in range(16) if PLANS["uniform"](e, layer)) for layer in range(6)}
+    logits = write_refitted(kept, tokens, demo / "refitted")
+    found = {"refitted": logits["refitted"], "without refit": logits["plain"]}
+    return {name: values[0].double().log_softmax(-1) for name, values in found.items()}
 
 
 def compare(folder: Path, converter: Path) -> None:
@@ -191,12 +208,14 @@ def read(checkpoint: Path, converter: Path) -> None:
     logits = torch.from_numpy(model.scores[: len(tokens)].copy())
     assert logits.shape == expected.shape, (logits.shape, expected.shape)
     text = (ROOT / "LICENSE").read_bytes()
-    found = {
+    found: dict[str, Any] = {
         **described(path),
         "same_tokens": model.tokenize(text, add_bos=False)[: len(tokens)] == tokens,
         **distance(logits.double().log_softmax(-1), expected),
         "pruning_itself": distance(saved["original"], expected)["probability"],
     }
+    if checkpoint.name == "refitted":
+        found["refit_itself"] = distance(saved["without refit"], expected)["probability"]
     print(json.dumps(found))
 
 

@@ -86,7 +86,7 @@ def test_a_mixture_is_a_text_with_those_shares() -> None:
         ("mix:x=1,y=1,x=2:reap", "'mix:x=1,y=1,x=2:reap': names domain 'x' twice; give it one weight"),
         ("mix:x=1,x=two:reap", "names domain 'x' twice"),
         ("mix:x=1:random", "random reads nothing, so no mixture of texts changes it; write random"),
-        ("mix:x=1:reversed:router_norm", "router_norm reads the weights alone, .*; write reversed:router_norm"),
+        ("mix:x=1:reversed:router_norm", "reads the weights alone, .*; write reversed:router_norm"),
         ("mix:x=1:weight_norm", "weight_norm reads the weights alone, so no mixture of texts changes it"),
         ("mix:x=1:causal_removal", "causal_removal is measured on the windows as they are"),
         ("max_min:of=mix:x=1:reap", "max_min: of=mix:x=1:reap has no score in each domain"),

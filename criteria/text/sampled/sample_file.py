@@ -199,7 +199,9 @@ def _check_model(path: Path, model: Model, how: HowJson, say: Callable[[str], No
 def _check_ids(path: Path, windows: Sequence[Sequence[int]], config: Mapping[str, Any]) -> None:
     """Refuse ids that have no embedding: a file that was changed after it was written."""
     size = positive_int(text_config(config), "vocab_size")
-    for number, tokens in enumerate(windows, 1) if size else ():
+    if size is None:
+        return
+    for number, tokens in enumerate(windows, 1):
         if tokens and max(tokens) >= size:
             raise ExciseError(
                 f"{path}: row {number} has token {max(tokens)}, and the model's vocabulary has {size} "

@@ -13,6 +13,9 @@ on one core:
     /tmp/vgguf/bin/pip install 'numpy~=2.2.6' pyyaml requests tqdm
     python -m tests.compatibility.llamacpp /tmp/vgguf/bin/python /tmp/llama_cpp_python-0.3.36/vendor/llama.cpp
 
+Where building takes too long, `pip install xllamacpp==2026.10.11549` instead of /tmp/llama_cpp_python-0.3.36
+brings a later llama.cpp ready-made. It is asked as a server, a token at a time; the converter is the same.
+
 transformers 4 makes small random checkpoints (beside them, the demo model); Excise, on transformers 5,
 restricts and exports them, and refits the pruned demo; the converter turns the originals and the exports
 into float32 GGUF files; llama.cpp reads those, and its next-token probabilities are compared with those of
@@ -32,6 +35,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +193,30 @@ def reason(stderr: str) -> str:
 
 def read(checkpoint: Path, converter: Path) -> None:
     """Convert, look into the GGUF file, load it, and print how far its probabilities are off."""
-    import llama_cpp
     import torch
 
     path = checkpoint.with_suffix(".gguf")
     convert(checkpoint, converter, path)
     saved = torch.load(checkpoint.parent / "expected.pt")
     tokens, expected = saved["tokens"].tolist(), saved[checkpoint.name]
+    logs, again = (by_library if find_spec("llama_cpp") else by_server)(path, tokens)
+    assert logs.shape == expected.shape, (logs.shape, expected.shape)
+    found: dict[str, Any] = {
+        **described(path),
+        "same_tokens": again[: len(tokens)] == tokens,
+        **distance(logs, expected),
+        "pruning_itself": distance(saved["original"], expected)["probability"],
+    }
+    if checkpoint.name == "refitted":
+        found["refit_itself"] = distance(saved["without refit"], expected)["probability"]
+    print(json.dumps(found))
+
+
+def by_library(path: Path, tokens: list[int]) -> tuple[Any, list[int]]:
+    """Log-probabilities [W, V] of a GGUF file, and what its tokenizer makes of the text."""
+    import llama_cpp
+    import torch
+
     # The cache of keys and values is float16 unless told otherwise.
     exact = {
         "type_k": llama_cpp.GGML_TYPE_F32,
@@ -206,17 +227,39 @@ def read(checkpoint: Path, converter: Path) -> None:
     model = llama_cpp.Llama(str(path), n_ctx=LENGTH, n_batch=LENGTH, logits_all=True, verbose=True, **exact)
     model.eval(tokens)
     logits = torch.from_numpy(model.scores[: len(tokens)].copy())
-    assert logits.shape == expected.shape, (logits.shape, expected.shape)
-    text = (ROOT / "LICENSE").read_bytes()
-    found: dict[str, Any] = {
-        **described(path),
-        "same_tokens": model.tokenize(text, add_bos=False)[: len(tokens)] == tokens,
-        **distance(logits.double().log_softmax(-1), expected),
-        "pruning_itself": distance(saved["original"], expected)["probability"],
+    again = model.tokenize((ROOT / "LICENSE").read_bytes(), add_bos=False)
+    return logits.double().log_softmax(-1), again
+
+
+def by_server(path: Path, tokens: list[int]) -> tuple[Any, list[int]]:
+    """The same by xllamacpp, whose server gives the probabilities of one token: every prefix is asked."""
+    import torch
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.warmup = 2 * LENGTH, 1, False
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(settings)
+    size = int(json.loads((path.with_suffix("") / "config.json").read_text())["vocab_size"])
+    asked = {
+        "n_predict": 1,
+        "n_probs": size,
+        "post_sampling_probs": False,
+        "cache_prompt": True,
+        "samplers": [],
     }
-    if checkpoint.name == "refitted":
-        found["refit_itself"] = distance(saved["without refit"], expected)["probability"]
-    print(json.dumps(found))
+    logs = torch.full((len(tokens), size), float("nan"), dtype=torch.float64)
+    for place in range(len(tokens)):
+        answer = server.handle_completions({**asked, "prompt": tokens[: place + 1], "id_slot": 0})
+        [content] = answer["choices"][0]["logprobs"]["content"]
+        for found in content["top_logprobs"]:
+            logs[place, found["id"]] = found["logprob"]
+    text = (ROOT / "LICENSE").read_text()
+    again = server.handle_tokenize({"content": text, "add_special": False})
+    return logs, again["tokens"]
 
 
 def convert(checkpoint: Path, converter: Path, out: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from criteria import formulas, razor
 from criteria.criterion import OBSERVED, TEXT, Criterion, Score, arxiv
 from criteria.experiment import GREEDY, LEAVE_ONE_OUT, Measurement
-from criteria.mixture import parsed_mix, with_mix
+from criteria.mixture import check_reads_text, parsed_mix, with_mix
 from criteria.registry import CRITERIA, random_scores
 from criteria.statistics import Statistics
 from criteria.user_function import user_criterion
@@ -38,8 +38,9 @@ def resolve(name: str) -> Criterion:
         return _family(name, rest)
     if kind == "mix" and colon:
         weights, _, base = rest.partition(":")
-        mix = parsed_mix(name, weights if base else "")
-        return replace(with_mix(resolve(base), mix), name=name)
+        mix, of = parsed_mix(name, weights if base else ""), resolve(base)
+        check_reads_text(name, of)
+        return replace(with_mix(of, mix), name=name)
     if kind == "razor" and colon:
         return razor.with_form(name, rest)
     if colon and kind in CRITERIA and CRITERIA[kind].experiment:

@@ -146,7 +146,15 @@ class Calibration:
         model, data = self.model.fingerprint, self.windows.hash
         layers = self.model.shape.layers
         rankings = [score(row, statistics, layers, self.protected, model, data) for row in criteria]
-        return [replace(scores, layout=self.model.layout, text=self.windows) for scores in rankings]
+        return [
+            replace(
+                scores,
+                layout=self.model.layout,
+                text=self.windows,
+                searched=budget if row.searches else None,
+            )
+            for row, scores in zip(criteria, rankings, strict=True)
+        ]
 
     def measured(self, criteria: Sequence[Criterion], budget: Budget | None = None) -> Statistics:
         """Return the statistics with the results of every experiment that the criteria need."""

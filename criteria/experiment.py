@@ -46,10 +46,10 @@ class Option:
         return text
 
     def _number(self, where: str, text: str) -> int:
-        if not (text.isascii() and text.isdigit()):
+        if not (text.isascii() and text.removeprefix("-").isdigit()):
             raise ExciseError(f"{where}: expected a whole number, got {text!r}")
         if int(text) < self.least:
-            raise ExciseError(f"{where} is {text}; it has to be at least {self.least}")
+            raise ExciseError(f"{where} is {text}; it has to be at least {self.least} ({self.help})")
         return int(text)
 
 
@@ -99,11 +99,15 @@ class Experiment:
             ExciseError: there is no such setting, or it cannot have that value.
         """
         values = {name: option.default for name, option in self.options.items()}
+        given = set[str]()
         for setting in filter(None, settings.split(",")):
             name, equals, text = setting.partition("=")
             if name not in self.options or not equals:
                 known = "; ".join(f"{name}=… {option.help}" for name, option in self.options.items())
                 raise ExciseError(f"criterion {criterion!r}: no setting {setting!r}; it has {known}")
+            if name in given:
+                raise ExciseError(f"criterion {criterion!r}: {name} is given twice in {settings!r}")
+            given.add(name)
             values[name] = self.options[name].parse(f"criterion {criterion!r}: {name}", text)
         return Measurement(self.kind, tuple(values.items()))
 

@@ -58,6 +58,21 @@ def check_compares(criterion: Criterion, domains: Sequence[str]) -> None:
         raise ExciseError(f"{criterion.name} compares domains: {needs}, found one")
 
 
+def check_reads_text(name: str, criterion: Criterion) -> None:
+    """Refuse a mixture for a criterion alone that reads no text: its scores are the same on every mixture.
+
+    Args:
+        name: what was asked for, with the mixture
+        criterion: what is to be mixed
+    """
+    if criterion.needs in (NOTHING, WEIGHTS):
+        reads = "the weights alone" if criterion.needs == WEIGHTS else "nothing"
+        raise ExciseError(
+            f"criterion {name!r}: {criterion.name} reads {reads}, so no mixture of texts changes it; "
+            f"write {criterion.name}"
+        )
+
+
 def with_mix(criterion: Criterion, mix: Mix) -> Criterion:
     """Return the criterion on a mixture; one that reads no text stays what it is.
 
@@ -101,6 +116,8 @@ def parsed_mix(name: str, text: str) -> Mix:
     weights: dict[str, float] = {}
     for part in text.split(","):
         domain, equals, weight = part.rpartition("=")
+        if domain in weights:
+            raise ExciseError(f"criterion {name!r}: names domain {domain!r} twice; give it one weight")
         try:
             weights[domain] = float(weight)
         except ValueError:

@@ -10,11 +10,13 @@ from criteria.calibration import Calibration
 from criteria.criterion import Criterion
 from criteria.protection import Protection
 from criteria.scores import Scores
+from criteria.searched import elsewhere
 from criteria.selection import plan_for
 from criteria.text.windows import Windows, check_windows
 from experts.arguments import check_choice, check_count, check_kind
 from experts.errors import ExciseError
 from experts.model import Model, check_model
+from experts.notes import tell
 from experts.plan import Plan
 
 
@@ -125,6 +127,9 @@ def select(
 
     Give exactly one of `fraction`, `keep`, `target_size` and `budget`.
 
+    Scores of a criterion that searches belong to the budget that they were made for. At another one the
+    plan takes their order, with a note; larger budgets of `causal_greedy` are met on its way.
+
     Args:
         scores: of `criteria.score`
         fraction: share of the experts to remove, in (0, 1)
@@ -166,7 +171,11 @@ def select(
         )
     else:
         _check_alone(budget, fraction, keep, target_size)
-    return plan_for(scores, budget, scores.layout.shape)
+    shape = scores.layout.shape
+    plan = plan_for(scores, budget, shape)
+    if scores.searched and (note := elsewhere(resolve(scores.criterion), scores.searched, budget, shape)):
+        tell(note)
+    return plan
 
 
 def _check_alone(budget: object, *others: object) -> None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from criteria.budget import Budget
 from criteria.criterion import Criterion
 from criteria.mixture import mixed
+from criteria.searched import from_text, to_text
 from criteria.statistics import Statistics
 from criteria.text.windows import Windows
 from experts.arguments import check_kind
@@ -39,6 +41,7 @@ class Scores:
         data: hash of the calibration windows
         layout: the model's shape and sizes; None = not known, so that nothing can be selected
         text: the calibration windows, on which no plan of these scores can be tested; None = not known
+        searched: the budget that a search went down to; None = there was none, or it is not known
     """
 
     values: Array
@@ -50,6 +53,7 @@ class Scores:
     data: str = ""
     layout: Layout | None = field(default=None, compare=False, repr=False)
     text: Windows | None = field(default=None, compare=False, repr=False)
+    searched: Budget | None = field(default=None, compare=False)
 
     @classmethod
     def read(cls, path: str | Path, model: "Model", *, criterion: str) -> "Scores":
@@ -70,8 +74,18 @@ class Scores:
         values, protected, provenance = _read_arrays(path, criterion)
         _check_model(path, values, provenance, model)
         formula = provenance.get(f"formula of {criterion}", "")
-        data, layers = provenance.get("data", ""), model.shape.layers
-        return cls(values, protected, layers, criterion, formula, model.fingerprint, data, model.layout)
+        searched = provenance.get(f"searched of {criterion}")
+        return cls(
+            values,
+            protected,
+            model.shape.layers,
+            criterion,
+            formula,
+            model.fingerprint,
+            provenance.get("data", ""),
+            model.layout,
+            searched=None if searched is None else from_text(searched, str(path)),
+        )
 
     @property
     def reversed(self) -> "Scores":
@@ -134,6 +148,7 @@ def save(path: Path, table: list[Scores]) -> None:
     """Write all scores of a run into one safetensors file: a tensor [L, E] per criterion, with provenance."""
     tensors = {scores.criterion: scores.values for scores in table}
     provenance = {f"formula of {scores.criterion}": scores.formula for scores in table}
+    provenance |= {f"searched of {one.criterion}": to_text(one.searched) for one in table if one.searched}
     common = {"model": table[0].model, "data": table[0].data, "layers": ",".join(map(str, table[0].layers))}
     save_arrays(path, {**tensors, "protected": table[0].protected.astype(np.uint8)}, {**common, **provenance})
 

@@ -162,10 +162,7 @@ def read_for(
         say: takes notes on what was read
         store: where windows are kept that the model writes itself
     """
-    checkpoint = model.layout.checkpoint
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    if note := context_note(length, checkpoint.config, shapes):
-        say(note)
+    check_length(model, length, say)
     tokenizer = model.new_tokenizer()
     cut = read_windows(
         sources,
@@ -178,8 +175,25 @@ def read_for(
         say=say,
         sampled=SampledFromModel(model, length, seed, bos, store, say),
     )
-    check_vocabulary(int(cut.tokens.max()), checkpoint.config)
+    check_vocabulary(int(cut.tokens.max()), model.layout.checkpoint.config)
     return cut
+
+
+def check_length(model: Model, length: int, say: Callable[[str], None] = tell) -> None:
+    """Compare the length of windows with the positions of a model, before any are cut or drawn.
+
+    Args:
+        model: reads them, or writes them itself
+        length: W, tokens per window
+        say: takes a note where windows are longer than the model was made for
+
+    Raises:
+        ExciseError: the model has no embeddings for so many positions.
+    """
+    checkpoint = model.layout.checkpoint
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    if note := context_note(length, checkpoint.config, shapes):
+        say(note)
 
 
 def _sources(

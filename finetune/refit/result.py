@@ -112,7 +112,7 @@ def swapped(
         rows = rows_of(layer, name).data
         ids = torch.tensor(kept if len(rows) > len(kept) else range(len(kept)), device=rows.device)
         before.append((rows, ids, rows[ids]))
-        rows[ids] = values.to(rows.device)
+        rows[ids] = values.to(rows)  # of another precision: as a written file would be read
     try:
         yield
     finally:

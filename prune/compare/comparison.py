@@ -17,7 +17,9 @@ from prune.compare.result import (
     OverlapJson,
     TaskJson,
 )
+from prune.compare.searches import scores_of, search_notes
 from prune.compare.stability import stabilities
+from prune.session.domain_verdicts import domain_notes
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepared import Prepared
 from prune.session.refits import Refits, check_refit, forget_refits, settled
@@ -62,13 +64,13 @@ class ComparisonRun:
 
     def _notes(self) -> list[str]:
         """What a reader has to know of the budgets."""
-        found = [*self.prepared.merged, *self.session.protection_notes()]
+        found = [*self.prepared.merged, *self.session.protection_notes(), *domain_notes(self.prepared)]
         asked = {one.name: one.measurement.values for one in self.prepared.criteria if one.measurement}
         by_rounds = [name for name, values in asked.items() if values.get("rounds")]
         if by_rounds and len(self.prepared.compared) > len(deepest(self.prepared.compared)):
             what = "rounds count down to the smallest budget of a scope"
             found.append(f"{', '.join(by_rounds)}: {what}; the plans of larger ones are met on the way")
-        return found
+        return [*found, *search_notes(self.prepared.criteria, self.prepared.compared)]
 
     def _compared(self) -> ComparisonResult:
         write_json(self.folder.path / "environment.json", environment())
@@ -77,7 +79,7 @@ class ComparisonRun:
         for budget in self.prepared.compared:
             self.session.check_room(budget)
         searched = deepest(self.prepared.compared).items()
-        tables = {scope: self.session.scores(budget) for scope, budget in searched}
+        tables = {scope: scores_of(self.session, budget) for scope, budget in searched}
         result = self._result(tables)
         write_json(self.folder.path / "comparison.json", result)
         write_text(self.folder.path / "comparison.csv", comparison_csv(result))

@@ -6,6 +6,7 @@ from experts.arrays import Ids
 from experts.notes import tell
 from experts.plan import Plan
 from prune.compare.result import StabilitiesJson, StabilityJson
+from prune.compare.searches import scores_of
 from prune.session.session import Session
 from validate.overlap import stability
 from validate.statistics import number
@@ -64,7 +65,7 @@ def _shared(windows: Ids, others: Ids) -> float:
 
 def _plans(session: Session, budgets: tuple[Budget, ...]) -> dict[PlanKey, Plan]:
     """Of another seed. As of the first one, a search goes down to the smallest budget of its scope."""
-    rankings = {scope: session.scores(budget) for scope, budget in deepest(budgets).items()}
+    rankings = {scope: scores_of(session, budget) for scope, budget in deepest(budgets).items()}
     plans: dict[PlanKey, Plan] = {}
     for budget in budgets:
         for scores in rankings[budget.scope]:

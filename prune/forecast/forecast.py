@@ -10,6 +10,7 @@ from prune.forecast.seconds import seconds_of
 from prune.forecast.stages import stages_of
 from prune.machine import free_disk
 from prune.recipe.schema import TextSettings
+from prune.session.domain_verdicts import domain_notes
 from prune.session.prepared import Checked
 from prune.session.speed import known_speeds
 
@@ -127,8 +128,12 @@ def _checkpoint(command: str, checked: Checked) -> int | None:
 
 
 def _notes(command: str, checked: Checked) -> list[str]:
+    finetune = checked.recipe.finetune
     if command == "compare":
-        return list(checked.merged)
-    if command == "audit":
+        return [*checked.merged, *domain_notes(checked)]
+    if command == "audit" or (command == "finetune" and finetune is not None and finetune.checkpoint):
         return []
-    return checked.budgets[checked.recipe.prune.scope].notes(checked.shape.num_layers)
+    return [
+        *checked.budgets[checked.recipe.prune.scope].notes(checked.shape.num_layers),
+        *domain_notes(checked),
+    ]

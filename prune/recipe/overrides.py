@@ -6,6 +6,7 @@ import yaml
 
 from experts.errors import ExciseError
 from prune.recipe.prune_settings import BUDGETS
+from prune.recipe.unique_keys import load_yaml
 
 
 def override(data: dict[str, Any], assignment: str) -> None:
@@ -30,7 +31,7 @@ def override(data: dict[str, Any], assignment: str) -> None:
 
 def _value(assignment: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ExciseError(f"--set {assignment}: the value is not valid YAML ({why})") from error

@@ -13,6 +13,7 @@ from prune.recipe.anchor import anchored_recipe
 from prune.recipe.explain import explain
 from prune.recipe.overrides import override
 from prune.recipe.schema import Recipe
+from prune.recipe.unique_keys import load_yaml
 
 
 def recipe_file(name: str) -> Path:
@@ -51,7 +52,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ExciseError(f"{path}: no such recipe") from error
     except UnicodeDecodeError as error:

@@ -22,6 +22,7 @@ from prune.run.pruned_folder import Pending, PrunedFolder
 from prune.run.recipe_record import keep_recipe
 from prune.run.report import markdown
 from prune.run.result import PruneResult
+from prune.session.domain_verdicts import domain_notes
 from prune.session.measures import check_rows
 from prune.session.prepared import Prepared
 from prune.session.refits import check_refit, forget_refits, settled, without_refit
@@ -82,6 +83,7 @@ class Run:
     def _notes(self) -> list[str]:
         """What can be said before the work."""
         notes = [*self.budget.notes(self.shape.num_layers), *self.session.protection_notes()]
+        notes += domain_notes(self.prepared)
         if self.scopes != self.prepared.scopes:
             notes.append(
                 f"{self.recipe.criteria[0]} searches in scope {self.recipe.prune.scope} alone, "

@@ -75,13 +75,8 @@ class Checked:
 
     def refit_room(self) -> int:
         """Bytes of refitted weights that lie beside the checkpoint until it is proven."""
-        tested, sets = self.tested
-        settings = self.recipe.validation
-        plans = 1
-        if settings.tasks:  # they ask for the refits of all plans
-            plans = 2 * tested + sets * (settings.tasks.random_plans or settings.random_plans)
         like = trial_plans(self.shape, self.budgets[self.recipe.prune.scope])[0]
-        return refit_room(self.layout, like, self.recipe, plans=plans, dequantise=self.dequantises)
+        return refit_room(self.layout, like, self.recipe, dequantise=self.dequantises)
 
     def fetch(self) -> "Prepared":
         """The same with the weights here: downloaded now, if they are on the hub, the teacher's too."""

@@ -13,8 +13,8 @@ FOLDER = "refit"  # of a run: refitted weights of plans
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number in memory
 
 
-def refit_room(layout: Layout, plan: Plan, recipe: Recipe, *, plans: int, dequantise: bool) -> int:
-    """Bytes of the refits that a run keeps, and of the tensors that the checkpoint takes from one of them.
+def refit_room(layout: Layout, plan: Plan, recipe: Recipe, *, dequantise: bool) -> int:
+    """Bytes of the written plan's refit, and of the tensors that the checkpoint takes from it.
 
     A refit is kept as the model computes, the tensors are as the checkpoint stores them.
 
@@ -22,7 +22,6 @@ def refit_room(layout: Layout, plan: Plan, recipe: Recipe, *, plans: int, dequan
         layout: of the source
         plan: like the one that is written
         recipe: with or without a refit
-        plans: whose refits are on disk together
         dequantise: all matrices of the experts are written, in bfloat16
     """
     if recipe.refit is None:
@@ -40,7 +39,7 @@ def refit_room(layout: Layout, plan: Plan, recipe: Recipe, *, plans: int, dequan
     for router in _routers(layout, pieces) if recipe.refit.local else ():
         kept += _in_memory(router, recipe.dtype)
         written += router.size
-    return plans * kept + written
+    return kept + written
 
 
 def refits_there(run: Path) -> int:

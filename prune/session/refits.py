@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +90,19 @@ class Refits:
             *(tasks_of(session, PREFIX, self.key, self._items) if settings.tasks else []),
         ]
 
-    def of(self, plan: Plan) -> Refit:
-        """The refit of a plan, made now where the run has not kept it."""
+    def of(self, plan: Plan, *, keep: bool = True) -> Refit:
+        """The refit of a plan, made now where the run has not kept it.
+
+        Args:
+            plan: what is kept
+            keep: on disk, for a run that is taken up again
+        """
         path, fingerprint = self._path(plan), self.session.fingerprint
         if found := stored_refit(path, plan, self.key, fingerprint):
             return found
         refit = refit_by(self.request, self.session.model, plan)
-        self._save(refit)
+        if keep:
+            self._save(refit)
         return refit
 
     def forget(self) -> None:
@@ -112,7 +118,8 @@ class Refits:
     def _items(self, *given: Any) -> "ItemEvaluator":
         from prune.session.refitted_items import RefittedItems  # lm-eval takes seconds to import
 
-        return RefittedItems(self.session.model, self.of, *given)
+        # Answers are kept, weights are not: those of all plans would take many times the checkpoint's room.
+        return RefittedItems(self.session.model, partial(self.of, keep=False), *given)
 
 
 def settled(session: Session) -> Session:

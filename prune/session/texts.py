@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from criteria.text.disjoint import check_disjoint
-from criteria.text.for_model import read_for
+from criteria.text.for_model import check_length, read_for
 from criteria.text.sampled.from_model import SampledFromModel
 from criteria.text.sampled.own_text import SampleStore
 from criteria.text.windows import Windows
@@ -63,7 +63,7 @@ class Texts:
         """Read them now: what cannot be used is refused before any work.
 
         Text that the model writes itself is work: it is drawn when something needs it, and only whether it
-        can be is asked here.
+        can be, and is as long as the model was made for, is asked here.
         """
         self._check("calibration", self.recipe.calibration)
         if self.recipe.refit and self.recipe.refit.text:
@@ -76,6 +76,7 @@ class Texts:
             getattr(self, name)
             return
         _ = self.validation
+        check_length(self.model, settings.length)
         writer = SampledFromModel(self.model, settings.length, settings.seed, settings.bos)
         for source in settings.data:
             writer.check(source)

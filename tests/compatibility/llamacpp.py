@@ -13,10 +13,14 @@ on one core:
     /tmp/vgguf/bin/pip install 'numpy~=2.2.6' pyyaml requests tqdm
     python -m tests.compatibility.llamacpp /tmp/vgguf/bin/python /tmp/llama_cpp_python-0.3.36/vendor/llama.cpp
 
+Where building takes too long, `pip install xllamacpp==2026.10.11549` instead of /tmp/llama_cpp_python-0.3.36
+brings a later llama.cpp ready-made. It is asked as a server, a token at a time; the converter is the same.
+
 transformers 4 makes small random checkpoints (beside them, the demo model); Excise, on transformers 5,
-restricts and exports them; the converter turns the originals and the exports into float32 GGUF files;
-llama.cpp reads those, and its next-token probabilities are compared with those of the original and of the
-restricted model. What an original differs by is llama.cpp's own difference.
+restricts and exports them, and refits the pruned demo; the converter turns the originals and the exports
+into float32 GGUF files; llama.cpp reads those, and its next-token probabilities are compared with those of
+the original, of the restricted and of the refitted model. What an original differs by is llama.cpp's own
+difference.
 
 The converter knows a tokenizer by a hash of what it makes of one text, and refuses all others, the demo's
 among them. Here it is told "gpt-2": the name of the demo's way to split text before its BPE. Nothing else
@@ -31,6 +35,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +150,23 @@ def prune(folder: Path) -> None:
             export(layout, plan, source.parent / name)
             with torch.no_grad(), restricted(anatomy, plan):
                 found[name] = model(input_ids=tokens).logits[0].double().log_softmax(-1)
+        if source.parent.name == "demo":
+            found |= refitted(source.parent, tokens)
         torch.save(found, source.parent / "expected.pt")
+
+
+def refitted(demo: Path, tokens: Any) -> dict[str, Any]:
+    """The demo with equal counts, refitted and exported.
+
+    Returns:
+        Its log-probabilities [W, V], and what they are without the refit.
+    """
+    from tests.compatibility.refitted import write_refitted
+
+    kept = {layer: tuple(e for e in range(16) if PLANS["uniform"](e, layer)) for layer in range(6)}
+    logits = write_refitted(kept, tokens, demo / "refitted")
+    found = {"refitted": logits["refitted"], "without refit": logits["plain"]}
+    return {name: values[0].double().log_softmax(-1) for name, values in found.items()}
 
 
 def compare(folder: Path, converter: Path) -> None:
@@ -172,13 +193,30 @@ def reason(stderr: str) -> str:
 
 def read(checkpoint: Path, converter: Path) -> None:
     """Convert, look into the GGUF file, load it, and print how far its probabilities are off."""
-    import llama_cpp
     import torch
 
     path = checkpoint.with_suffix(".gguf")
     convert(checkpoint, converter, path)
     saved = torch.load(checkpoint.parent / "expected.pt")
     tokens, expected = saved["tokens"].tolist(), saved[checkpoint.name]
+    logs, again = (by_library if find_spec("llama_cpp") else by_server)(path, tokens)
+    assert logs.shape == expected.shape, (logs.shape, expected.shape)
+    found: dict[str, Any] = {
+        **described(path),
+        "same_tokens": None if again is None else again[: len(tokens)] == tokens,
+        **distance(logs, expected),
+        "pruning_itself": distance(saved["original"], expected)["probability"],
+    }
+    if checkpoint.name == "refitted":
+        found["refit_itself"] = distance(saved["without refit"], expected)["probability"]
+    print(json.dumps(found))
+
+
+def by_library(path: Path, tokens: list[int]) -> tuple[Any, list[int]]:
+    """Log-probabilities [W, V] of a GGUF file, and what its tokenizer makes of the text."""
+    import llama_cpp
+    import torch
+
     # The cache of keys and values is float16 unless told otherwise.
     exact = {
         "type_k": llama_cpp.GGML_TYPE_F32,
@@ -189,15 +227,40 @@ def read(checkpoint: Path, converter: Path) -> None:
     model = llama_cpp.Llama(str(path), n_ctx=LENGTH, n_batch=LENGTH, logits_all=True, verbose=True, **exact)
     model.eval(tokens)
     logits = torch.from_numpy(model.scores[: len(tokens)].copy())
-    assert logits.shape == expected.shape, (logits.shape, expected.shape)
-    text = (ROOT / "LICENSE").read_bytes()
-    found = {
-        **described(path),
-        "same_tokens": model.tokenize(text, add_bos=False)[: len(tokens)] == tokens,
-        **distance(logits.double().log_softmax(-1), expected),
-        "pruning_itself": distance(saved["original"], expected)["probability"],
+    again = model.tokenize((ROOT / "LICENSE").read_bytes(), add_bos=False)
+    return logits.double().log_softmax(-1), again
+
+
+def by_server(path: Path, tokens: list[int]) -> tuple[Any, None]:
+    """The same by xllamacpp, whose server gives the probabilities of one token: every prefix is asked.
+
+    It does not say what its tokenizer makes of a text.
+    """
+    import torch
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.warmup = 2 * LENGTH, 1, False
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(settings)
+    size = int(json.loads((path.with_suffix("") / "config.json").read_text())["vocab_size"])
+    asked = {
+        "n_predict": 1,
+        "n_probs": size,
+        "post_sampling_probs": False,
+        "cache_prompt": True,
+        "samplers": [],
     }
-    print(json.dumps(found))
+    logs = torch.full((len(tokens), size), float("nan"), dtype=torch.float64)
+    for place in range(len(tokens)):
+        answer = server.handle_completions({**asked, "prompt": tokens[: place + 1], "id_slot": 0})
+        [content] = answer["choices"][0]["logprobs"]["content"]
+        for found in content["top_logprobs"]:
+            logs[place, found["id"]] = found["logprob"]
+    return logs, None
 
 
 def convert(checkpoint: Path, converter: Path, out: Path) -> None:

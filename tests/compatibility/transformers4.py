@@ -4,9 +4,10 @@
     python -m tests.compatibility.transformers4 /tmp/v4/bin/python
 
 transformers 4 makes small random checkpoints in its own format (and takes the demo model); Excise, on
-transformers 5, restricts and exports them, and merges random adapters into the pruned model
-("recovered"); transformers 4 loads the exports and compares logits, in float32, with those of the
-restricted or merged model, and the merged weights bit by bit.
+transformers 5, restricts and exports them, merges random adapters into the pruned model ("recovered"), and
+refits the pruned demo ("refitted"); transformers 4 loads the exports and compares logits, in float32, with
+those of the restricted, merged or refitted model, and the merged weights bit by bit. How far a refit moves
+the logits is printed beside it.
 """
 
 import json
@@ -102,6 +103,21 @@ def prune(folder: Path, demo: Path) -> None:
             Plan(layout.shape.num_experts, dict.fromkeys(layout.shape.layers, KEPT["uniform"][0])),
             out.with_name(f"{out.name.rpartition('-')[0]}-recovered"),
         )
+    refit(folder)
+
+
+def refit(folder: Path) -> None:
+    """The demo with equal and with unequal counts, refitted and exported, with the logits to be read back."""
+    import torch
+
+    from tests.compatibility.refitted import write_refitted
+
+    for kind, choices in KEPT.items():
+        kept = {layer: choices[layer % len(choices)] for layer in range(6)}
+        out = folder / f"demo-refitted-{kind}"
+        logits = write_refitted(kept, torch.tensor(TOKENS), out)
+        torch.save(logits["refitted"], out / "expected.pt")
+        torch.save(logits["plain"], out / "plain.pt")
 
 
 def recover(anatomy, layout, plan, out: Path) -> None:  # type: ignore[no-untyped-def]
@@ -149,7 +165,11 @@ def compare(folder: Path) -> None:
         ).eval()
         with torch.no_grad():
             logits = model(input_ids=torch.tensor(TOKENS)).logits
-        found[path.parent.name] = float((logits - torch.load(path)).abs().max())
+        expected = torch.load(path)
+        found[path.parent.name] = float((logits - expected).abs().max())
+        if (path.parent / "plain.pt").exists():
+            plain = torch.load(path.parent / "plain.pt")
+            found[f"{path.parent.name}, the refit itself"] = float((plain - expected).abs().max())
         if (path.parent / "weights.pt").exists():
             state = model.state_dict()
             equal = all(

@@ -587,6 +587,9 @@ def test_settings_are_parsed_and_refused() -> None:
     for name, message in (
         ("causal_removal:window=3", "no setting 'window=3'; it has mode=… what removal means"),
         ("causal_removal:windows=some", "windows: expected a whole number, got 'some'"),
+        ("causal_removal:windows=1,windows=2", "windows is given twice in 'windows=1,windows=2'"),
+        ("refit_residual:tokens=-1", "tokens is -1; it has to be at least 0 .tokens used, .*; 0 = all"),
+        ("refit_residual:tokens=--1", "tokens: expected a whole number, got '--1'"),
         ("causal_removal:mode=mean", "mode: expected one of zero, renormalize, reroute, got 'mean'"),
         ("causal_remova", "did you mean causal_removal"),
         ("reap:windows=3", "unknown criterion 'reap:windows=3'"),

@@ -36,7 +36,6 @@ BY_HAND: dict[str, list[float]] = {
     "mix:y=1:max_activation": [np.nan, 4, 4],
     "mix:x=1:max_activation": [2, np.nan, 1],
     "mix:x=1,y=1:specialization": [1, 1, 0],
-    "mix:x=1:weight_norm": [np.sqrt(10), 2, 2],
 }
 
 
@@ -84,6 +83,11 @@ def test_a_mixture_is_a_text_with_those_shares() -> None:
         ("mix:x=two:reap", "expected mix:DOMAIN=WEIGHT,DOMAIN=WEIGHT:CRITERION"),
         ("mix:x=1", "expected mix:DOMAIN=WEIGHT"),
         ("mix:x=1:mix:y=1:reap", "has a mixture already"),
+        ("mix:x=1,y=1,x=2:reap", "'mix:x=1,y=1,x=2:reap': names domain 'x' twice; give it one weight"),
+        ("mix:x=1,x=two:reap", "names domain 'x' twice"),
+        ("mix:x=1:random", "random reads nothing, so no mixture of texts changes it; write random"),
+        ("mix:x=1:reversed:router_norm", "reads the weights alone, .*; write reversed:router_norm"),
+        ("mix:x=1:weight_norm", "weight_norm reads the weights alone, so no mixture of texts changes it"),
         ("mix:x=1:causal_removal", "causal_removal is measured on the windows as they are"),
         ("max_min:of=mix:x=1:reap", "max_min: of=mix:x=1:reap has no score in each domain"),
         ("max_min:of=gradient", "max_min: of=gradient has no score in each domain"),

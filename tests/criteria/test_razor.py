@@ -328,6 +328,7 @@ def test_unreached_experts_have_no_score() -> None:
         ("razor:form=best", "form: expected one of reroute, frozen, loo, rcs, got 'best'"),
         ("razor:over=max", "over: expected one of rms, mean, sum, got 'max'"),
         ("razor:windows=2", "no setting 'windows=2'; it has form=…"),
+        ("razor:form=rcs,over=sum,form=rcs", "form is given twice in 'form=rcs,over=sum,form=rcs'"),
     ],
 )
 def test_wrong_settings(name: str, message: str) -> None:

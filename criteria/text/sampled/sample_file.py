@@ -5,7 +5,7 @@ Every row says how it was drawn, so that a part of a file is a file too, and oth
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from criteria.text.sampled.settings import SampledJson
 from experts.arrays import Ids
+from experts.disk.configuration import positive_int, text_config
 from experts.errors import ExciseError
 from experts.files import replacing
 from experts.model import Model
@@ -85,11 +86,12 @@ def read_samples(
         Token ids [N, W], and how they were drawn.
 
     Raises:
-        ExciseError: the file is no such file, of another vocabulary, or too short.
+        ExciseError: the file is no such file, of another vocabulary, has ids outside of it, or is too short.
     """
     rows = list(_rows(path))
     how = _common(path, [row["sampled"] for row in rows])
     _check_model(path, model, how, say)
+    _check_ids(path, [row["tokens"] for row in rows], model.layout.checkpoint.config)
     shortest = min(len(row["tokens"]) for row in rows)
     if shortest < length:
         raise ExciseError(
@@ -192,3 +194,16 @@ def _check_model(path: Path, model: Model, how: HowJson, say: Callable[[str], No
             f"its tokens mean something else to {model.name}; {AGAIN} from this model"
         )
     say(f"{path}: another model of the same vocabulary wrote it (fingerprint {how['model']})")
+
+
+def _check_ids(path: Path, windows: Sequence[Sequence[int]], config: Mapping[str, Any]) -> None:
+    """Refuse ids that have no embedding: a file that was changed after it was written."""
+    size = positive_int(text_config(config), "vocab_size")
+    if size is None:
+        return
+    for number, tokens in enumerate(windows, 1):
+        if tokens and max(tokens) >= size:
+            raise ExciseError(
+                f"{path}: row {number} has token {max(tokens)}, and the model's vocabulary has {size} "
+                f"(config.json, vocab_size); {AGAIN}"
+            )

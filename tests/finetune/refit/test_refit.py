@@ -229,6 +229,20 @@ def test_the_loss_on_the_text_itself_falls(family: str, tmp_path: Path) -> None:
     assert (after - clean).square().sum() < 0.9 * (before - clean).square().sum()
 
 
+def test_another_precision_gets_what_a_file_would_hold(tmp_path: Path) -> None:
+    """A refit of the model in bfloat16, in the same model in float32: the numbers of the former, exactly."""
+    layout = lay_out(open_checkpoint(tiny.save(tiny.build("olmoe"), tmp_path / "olmoe")))
+    coarse, exact = (Model(layout, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    refit = refit_experts(coarse, plan_of(coarse), TEXT, ridge=0.1)
+    before = tiny.logits(exact.network)
+    with refitted(exact, refit):
+        for layer, change in zip(exact.anatomy.layers, refit.layers, strict=True):
+            rows = layer.experts.get_parameter(DOWN)[list(refit.plan.kept[layer.index])]
+            assert rows.dtype == torch.float32
+            assert torch.equal(rows, change.weights.float())
+    assert torch.equal(tiny.logits(exact.network), before)
+
+
 def test_experts_that_few_tokens_go_to_stay(olmoe: Model, heard: list[str]) -> None:
     rows = refit_experts(olmoe, plan_of(olmoe), TEXT).layers[0].rows
     found = refit_experts(olmoe, plan_of(olmoe), TEXT, fewest=min(rows) + 1)

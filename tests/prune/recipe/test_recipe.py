@@ -145,6 +145,8 @@ def test_missing_key(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"a: [1", "not valid YAML"),
+        (b"model: demo\nmodel: demo\n", "key .model. stands twice in one table, again in line 2"),
+        (b"calibration: {mix: {code: 1, code: 2}}", "key .code. stands twice in one table, again in line 1"),
         (b"\xff\xfe", r"not UTF-8 text \(byte 0\)"),
         (b"model: 2020-13-45", "not valid YAML"),
         (b"- a", "a recipe is a mapping of keys, found a list"),

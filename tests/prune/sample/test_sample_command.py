@@ -1,6 +1,7 @@
 """`excise sample`, and runs that calibrate on text of the model itself: drawn, kept, told of, refused."""
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,18 @@ def test_nothing_is_drawn_before_the_refusals(recipe_path: Path, tmp_path: Path,
         execute(recipe_path, tmp_path / "run", DRAWN, "validate.sequences=100000")
     assert not calls
     assert not (tmp_path / "run").exists()
+
+
+def test_windows_longer_than_the_positions(
+    recipe_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said as of other text, and before the work: the model would write where it was not made to read."""
+    recipe = read_recipe(recipe_path, [DRAWN, "calibration.length=130"])
+    session = Session(prepare(recipe, tmp_path / "run"))
+    with caplog.at_level(logging.INFO, "excise"):
+        session.check_texts()
+    assert "a window of 130 tokens is longer than the 128 positions the model was made for" in caplog.messages
+    assert "calibration" not in vars(session.texts), "nothing was drawn"
 
 
 def test_the_forecast(recipe_path: Path, tmp_path: Path) -> None:

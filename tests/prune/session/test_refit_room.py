@@ -77,8 +77,8 @@ def test_the_bytes_of_the_files(name: str, tmp_path: Path) -> None:
     kept, _ = read_header(tmp_path / "refit.safetensors")
     written = refitted_weights(model, refit, tmp_path / "tensors", dequantise=checked.dequantises).changed
     sizes = [sum(tensor.size for tensor in tensors.values()) for tensors in (kept, written)]
-    found = refit_room(checked.layout, plan, recipe, plans=3, dequantise=checked.dequantises)
-    assert found == 3 * sizes[0] + sizes[1]
+    found = refit_room(checked.layout, plan, recipe, dequantise=checked.dequantises)
+    assert found == sum(sizes)
 
 
 def checked(recipe: Path, run: Path, *overrides: str) -> Checked:
@@ -114,10 +114,9 @@ def test_a_disk_that_holds_the_checkpoint_alone(
     rehearse("prune", given)
 
 
-def test_tasks_keep_the_refits_of_all_plans(recipe_path: Path, tmp_path: Path) -> None:
-    """Two criteria, their reverses, and five random plans."""
+def test_tasks_keep_no_more_refits(recipe_path: Path, tmp_path: Path) -> None:
+    """Answers of random plans are kept, their weights are not."""
     tasks = ["validate.tasks.names=[guess]", f"validate.tasks.include={task_file(tmp_path / 'task')}"]
     one = checked(recipe_path, tmp_path / "run", "refit={}")
     all_of_them = checked(recipe_path, tmp_path / "run", "refit={}", *tasks, "validate.tasks.random_plans=5")
-    written = one.refit_room() // 2  # float32 as stored and as computed: kept once, written once
-    assert all_of_them.refit_room() == (4 + 5 + 1) * written
+    assert all_of_them.refit_room() == one.refit_room() > 0

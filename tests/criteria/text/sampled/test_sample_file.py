@@ -97,6 +97,11 @@ def change(file: Path, edit: Callable[[list[dict[str, Any]]], None]) -> None:
         (lambda rows: rows[2]["sampled"].pop("seed"), r"samples.jsonl:3: no row"),
         (lambda rows: rows[2]["sampled"].update(seed=9), "row 1 was drawn with seed 4, row 3 with 9"),
         (lambda rows: rows[5]["tokens"].pop(), "has windows of 11 tokens, 12 asked"),
+        (
+            lambda rows: rows[3]["tokens"].__setitem__(11, 10**20),
+            r"samples.jsonl: row 4 has token 10{20}, and the model's vocabulary has 259 \(config.json, vocab",
+        ),
+        (lambda rows: rows[0]["tokens"].__setitem__(0, 259), "row 1 has token 259, and the model's vocab"),
         (lambda rows: rows.pop(), "has 5 windows, 6 asked"),
     ],
 )

@@ -206,5 +206,4 @@ def halves(windows: Windows) -> tuple[Windows, Windows]:
     """
     if len(windows) < 2:
         raise ExciseError("learned_mask needs two windows or more: to train on, and to choose the step by")
-    order = np.argsort(windows.domain, kind="stable")
-    return windows.select(np.sort(order[::2])), windows.select(np.sort(order[1::2]))
+    return windows.halves()

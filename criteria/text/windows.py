@@ -79,6 +79,11 @@ class Windows:
         places = np.linspace(0, len(self) - 1, count)
         return np.unique(places.round().astype(np.int64))
 
+    def halves(self) -> "tuple[Windows, Windows]":
+        """Deal the windows in turns, domain by domain: text to fit to, and text to judge that by."""
+        order = np.argsort(self.domain, kind="stable")
+        return self.select(np.sort(order[::2])), self.select(np.sort(order[1::2]))
+
     def tensor(self, device: "torch.device | str") -> "torch.Tensor":
         """Return the token ids as a tensor on a device: int64 [N, W]."""
         import torch  # here, because windows are cut and checked without it

@@ -125,10 +125,12 @@ def main() -> None:
         for criterion in options.criterion or ["reap_sum", "recon"]:
             began = time.process_time()
             plans, allocation = bench.plans(criterion, fraction)
+            seconds = time.process_time() - began
+            bench.losses.measure_plans([None, *plans.values()], bench.model.anatomy, "plans")
             row = {
                 "criterion": criterion,
                 "fraction": fraction,
-                "allocation_cpu_seconds": round(time.process_time() - began),
+                "allocation_cpu_seconds": round(seconds),
                 "expected": [round(allocation.expected_by_scores, 4), round(allocation.expected, 4)],
                 "plans": {name: bench.summary(plan, bench.randoms(plan)) for name, plan in plans.items()},
                 "global_less_refitted": bench.difference(plans["global"], plans["refitted"]),

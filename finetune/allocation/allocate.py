@@ -44,7 +44,7 @@ def allocate(
 
     and the counts with the lowest Σ D(l, c_l) are taken that keep the budget's total. The sum takes layers as
     if their damage added up. KL needs no labels: it is never below 0, and steadier on little text than the
-    rise of the loss, which it equals on average where the model is calibrated. At most 16 counts of a layer
+    rise of the loss, which it equals on average where the model is calibrated. At most 8 counts of a layer
     are measured, those between are interpolated (docs/methods.md, 9). Costs L·M refits of one layer, and as
     many forwards of half the text from it to the top; the solving can take longer than these.
 

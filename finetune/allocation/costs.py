@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from experts.anatomy import Anatomy
 from experts.arrays import Array
+from experts.decoder import decoder_layers
 from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.memory import free_bytes
@@ -58,12 +59,13 @@ def measure_cuts(
     Raises:
         ExciseError: there are too few windows for two halves, or a layer cannot be refitted.
     """
-    _check(request)
+    check_halves(request)
     partial = partial or StoredArrays()
     found = partial.read() or {name: np.full(len(cuts), np.nan) for name in ("divergence", "rise")}
     missing = [place for place in range(len(cuts)) if np.isnan(found["divergence"][place])]
-    done = len(cuts) - len(missing)
-    with tqdm(total=len(cuts), initial=done, desc="allocation", unit="cut", delay=2, leave=False) as bar:
+    work = [work_of(anatomy, cut) for cut in cuts]
+    done = sum(work) - sum(work[place] for place in missing)
+    with tqdm(total=sum(work), initial=done, desc="allocation", unit="layer", delay=2, leave=False) as bar:
         for group in _groups(anatomy, cuts, missing, request):
             costs = _in_team(anatomy, [cuts[place] for place in group], request, bar.update)
             found["divergence"][group], found["rise"][group] = np.array(costs).T
@@ -71,7 +73,8 @@ def measure_cuts(
     return Costs(found["divergence"], found["rise"])
 
 
-def _check(request: Request) -> None:
+def check_halves(request: Request) -> None:
+    """Refuse text that is too short for two halves."""
     if len(request.text) < 3:
         raise ExciseError(
             f"text has {len(request.text)} windows; counts per layer need at least 3: two to refit on, "
@@ -87,9 +90,14 @@ def _in_team(
         return costs_of(anatomy, cuts, request, tick)
     given = [(hand, request) for hand in deal(cuts, anatomy.team.size)]
     found = undeal(anatomy.team.map(anatomy, costs_of, given))
-    for _ in found:
+    for _ in range(sum(work_of(anatomy, cut) for cut in cuts)):
         tick()
     return found
+
+
+def work_of(anatomy: Anatomy, cut: Cut) -> int:
+    """How often a cut is worked on: its layer is refitted, then it and all above are computed."""
+    return 1 + len(decoder_layers(anatomy)) - anatomy.layers[cut.row].index
 
 
 def _groups(
@@ -129,7 +137,7 @@ def costs_of(
         anatomy: the unpruned model
         cuts: in the order of their layers [M]
         request: the text, and how layers are refitted
-        tick: is called when a cut is refitted
+        tick: is called as often as `work_of` says
     """
     fitted, judged = request.text.halves()
     batch = min(request.batch, -(-len(fitted) // 2))
@@ -148,6 +156,8 @@ def costs_of(
                 if layer < max(by_layer):
                     clean.go(layer)
                 judge.pass_through(layer)
+                for _ in judge.rising:
+                    tick()
     return [judge.costs(one) for one in judge.rising]
 
 

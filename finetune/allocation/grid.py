@@ -10,7 +10,7 @@ from experts.arrays import Array, Ids, Marks
 from experts.errors import ExciseError
 from experts.shape import Shape
 
-MOST = 16  # counts that are measured in a layer; the costs of those between them are interpolated
+MOST = 8  # counts that are measured in a layer; the costs of those between them are interpolated
 
 
 @dataclass(frozen=True)

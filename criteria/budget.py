@@ -20,11 +20,13 @@ class Budget:
 
     Attributes:
         total: experts kept in the whole model
-        scope: layer = spread evenly over the layers, or by `counts`; global = wherever the scores are highest
+        scope: layer = spread evenly over the layers, or by `counts`; global = wherever the scores are
+            highest, or by `counts`
         floor: fewest experts kept in a layer
         text: the budget in words, printed in reports
         multiple: every layer's count is a multiple of it
-        counts: counts given by hand, in the order of the MoE layers [L]
+        counts: counts given by hand, in the order of the MoE layers [L]; in scope global those that were
+            chosen by another measurement than the scores
         asked: the total before rounding to `multiple`
     """
 
@@ -50,6 +52,10 @@ class Budget:
         """Experts that each layer keeps [L], of a budget that leaves nothing to the scores (scope layer)."""
         return self.counts or (self.total // layers,) * layers
 
+    def fixed(self, layers: int) -> tuple[int, ...] | None:
+        """Experts that each layer keeps [L], where the scores do not decide it; None where they do."""
+        return self.of_layers(layers) if self.scope == "layer" else self.counts
+
     def kept(self, shape: Shape) -> tuple[object, ...]:
         """What decides which plans it allows: equal for two budgets that always come to the same plan.
 
@@ -58,7 +64,7 @@ class Budget:
         """
         layers, unit = shape.num_layers, max(self.multiple, shape.groups)
         floor = max(self.floor, self.total - shape.num_experts // unit * unit * (layers - 1))
-        if self.scope == "layer" or floor * layers == self.total:
+        if self.fixed(layers) or floor * layers == self.total:
             return self.of_layers(layers)
         return ("global", self.total, floor, unit)
 
@@ -68,7 +74,7 @@ class Budget:
         Raises ExciseError that names the promise.
         """
         wrong = [count for count in counts if count % self.multiple or count < self.floor]
-        fixed = self.of_layers(len(counts)) if self.scope == "layer" else tuple(counts)
+        fixed = self.fixed(len(counts)) or tuple(counts)
         if wrong or sum(counts) != self.total or tuple(counts) != fixed:
             each = f"at least {self.floor} a layer, multiples of {self.multiple}"
             found = f"the plan keeps {list(counts)}; please report it"

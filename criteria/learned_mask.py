@@ -13,7 +13,7 @@ from criteria.gate_slopes import frozen
 from criteria.mask_budget import MaskBudget
 from criteria.mask_gates import masked_gates
 from criteria.pairs import room_of
-from criteria.text.halves import first_half
+from criteria.text.halves import halved
 from criteria.text.windows import Windows
 from experts.ablation import restricted
 from experts.arrays import Array
@@ -205,6 +205,6 @@ def halves(windows: Windows) -> tuple[Windows, Windows]:
     Raises:
         ExciseError: there are fewer than two.
     """
-    refusal = "learned_mask needs two windows or more: to train on, and to choose the step by"
-    first = first_half(windows, refusal)
-    return windows.select(np.flatnonzero(first)), windows.select(np.flatnonzero(~first))
+    if len(windows) < 2:
+        raise ExciseError("learned_mask needs two windows or more: to train on, and to choose the step by")
+    return halved(windows)

@@ -1,5 +1,6 @@
 """Scores and a budget make a plan."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,30 +36,52 @@ def _plan(scores: Scores, budget: Budget, shape: Shape) -> Plan:
     if scores.values.shape != (shape.num_layers, shape.num_experts):
         expected = f"a model with L, E = {shape.num_layers}, {shape.num_experts}"
         raise ExciseError(f"scores of shape {scores.values.shape} for {expected}")
-    ranked = np.where(np.isnan(scores.values), -np.inf, scores.values)
-    ranked = np.where(scores.protected, np.inf, ranked)
     check_protected(scores.protected, budget, shape)
-    keep = (
-        _per_layer(ranked, budget, shape) if budget.scope == "layer" else _whole_model(ranked, budget, shape)
-    )
-    kept = {
-        layer: tuple(map(int, np.flatnonzero(row))) for layer, row in zip(shape.layers, keep, strict=True)
-    }
+    if counts := budget.fixed(shape.num_layers):
+        kept = first_kept(scores, counts, shape)
+    else:
+        kept = _ids(_whole_model(_ranked(scores), budget, shape), shape)
     shape.check_kept(kept)
     budget.check_kept([len(ids) for ids in kept.values()])
     return Plan(shape.num_experts, kept, scores.model, scores.criterion, budget.text)
 
 
+def first_kept(scores: Scores, counts: Sequence[int], shape: Shape) -> dict[int, tuple[int, ...]]:
+    """The best experts of every layer, as many from each of its router groups.
+
+    Args:
+        scores: of the model
+        counts: how many each layer keeps [L]
+        shape: of the model
+
+    Returns:
+        Decoder layer -> ids.
+    """
+    order = np.argsort(-shape.grouped(_ranked(scores)), axis=2, kind="stable")
+    return _ids(shape.first_ranks(order, [shape.per_group(count) for count in counts]), shape)
+
+
+def _ranked(scores: Scores) -> Array:
+    """Scores [L, E] in which experts without data come last and protected ones first."""
+    known = np.where(np.isnan(scores.values), -np.inf, scores.values)
+    return np.where(scores.protected, np.inf, known)
+
+
+def _ids(marks: Marks, shape: Shape) -> dict[int, tuple[int, ...]]:
+    """Decoder layer -> ids, of marks [L, E]."""
+    ids = (tuple(map(int, np.flatnonzero(row))) for row in marks)
+    return dict(zip(shape.layers, ids, strict=True))
+
+
 def _protected_ids(scores: Scores, shape: Shape) -> dict[int, tuple[int, ...]]:
-    ids = (tuple(map(int, np.flatnonzero(row))) for row in scores.protected)
-    return {layer: marked for layer, marked in zip(shape.layers, ids, strict=True) if marked}
+    return {layer: marked for layer, marked in _ids(scores.protected, shape).items() if marked}
 
 
 def check_protected(protected: Marks, budget: Budget, shape: Shape) -> None:
     """Refuses a budget without room for the protected experts [L, E], before anything is measured."""
     layers, many = shape.num_layers, f"{int(protected.sum())}"
     most = shape.num_experts // budget.multiple * budget.multiple  # that a layer can keep in scope global
-    counts = budget.of_layers(layers) if budget.scope == "layer" else (most,) * layers
+    counts = budget.fixed(layers) or (most,) * layers
     room = np.array([shape.per_group(count) for count in counts])[:, None]
     grouped = shape.grouped(protected).sum(axis=2)  # [L, groups]
     if (grouped > room).any() or protected.sum() > budget.total:
@@ -72,13 +95,6 @@ def check_protected(protected: Marks, budget: Budget, shape: Shape) -> None:
     if budget.scope == "global" and least.sum() > shape.per_group(budget.total) // unit:
         what = f"{many} protected super experts do not fit above the floor of the other layers"
         raise ExciseError(f"{budget.text}: {what}; keep more")
-
-
-def _per_layer(ranked: Array, budget: Budget, shape: Shape) -> Marks:
-    """The best of every group of every layer [L, E]."""
-    order = np.argsort(-shape.grouped(ranked), axis=2, kind="stable")
-    counts = budget.of_layers(len(ranked))
-    return shape.first_ranks(order, [shape.per_group(count) for count in counts])
 
 
 def _whole_model(ranked: Array, budget: Budget, shape: Shape) -> Marks:

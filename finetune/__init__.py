@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from experts.lazily import lazily
 
 if TYPE_CHECKING:
+    from finetune.allocation.allocate import allocate as allocate
+    from finetune.allocation.result import Allocation as Allocation
     from finetune.distill.settings import Local as Local
     from finetune.recover_model import RecoveredModel as RecoveredModel
     from finetune.recover_model import recover as recover
@@ -15,9 +17,11 @@ if TYPE_CHECKING:
     from finetune.refit_model import refitted as refitted
 
 _PUBLIC = {
+    "Allocation": "finetune.allocation.result",
     "Local": "finetune.distill.settings",
     "Refit": "finetune.refit.result",
     "RecoveredModel": "finetune.recover_model",
+    "allocate": "finetune.allocation.allocate",
     "recover": "finetune.recover_model",
     "JudgedRefit": "finetune.refit_control",
     "refit_against_random": "finetune.refit_control",
@@ -25,10 +29,12 @@ _PUBLIC = {
     "refitted": "finetune.refit_model",
 }
 __all__ = [
+    "Allocation",
     "JudgedRefit",
     "Local",
     "RecoveredModel",
     "Refit",
+    "allocate",
     "recover",
     "refit_against_random",
     "refit_experts",

@@ -36,7 +36,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "validate": (("statistics",), (REST,)),
     "finetune": (("settings", "losses"), ("targets",), ("adapters", "teacher"), (REST,)),
     "prune": (
-        ("tables results machine typed_json domain_table refit_tables",),
+        ("tables results machine typed_json domain_table refit_tables allocation_table",),
         ("recipe",),
         ("checkpoint",),
         ("session",),

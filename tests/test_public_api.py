@@ -38,7 +38,7 @@ FUNCTIONS = {
     "experts": ("load", "restricted", "ablated"),
     "criteria": ("windows", "sampled", "score", "select", "budget_for"),
     "validate": ("against_random", "audit", "effects"),
-    "finetune": ("recover", "refit_against_random", "refit_experts", "refitted"),
+    "finetune": ("allocate", "recover", "refit_against_random", "refit_experts", "refitted"),
     "prune": ("export",),
 }
 PUBLIC = [(package, name) for package, names in FUNCTIONS.items() for name in names]

@@ -19,6 +19,12 @@ def in_halves(windows: Windows) -> Ids:
     return half
 
 
+def halved(windows: Windows) -> tuple[Windows, Windows]:
+    """The windows of both halves: text to fit to, and text to judge that by."""
+    half = in_halves(windows)
+    return windows.select(np.flatnonzero(half == 0)), windows.select(np.flatnonzero(half == 1))
+
+
 def first_half(windows: Windows, refusal: str) -> Marks:
     """Mark the windows of one half [N].
 

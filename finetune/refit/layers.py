@@ -87,7 +87,7 @@ def check_refittable(anatomy: Anatomy, windows: Windows) -> None:
         with anatomy.weights.loaded(span):
             for layer in span:
                 if layer in row_of:
-                    LayerRefit(passage, row_of[layer], None, 0, _equations).factor()
+                    LayerRefit(passage, row_of[layer], None, 0, equations_of).factor()
                 passage.leaving(layer, PRUNED, 0, go=True)
 
 
@@ -99,7 +99,7 @@ def _refit(one: Traveller, row: int, request: Request, *, last: bool) -> None:
         row,
         request.ridge,
         fewest,
-        _equations,
+        equations_of,
         request.local,
         request.form,
         request.precisions.get(one.passage.anatomy.layers[row].index),
@@ -126,7 +126,7 @@ def _end(measured: Sequence[HeldOut], layer: int) -> None:
         held_out.pass_through(layer)
 
 
-def _equations(num_experts: int, inner: int, width: int, device: torch.device) -> Equations:
+def equations_of(num_experts: int, inner: int, width: int, device: torch.device) -> Equations:
     """Solved at once where that fits into memory, else expert by expert."""
     if Joint.bytes_for(num_experts, inner, width) <= SHARE * free_bytes(device):
         return Joint(num_experts, inner, width, device)

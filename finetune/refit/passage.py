@@ -1,6 +1,6 @@
 """Windows on their way through the layers, twice: as the whole model and as the pruned one compute them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -30,6 +30,7 @@ class Passage:
         windows: N windows of W tokens
         batch: windows per forward
         clean: what is the same for every plan; None = it is computed for this one alone
+        entering: what enters the next layer of the pruned model, by batch; None = the embeddings do
 
     Attributes:
         windows: N windows of W tokens
@@ -44,6 +45,7 @@ class Passage:
         windows: Windows,
         batch: int,
         clean: "CleanPassage | None" = None,
+        entering: Mapping[int, State | None] | None = None,
     ) -> None:
         self.anatomy, self.plan, self.windows, self.clean = anatomy, plan, windows, clean
         self.stage = Stage(anatomy)
@@ -53,10 +55,16 @@ class Passage:
         self._inputs = [inputs_of(part, anatomy) for part in parts]
         self.readable = [torch.from_numpy(part.mask.reshape(-1)).to(anatomy.device) for part in parts]
         self._states: dict[tuple[str, int], State | None] = {}
+        for batch, state in (entering or {}).items():
+            self._states[PRUNED, batch] = state
 
     def __len__(self) -> int:
         """How many batches there are."""
         return len(self._inputs)
+
+    def entering(self, way: str) -> dict[int, State | None]:
+        """What enters the next layer, by batch; None = what the embeddings make of the windows."""
+        return {batch: self._states.get((way, batch)) for batch in range(len(self))}
 
     def leaving(
         self, layer: int, way: str, batch: int, handler: Handler | None = None, *, go: bool
@@ -107,6 +115,16 @@ class CleanPassage:
         plan = whole_plan(anatomy.shape.num_experts, anatomy.shape.layers)
         self._passage = Passage(anatomy, plan, windows, batch)
         self._layer, self._left = -1, dict[int, Tensor]()
+
+    @property
+    def entering(self) -> dict[int, State | None]:
+        """What enters the layer that is asked for next, by batch."""
+        return self._passage.entering(CLEAN)
+
+    def go(self, layer: int) -> None:
+        """Take all batches through a decoder layer."""
+        for batch in range(len(self._passage)):
+            self.left(layer, batch)
 
     def left(self, layer: int, batch: int) -> Tensor:
         """The residual stream after a decoder layer [B·W, H]; layers are asked for in their order."""

@@ -3,7 +3,6 @@
 import numpy as np
 
 from criteria.budget import Budget, BudgetScope, deepest
-from criteria.ranking import select
 from criteria.scores import Scores
 from experts.keys import environment
 from experts.notes import tell
@@ -19,6 +18,7 @@ from prune.compare.result import (
 )
 from prune.compare.searches import scores_of, search_notes
 from prune.compare.stability import stabilities
+from prune.session.allocations import Allocations
 from prune.session.domain_verdicts import domain_notes
 from prune.session.measures import check_rows, measures_of
 from prune.session.prepared import Prepared
@@ -88,7 +88,8 @@ class ComparisonRun:
 
     def _result(self, tables: Tables) -> ComparisonResult:
         settings, texts = self.recipe.validation, self.session.texts
-        plans = self._plans(tables)
+        allocations = Allocations(self.session)
+        plans = self._plans(tables, allocations)
         stability = stabilities(self.session, self.prepared.compared, plans)
         measures = measures_of(self.session)
         after = Refits(self.session).measures() if self.recipe.refit else []
@@ -97,6 +98,7 @@ class ComparisonRun:
         return {
             "overlap": [self._overlap(budget, plans) for budget in self.prepared.compared],
             **stability,
+            "allocations": allocations.write(),
             "agreement": self._agreement(tables),
             "plans": with_refit(judgement, measures[0], after, settings.random_seed),
             **self._differences(evidence, measures),
@@ -114,12 +116,12 @@ class ComparisonRun:
             "run": str(self.folder.path),
         }
 
-    def _plans(self, tables: Tables) -> Plans:
+    def _plans(self, tables: Tables, allocations: Allocations) -> Plans:
         """The plan of every criterion at every budget."""
         plans: Plans = {}
         for budget in self.prepared.compared:
             for scores in tables[budget.scope]:
-                plans[scores.criterion, budget] = select(scores, budget=budget)
+                plans[scores.criterion, budget] = allocations.plan(scores, budget)
         return plans
 
     def _judgement(self, measures: list[Measure], plans: list[Plan], after: list[Measure]) -> Judgement:

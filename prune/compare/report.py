@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from prune.allocation_table import SENTENCE, allocation_tables
 from prune.compare.cost_tables import cost_table
 from prune.compare.costs import LOSS, budget_in_words, budget_of, costs, measures
 from prune.compare.difference_tables import difference_tables, scope_tables
@@ -18,6 +19,7 @@ from validate.results import EvidenceJson, PlanCostJson
 def tables(result: ComparisonResult) -> Iterator[Table]:
     """Every table, in reading order."""
     yield from overlap_tables(result)
+    yield from allocation_tables(result["allocations"])
     if result["agreement"]["reference"]:
         yield agreement_table(result["agreement"])
     for measure in measures(result):
@@ -74,6 +76,7 @@ def _conclusions(result: ComparisonResult) -> str:
 
 def _rules(result: ComparisonResult) -> str:
     lines = ["## Rules", f"- Verdict. {result['rule']}", f"- Pairs. {result['pair_rule']}"]
+    lines += [f"- {SENTENCE}"] if result["allocations"] else []
     lines += [f"- {note}" for note in result["notes"]]
     return "\n".join(lines) + "\n"
 

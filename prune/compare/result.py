@@ -2,7 +2,7 @@
 
 from typing import TypedDict
 
-from prune.results import ModelJson, TextsJson
+from prune.results import AllocationJson, ModelJson, TextsJson
 from validate.results import CheckJson, DifferenceJson, EvidenceJson
 
 
@@ -62,6 +62,7 @@ class ComparisonResult(StabilitiesJson, DifferencesJson):
 
     overlap: list[OverlapJson]  # of the criteria's plans, one matrix per budget
     agreement: AgreementJson  # with the measured removals
+    allocations: list[AllocationJson]  # counts per layer by what a refit leaves; empty where scores decide
     plans: list[EvidenceJson]  # every criterion at every budget, against random plans
     refit: DifferencesJson | None  # the same after the refit, where rankings may change
     rule: str  # how a verdict comes about

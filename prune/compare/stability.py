@@ -1,5 +1,7 @@
 """Would another draw of calibration text have made the same plan? The criteria again, with other seeds."""
 
+from dataclasses import replace
+
 from criteria.budget import Budget, deepest
 from criteria.ranking import select
 from experts.arrays import Ids
@@ -35,7 +37,7 @@ def stabilities(session: Session, budgets: tuple[Budget, ...], plans: dict[PlanK
         other = session.reseeded(seed, criteria)
         shared.append(_shared(session.texts.calibration.tokens, other.texts.calibration.tokens))
         if shared[-1] < 1:
-            for key, plan in _plans(other, budgets).items():
+            for key, plan in _plans(other, budgets, plans).items():
                 by_seed[key].append(plan)
     if shared and min(shared) == 1:
         tell(SAME_WINDOWS)
@@ -63,11 +65,18 @@ def _shared(windows: Ids, others: Ids) -> float:
     return sum(tokens.tobytes() in known for tokens in windows) / len(windows)
 
 
-def _plans(session: Session, budgets: tuple[Budget, ...]) -> dict[PlanKey, Plan]:
-    """Of another seed. As of the first one, a search goes down to the smallest budget of its scope."""
+def _plans(session: Session, budgets: tuple[Budget, ...], first: dict[PlanKey, Plan]) -> dict[PlanKey, Plan]:
+    """Of another seed. As of the first one, a search goes down to the smallest budget of its scope.
+
+    Counts per layer that were measured are those of the first seed: measured anew they would cost as much as
+    all the rest.
+    """
     rankings = {scope: scores_of(session, budget) for scope, budget in deepest(budgets).items()}
     plans: dict[PlanKey, Plan] = {}
     for budget in budgets:
         for scores in rankings[budget.scope]:
-            plans[scores.criterion, budget] = select(scores, budget=budget)
+            key = scores.criterion, budget
+            measured = budget.scope == "global" and session.recipe.prune.counts == "refitted"
+            counts = tuple(first[key].counts.values()) if measured else budget.counts
+            plans[key] = select(scores, budget=replace(budget, counts=counts))
     return plans

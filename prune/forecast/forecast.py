@@ -101,6 +101,8 @@ def _writes(command: str, checked: Checked) -> list[str]:
         files.append("items.csv")
     if command in ("prune", "compare") and recipe.refit:
         files += [f"refitted_{name}" for name in ("losses.csv", "items.csv") if name in files]
+    if command != "audit" and recipe.prune.counts == "refitted":
+        files.append("allocation.csv")
     if command in ("prune", "finetune") and recipe.finetune:
         files += RECOVERY
     return files

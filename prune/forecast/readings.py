@@ -36,6 +36,7 @@ def readings_of(command: str, checked: Checked, passes: int = 1) -> list[str]:
         readings["audit"] = 1 + FAST_PATH
         readings["curves"] = CURVES if recipe.validation.progressive else 0
     else:
+        readings["counts per layer"] = len(checked.criteria) if recipe.prune.counts == "refitted" else 0
         readings["plans"] = passes
         readings["tasks"] = 1 if recipe.validation.tasks else 0
         readings["refit"] = 1 if recipe.refit else 0

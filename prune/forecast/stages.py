@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from criteria.budget import Budget, deepest
 from criteria.text.sampled.settings import GROUP
 from criteria.text.shares import shares
+from finetune.allocation.grid import Grid
 from prune.forecast.criterion_cost import calibration_passes
 from prune.forecast.result import StageJson
 from prune.recipe.schema import TextSettings
@@ -30,6 +33,7 @@ def _pruning(checked: Checked) -> Stages:
     tested, sets = checked.tested
     return [
         *_calibration(checked, [own]),
+        *_allocation(checked, [own]),
         *_tests(checked, tested, sets),
         *_refits(checked, tested, sets),
         *(_training(checked) if checked.recipe.finetune else []),
@@ -42,6 +46,7 @@ def _comparison(checked: Checked) -> Stages:
     return [
         *_calibration(checked, deepest(budgets).values()),
         *_repeated_calibration(checked),
+        *_allocation(checked, budgets),
         *_tests(checked, criteria * len(budgets), sets),
         *_refits(checked, criteria * len(budgets), sets),
     ]
@@ -95,6 +100,24 @@ def _calibration(checked: Checked, budgets: Iterable[Budget]) -> Stages:
             row = _stage(f"calibration: {cost.name}", round(cost.forwards * windows), text, detail)
             rows[cost.name, cost.forwards] = row
     return [*drawn, *rows.values()]
+
+
+def _allocation(checked: Checked, budgets: Iterable[Budget]) -> Stages:
+    """One layer cut and refitted at a time: half of the text to its end, the other half on to the top."""
+    chosen = [budget for budget in budgets if budget.scope == "global"]
+    if checked.recipe.prune.counts == "scores" or checked.recipe.refit is None or not chosen:
+        return []
+    text, layers = checked.recipe.refit.text or checked.recipe.calibration, checked.shape.num_layers
+    unprotected = np.zeros((layers, checked.shape.num_experts), dtype=bool)
+    counts = len(Grid(checked.shape, chosen[0], unprotected).measured)
+    rankings = sum(len(chosen) if criterion.searches else 1 for criterion in checked.criteria)
+    whole = 0.75 * text.sequences * layers  # the unpruned model below and beside every layer's cuts
+    cuts = layers * counts * text.sequences / 2 * ((layers + 1) / 2 + 1) / layers
+    detail = (
+        f"{rankings} rankings × {layers} layers × {counts} counts: each a refit of one layer on half of "
+        f"{text.sequences} windows, a forward of the others from it on, and the solving, which is not timed"
+    )
+    return [_stage("counts per layer", round(rankings * (whole + cuts)), text, detail)]
 
 
 def _drawn(name: str, text: TextSettings) -> Stages:

@@ -30,6 +30,13 @@ class PruneSettings(Settings):
         gt=0,
         description="scope global: fewest experts a layer keeps; default: what routing needs",
     )
+    counts: Literal["scores", "refitted"] = Field(
+        default="scores",
+        description=(
+            "scope global: how many experts each layer keeps: by the raw scores, or by what is left after "
+            "the refit of each layer, measured on its text"
+        ),
+    )
     multiple_of: int = Field(
         default=1,
         gt=0,
@@ -67,6 +74,11 @@ class PruneSettings(Settings):
         if self.floor is not None and self.scope == "layer":
             raise ValueError(
                 "floor belongs to scope: global; with scope: layer every layer keeps the same number"
+            )
+        if self.counts == "refitted" and self.scope == "layer":
+            raise ValueError(
+                "counts: refitted belongs to scope: global; "
+                "with scope: layer every layer keeps the same number"
             )
         if isinstance(self.keep, dict) and self.scope == "global":
             raise ValueError(

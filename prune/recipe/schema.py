@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from experts.settings import OneOrMany, Settings
 from prune.recipe.calibration_settings import CalibrationSettings
@@ -69,3 +69,12 @@ class Recipe(Settings):
                     "so it would be corrected for twice"
                 )
         return names
+
+    @model_validator(mode="after")
+    def _refit_for_counts(self) -> "Recipe":
+        if self.prune.counts == "refitted" and self.refit is None:
+            raise ValueError(
+                "prune.counts: refitted needs `refit`: counts are chosen by what it leaves; "
+                "add `refit: {}`, or take counts: scores"
+            )
+        return self

@@ -3,6 +3,7 @@
 from criteria.text.sampled.settings import in_words
 from experts.disk.layout import Layout
 from experts.plan import Plan
+from prune.allocation_table import SENTENCE
 from prune.checkpoint.card import IDS, UNCHANGED_WEIGHTS, front_matter, how_to_load, kept_experts, title
 from prune.recipe.schema import Recipe
 from prune.run.report import evidence
@@ -41,6 +42,11 @@ def model_card(
 {how_to_load(plan)}"""
 
 
+def _counts(result: ValidationResult) -> str:
+    """How counts per layer were chosen, where the scores did not decide."""
+    return f" {SENTENCE}" if result["allocations"] else ""
+
+
 def _ranking(plan: Plan, result: ValidationResult) -> str:
     """By which scores, of which text and which model, under which budget."""
     text = result["text"]["calibration"]
@@ -48,5 +54,5 @@ def _ranking(plan: Plan, result: ValidationResult) -> str:
         f"Ranked by `{plan.criterion}` = {result['plans'][0]['formula']} on "
         f"{text['windows']} windows of {text['length']} tokens\n"
         f"(hash {text['hash']}{in_words(text.get('sampled', ()))}). "
-        f"Budget: {plan.budget}. Source fingerprint: {result['model']['fingerprint']}."
+        f"Budget: {plan.budget}.{_counts(result)} Source fingerprint: {result['model']['fingerprint']}."
     )

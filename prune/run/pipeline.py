@@ -6,7 +6,6 @@ A stage whose inputs are unchanged is not run again.
 from dataclasses import dataclass
 
 from criteria.budget import Budget, BudgetScope
-from criteria.ranking import select
 from criteria.scores import Scores, save
 from experts.errors import ExciseError
 from experts.notes import tell
@@ -22,6 +21,7 @@ from prune.run.pruned_folder import Pending, PrunedFolder
 from prune.run.recipe_record import keep_recipe
 from prune.run.report import markdown
 from prune.run.result import PruneResult
+from prune.session.allocations import Allocations
 from prune.session.domain_verdicts import domain_notes
 from prune.session.measures import check_rows
 from prune.session.prepared import Prepared
@@ -119,13 +119,14 @@ class Run:
         if self.recipe.refit is None:
             forget_refits(self.folder.path)
         table = self._ranked()
-        candidates = self._candidates(table)
+        allocations = Allocations(self.session)
+        candidates = self._candidates(table, allocations)
         plan = candidates[0].plan
         self._check_size(plan)
         self.pruned.check_plan(plan)
         write_json(self.folder.path / "plan.json", plan.to_json())
         result: PruneResult = {
-            **PlanTests(self.session, candidates).execute(),
+            **PlanTests(self.session, candidates, allocations.write()).execute(),
             "run": str(self.folder.path),
             "checkpoint": None,
             "notes": notes,
@@ -146,13 +147,13 @@ class Run:
         save(self.folder.path / "scores.safetensors", table)
         return table
 
-    def _candidates(self, table: list[Scores]) -> list[Candidate]:
+    def _candidates(self, table: list[Scores], allocations: Allocations) -> list[Candidate]:
         """The plans that are tested: the first criterion's in all its scopes, the others' in the recipe's."""
         candidates = []
         for number, scores in enumerate(table):
             for scope in self.scopes if number == 0 else self.scopes[:1]:
                 budget = self.prepared.budgets[scope]
-                candidates.append(Candidate(scores, select(scores, budget=budget)))
+                candidates.append(Candidate(scores, allocations.plan(scores, budget)))
         return candidates
 
     def _write(self, plan: Plan, result: PruneResult) -> None:

@@ -7,6 +7,7 @@ from criteria.text.windows import Windows
 from experts.keys import key_of
 from experts.plan import Plan
 from prune.checkpoint.slices import pruned_size
+from prune.results import AllocationJson
 from prune.run.result import ValidationResult
 from prune.session.measures import measures_of, row_key
 from prune.session.refits import Refits
@@ -31,10 +32,18 @@ class Candidate:
 
 
 class PlanTests:
-    """The stage `validate` of a run. candidates: the plan that is written first."""
+    """The stage `validate` of a run.
 
-    def __init__(self, session: Session, candidates: list[Candidate]) -> None:
-        self.session, self.candidates = session, candidates
+    Args:
+        session: the recipe at work
+        candidates: the plan that is written first
+        allocations: how counts per layer were chosen that the scores did not decide
+    """
+
+    def __init__(
+        self, session: Session, candidates: list[Candidate], allocations: list[AllocationJson]
+    ) -> None:
+        self.session, self.candidates, self.allocations = session, candidates, allocations
         self.recipe, self.folder = session.recipe, session.folder
         self.layout = session.prepared.layout
         self.refits = Refits(session) if self.recipe.refit else None
@@ -90,6 +99,7 @@ class PlanTests:
             "size": {"before": before, "removed": before - self._size(plan)},
             "agreement": agreement(self.table),
             "without_data": int(self.session.calibration.observed.unreached.sum()),
+            "allocations": self.allocations,
             "protected": int(self.table[0].protected.sum()),
         }
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from criteria.text.sampled.settings import in_words
 from criteria.text.windows import TextJson
+from prune.allocation_table import SENTENCE
 from prune.domain_table import domain_evidence
 from prune.recipe.schema import Recipe
 from prune.refit_tables import refit_evidence
@@ -32,6 +33,8 @@ def markdown(recipe: Recipe, result: PruneResult) -> str:
         RAW_ROWS,
         *([AFTER_REFIT] if recipe.refit else []),
     ]
+    if result["allocations"]:
+        parts.append(f"{SENTENCE} Every measured count: `allocation.csv`.\n")
     if result["agreement"]:
         parts.append(_agreement(result["agreement"]))
     parts += [_text(result), _checks(result), _provenance(result)]

@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 from prune.recover.result import RecoveryResult
-from prune.results import ModelJson, TextsJson
+from prune.results import AllocationJson, ModelJson, TextsJson
 from validate.results import CheckJson, EvidenceJson
 
 
@@ -34,6 +34,7 @@ class ValidationResult(TypedDict):
     size: SizesJson  # before pruning, and what it takes away
     agreement: dict[str, list[float | None]]  # criterion -> Spearman with the measured removals [L]
     without_data: int  # experts that no calibration token reached
+    allocations: list[AllocationJson]  # counts per layer by what a refit leaves; empty where scores decide
     protected: int  # experts that no plan may remove
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from experts.units import human
+from prune.allocation_table import allocation_tables
 from prune.domain_table import conclusions, domain_tables
 from prune.refit_tables import after_refit, refit_conclusions, refit_tables
 from prune.run.result import TestedPlanJson, ValidationResult
@@ -39,6 +40,7 @@ def tables(result: ValidationResult) -> list[Table]:
         Table("", LOSS_HEAD, [_loss_row(result, plan) for plan in result["plans"]]),
         *domain_tables(result["plans"]),
         *refit_tables(result["plans"]),
+        *allocation_tables(result["allocations"]),
     ]
     after = _task_table(after_refit(result["plans"]), "Tasks after the refit")
     return [*loss, *_task_table(result["plans"], ""), *after]

@@ -15,6 +15,7 @@ from experts.keys import key_of
 from experts.loading import skeleton
 from experts.notes import tell
 from experts.plan import Plan, whole_plan
+from finetune.allocation.costs import check_halves
 from finetune.distill.settings import Local
 from finetune.refit.layers import check_refittable
 from finetune.refit.precision import precisions_of
@@ -165,7 +166,8 @@ def _refusal(session: Session) -> str:
 def without_refit(session: Session, why: str) -> Session:
     """The same session and model without a refit."""
     tell(pruned_without(why))
-    recipe = session.recipe.model_copy(update={"refit": None})
+    by_scores = session.recipe.prune.model_copy(update={"counts": "scores"})
+    recipe = session.recipe.model_copy(update={"refit": None, "prune": by_scores})
     prepared = session.prepared.with_recipe(recipe, session.prepared.criteria)
     return Session(prepared, shared=session)
 
@@ -176,7 +178,9 @@ def check_refit(session: Session) -> None:
     assert settings is not None, "asked for only where there is one"
     text = settings.text or session.recipe.calibration
     if not is_drawn(text):
-        _ = Refits(session).request
+        request = Refits(session).request
+        if session.recipe.prune.counts == "refitted":
+            check_halves(request)
     prepared = session.prepared
     anatomy = dissect(skeleton(prepared.source, session.recipe.trust_remote_code))
     weights = dict(anatomy.model.named_parameters())

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import prune
 from criteria.text.windows import Windows
 from experts.ablation import restricted
-from experts.anatomy import Anatomy, dissect
+from experts.anatomy import dissect
 from experts.disk.layout import lay_out
 from experts.disk.shards import open_checkpoint
 from experts.errors import ExciseError
@@ -30,6 +29,7 @@ from finetune.refit.passage import Passage
 from finetune.refit.result import Refit
 from finetune.refit_model import refit_experts, refitted
 from tests.support import tiny
+from tests.support.by_hand import features_by_hand, stream_after
 from tests.support.quantised import to_fp8
 from tests.support.sweeps import windows
 from validate.loss import window_losses
@@ -61,38 +61,6 @@ def refit(olmoe: Model) -> Refit:
 
 def state(model: Model) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-
-
-def stream_after(anatomy: Anatomy, layer: int, tokens: Tensor) -> np.ndarray:
-    """What a plain forward leaves after a decoder layer [B·W, H]."""
-    seen: list[Tensor] = []
-    hook = anatomy.model.base_model.layers[layer].register_forward_hook(lambda *call: seen.append(call[2]))
-    with torch.no_grad():
-        anatomy.model(input_ids=tokens, use_cache=False)
-    hook.remove()
-    stream = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-    return stream.reshape(-1, stream.shape[-1]).numpy()
-
-
-def features_by_hand(anatomy: Anatomy, layer: int, kept: tuple[int, ...], tokens: Tensor) -> np.ndarray:
-    """Z of a restricted OLMoE, token by token and expert by expert [B·W, K·I]."""
-    block: Any = anatomy.layers[layer].block
-    entering: list[Tensor] = []
-    hook = block.register_forward_pre_hook(lambda _, given: entering.append(given[0]))
-    with torch.no_grad():
-        anatomy.model(input_ids=tokens, use_cache=False)
-    hook.remove()
-    hidden = entering[0].reshape(-1, entering[0].shape[-1])
-    logits = functional.linear(hidden, block.gate.weight.detach()[: len(kept)])
-    chances = logits.softmax(-1, dtype=torch.float32)  # as OLMoE does in every precision
-    gates, chosen = chances.topk(block.gate.top_k, dim=-1)
-    inner = block.experts.down_proj.shape[2]
-    found = np.zeros((len(hidden), len(kept), inner))
-    for token, (places, weights) in enumerate(zip(chosen.tolist(), gates.tolist(), strict=True)):
-        for place, weight in zip(places, weights, strict=True):
-            up = functional.linear(hidden[token], block.experts.gate_up_proj.detach()[kept[place]])
-            found[token, place] = weight * (functional.silu(up[:inner]) * up[inner:]).numpy()
-    return found.reshape(len(hidden), -1)
 
 
 def test_the_lowest_layer_is_a_dense_least_squares_solution() -> None:

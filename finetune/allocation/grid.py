@@ -38,6 +38,18 @@ class Grid:
         lowest = -(-max(self.budget.floor, self.shape.smallest) // self.unit) * self.unit
         return tuple(range(lowest, self.shape.num_experts + 1, self.unit))
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the total leaves every layer at its fewest experts, or at its most."""
+        layers = self.shape.num_layers
+        return self.budget.total in (layers * self.counts[0], layers * self.counts[-1])
+
+    @property
+    def nothing_to_choose(self) -> str:
+        """What is said of such a budget."""
+        each = self.budget.total // self.shape.num_layers
+        return f"{self.budget.text}: every layer has to keep {each} experts, so there are no counts to choose"
+
     @cached_property
     def least(self) -> Ids:
         """Fewest experts of every layer that its protected ones leave [L]."""
@@ -74,18 +86,15 @@ class Grid:
         return costs
 
     def check(self) -> None:
-        """Refuse a budget that leaves nothing to choose, or that no counts meet.
+        """Refuse a budget that leaves nothing to choose.
 
         Raises:
-            ExciseError: it is of scope layer, or layers have no two counts to choose from.
+            ExciseError: it is of scope layer, or its total leaves every layer one count.
         """
         if self.budget.scope != "global" or self.budget.counts:
             raise ExciseError(
                 f"{self.budget.text}: counts per layer are chosen in scope global alone; "
                 "scope layer fixes them"
             )
-        if len(self.counts) < 2:
-            raise ExciseError(
-                f"{self.budget.text}: every layer keeps {list(self.counts)} experts, which leaves no counts "
-                "to choose; lower the floor or multiple_of"
-            )
+        if self.is_fixed:
+            raise ExciseError(f"{self.nothing_to_choose}; remove fewer, or lower floor or multiple_of")

@@ -3,11 +3,13 @@
 from criteria.budget import Budget
 from criteria.ranking import select
 from criteria.scores import Scores
+from experts.notes import tell
 from experts.plan import Plan
 from experts.stored_arrays import StoredArrays
 from finetune.allocation.allocate import allocated, cuts_of, grid_of
 from finetune.allocation.costs import Costs, key_of_cuts, measure_cuts
 from finetune.allocation.cut import Cut
+from finetune.allocation.grid import Grid
 from finetune.allocation.result import Allocation
 from prune.results import AllocationJson
 from prune.session.refits import Refits
@@ -34,6 +36,9 @@ class Allocations:
     def plan(self, scores: Scores, budget: Budget) -> Plan:
         """The plan of a ranking under a budget; measures its counts per layer where the recipe says so."""
         if budget.scope == "layer" or self.session.recipe.prune.counts == "scores":
+            return select(scores, budget=budget)
+        if (grid := Grid(self.session.shape, budget, scores.protected)).is_fixed:
+            tell(grid.nothing_to_choose)
             return select(scores, budget=budget)
         grid = grid_of(scores, budget, self.session.model)
         allocation = allocated(scores, grid, self._costs(cuts_of(scores, grid)))

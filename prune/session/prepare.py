@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from criteria.budget import Budget
 from criteria.by_name import resolve
 from criteria.criterion import DOMAINS, Criterion
 from criteria.mixture import check_domains, mix_of, with_mix
@@ -13,8 +10,6 @@ from experts.disk.layout import lay_out
 from experts.disk.loadable import check_loadable
 from experts.errors import ExciseError
 from experts.files import check_writable
-from experts.shape import Shape
-from finetune.allocation.grid import Grid
 from prune.checkpoint.provenance import check_teacher
 from prune.recipe.budget import compared_budgets, distinct, tested_budgets
 from prune.recipe.schema import Recipe, TextSettings
@@ -49,8 +44,6 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     layout = lay_out(model.headers())
     budgets = tested_budgets(recipe, layout)
     compared, merged = distinct(compared_budgets(recipe, layout), layout.shape)
-    if recipe.prune.counts == "refitted":
-        _check_counts(budgets["global"], layout.shape)
     check_loadable(layout.checkpoint.config, model.names, model.name, recipe.trust_remote_code)
     recipe = with_possible_refit(recipe, layout)
     teacher = _teacher(recipe)
@@ -58,11 +51,6 @@ def check(recipe: Recipe, folder: Path, force: bool = False) -> Checked:
     if teacher:
         check_teacher(teacher.companions(), model.companions())
     return Checked(recipe, criteria, model, teacher, layout, budgets, compared, merged, run, force)
-
-
-def _check_counts(budget: Budget, shape: Shape) -> None:
-    """A budget whose counts per layer are to be chosen leaves a choice."""
-    Grid(shape, budget, np.zeros((shape.num_layers, shape.num_experts), dtype=bool)).check()
 
 
 def _teacher(recipe: Recipe) -> StoredModel | None:

@@ -118,8 +118,9 @@ def test_protected_experts_stay() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        (budget(total=12), "asked: every layer has to keep 4 experts, so there are no counts to choose"),
         (Budget(24, "layer", 4, "asked"), "asked: counts per layer are chosen in scope global alone"),
-        (budget(floor=16, total=48), r"asked: every layer keeps \[16\] experts, which leaves no counts"),
+        (budget(floor=16, total=48), "asked: every layer has to keep 16 experts, so there are no counts"),
     ],
 )
 def test_budgets_without_a_choice(asked: Budget, message: str) -> None:

@@ -119,10 +119,6 @@ def test_nothing_is_measured_again(
         (["prune.scope=layer"], "counts: refitted belongs to scope: global"),
         (["refit=null"], "prune.counts: refitted needs `refit`.*add `refit: {}`, or take counts: scores"),
         (["prune.counts=refit"], "prune.counts"),
-        (
-            ["prune.fraction=0.25", "prune.multiple_of=6", "prune.floor=6"],
-            r"every layer keeps \[6\] experts, which leaves no counts to choose; lower the floor or mul",
-        ),
         (["calibration.sequences=2"], "text has 2 windows; counts per layer need at least 3"),
     ],
 )
@@ -130,6 +126,23 @@ def test_refusals(recipe_path: Path, tmp_path: Path, overrides: list[str], messa
     with pytest.raises(ExciseError, match=message):
         execute(recipe_path, tmp_path / "run", *REFITTED, *overrides)
     assert not list((tmp_path / "run").glob("*")), "refused before any work"
+
+
+def test_where_nothing_is_left_to_choose(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every layer at its floor: nothing is measured, and a note says why."""
+    monkeypatch.setattr(allocations, "measure_cuts", None)
+    session = Session(
+        prepare(read_recipe(recipe_path, [*REFITTED, "prune.fraction=0.625"]), tmp_path / "run")
+    )
+    plans, notes = allocations.Allocations(session), list[str]()
+    monkeypatch.setattr(allocations, "tell", notes.append)
+    budget = session.prepared.budgets["global"]
+    [scores, _] = session.scores(budget)
+    assert set(plans.plan(scores, budget).counts.values()) == {3}
+    assert not plans.made
+    assert "every layer has to keep 3 experts, so there are no counts to choose" in notes[0]
 
 
 def test_a_model_that_cannot_be_refitted(recipe_path: Path, tmp_path: Path, monkeypatch: Any) -> None:

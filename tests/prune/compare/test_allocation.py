@@ -12,7 +12,7 @@ def test_every_ranking_at_every_budget(recipe_path: Path, tmp_path: Path) -> Non
     data = yaml.safe_load(recipe_path.read_text())
     data["prune"] |= {"scope": "global", "counts": "refitted"}
     data["validate"] |= {"random_plans": 20, "chance": "normal"}
-    data["compare"] = {"scopes": ["layer", "global"], "seeds": 2}
+    data["compare"] = {"seeds": 2}
     data |= {"refit": {"lambda": 0.1}, "criteria": ["reap", "utilization"]}
     recipe_path.write_text(yaml.safe_dump(data))
     done = invoke("compare", recipe_path, "-o", tmp_path / "c")
@@ -21,11 +21,8 @@ def test_every_ranking_at_every_budget(recipe_path: Path, tmp_path: Path) -> Non
     rows = {(row["criterion"], row["fraction"]): row for row in result["allocations"]}
     assert rows.keys() == {("reap", 0.5), ("utilization", 0.5)}
     for plan in result["plans"]:
-        kept = list(plan["kept_per_layer"].values())
-        if plan["scope"] == "layer":
-            assert len(set(kept)) == 1
-        else:
-            assert kept == rows[plan["criterion"], plan["fraction"]]["chosen"]
+        row = rows[plan["criterion"], plan["fraction"]]
+        assert list(plan["kept_per_layer"].values()) == row["chosen"]
     assert {row["seeds"] for row in result["stability"]} == {2}
     assert "Kept per layer, chosen by what is left" in (tmp_path / "c" / "comparison.md").read_text()
     assert len((tmp_path / "c" / "allocation.csv").read_text().splitlines()) == 1 + 2 * 3 * 5

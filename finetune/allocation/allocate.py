@@ -28,8 +28,8 @@ def allocate(
     model: Model,
     scores: Scores,
     text: Windows,
-    budget: Budget,
     *,
+    budget: Budget,
     form: str = FULL,
     ridge: float | None = None,
     fewest: int = 16,
@@ -71,7 +71,7 @@ def allocate(
         >>> text = criteria.windows(model, stdlib="code", split="calibration", sequences=4, length=64)
         >>> budget = criteria.budget_for(model, keep=15, scope="global", floor=14)
         >>> scores = criteria.score(model, "reap_sum", text)
-        >>> allocation = finetune.allocate(model, scores, text, budget, ridge=1.0)
+        >>> allocation = finetune.allocate(model, scores, text, budget=budget, ridge=1.0)
         >>> sum(allocation.counts.values()), min(allocation.counts.values()) >= 14
         (90, True)
     """

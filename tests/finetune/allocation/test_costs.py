@@ -166,7 +166,7 @@ def scores_of(model: Model) -> Scores:
 def test_the_counts_are_those_of_the_lowest_sum(olmoe: Model) -> None:
     """Of all vectors of the total, by the costs that the allocation itself shows."""
     budget = budget_for(olmoe, keep=5, scope="global")
-    found = finetune.allocate(olmoe, scores_of(olmoe), TEXT, budget, ridge=0.1)
+    found = finetune.allocate(olmoe, scores_of(olmoe), TEXT, budget=budget, ridge=0.1)
     assert found.measured == (3, 4, 5, 6, 7)
     table = np.pad(found.divergence, ((0, 0), (0, 1)))
     sums = {
@@ -199,4 +199,4 @@ def test_refusals(olmoe: Model, change: dict[str, Any], message: str) -> None:
         given["scores"] = Scores(np.ones((3, 8)), np.zeros((3, 8), bool), (0, 1, 2), "o", "", "elsewhere")
     text, scores = given.pop("text"), given.pop("scores")
     with pytest.raises(ExciseError, match=message):
-        finetune.allocate(olmoe, scores, text, budget, **given)
+        finetune.allocate(olmoe, scores, text, budget=budget, **given)

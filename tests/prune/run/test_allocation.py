@@ -35,7 +35,7 @@ def test_the_plan_is_that_of_the_python_function(recipe_path: Path, tmp_path: Pa
     model, text = session.model, session.texts.calibration
     budget = criteria.budget_for(model, fraction=0.5, scope="global")
     for row, name in zip(result["allocations"], ("reap", "random"), strict=True):
-        expected = finetune.allocate(model, criteria.score(model, name, text), text, budget, ridge=0.1)
+        expected = finetune.allocate(model, criteria.score(model, name, text), text, budget=budget, ridge=0.1)
         assert (row["criterion"], row["fraction"]) == (name, 0.5)
         assert row["chosen"] == list(expected.counts.values())
         assert row["by_scores"] == list(expected.by_scores.values())

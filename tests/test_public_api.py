@@ -271,8 +271,7 @@ def test_scores_of_a_run_serve_other_budgets(
     ("shared", "public", "command"),
     [
         ("score", "criteria.ranking", "prune.session.session"),
-        ("select", "criteria.ranking", "prune.run.pipeline"),
-        ("select", "criteria.ranking", "prune.compare.comparison"),
+        ("select", "criteria.ranking", "prune.session.allocations"),  # of prune and compare
         ("select", "criteria.ranking", "prune.compare.stability"),
         ("budget_for", "criteria.ranking", "prune.recipe.budget"),
         ("plans_against_random", "validate.chance", "prune.run.plan_tests"),

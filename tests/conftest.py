@@ -59,6 +59,14 @@ def _settled_heap() -> None:
 
 
 @pytest.fixture(scope="session")
+def wide_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipes with the demo in float32, for `demo_of`."""
+    from tests.support.demo import in_float32
+
+    return in_float32(tmp_path_factory.mktemp("wide") / "recipes")
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real text and reference data; tests that need it are skipped where it is absent."""
     folder = Path(os.environ.get("EXCISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))

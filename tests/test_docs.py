@@ -37,6 +37,7 @@ from prune.recover.result import RecoveryResult
 from prune.run.result import PruneResult, ValidationResult
 from prune.typed_json import problems
 from tests.support.code_map import with_map
+from tests.support.demo import demo_of
 from tests.support.markdown import Block, anchors, blocks, links, spans
 from tests.support.typed_keys import typed_keys
 
@@ -51,6 +52,12 @@ FOLDERS = (*PACKAGES, "benchmarks", "docs", "recipes", "tests", ".ci")
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language in ("bash", "console")]
 CHEAP = {("inspect", "demo"), ("criteria",)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _demo_in_float32(wide_demo: Path) -> Iterator[None]:
+    with demo_of(wide_demo):
+        yield
 
 
 def excise(line: str) -> list[str] | None:

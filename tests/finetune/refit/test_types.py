@@ -29,7 +29,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "local", [None, Local(steps=10, tokens=64, lr=1e-4, router_lr=2e-4)], ids=["refitted", "trained"]
+    "local", [None, Local(steps=10, tokens=64, lr=3e-5, router_lr=6e-5)], ids=["refitted", "trained"]
 )
 @pytest.mark.parametrize("name", TYPES)
 def test_written(name: str, local: Local | None, tmp_path: Path) -> None:

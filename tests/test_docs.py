@@ -54,7 +54,7 @@ SHELL = [block for block in BLOCKS if block.language in ("bash", "console")]
 CHEAP = {("inspect", "demo"), ("criteria",)}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def _demo_in_float32(wide_demo: Path) -> Iterator[None]:
     with demo_of(wide_demo):
         yield
@@ -203,6 +203,7 @@ def different_code() -> list[Any]:
     return [pytest.param(block, marks=marks, id=block.place) for block, marks in tests.items()]
 
 
+@pytest.mark.usefixtures("_demo_in_float32")
 @pytest.mark.parametrize("block", different_code())
 def test_code_runs_or_says_why_not(
     block: Block, pruned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

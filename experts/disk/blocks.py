@@ -6,7 +6,7 @@ decoder layer, and have E rows.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -52,10 +52,14 @@ class Block:
         return single + sum(tensor.size // num_experts for tensor in (*self.fused, *self.router))
 
     @property
+    def experts(self) -> Iterator[Stored]:
+        """The tensors of all its experts, without the router."""
+        return itertools.chain(*self.single.values(), self.fused)
+
+    @property
     def expert_elements(self) -> int:
         """Stored elements of all its experts, without the router."""
-        single = itertools.chain(*self.single.values())
-        return sum(tensor.elements for tensor in (*single, *self.fused))
+        return sum(tensor.elements for tensor in self.experts)
 
 
 class _Part(Enum):

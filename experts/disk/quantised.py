@@ -8,10 +8,9 @@ Two formats are dequantised when they are loaded (experts/dequantise.py):
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from experts.disk.blocks import Block
 from experts.disk.configuration import text_config
 from experts.disk.layout import Layout
 from experts.disk.shards import Stored
@@ -33,14 +32,9 @@ def method_of(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def experts_of(block: Block) -> Iterator[Stored]:
-    """All tensors of a block's experts."""
-    return itertools.chain(*block.single.values(), block.fused)
-
-
 def quantised_expert(layout: Layout) -> Stored | None:
     """A tensor of an expert that is stored quantised; None where none is."""
-    tensors = itertools.chain.from_iterable(experts_of(block) for block in layout.blocks.values())
+    tensors = itertools.chain.from_iterable(block.experts for block in layout.blocks.values())
     return next((tensor for tensor in tensors if tensor.dtype not in PLAIN), None)
 
 

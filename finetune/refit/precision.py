@@ -2,17 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
 
-from experts.disk.blocks import Block
 from experts.disk.layout import Layout
+from experts.disk.quantised import PLAIN
 from experts.disk.shards import Stored
+from experts.streaming.files import TYPES
 from finetune.distill.block import ROUTER
-
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,11 @@ class Precision:
 def precisions_of(layout: Layout) -> Mapping[int, Precision]:
     """The precision of every MoE layer, by its decoder layer [L]."""
     return {
-        layer: Precision(_one(_experts(block)), _one(block.router)) for layer, block in layout.blocks.items()
+        layer: Precision(_one(block.experts), _one(block.router)) for layer, block in layout.blocks.items()
     }
-
-
-def _experts(block: Block) -> Iterable[Stored]:
-    return chain(*block.single.values(), block.fused)
 
 
 def _one(tensors: Iterable[Stored]) -> torch.dtype | None:
     """What all of them are stored in."""
     names = {tensor.dtype for tensor in tensors}
-    return FLOATS.get(names.pop()) if len(names) == 1 else None
+    return TYPES[names.pop()] if len(names) == 1 and names <= PLAIN else None

@@ -2,7 +2,7 @@
 
 from experts.disk.companions import QUANTIZATION_FILES
 from experts.disk.layout import Layout
-from experts.disk.quantised import METHODS, experts_of, method_of, plain_form, quantised_expert
+from experts.disk.quantised import METHODS, method_of, plain_form, quantised_expert
 from experts.errors import ExciseError
 
 UNQUANTISED = "start from an unquantised checkpoint"
@@ -31,7 +31,7 @@ def check_storable(layout: Layout, *, dequantise: bool) -> None:
             f"dequantise=True) writes the kept experts in bfloat16, or {UNQUANTISED}"
         )
     for block in layout.blocks.values():
-        for tensor in experts_of(block):
+        for tensor in block.experts:
             plain_form(tensor.name, tensor.dtype, tensor.shape)
 
 

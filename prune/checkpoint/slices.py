@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from experts.disk.blocks import Block
 from experts.disk.layout import Layout
-from experts.disk.quantised import PLAIN, experts_of, plain_form
+from experts.disk.quantised import PLAIN, plain_form
 from experts.disk.shards import Stored
 from experts.disk.tensors import ONE_EXPERT, expert_axis
 from experts.errors import ExciseError
@@ -124,7 +124,7 @@ def _pieces(layout: Layout, plan: Plan) -> Iterator[NewTensor]:
 
 def _dequantised(pieces: Iterable[NewTensor], layout: Layout) -> Iterator[NewTensor]:
     """The pieces with plain matrices in the place of quantised experts, and without their scales."""
-    experts = {tensor.name for block in layout.blocks.values() for tensor in experts_of(block)}
+    experts = {tensor.name for block in layout.blocks.values() for tensor in block.experts}
     for piece in pieces:
         if piece.source.name not in experts:
             yield piece

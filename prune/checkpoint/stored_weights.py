@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
+from experts.disk.quantised import PLAIN
 from experts.disk.shards import Stored, read_header
 from experts.errors import ExciseError, naming
-from finetune.refit.precision import FLOATS
+from experts.streaming.files import TYPES
 from prune.checkpoint.slices import NewTensor
 
 LOADED = "_weight_conversions"  # where transformers keeps the conversion that a model was loaded with
@@ -86,12 +87,12 @@ class StoredWeights:
             raise ExciseError(
                 f"{self.asked}: {name} would be written as {part}, and the checkpoint has {has}; leave it out"
             )
-        if piece.dtype not in FLOATS:
+        if piece.dtype not in PLAIN:
             raise ExciseError(
                 f"{self.asked}: {name} is stored quantised ({part} is {piece.dtype}), so a changed one "
                 "cannot be written back; start from an unquantised checkpoint, or leave it as it is"
             )
-        return FLOATS[piece.dtype]
+        return TYPES[piece.dtype]
 
     def write(self, weights: Mapping[str, Tensor], folder: Path) -> dict[str, Stored]:
         """Save weights as the checkpoint stores them, a file for each weight in memory.

@@ -48,7 +48,7 @@ class Bench:
     def __init__(self, options: Namespace) -> None:
         self.options = options
         self.model: Model = experts.load("demo", dtype=options.dtype, memory="resident")
-        self.request = Request(self._text("calibration"))
+        self.request = Request(self._text("calibration")).of_model(self.model)
         path = options.folder / "refitted_losses.csv"
         key = self.request.key_on(self.model.identity)
         self.losses = RefittedLosses(self.model, self.request, self._text("test"), path=path, key=key)

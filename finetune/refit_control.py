@@ -8,7 +8,6 @@ from experts.arguments import check_count
 from experts.model import Model, check_plan
 from experts.plan import Plan
 from finetune.distill.settings import Local
-from finetune.refit.precision import precisions_of
 from finetune.refit.request import Request
 from finetune.refit.result import FULL, Refit
 from finetune.refit_losses import RefittedLosses
@@ -84,8 +83,7 @@ def refit_against_random(
     """
     check_plan(model, plan)
     model.shape.check_kept(plan.kept)
-    request = Request(text, ridge, fewest, batch, form, local, precisions_of(model.layout))
-    request.check()
+    request = Request(text, ridge, fewest, batch, form, local).of_model(model)
     check_held_out("held_out", held_out)
     check_count("seed", seed, 0)
     check_count("plans", plans, 2)

@@ -12,7 +12,6 @@ from experts.notes import tell
 from experts.plan import Plan
 from finetune.distill.settings import Local
 from finetune.refit.plans import refit_plans
-from finetune.refit.precision import precisions_of
 from finetune.refit.request import Request
 from finetune.refit.result import FULL, Refit, RefittedLayer, swapped
 
@@ -68,13 +67,11 @@ def refit_experts(
         >>> all(layer.after <= layer.before for layer in refit.layers)
         True
     """
-    request = Request(text, ridge, fewest, batch, form, local, precisions_of(model.layout))
-    request.check()
-    return refit_by(request, model, plan)
+    return refit_by(Request(text, ridge, fewest, batch, form, local).of_model(model), model, plan)
 
 
 def refit_by(request: Request, model: Model, plan: Plan) -> Refit:
-    """The refit of a plan as a checked request asks for it."""
+    """The refit of a plan. request: of this model."""
     check_plan(model, plan)
     model.shape.check_kept(plan.kept)
     check_untouched(model.anatomy)

@@ -343,6 +343,8 @@ def test_no_command_goes_below_them() -> None:
         (lambda m, t: prune.export(m, experts.Plan(8, {0: (0, 1)}), "out"), "plan for another model"),
         (lambda m, t: criteria.select(by_hand(m), fraction=0.5), "these scores know no model"),
         # Arguments of another kind.
+        (lambda m, t: finetune.refit_experts("demo", half(m), t), "model: expected a model of"),
+        (lambda m, t: finetune.allocate("demo", by_hand(m), t, budget=None), "model: expected a model of"),
         (lambda m, t: experts.Plan.read("plan.json"), "plan.json: no such plan file"),
         (lambda m, t: experts.Plan.read(5), "path: expected the path of a plan.json, got 5"),
         (lambda m, t: experts.load("demo", device="foo"), "device 'foo': expected cpu, cuda"),

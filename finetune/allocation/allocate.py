@@ -12,7 +12,7 @@ from experts.ablation import check_untouched
 from experts.arguments import check_kind
 from experts.arrays import Array
 from experts.errors import ExciseError
-from experts.model import Model, check_model
+from experts.model import Model
 from finetune.allocation.choice import cheapest
 from finetune.allocation.costs import Costs, measure_cuts
 from finetune.allocation.cut import Cut
@@ -75,13 +75,11 @@ def allocate(
         >>> sum(allocation.counts.values()), min(allocation.counts.values()) >= 14
         (90, True)
     """
-    check_model(model)
+    request = Request(text, ridge, fewest, batch, form).of_model(model)
     check_kind("scores", scores, Scores, "the scores of one criterion, of criteria.score")
     check_kind("budget", budget, Budget, "a budget of criteria.budget_for")
     if scores.model != model.fingerprint:
         raise ExciseError("scores: they are of another model; score this one")
-    request = Request(text, ridge, fewest, batch, form)
-    request.check()
     check_untouched(model.anatomy)
     grid = grid_of(scores, budget, model)
     costs = measure_cuts(model.anatomy, cuts_of(scores, grid), request)

@@ -1,7 +1,7 @@
 """What the model costs when one layer alone is cut and refitted: for every layer and some counts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,11 +17,10 @@ from experts.memory import free_bytes
 from experts.stored_arrays import StoredArrays
 from experts.team import deal, undeal
 from finetune.allocation.cut import Cut, Judge
-from finetune.refit.layer import LayerRefit
-from finetune.refit.layers import equations_of
+from finetune.refit.layers import layer_refit
 from finetune.refit.passage import CleanPassage, Passage
 from finetune.refit.request import Request
-from finetune.refit.result import SCALE, RefittedLayer
+from finetune.refit.result import RefittedLayer
 
 SHARE = 0.25  # of the free memory that the judged windows of cut models may take side by side
 VERSION = 1  # raise when other costs come from the same inputs
@@ -163,6 +162,5 @@ def costs_of(
 
 
 def _refit(passage: Passage, cut: Cut, request: Request) -> RefittedLayer:
-    fewest = 0 if request.form == SCALE else request.fewest
-    at_work = LayerRefit(passage, cut.row, request.ridge, fewest, equations_of, form=request.form)
-    return at_work.run(last=True)
+    """The cut layer, which is not trained: that would cost many times its least squares."""
+    return layer_refit(passage, cut.row, replace(request, local=None)).run(last=True)

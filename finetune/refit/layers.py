@@ -87,23 +87,27 @@ def check_refittable(anatomy: Anatomy, windows: Windows) -> None:
         with anatomy.weights.loaded(span):
             for layer in span:
                 if layer in row_of:
-                    LayerRefit(passage, row_of[layer], None, 0, equations_of).factor()
+                    LayerRefit(passage, row_of[layer], None, 0, _equations).factor()
                 passage.leaving(layer, PRUNED, 0, go=True)
+
+
+def layer_refit(passage: Passage, row: int, request: Request) -> LayerRefit:
+    """One layer as a request asks for it. row: its place among the L MoE layers."""
+    return LayerRefit(
+        passage,
+        row,
+        request.ridge,
+        0 if request.form == SCALE else request.fewest,
+        _equations,
+        request.local,
+        request.form,
+        request.precisions.get(passage.anatomy.layers[row].index),
+    )
 
 
 def _refit(one: Traveller, row: int, request: Request, *, last: bool) -> None:
     """Refit a layer of one plan."""
-    fewest = 0 if request.form == SCALE else request.fewest
-    at_work = LayerRefit(
-        one.passage,
-        row,
-        request.ridge,
-        fewest,
-        equations_of,
-        request.local,
-        request.form,
-        request.precisions.get(one.passage.anatomy.layers[row].index),
-    )
+    at_work = layer_refit(one.passage, row, request)
     found = at_work.run(last=last)
     one.take(found)
     if one.held_out is not None:
@@ -126,7 +130,7 @@ def _end(measured: Sequence[HeldOut], layer: int) -> None:
         held_out.pass_through(layer)
 
 
-def equations_of(num_experts: int, inner: int, width: int, device: torch.device) -> Equations:
+def _equations(num_experts: int, inner: int, width: int, device: torch.device) -> Equations:
     """Solved at once where that fits into memory, else expert by expert."""
     if Joint.bytes_for(num_experts, inner, width) <= SHARE * free_bytes(device):
         return Joint(num_experts, inner, width, device)

@@ -55,8 +55,7 @@ class Passage:
         self._inputs = [inputs_of(part, anatomy) for part in parts]
         self.readable = [torch.from_numpy(part.mask.reshape(-1)).to(anatomy.device) for part in parts]
         self._states: dict[tuple[str, int], State | None] = {}
-        for batch, state in (entering or {}).items():
-            self._states[PRUNED, batch] = state
+        self._states.update({(PRUNED, number): state for number, state in (entering or {}).items()})
 
     def __len__(self) -> int:
         """How many batches there are."""

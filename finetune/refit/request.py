@@ -1,15 +1,16 @@
 """What a refit is asked for: on which text, and how."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 
 from criteria.text.windows import Windows, check_windows
 from experts.arguments import check_choice, check_count, check_kind
 from experts.errors import ExciseError
 from experts.keys import key_of
+from experts.model import Model, check_model
 from finetune.distill.settings import Local
-from finetune.refit.precision import Precision
+from finetune.refit.precision import Precision, precisions_of
 from finetune.refit.result import FULL, SCALE
 
 
@@ -24,7 +25,7 @@ class Request:
         batch: windows per forward
         form: FULL, or SCALE: one factor a layer
         local: how every layer is trained afterwards; None = it is not
-        precisions: in which the checkpoint stores the layers, by decoder layer; what has none stays as solved
+        precisions: in which the checkpoint stores the layers, by decoder layer (`of_model`); none = as solved
     """
 
     text: Windows
@@ -62,3 +63,13 @@ class Request:
     def key_on(self, model: Sequence[str]) -> str:
         """Identity of the refit of a model. model: its identity."""
         return key_of(self.key, *model)
+
+    def of_model(self, model: Model) -> "Request":
+        """The same, checked, for a model: what is refitted is rounded to what its checkpoint stores.
+
+        Raises:
+            ExciseError: it is no model; or as `check`.
+        """
+        check_model(model)
+        self.check()
+        return replace(self, precisions=precisions_of(model.layout))

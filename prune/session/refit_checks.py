@@ -24,14 +24,15 @@ def with_possible_refit(recipe: Recipe, layout: Layout) -> Recipe:
     except ExciseError as refusal:
         if not recipe.refit.if_possible:
             raise
-        tell(pruned_without(str(refusal)))
-        return recipe.model_copy(update={"refit": None})
+        return left_out(recipe, str(refusal))
     return recipe
 
 
-def pruned_without(why: str) -> str:
-    """The note on a refit that is left out. why: it cannot be had."""
-    return f"pruned without a refit (refit.if_possible): {why}"
+def left_out(recipe: Recipe, why: str) -> Recipe:
+    """The recipe without its refit, and without counts that rest on one; a note says why."""
+    tell(f"pruned without a refit (refit.if_possible): {why}")
+    by_scores = recipe.prune.model_copy(update={"counts": "scores"})
+    return recipe.model_copy(update={"refit": None, "prune": by_scores})
 
 
 def _check(recipe: Recipe, layout: Layout) -> None:

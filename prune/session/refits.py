@@ -13,12 +13,10 @@ from experts.errors import ExciseError
 from experts.inner_activations import DOWN, check_linear
 from experts.keys import key_of
 from experts.loading import skeleton
-from experts.notes import tell
 from experts.plan import Plan, whole_plan
 from finetune.allocation.costs import check_halves
 from finetune.distill.settings import Local
 from finetune.refit.layers import check_refittable
-from finetune.refit.precision import precisions_of
 from finetune.refit.request import Request
 from finetune.refit.result import Refit
 from finetune.refit.stored import save_refit, stored_refit
@@ -27,7 +25,7 @@ from finetune.refit_model import refit_by
 from prune.checkpoint.slices import by_name, slice_layout
 from prune.checkpoint.stored_weights import StoredWeights
 from prune.session.measures import row_key, tasks_of
-from prune.session.refit_checks import pruned_without
+from prune.session.refit_checks import left_out
 from prune.session.refit_room import FOLDER
 from prune.session.session import Session
 from prune.session.texts import is_drawn
@@ -57,12 +55,8 @@ class Refits:
         assert settings is not None, "asked for only where there is one"
         local = None if settings.local is None else Local(**settings.local.model_dump())
         text = self.session.texts.refit
-        stored = precisions_of(self.session.model.layout)
-        request = Request(
-            text, settings.chosen, settings.fewest, settings.batch, settings.form, local, stored
-        )
-        request.check()
-        return request
+        request = Request(text, settings.chosen, settings.fewest, settings.batch, settings.form, local)
+        return request.of_model(self.session.model)
 
     @cached_property
     def key(self) -> str:
@@ -165,9 +159,7 @@ def _refusal(session: Session) -> str:
 
 def without_refit(session: Session, why: str) -> Session:
     """The same session and model without a refit."""
-    tell(pruned_without(why))
-    by_scores = session.recipe.prune.model_copy(update={"counts": "scores"})
-    recipe = session.recipe.model_copy(update={"refit": None, "prune": by_scores})
+    recipe = left_out(session.recipe, why)
     prepared = session.prepared.with_recipe(recipe, session.prepared.criteria)
     return Session(prepared, shared=session)
 

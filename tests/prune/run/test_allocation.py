@@ -159,6 +159,17 @@ def test_a_model_that_cannot_be_refitted(recipe_path: Path, tmp_path: Path, monk
     assert found["plans"][0]["digest"] == by_scores["plans"][0]["digest"]
 
 
+def test_a_refit_that_is_refused_before_the_work_takes_its_counts_along(
+    recipe_path: Path, tmp_path: Path
+) -> None:
+    """One window cannot be halved: scores decide the counts, as they do without a refit."""
+    one = ("calibration.sequences=1", "criteria=reap")
+    found = execute(recipe_path, tmp_path / "run", *REFITTED, "refit.if_possible=true", *one)
+    by_scores = execute(recipe_path, tmp_path / "plain", "prune.scope=global", *one)
+    assert found["allocations"] == []
+    assert found["plans"][0]["digest"] == by_scores["plans"][0]["digest"]
+
+
 def test_the_forecast_counts_the_cuts(recipe_path: Path, tmp_path: Path) -> None:
     checked = checked_for("prune", read_recipe(recipe_path, REFITTED), tmp_path / "run")
     found = forecast("prune", checked)

@@ -5,6 +5,7 @@ Only objects are exchanged, over gloo; where a GPU is, the group also has NCCL.
 
 import os
 import platform
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from experts.limits import free_memory, share_machine
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun alone, which also ends all ranks when one is killed
 JOINING = timedelta(minutes=5)  # in which all of them have to be there
+PARTING = 2.0  # seconds, for a rank whose connection is lost to have ended
 LONGEST = timedelta(days=30)  # that a rank may work alone before the others give it up
 
 
@@ -118,13 +120,21 @@ def _processes_here(rank: int, count: int) -> dict[int, int]:
 
 
 def ended_ranks() -> str:
-    """The first rank of this machine that is not there any more, in words; empty where all are."""
+    """The first rank of this machine that is not there any more, in words; empty where all are.
+
+    A process that is killed closes its connections a moment before it counts as ended.
+    """
     ranks = joined()
-    if ranks is not None:
+    if ranks is None:
+        return ""
+    until = time.monotonic() + (PARTING if ranks.busy else 0.0)
+    while True:
         for rank, process in ranks.processes.items():
             if _has_ended(process):
                 return f"rank {rank} of {ranks.size}"
-    return ""
+        if time.monotonic() >= until:
+            return ""
+        time.sleep(0.05)
 
 
 def _has_ended(process: int) -> bool:

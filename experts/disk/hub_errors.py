@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 from huggingface_hub import close_session, constants
 from huggingface_hub.errors import (
@@ -59,8 +58,10 @@ def interruptible() -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    def stop(number: int, frame: FrameType | None) -> None:
         close_session()
+        if callable(before):
+            before(number, frame)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, stop)

@@ -7,13 +7,17 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import IO, Any
+from types import FrameType
+from typing import IO, Any, NoReturn
 
 import typer
 
+from experts.errors import ExciseError
 from prune.console.environment import mend
 from prune.console.explain import explained
 from prune.console.messages import listening, printable
+
+_interruptions: list[int] = []  # signals that came
 
 
 def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
@@ -25,11 +29,16 @@ def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
         debug: show the traceback instead of the line.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # from here on exceptions that work can clean up after
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # formulas are not Latin-1
     with listening(quiet, debug):
         raise typer.Exit(_ended(work, debug))
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    _interruptions.append(number)
+    raise KeyboardInterrupt
 
 
 def _ended(work: Callable[[], int], debug: bool) -> int:
@@ -44,9 +53,15 @@ def _ended(work: Callable[[], int], debug: bool) -> int:
             return _unread()
         if debug:
             raise
-        _complain(f"excise: {printable(explained(error))}")
+        _complain(f"excise: {printable(explained(_meant(error)))}")
         return 1
     return code
+
+
+def _meant(error: BaseException) -> BaseException:
+    """A library that is interrupted while it is being imported may raise what it likes."""
+    hidden = _interruptions and not isinstance(error, ExciseError)
+    return KeyboardInterrupt() if hidden else error
 
 
 def _complain(line: str) -> None:

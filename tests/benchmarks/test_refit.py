@@ -10,7 +10,11 @@ from benchmarks import refit, refit_growth
 
 @pytest.mark.slow
 def test_small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["refit", "--randoms", "2", "--windows", "4", "--criterion", "reap_sum"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["refit", "--randoms", "2", "--windows", "4", "--criterion", "reap_sum", "--dtype", "float32"],
+    )
     refit.main()
     found = json.loads(capsys.readouterr().out)["plans"]["reap_sum"]
     assert found["after"]["delta"] < found["before"]["delta"]

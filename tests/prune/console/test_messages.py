@@ -67,11 +67,14 @@ except RuntimeError as ended:  # what typer makes an exit code of
 """
 
 
-def test_a_job_that_is_stopped_cleans_up(tmp_path: Path) -> None:
-    """Schedulers and containers send SIGTERM before they kill."""
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_job_that_is_stopped_cleans_up(hidden: bool, tmp_path: Path) -> None:
+    """Schedulers and containers send SIGTERM before they kill. A library may make another error of it."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", STOPPED], cwd=tmp_path, env=environment, **pipes) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HIDDEN if hidden else STOPPED], cwd=tmp_path, env=environment, **pipes
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "go\n"
         process.terminate()
@@ -81,6 +84,15 @@ def test_a_job_that_is_stopped_cleans_up(tmp_path: Path) -> None:
         "excise: interrupted; the same command resumes from what was finished\n",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+HIDDEN = STOPPED.replace(
+    "        time.sleep(60)",
+    """        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise ImportError("Could not import module 'PreTrainedModel'")""",
+)
 
 
 def test_notes_once_and_apart_from_reports_of_libraries(

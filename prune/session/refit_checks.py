@@ -8,7 +8,11 @@ from experts.notes import tell
 from prune.checkpoint.refit_storage import check_storable
 from prune.recipe.schema import Recipe
 
-FEWEST = 2  # windows: λ is chosen on one half by the other
+# Windows by `prune.counts`, and what they are for.
+FEWEST = {
+    "scores": (2, "a refit needs at least 2, to choose λ on one by the other"),
+    "refitted": (3, "counts per layer need at least 3: two to refit on, one to judge by"),
+}
 
 
 def with_possible_refit(recipe: Recipe, layout: Layout) -> Recipe:
@@ -38,12 +42,11 @@ def left_out(recipe: Recipe, why: str) -> Recipe:
 def _check(recipe: Recipe, layout: Layout) -> None:
     assert recipe.refit is not None, "asked before"
     windows = (recipe.refit.text or recipe.calibration).sequences
-    if windows < FEWEST:
+    fewest, why = FEWEST[recipe.prune.counts]
+    if windows < fewest:
         where = "refit.text" if recipe.refit.text else "calibration"
-        raise ExciseError(
-            f"refit: text has {windows} window; a refit needs at least {FEWEST}, to choose λ on one by the "
-            f"other; raise {where}.sequences"
-        )
+        plural = "" if windows == 1 else "s"
+        raise ExciseError(f"refit: text has {windows} window{plural}; {why}; raise {where}.sequences")
     check_storable(layout, dequantise=recipe.refit.dequantise)
     if quantised_expert(layout) is not None:
         _check_dequantised(recipe, layout)

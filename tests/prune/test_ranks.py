@@ -50,11 +50,15 @@ def test_killed_ranks_and_a_rerun(recipe_path: Path, tmp_path: Path) -> None:
     assert contents(together) == contents(alone)
 
 
+COUNTS = ("--refit", "--set", "prune.scope=global", "--set", "prune.counts=refitted")
+
+
 @pytest.mark.slow
 def test_a_refit_in_two_processes(recipe_path: Path, tmp_path: Path) -> None:
-    """Plans are dealt out; figures and checkpoint are those of one process."""
+    """Plans are dealt out; counts per layer, figures and checkpoint are those of one process."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    assert run(recipe_path, alone, options=("--refit",)).returncode == 0
-    shared = run(recipe_path, together, *TORCHRUN, options=("--refit",))
+    one = run(recipe_path, alone, options=COUNTS)
+    assert one.returncode == 0, one.stderr
+    shared = run(recipe_path, together, *TORCHRUN, options=COUNTS)
     assert shared.returncode == 0, shared.stderr
     assert contents(together) == contents(alone)

@@ -133,6 +133,10 @@ def test_a_folder_of_the_plan_without_a_refit(recipe_path: Path, tmp_path: Path)
         (["refit.text.data.text=[test.txt]", "refit.text.sequences=8"], "refit and validation text overlap"),
         (["refit.text.data.text=[calibration.txt]"], "refit.text: data .* 128 windows of 512 tokens asked"),
         (["refit={}", "calibration.sequences=1"], "text has 1 window; a refit needs at least 2"),
+        (
+            ["refit={}", "prune.scope=global", "prune.counts=refitted", "calibration.sequences=2"],
+            "text has 2 windows; counts per layer need at least 3: .*; raise calibration.sequences",
+        ),
     ],
 )
 def test_bad_input(recipe_path: Path, tmp_path: Path, overrides: list[str], message: str) -> None:

@@ -119,15 +119,17 @@ def _processes_here(rank: int, count: int) -> dict[int, int]:
     return {other: process for machine, other, process in known if machine == platform.node()}
 
 
-def ended_ranks() -> str:
+def ended_ranks(patient: bool) -> str:
     """The first rank of this machine that is not there any more, in words; empty where all are.
 
-    A process that is killed closes its connections a moment before it counts as ended.
+    Args:
+        patient: wait inside an exchange for a rank that is on its way out: a process that is killed closes
+            its connections a moment before it counts as ended
     """
     ranks = joined()
     if ranks is None:
         return ""
-    until = time.monotonic() + (PARTING if ranks.busy else 0.0)
+    until = time.monotonic() + (PARTING if patient and ranks.busy else 0.0)
     while True:
         for rank, process in ranks.processes.items():
             if _has_ended(process):

@@ -66,6 +66,15 @@ def wide_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return in_float32(tmp_path_factory.mktemp("wide") / "recipes")
 
 
+@pytest.fixture
+def demo_in_float32(wide_demo: Path) -> Iterator[None]:
+    """`demo` is the model in float32, in one test."""
+    from tests.support.demo import demo_of
+
+    with demo_of(wide_demo):
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real text and reference data; tests that need it are skipped where it is absent."""

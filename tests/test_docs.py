@@ -37,7 +37,6 @@ from prune.recover.result import RecoveryResult
 from prune.run.result import PruneResult, ValidationResult
 from prune.typed_json import problems
 from tests.support.code_map import with_map
-from tests.support.demo import demo_of
 from tests.support.markdown import Block, anchors, blocks, links, spans
 from tests.support.typed_keys import typed_keys
 
@@ -52,12 +51,6 @@ FOLDERS = (*PACKAGES, "benchmarks", "docs", "recipes", "tests", ".ci")
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language in ("bash", "console")]
 CHEAP = {("inspect", "demo"), ("criteria",)}
-
-
-@pytest.fixture
-def _demo_in_float32(wide_demo: Path) -> Iterator[None]:
-    with demo_of(wide_demo):
-        yield
 
 
 def excise(line: str) -> list[str] | None:
@@ -203,7 +196,7 @@ def different_code() -> list[Any]:
     return [pytest.param(block, marks=marks, id=block.place) for block, marks in tests.items()]
 
 
-@pytest.mark.usefixtures("_demo_in_float32")
+@pytest.mark.usefixtures("demo_in_float32")
 @pytest.mark.parametrize("block", different_code())
 def test_code_runs_or_says_why_not(
     block: Block, pruned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

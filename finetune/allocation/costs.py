@@ -11,12 +11,12 @@ from criteria.text.halves import halved
 from experts.anatomy import Anatomy
 from experts.arrays import Array
 from experts.decoder import decoder_layers
-from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.memory import free_bytes
 from experts.stored_arrays import StoredArrays
 from experts.team import deal, undeal
 from finetune.allocation.cut import Cut, Judge
+from finetune.refit.fewest import check_fewest
 from finetune.refit.layers import layer_refit
 from finetune.refit.passage import CleanPassage, Passage
 from finetune.refit.request import Request
@@ -59,7 +59,7 @@ def measure_cuts(
     Raises:
         ExciseError: there are too few windows for two halves, or a layer cannot be refitted.
     """
-    check_halves(request)
+    check_fewest(len(request.text), "refitted")
     partial = partial or StoredArrays()
     found = partial.read() or {name: np.full(len(cuts), np.nan) for name in ("divergence", "rise")}
     missing = [place for place in range(len(cuts)) if np.isnan(found["divergence"][place])]
@@ -71,15 +71,6 @@ def measure_cuts(
             found["divergence"][group], found["rise"][group] = np.array(costs).T
             partial.write(found)
     return Costs(found["divergence"], found["rise"])
-
-
-def check_halves(request: Request) -> None:
-    """Refuse text that is too short for two halves."""
-    if len(request.text) < 3:
-        raise ExciseError(
-            f"text has {len(request.text)} windows; counts per layer need at least 3: two to refit on, "
-            "one to judge by"
-        )
 
 
 def _in_team(

@@ -10,6 +10,7 @@ from experts.errors import ExciseError
 from experts.keys import key_of
 from experts.model import Model, check_model
 from finetune.distill.settings import Local
+from finetune.refit.fewest import check_fewest
 from finetune.refit.precision import Precision, precisions_of
 from finetune.refit.result import FULL, SCALE
 
@@ -51,8 +52,7 @@ class Request:
         number = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
         if self.ridge is not None and not (number and self.ridge > 0):
             raise ExciseError(f"ridge is {self.ridge}; λ is a number above 0, or None to have it chosen")
-        if len(self.text) < 2:
-            raise ExciseError("text has 1 window; a refit needs at least 2, to choose λ on one by the other")
+        check_fewest(len(self.text))
 
     @cached_property
     def key(self) -> str:

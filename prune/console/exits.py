@@ -5,8 +5,8 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import IO, Any, NoReturn
 
@@ -17,7 +17,8 @@ from prune.console.environment import mend
 from prune.console.explain import explained
 from prune.console.messages import listening, printable
 
-_interruptions: list[int] = []  # signals that came
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+_interruptions: list[int] = []  # of these that came
 
 
 def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
@@ -28,7 +29,7 @@ def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
         quiet: show no notes and no progress bars.
         debug: show the traceback instead of the line.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # from here on exceptions that work can clean up after
+    for number in STOPPING:  # from here on exceptions that work can clean up after
         signal.signal(number, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # formulas are not Latin-1
@@ -53,9 +54,21 @@ def _ended(work: Callable[[], int], debug: bool) -> int:
             return _unread()
         if debug:
             raise
-        _complain(f"excise: {printable(explained(_meant(error)))}")
+        with _undisturbed():  # torchrun ends all ranks when one is killed: in the middle of this one's line
+            _complain(f"excise: {printable(explained(_meant(error)))}")
         return 1
     return code
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hear no signals; afterwards they interrupt again, whatever hangs on the way out."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _meant(error: BaseException) -> BaseException:

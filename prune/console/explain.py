@@ -43,9 +43,12 @@ def explained(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, ExciseError):
         return str(error)
-    if ended := ended_ranks():
+    interrupted = isinstance(
+        error, KeyboardInterrupt
+    )  # by Ctrl-C all ranks are, and may end sooner than this one
+    if ended := ended_ranks(patient=not interrupted):
         return f"{ended} has ended, and all stop with it; the same command resumes from what was finished"
-    if isinstance(error, KeyboardInterrupt):
+    if interrupted:
         return "interrupted; the same command resumes from what was finished"
     if is_own_mistake(error):
         return _unforeseen(error)

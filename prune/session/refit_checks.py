@@ -5,14 +5,9 @@ from experts.disk.layout import Layout
 from experts.disk.quantised import quantised_expert
 from experts.errors import ExciseError
 from experts.notes import tell
+from finetune.refit.fewest import check_fewest
 from prune.checkpoint.refit_storage import check_storable
 from prune.recipe.schema import Recipe
-
-# Windows by `prune.counts`, and what they are for.
-FEWEST = {
-    "scores": (2, "a refit needs at least 2, to choose λ on one by the other"),
-    "refitted": (3, "counts per layer need at least 3: two to refit on, one to judge by"),
-}
 
 
 def with_possible_refit(recipe: Recipe, layout: Layout) -> Recipe:
@@ -41,12 +36,11 @@ def left_out(recipe: Recipe, why: str) -> Recipe:
 
 def _check(recipe: Recipe, layout: Layout) -> None:
     assert recipe.refit is not None, "asked before"
-    windows = (recipe.refit.text or recipe.calibration).sequences
-    fewest, why = FEWEST[recipe.prune.counts]
-    if windows < fewest:
-        where = "refit.text" if recipe.refit.text else "calibration"
-        plural = "" if windows == 1 else "s"
-        raise ExciseError(f"refit: text has {windows} window{plural}; {why}; raise {where}.sequences")
+    where = "refit.text" if recipe.refit.text else "calibration"
+    try:
+        check_fewest((recipe.refit.text or recipe.calibration).sequences, recipe.prune.counts)
+    except ExciseError as refusal:
+        raise ExciseError(f"refit: {refusal}; raise {where}.sequences") from None
     check_storable(layout, dequantise=recipe.refit.dequantise)
     if quantised_expert(layout) is not None:
         _check_dequantised(recipe, layout)

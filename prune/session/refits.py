@@ -14,8 +14,8 @@ from experts.inner_activations import DOWN, check_linear
 from experts.keys import key_of
 from experts.loading import skeleton
 from experts.plan import Plan, whole_plan
-from finetune.allocation.costs import check_halves
 from finetune.distill.settings import Local
+from finetune.refit.fewest import check_fewest
 from finetune.refit.layers import check_refittable
 from finetune.refit.request import Request
 from finetune.refit.result import Refit
@@ -172,7 +172,7 @@ def check_refit(session: Session) -> None:
     if not is_drawn(text):
         request = Refits(session).request
         if session.recipe.prune.counts == "refitted":
-            check_halves(request)
+            check_fewest(len(request.text), "refitted")
     prepared = session.prepared
     anatomy = dissect(skeleton(prepared.source, session.recipe.trust_remote_code))
     weights = dict(anatomy.model.named_parameters())

@@ -12,7 +12,6 @@ import experts
 from benchmarks import refit_tables
 from benchmarks.refit_markdown import chance, peers, tables
 from benchmarks.refit_rows import Case, Rows, randoms_of
-from experts.disk import names
 
 HEAD = {"model": "m", "seed": 0, "fraction": 0.5, "scope": "layer", "counts": "", "kept": [2, 2]}
 
@@ -92,12 +91,9 @@ def test_rows_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("demo_in_float32")
 def test_measured_once(
-    shared: Path,
-    wide_demo: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The refit gives something back; a second call takes all rows over and loads no model.
 
@@ -119,7 +115,6 @@ def test_measured_once(
     ]
     argv = ["refit_tables", str(rows), *measure, "--windows", "4", "--held-out-windows", "2"]
     monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(names, "recipes_folder", lambda: wide_demo)
     refit_tables.main()
     made = rows.read_text()
     [_, plan, first, second] = Rows(rows).known.values()

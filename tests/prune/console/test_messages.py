@@ -95,6 +95,38 @@ HIDDEN = STOPPED.replace(
 )
 
 
+TELLING = """
+import os
+import signal
+import time
+from prune.console import exits
+from prune.console.exits import guarded
+
+def explained(error):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    return str(error)
+
+def work():
+    raise ValueError("why it ended")
+
+exits.explained = explained
+try:
+    guarded(work, quiet=False, debug=False)
+except RuntimeError as ended:
+    assert signal.getsignal(signal.SIGTERM) is exits._interrupt
+    raise SystemExit(ended.exit_code)
+"""
+
+
+def test_a_signal_does_not_cut_off_the_line() -> None:
+    """As torchrun sends it to a rank that is telling that another was killed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", TELLING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "excise: why it ended\n")
+
+
 def test_notes_once_and_apart_from_reports_of_libraries(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

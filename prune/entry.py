@@ -24,6 +24,7 @@ def main() -> None:
         keep_products()
         ranks = join()
         if ranks is not None and ranks.rank > 0:
+            signal.signal(signal.SIGINT, _leave)
             from prune.console.messages import listening
 
             with listening(quiet=True, debug=False):
@@ -45,6 +46,11 @@ def main() -> None:
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     _end("interrupted before anything was done")
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """Without a word: rank 0 says it."""
+    raise SystemExit(1)
 
 
 def _end(line: str) -> None:

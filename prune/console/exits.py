@@ -39,7 +39,7 @@ def guarded(work: Callable[[], int], quiet: bool, debug: bool) -> None:
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     _interruptions.append(number)
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 def _ended(work: Callable[[], int], debug: bool) -> int:
@@ -74,7 +74,7 @@ def _undisturbed() -> Iterator[None]:
 def _meant(error: BaseException) -> BaseException:
     """A library that is interrupted while it is being imported may raise what it likes."""
     hidden = _interruptions and not isinstance(error, ExciseError)
-    return KeyboardInterrupt() if hidden else error
+    return KeyboardInterrupt(_interruptions[0]) if hidden else error
 
 
 def _complain(line: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from experts.errors import (
 from experts.ranks import ended_ranks
 
 LONGEST = 300  # characters of a library's message
+INTERRUPTED = "interrupted; the same command resumes from what was finished"
+STOPPED = (
+    signal.SIGTERM
+)  # an argument of KeyboardInterrupt: what schedulers send, and torchrun when a rank has ended
 REPORT = "please report it with the output of --debug"
 # Packages whose exceptions speak of a connection, by name: none need be loaded. And other errors of the hub.
 NETWORK = re.compile(
@@ -43,13 +48,13 @@ def explained(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, ExciseError):
         return str(error)
-    interrupted = isinstance(
-        error, KeyboardInterrupt
-    )  # by Ctrl-C all ranks are, and may end sooner than this one
+    interrupted = isinstance(error, KeyboardInterrupt)
+    if interrupted and STOPPED not in error.args:  # by Ctrl-C all ranks are, and some end before this one
+        return INTERRUPTED
     if ended := ended_ranks(patient=not interrupted):
         return f"{ended} has ended, and all stop with it; the same command resumes from what was finished"
     if interrupted:
-        return "interrupted; the same command resumes from what was finished"
+        return INTERRUPTED
     if is_own_mistake(error):
         return _unforeseen(error)
     kinds = (_memory, _network, _system, _module, _text, _unforeseen)

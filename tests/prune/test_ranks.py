@@ -50,6 +50,16 @@ def test_killed_ranks_and_a_rerun(recipe_path: Path, tmp_path: Path) -> None:
     assert contents(together) == contents(alone)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_ctrl_c_is_told_once(rank: str, recipe_path: Path, tmp_path: Path) -> None:
+    """By rank 0, whichever of them is at work, and ends first."""
+    stopped = run(recipe_path, tmp_path / "run", *TORCHRUN, KILL=rank, LAYERS="2", CTRL_C="1")
+    assert stopped.returncode != 0
+    lines = [line for line in stopped.stderr.splitlines() if line.startswith("excise: ")]
+    assert lines == ["excise: interrupted; the same command resumes from what was finished"]
+
+
 COUNTS = ("--refit", "--set", "prune.scope=global", "--set", "prune.counts=refitted")
 
 

@@ -1,7 +1,7 @@
 """`excise` as torchrun starts it in the test of a killed rank (tests/prune/test_ranks.py).
 
 Every layer that is read is followed by a record of the sweep; the rank that KILL names is killed after as
-many layers as LAYERS says.
+many layers as LAYERS says. With CTRL_C it is not: torchrun is interrupted, as from a terminal.
 """
 
 import os
@@ -24,7 +24,10 @@ def counted(weights: Any, layer: int) -> None:
     load(weights, layer)
     left -= 1
     if dies and left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        if "CTRL_C" in os.environ:
+            os.kill(os.getppid(), signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 A random OLMoE with 64 experts and hidden size 2,048 is made on the device. Sections: restricted = cut =
 reloaded, bit by bit, in float32 and bfloat16; calibration against a plain forward; position effects against
-one forward each; the sweep against whole forwards, resident and streamed; a step of recovery; peak memory. A
-section that fails leaves its error, and the others run.
+one forward each; the sweep against whole forwards, resident and streamed; a step of recovery; the refit of
+half the experts, all at once and expert by expert; peak memory. A section that fails leaves its error, and
+the others run.
 """
 
 import argparse
@@ -13,8 +14,10 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -33,6 +36,8 @@ from experts.modes import Mode, Scope
 from experts.plan import Plan
 from experts.surgery import cut
 from finetune.recover_model import recover
+from finetune.refit import layers
+from finetune.refit_model import refit_experts
 from prune.checkpoint.write import export
 from tests.support.removals import at_positions, clean_forward, replay_position
 from validate.draw import random_plans
@@ -49,6 +54,7 @@ FULL = {
     "vocabulary": 32_000,
     "length": 512,
 }
+REFITS = {"at_once": 1.0, "by_expert": 0.0}  # share of the free memory that the equations of a layer may take
 
 
 def main() -> None:
@@ -113,6 +119,8 @@ def sections(folder: Path, options: argparse.Namespace, *, full: bool) -> dict[s
         found["calibration"] = section(lambda: calibration(model.anatomy, text))
         found["effects"] = section(lambda: effects(model.anatomy, text))
         found["recovery"] = section(lambda: recovery(model, plan, text, windows(options, seed=2)))
+        for way, share in REFITS.items():
+            found[f"refit_{way}"] = section(partial(refit, model, plan, options, share))
     return found
 
 
@@ -218,6 +226,22 @@ def recovery(model: Model, plan: Plan, text: Windows, held_out: Windows) -> dict
     return {
         "seconds_a_step": round(timed / max(1, curve[-1]["step"] - curve[0]["step"]), 3),
         "points": len(curve),
+    }
+
+
+def refit(model: Model, plan: Plan, options: argparse.Namespace, share: float) -> dict[str, Any]:
+    """Least squares of every layer, on four times the text; forwards: plain ones of that text."""
+    text = windows(argparse.Namespace(**{**vars(options), "windows": 4 * options.windows}), seed=3)
+    seconds, _ = clock(lambda: window_losses(model.network, text))
+    seconds, _ = clock(lambda: window_losses(model.network, text))
+    with mock.patch.object(layers, "SHARE", share):
+        spent, found = clock(lambda: refit_experts(model, plan, text))
+    return {
+        "tokens": text.tokens.size,
+        "seconds_a_layer": round(spent / len(found.layers), 3),
+        "forwards": round(spent / seconds, 1),
+        "ridges": [layer.ridge for layer in found.layers],
+        "left": [round(layer.after / layer.before, 5) for layer in found.layers],
     }
 
 

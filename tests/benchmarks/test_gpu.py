@@ -24,3 +24,6 @@ def test_every_section_of_the_gpu_script_holds_on_a_cpu(
     assert results["bfloat16"]["effects"]["removals"] == 30
     assert results["bfloat16"]["effects"]["largest_difference"] < 0.02
     assert results["bfloat16"]["recovery"]["points"] > 1
+    at_once, by_expert = results["bfloat16"]["refit_at_once"], results["bfloat16"]["refit_by_expert"]
+    assert at_once["ridges"] == by_expert["ridges"]
+    assert at_once["left"] == pytest.approx(by_expert["left"], abs=0.01)

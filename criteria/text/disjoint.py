@@ -1,10 +1,10 @@
-"""Text that is tested on must not have been seen before: windows that repeat others are found and refused."""
+"""Text that is tested on must not have been seen before: what repeats it is refused, or left out."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from criteria.text.windows import Windows
-from experts.arrays import Ids
+from experts.arrays import Ids, Marks
 from experts.errors import ExciseError
 
 RUN = 16  # tokens
@@ -41,8 +41,28 @@ def check_unseen(seen: Ids, text: Windows, name: str, where: str) -> None:
         first = text.documents[text.document[repeated[0]]]
         raise ExciseError(
             f"{name} and validation text overlap: {len(repeated)} of {len(text)} validation windows "
-            f"(the first in {first}) are {name} text too; use other files or another split {where}"
+            f"(the first in {first}) are {name} text too; use other files, another split or seed {where}"
         )
+
+
+def without_repeats(windows: Windows, validation: Windows, among: Marks | None = None) -> Windows:
+    """Leave out windows that hold text of validation windows which are mostly a repetition of them.
+
+    Args:
+        windows: N, that something is going to be fitted to
+        validation: text to be tested on
+        among: windows that may be left out [N]; None = all
+
+    Returns:
+        The other windows; all of them where nothing would be left.
+    """
+    repeated = repeated_windows(windows.tokens, validation)
+    if not repeated:
+        return windows
+    tested = np.unique(_hashes_of_runs(validation.tokens[repeated]))
+    holds = np.isin(_hashes_of_runs(windows.tokens), tested).any(axis=1)
+    kept = np.flatnonzero(~holds if among is None else ~(holds & among))
+    return windows.select(kept) if len(kept) else windows
 
 
 def repeated_windows(seen: Ids, validation: Windows) -> list[int]:

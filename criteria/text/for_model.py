@@ -8,12 +8,13 @@ from pydantic import ValidationError
 
 from criteria.text.bos import Bos
 from criteria.text.context_length import check_vocabulary, context_note
+from criteria.text.disjoint import without_repeats
 from criteria.text.reading import read_windows
 from criteria.text.sampled.from_model import SampledFromModel
 from criteria.text.sampled.own_text import SampleStore
 from criteria.text.sampled.settings import Sampled, Start
 from criteria.text.sources import Source
-from criteria.text.windows import Windows
+from criteria.text.windows import Windows, check_windows
 from experts.arguments import check_count, check_kind, choice_of
 from experts.errors import ExciseError
 from experts.model import Model, check_model
@@ -33,6 +34,7 @@ def windows(
     seed: int = 0,
     bos: Bos | str = Bos.AUTO,
     chat_template: bool | str | None = None,
+    apart_from: Windows | None = None,
     **keys: Any,
 ) -> Windows:
     """Cut token windows from a text.
@@ -50,11 +52,12 @@ def windows(
         bos: begin windows with the token for the beginning of a text: auto (if the tokenizer does), always,
             never
         chat_template: for conversations: true = the tokenizer's own template, or the name of one
+        apart_from: held-out windows; windows that hold text of those which they repeat are left out
         **keys: instead of `source`: text, jsonl, dataset, stdlib or sampled, and what belongs to it (split,
             field, separator, config, documents, domain), as recipes/README.md documents them
 
     Returns:
-        Windows [N, W].
+        Windows [N, W]; fewer where some are left out.
 
     Raises:
         ExciseError: the text is missing, unreadable or too short, or the model has no such positions.
@@ -71,7 +74,9 @@ def windows(
     check_count("sequences", sequences)
     check_count("length", length, 2)
     check_count("seed", seed, 0)
-    return read_for(
+    if apart_from is not None:
+        check_windows("apart_from", apart_from)
+    found = read_for(
         model,
         sources,
         sequences=sequences,
@@ -80,6 +85,7 @@ def windows(
         bos=choice_of("bos", bos, Bos),
         chat_template=chat_template,
     )
+    return found if apart_from is None else without_repeats(found, apart_from)
 
 
 def sampled(

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from functools import cached_property
 
-from criteria.text.disjoint import check_disjoint
+import numpy as np
+
+from criteria.text.disjoint import check_disjoint, without_repeats
 from criteria.text.for_model import check_length, read_for
 from criteria.text.sampled.from_model import SampledFromModel
 from criteria.text.sampled.own_text import SampleStore
@@ -29,9 +31,7 @@ class Texts:
     @cached_property
     def calibration(self) -> Windows:
         """What criteria see. Nothing is fitted to the validation text, so their overlap is an error."""
-        windows = self.read(self.recipe.calibration)
-        check_disjoint(windows, self.validation)
-        return windows
+        return self._fitted_to("calibration", self.recipe.calibration)
 
     @cached_property
     def validation(self) -> Windows:
@@ -42,9 +42,7 @@ class Texts:
     def training(self) -> Windows:
         """Text of recovery; what validation reads must not be in it."""
         assert self.recipe.finetune is not None, "asked for only where there is one"
-        windows = self.read(self.recipe.finetune)
-        check_disjoint(windows, self.validation, "finetune")
-        return windows
+        return self._fitted_to("finetune", self.recipe.finetune)
 
     @cached_property
     def refit(self) -> Windows:
@@ -56,8 +54,31 @@ class Texts:
             windows = self.read(self.recipe.refit.text)
         except ExciseError as error:
             raise ExciseError(f"refit.text: {error}") from error
-        check_disjoint(windows, self.validation, "refit")
-        return windows
+        return self._apart("refit", self.recipe.refit.text, windows)
+
+    def _fitted_to(self, name: str, settings: TextSettings) -> Windows:
+        """Read text that something is fitted to. name: of what, for messages."""
+        return self._apart(name, settings, self.read(settings))
+
+    def _apart(self, name: str, settings: TextSettings, windows: Windows) -> Windows:
+        """Refuse windows that repeat validation text.
+
+        Files of the standard library quote each other, which ones depends on the version of Python. Of its
+        splits that validation does not read, such windows are left out instead.
+        """
+        tested = {source.split for source in self.recipe.validation.data if source.stdlib}
+        libraries = [source for source in settings.data if source.stdlib and source.split not in tested]
+        others = {source.label for source in settings.data if source not in libraries}
+        labels = [label for label in windows.domains if label not in others]
+        among = np.isin(windows.domain, [windows.domains.index(label) for label in labels])
+        apart = without_repeats(windows, self.validation, among)
+        check_disjoint(apart, self.validation, name)
+        if missing := len(windows) - len(apart):
+            tell(
+                f"{name}: {missing} of {len(windows)} windows left out: other files of the standard library, "
+                "which validation reads, repeat them"
+            )
+        return apart
 
     def check(self, *, training: bool = False) -> None:
         """Read them now: what cannot be used is refused before any work.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from experts.inner_activations import Features
-from finetune.refit.equations import FOLDS, Equations, shifted
+from finetune.refit.equations import FOLDS, Equations, factored
 
 CLOSE = 1e-4  # of a round's change against the solution, below which it has converged
 ROUNDS = 100  # at most
@@ -65,7 +65,9 @@ class Blocks(Equations):
         scale = float(grams.diagonal(dim1=1, dim2=2).mean())
         if math.isinf(ridge) or scale == 0:
             return change
-        factors = [shifted(gram, ridge * scale, place * self.inner) for place, gram in enumerate(grams)]
+        factors = [
+            factored(gram.clone(), ridge * scale, place * self.inner) for place, gram in enumerate(grams)
+        ]
         residuals = [batch.lacking.to(torch.float64, copy=True) for batch in batches]
         for _ in range(ROUNDS):
             before = change.clone()

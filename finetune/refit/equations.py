@@ -76,21 +76,21 @@ class NoSolution(Exception):  # noqa: N818 - says what is missing
         self.unknown = unknown
 
 
-def shifted(gram: Tensor, shift: float, first: int = 0) -> Tensor:
-    """The Cholesky factor of G + λ̄ I.
+def factored(gram: Tensor, shift: float, first: int = 0) -> Tensor:
+    """The Cholesky factor of G + λ̄ I, in the memory of G.
 
     Args:
-        gram: G [n, n]
+        gram: G [n, n], symmetric; lost
         shift: λ̄
         first: the number of its first unknown
 
     Raises:
         NoSolution: there is none: numbers are not finite, or λ̄ is too small.
     """
-    moved = gram.clone()
-    moved.diagonal().add_(shift)
-    factor, order = torch.linalg.cholesky_ex(moved)
+    gram.diagonal().add_(shift)
+    factor = gram.mT  # column by column, as LAPACK wants it: no copy is made
+    order = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, order))
     if int(order) or not torch.isfinite(factor.diagonal()).all():
         raise NoSolution(first + max(0, int(order) - 1))
-    found: Tensor = factor
-    return found
+    return factor

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from experts.feature_products import add_gram, add_right
 from experts.inner_activations import Features
-from finetune.refit.equations import FOLDS, Equations, shifted
+from finetune.refit.equations import FOLDS, Equations, factored
 
 
 class Joint(Equations):
@@ -38,7 +38,8 @@ class Joint(Equations):
     def bytes_for(num_experts: int, inner: int, width: int) -> int:
         """Memory at most, while it is solved."""
         unknowns = num_experts * inner
-        return 8 * (2 * len(FOLDS) * unknowns * unknowns + 2 * len(FOLDS) * unknowns * width)
+        folds = len(FOLDS)  # and the factor, which torch copies to solve with it
+        return 8 * ((folds + 2) * unknowns * unknowns + 4 * folds * unknowns * width)
 
     def add(self, fold: int, features: Sequence[Features], lacking: Tensor) -> None:
         lacking = lacking.double()
@@ -57,11 +58,14 @@ class Joint(Equations):
         self.right[:, own] = 0
 
     def solution(self, ridge: float, folds: Sequence[int] = FOLDS) -> Tensor:
-        gram, right = _together(self.gram, folds), _together(self.right, folds)
-        scale = float(gram.diagonal().mean())
+        right = _together(self.right, folds)
+        scale = float(_together(self.gram.diagonal(dim1=1, dim2=2), folds).mean())
         if math.isinf(ridge) or scale == 0:
             return torch.zeros_like(right).view(self.num_experts, self.inner, -1)
-        solved = torch.cholesky_solve(right, shifted(gram, ridge * scale))
+        gram = self.gram[folds[0]].clone()
+        for fold in folds[1:]:
+            gram += self.gram[fold]
+        solved = torch.cholesky_solve(right, factored(gram, ridge * scale))
         return solved.view(self.num_experts, self.inner, -1)
 
     def left(self, change: Tensor | None, folds: Sequence[int] = FOLDS) -> float:
@@ -69,8 +73,8 @@ class Joint(Equations):
         if change is None:
             return square
         flat = change.reshape(len(self.gram[0]), -1)
-        gram, right = _together(self.gram, folds), _together(self.right, folds)
-        return square + float((flat * (gram @ flat - 2 * right)).sum())
+        gains = [float((flat * (self.gram[fold] @ flat - 2 * self.right[fold])).sum()) for fold in folds]
+        return square + sum(gains)
 
 
 def _together(sums: Tensor, folds: Sequence[int]) -> Tensor:

@@ -20,7 +20,7 @@ from finetune.refit.passage import CLEAN, PRUNED, Passage
 from finetune.refit.request import Request
 from finetune.refit.result import SCALE, RefittedLayer, swapped
 
-SHARE = 0.25  # of the free memory that the equations of a layer may take to be solved at once
+SHARE = 0.5  # of the free memory that the equations of a layer may take to be solved at once
 
 
 @dataclass(frozen=True)
